@@ -1,0 +1,39 @@
+"""Published claims about models, as data, beside which our own figures are shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """What a public card says of one model; `parameters` is the figure as printed there."""
+
+    name: str
+    repository: str
+    source: str
+    parameters: int
+    architecture: dict[str, Any]
+
+
+def published_models() -> list[PublishedModel]:
+    """Every entry of model_card/published.yaml."""
+    return [PublishedModel(**entry) for entry in yaml.safe_load(_published_file().read_text(encoding="utf-8"))]
+
+
+def published_counterpart(config: Any) -> PublishedModel | None:
+    """The published model whose architecture `config` (a `PreTrainedConfig`) has, if there is one."""
+    for model in published_models():
+        if all(getattr(config, key, None) == value for key, value in model.architecture.items()):
+            return model
+    return None
+
+
+def _published_file() -> Path:
+    # A wheel carries the file inside the package; an editable install reads the checkout's own.
+    packaged = Path(__file__).with_name("published.yaml")
+    return packaged if packaged.is_file() else Path(__file__).parents[2] / "model_card" / "published.yaml"

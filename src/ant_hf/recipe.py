@@ -1,0 +1,274 @@
+"""A run, described once: typed recipe from YAML plus ``--set key=value``.
+
+Everything that decides the trained weights lives here, and nothing else does: entry files have
+few flags because each knob is a key of the recipe. Pydantic checks types and ranges and collects
+every violation, so three mistakes cost the user one look and not three.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ant_hf.errors import AntError, missing_file
+
+Count = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Rate = Annotated[float, Field(gt=0.0, le=1.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class CorpusRecipe(_Section):
+    """Where the text comes from and how it is split."""
+
+    source: Literal["hub", "files", "embedded"] = "hub"
+    """`hub`: a dataset of the Hugging Face Hub; `files`: local files; `embedded`: the World English Bible."""
+    path: str | None = None
+    """Dataset id (hub), or a file, folder or glob (files)."""
+    subset: str | None = None
+    """Configuration name of the Hub dataset."""
+    split: str = "train"
+    """Split of the Hub dataset."""
+    revision: str | None = None
+    """Commit, tag or branch of the Hub dataset."""
+    streaming: bool = True
+    """Read the Hub dataset as it downloads instead of storing all of it first."""
+    text_column: str = "text"
+    """Column of jsonl, parquet or Hub rows that holds the text."""
+    validation_fraction: Fraction = 0.001
+    """Share of documents held out, chosen by content hash."""
+    max_tokens: Count | None = None
+    """Stop packing once the training split holds this many tokens."""
+
+    @model_validator(mode="after")
+    def _path_where_needed(self) -> CorpusRecipe:
+        if self.source != "embedded" and not self.path:
+            raise ValueError(f"corpus.path is missing; source {self.source!r} needs it")
+        return self
+
+
+class TokenizerRecipe(_Section):
+    """Byte-level BPE settings."""
+
+    vocab_size: Annotated[int, Field(ge=258, le=65536)] = 4096
+    """Entries, special tokens and the 256 bytes included; must equal the architecture's."""
+    split_digits: bool = True
+    """Every decimal digit is a token of its own."""
+    max_bytes: Count = 1_000_000_000
+    """Train on at most this much text: merges of a 4,096 vocabulary settle long before."""
+
+
+class TrainingRecipe(_Section):
+    """Optimisation and hardware."""
+
+    sequence_length: Annotated[int, Field(ge=8)] = 1024
+    """Tokens a block."""
+    sequences_per_step: Count
+    """Blocks an optimizer step, over all processes and accumulation."""
+    per_device_batch_size: Count
+    """Blocks one process handles at once; accumulation follows from it."""
+    max_steps: Count
+    """Optimizer steps."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon`: torch.optim.Muon for matrices, AdamW for embeddings and norms."""
+    learning_rate: Rate
+    """Peak of AdamW (all parameters, or embeddings and norms beside Muon)."""
+    muon_learning_rate: Rate | None = None
+    """Peak of Muon."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """Shape of the decay after the linear warmup."""
+    min_learning_rate_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
+    """Where the decay ends, as a share of the peak."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps of linear warmup."""
+    weight_decay: NonNegative = 0.1
+    """Decoupled decay of matrices; norms have none."""
+    adam_beta1: Fraction = 0.9
+    """First moment."""
+    adam_beta2: Fraction = 0.95
+    """Second moment."""
+    max_grad_norm: NonNegative = 1.0
+    """Gradient clipping; 0 measures the norm without clipping."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Autocast type over fp32 weights; `auto` decides by the device and says why."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """`auto` takes the fastest device there is."""
+    torch_compile: Literal["auto", "on", "off"] = "auto"
+    """`auto` compiles on CUDA only."""
+    attn_implementation: Literal["auto", "sdpa", "eager"] = "auto"
+    """`auto` takes sdpa, and eager on a CPU for blocks of at most 256 tokens."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    """Initialisation and data order."""
+    logging_steps: Count = 10
+    """Steps between two lines of metrics.jsonl."""
+    eval_steps: Count = 100
+    """Steps between two evaluations on the validation split."""
+    eval_max_tokens: Count | None = 2_000_000
+    """Score at most this many validation tokens at each evaluation."""
+    save_steps: Count = 200
+    """Steps between two checkpoints."""
+    save_total_limit: Count = 2
+    """Checkpoints kept."""
+    dataloader_num_workers: Annotated[int, Field(ge=0)] = 0
+    """Worker processes of the data loader; the memory map needs none."""
+    report_to: list[str] = ["tensorboard"]
+    """Trainer integrations."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainingRecipe:
+        problems = []
+        if self.warmup_steps >= self.max_steps:
+            problems.append(
+                f"training.warmup_steps is {self.warmup_steps}; must be below max_steps ({self.max_steps})"
+            )
+        if self.sequences_per_step % self.per_device_batch_size:
+            problems.append(
+                f"training.per_device_batch_size is {self.per_device_batch_size}; "
+                f"must divide sequences_per_step ({self.sequences_per_step})"
+            )
+        if self.optimizer == "muon" and self.muon_learning_rate is None:
+            problems.append("training.muon_learning_rate is missing; optimizer muon needs it (0.02 is usual)")
+        if self.optimizer == "adamw" and self.muon_learning_rate is not None:
+            problems.append("training.muon_learning_rate is set; optimizer adamw does not use it")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+class Recipe(_Section):
+    """One run from text to checkpoint."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Short name, used in reports and cards."""
+    architecture: str
+    """LlamaConfig JSON."""
+    output_dir: str
+    """Folder of this run: checkpoints, metrics, plots, final model."""
+    data_dir: str | None = None
+    """Folder of tokenizer/ and tokens/, for runs that share them; default: output_dir."""
+    sample_prompt: str = "The basic principles of small language models require"
+    """Continued once at the end, so that a person sees what was trained."""
+    corpus: CorpusRecipe
+    tokenizer: TokenizerRecipe
+    training: TrainingRecipe
+
+    @property
+    def tokenizer_dir(self) -> Path:
+        return Path(self.data_dir or self.output_dir) / "tokenizer"
+
+    @property
+    def tokens_dir(self) -> Path:
+        return Path(self.data_dir or self.output_dir) / "tokens"
+
+
+def load_recipe(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
+    """Read a recipe and apply ``key=value`` overrides.
+
+    Raises:
+        AntError: the file is missing or no YAML, or the recipe has violations (all are listed).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise missing_file(path, "recipe", _nearby_recipes(path))
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _RecipeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
+        detail = " ".join(str(error).split())
+        raise AntError(f"{path} is not a readable YAML file: {detail}") from None
+    if not isinstance(values, dict):
+        raise AntError(f"{path} holds no recipe", seen=values, expected="a mapping of keys")
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(item) for item in error.errors()]
+        problems = "\n".join(f"  - {line}" for text in lines for line in text.splitlines())
+        count = problems.count("\n") + 1
+        plural = "problem" if count == 1 else "problems"
+        raise AntError(f"{path} has {count} {plural}:\n{problems}") from None
+
+
+def _nearby_recipes(path: Path) -> str:
+    found = sorted(str(p) for p in Path("configs/recipes").glob("*.yaml"))
+    return f"Pass one of: {', '.join(found)}" if found else "Pass --config FILE."
+
+
+class _RecipeLoader(yaml.SafeLoader):
+    """Safe YAML that reads 4e-4 as a number and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is not a text", node.start_mark
+                )
+        twice = {key for key in keys if keys.count(key) > 1}
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key given twice: {', '.join(sorted(twice))}", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+_RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    # YAML 1.1 wants a dot in every float, so that 4e-4 would arrive as a text.
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise AntError(
+            "--set needs key=value", seen=override, hint="For example --set training.max_steps=100"
+        )
+    *sections, last = key.split(".")
+    target = values
+    for section in sections:
+        target = target.setdefault(section, {})
+        if not isinstance(target, dict):
+            raise AntError(f"--set {override}: {section!r} is no section of the recipe")
+    try:
+        target[last] = yaml.load(text, _RecipeLoader)
+    except yaml.YAMLError:
+        raise AntError(f"--set {key}: the value is no YAML", seen=text) from None
+
+
+def _explain(item: Any) -> str:
+    """One violation as pydantic gives it, in the words of a recipe."""
+    location = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(item["loc"][-1]), _keys_at(item["loc"][:-1]), n=1)
+        suggestion = f"; did you mean {near[0]}?" if near else ""
+        return f"{location} is no key of a recipe{suggestion}"
+    if item["type"] == "missing":
+        return f"{location} is missing"
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "value_error":
+        return message
+    return f"{location} is {item['input']!r}; {message[0].lower()}{message[1:]}"
+
+
+def _keys_at(location: tuple[Any, ...]) -> list[str]:
+    section: type[BaseModel] = Recipe
+    for name in location:
+        field = section.model_fields.get(name)
+        candidates = [field.annotation, *get_args(field.annotation)] if field else []
+        models = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not models:
+            return []
+        section = models[0]
+    return list(section.model_fields)
