@@ -45,7 +45,9 @@ def load_config(path: str | Path) -> PreTrainedConfig:
     path = Path(path)
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
-        raise missing_file(file, "model config", "Pass configs/llama_ant10m.json or another LlamaConfig JSON.")
+        raise missing_file(
+            file, "model config", "Pass configs/llama_ant10m.json or another LlamaConfig JSON."
+        )
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
@@ -86,7 +88,9 @@ def _shape_problems(values: dict[str, Any]) -> list[str]:
     hidden, heads = values["hidden_size"], values["num_attention_heads"]
     groups = values.get("num_key_value_heads", heads)
     if values["vocab_size"] > MAX_VOCAB_SIZE:
-        problems.append(f"vocab_size is {values['vocab_size']}; must be at most {MAX_VOCAB_SIZE} (uint16 tokens)")
+        problems.append(
+            f"vocab_size is {values['vocab_size']}; must be at most {MAX_VOCAB_SIZE} (uint16 tokens)"
+        )
     if hidden % heads:
         problems.append(f"num_attention_heads is {heads}; must divide hidden_size ({hidden})")
     if heads % groups:

@@ -22,7 +22,9 @@ class PublishedModel:
 
 def published_models() -> list[PublishedModel]:
     """Every entry of model_card/published.yaml."""
-    return [PublishedModel(**entry) for entry in yaml.safe_load(_published_file().read_text(encoding="utf-8"))]
+    return [
+        PublishedModel(**entry) for entry in yaml.safe_load(_published_file().read_text(encoding="utf-8"))
+    ]
 
 
 def published_counterpart(config: Any) -> PublishedModel | None:

@@ -84,12 +84,14 @@ class TrainingRecipe(_Section):
     """Peak of AdamW (all parameters, or embeddings and norms beside Muon)."""
     muon_learning_rate: Rate | None = None
     """Peak of Muon."""
-    schedule: Literal["cosine", "linear"] = "cosine"
-    """Shape of the decay after the linear warmup."""
-    min_learning_rate_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
+    lr_scheduler_type: Literal["cosine_with_min_lr", "warmup_stable_decay"] = "cosine_with_min_lr"
+    """Transformers' schedulers: warmup then cosine, or warmup, constant, linear decay."""
+    min_lr_rate: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
     """Where the decay ends, as a share of the peak."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps of linear warmup."""
+    stable_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps at the peak, for warmup_stable_decay."""
     weight_decay: NonNegative = 0.1
     """Decoupled decay of matrices; norms have none."""
     adam_beta1: Fraction = 0.9
@@ -126,10 +128,13 @@ class TrainingRecipe(_Section):
     @model_validator(mode="after")
     def _consistent(self) -> TrainingRecipe:
         problems = []
-        if self.warmup_steps >= self.max_steps:
+        if self.warmup_steps + self.stable_steps >= self.max_steps:
             problems.append(
-                f"training.warmup_steps is {self.warmup_steps}; must be below max_steps ({self.max_steps})"
+                f"training.warmup_steps + stable_steps is {self.warmup_steps + self.stable_steps}; "
+                f"must be below max_steps ({self.max_steps})"
             )
+        if self.stable_steps and self.lr_scheduler_type != "warmup_stable_decay":
+            problems.append("training.stable_steps is set; only warmup_stable_decay has a stable phase")
         if self.sequences_per_step % self.per_device_batch_size:
             problems.append(
                 f"training.per_device_batch_size is {self.per_device_batch_size}; "
@@ -180,7 +185,7 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -
     if not path.is_file():
         raise missing_file(path, "recipe", _nearby_recipes(path))
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _RecipeLoader)
+        values = yaml.load(path.read_text(encoding="utf-8"), _RecipeLoader)  # noqa: S506 (a SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
         detail = " ".join(str(error).split())
         raise AntError(f"{path} is not a readable YAML file: {detail}") from None
@@ -242,7 +247,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if not isinstance(target, dict):
             raise AntError(f"--set {override}: {section!r} is no section of the recipe")
     try:
-        target[last] = yaml.load(text, _RecipeLoader)
+        target[last] = yaml.load(text, _RecipeLoader)  # noqa: S506
     except yaml.YAMLError:
         raise AntError(f"--set {key}: the value is no YAML", seen=text) from None
 

@@ -1,0 +1,119 @@
+"""Export the trained model so that anyone's Transformers loads it, and load it back to prove it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
+
+from ant_hf.artefacts import file_sha256, whole_folder, write_json
+from ant_hf.errors import AntError, missing_file
+
+WEIGHTS = "model.safetensors"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def export_final(model: PreTrainedModel, tokenizer_dir: Path, folder: Path) -> dict[str, str]:
+    """Write weights, configs and tokenizer as one folder, whole or not at all.
+
+    The tied output projection is stored once, under the embedding's name.
+
+    Returns:
+        sha256 by file name.
+    """
+    with whole_folder(folder) as partial:
+        model.generation_config = GenerationConfig(
+            bos_token_id=model.config.bos_token_id,
+            eos_token_id=model.config.eos_token_id,
+            pad_token_id=model.config.pad_token_id,
+        )
+        with _quiet_transformers():
+            model.save_pretrained(partial)
+        _make_config_portable(partial / "config.json")
+        for name in TOKENIZER_FILES:
+            if (tokenizer_dir / name).is_file():
+                shutil.copyfile(tokenizer_dir / name, partial / name)
+        return {path.name: file_sha256(path) for path in sorted(partial.iterdir())}
+
+
+def _make_config_portable(path: Path) -> None:
+    """Keep `rope_theta` where transformers 4.57 reads it, beside 5's `rope_parameters`."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["rope_theta"] = values["rope_parameters"]["rope_theta"]
+    values["use_cache"] = True
+    write_json(path, values)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No bars for files of 40 MB, and no printed key report where the keys are checked anyway."""
+    verbosity = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def load_final(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, Any]:
+    """Load model and tokenizer by the calls a user makes, refusing anything less than a perfect match.
+
+    Raises:
+        AntError: no model is there; keys are missing or unexpected; tied weights are not tied;
+            the tokenizer has another size than the model.
+    """
+    if not Path(folder, "config.json").is_file():
+        raise missing_file(folder, "model folder", "Train one: make quickstart")
+    with warnings.catch_warnings(), _quiet_transformers():
+        warnings.simplefilter("error")
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError, RuntimeError, Warning) as error:
+            raise AntError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from None
+    model, info = loaded
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[problem]:
+            raise AntError(
+                f"{folder}: the weights have {problem.replace('_', ' ')}", seen=sorted(info[problem])
+            )
+    head, embeddings = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    if model.config.tie_word_embeddings and head.data_ptr() != embeddings.data_ptr():
+        raise AntError(f"{folder}: embeddings and output projection are tied in the config only")
+    if len(tokenizer) != model.config.vocab_size:
+        raise AntError(
+            f"{folder}: tokenizer and config differ in vocabulary",
+            seen=f"{len(tokenizer)} entries",
+            expected=f"vocab_size {model.config.vocab_size}",
+        )
+    return model, tokenizer
+
+
+def latest_checkpoint(output_dir: Path) -> Path | None:
+    """The `checkpoint-N` folder with the highest N, if there is one."""
+    found = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
+    return Path(found) if found else None
+
+
+def generate_sample(model: PreTrainedModel, tokenizer: Any, prompt: str, seed: int = 0) -> str:
+    """Continue a prompt by 64 tokens with the public card's sampling settings."""
+    inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        output = model.generate(  # type: ignore[operator]
+            **inputs, max_new_tokens=64, do_sample=True, temperature=0.7, top_p=0.9, repetition_penalty=1.5
+        )
+    return str(tokenizer.decode(output[0], skip_special_tokens=True))

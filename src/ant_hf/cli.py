@@ -1,0 +1,189 @@
+"""The `ant-hf` command and the two entry scripts: parse, call the library, print. No logic.
+
+The library is imported inside the commands, so that `--help` answers without loading torch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ant_hf.errors import AntError
+
+if TYPE_CHECKING:
+    from ant_hf.recipe import Recipe
+
+
+def _typer(help_text: str | None = None) -> typer.Typer:
+    return typer.Typer(
+        help=help_text, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+    )
+
+
+app = _typer("Train, check and publish tiny Llama language models with stock Transformers.")
+pretrain_app = _typer()
+tokenizer_app = _typer()
+
+Config = Annotated[
+    Path, typer.Option("--config", "-c", help="Recipe, for example configs/recipes/quickstart.yaml.")
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="Train on local text instead of the recipe's corpus: a file, a folder or a quoted glob "
+        "(txt, jsonl, parquet, each also .gz)."
+    ),
+]
+OutputDir = Annotated[str | None, typer.Option(help="Folder of the run, instead of the recipe's.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one key of the recipe, for example training.max_steps=100. May be repeated.",
+    ),
+]
+Model = Annotated[str, typer.Argument(help="Model folder, for example runs/quickstart/final.")]
+
+
+def run(command: typer.Typer) -> None:
+    """Run a command line; a mistake of the user's ends in one message and exit code 2."""
+    try:
+        command()
+    except AntError as error:
+        rank = os.environ.get("RANK", "0")
+        who = "" if rank == "0" else f" (process {rank})"
+        sys.stderr.write(f"error{who}: {error}\n")
+        sys.exit(2)
+
+
+def main() -> None:
+    """Entry point of `ant-hf`."""
+    run(app)
+
+
+def _recipe(config: Path, data: str | None, output_dir: str | None, overrides: list[str] | None) -> Recipe:
+    from ant_hf.recipe import load_recipe
+
+    changes = list(overrides or [])
+    if data is not None:
+        changes += ["corpus.source=files", f"corpus.path={data}"]
+    if output_dir is not None:
+        changes.append(f"output_dir={output_dir}")
+    return load_recipe(config, changes)
+
+
+@pretrain_app.command()
+def pretrain(
+    config: Config,
+    data: Data = None,
+    output_dir: OutputDir = None,
+    overrides: Set = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Remove the run in the output folder first.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print the plan and run one step on random tokens; write nothing."),
+    ] = False,
+) -> None:
+    """Train a model from a recipe: tokenizer, packed tokens, training, export, check.
+
+    Run again with the same recipe, it continues from the newest checkpoint. On several processes:
+    accelerate launch --num_processes N pretrain.py --config RECIPE.
+    """
+    from ant_hf.pretraining import pretrain as run_recipe
+
+    run_recipe(_recipe(config, data, output_dir, overrides), fresh=fresh, dry_run=dry_run)
+
+
+@tokenizer_app.command()
+@app.command("tokenizer")
+def tokenizer(config: Config, data: Data = None, output_dir: OutputDir = None, overrides: Set = None) -> None:
+    """Train the recipe's byte-level BPE tokenizer and measure how it fragments held-out text."""
+    from ant_hf.architecture import load_config
+    from ant_hf.preparation import make_tokenizer
+
+    recipe = _recipe(config, data, output_dir, overrides)
+    make_tokenizer(recipe, load_config(recipe.architecture).max_position_embeddings)
+
+
+@app.command("pack")
+def pack(config: Config, data: Data = None, output_dir: OutputDir = None, overrides: Set = None) -> None:
+    """Pack the recipe's corpus into token shards, with its tokenizer (trained first if missing)."""
+    from ant_hf.architecture import load_config
+    from ant_hf.preparation import make_tokenizer, make_tokens
+
+    recipe = _recipe(config, data, output_dir, overrides)
+    make_tokenizer(recipe, load_config(recipe.architecture).max_position_embeddings)
+    make_tokens(recipe)
+
+
+@app.command("params")
+def params(
+    config: Annotated[Path, typer.Argument(help="LlamaConfig JSON or model folder.")] = Path(
+        "configs/llama_ant10m.json"
+    ),
+) -> None:
+    """Count parameters by component on the model itself, beside the published figure."""
+    from ant_hf.architecture import load_config, parameter_ledger
+    from ant_hf.published import published_counterpart
+    from ant_hf.report import ledger_table, show
+
+    values = load_config(config)
+    ledger = parameter_ledger(values)
+    show(ledger_table(list(ledger.rows), ledger.total, ledger.equation(), published_counterpart(values)))
+
+
+@app.command("generate")
+def generate(
+    model: Model,
+    prompt: Annotated[str, typer.Option(help="Text to continue.")] = "In the beginning",
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+) -> None:
+    """Continue a prompt with the public card's sampling settings."""
+    from ant_hf.checkpoints import generate_sample, load_final
+    from ant_hf.report import say
+
+    loaded, tokenizer = load_final(model)
+    say(generate_sample(loaded, tokenizer, prompt, seed))
+
+
+@app.command("perplexity")
+def perplexity(
+    model: Model,
+    tokens: Annotated[Path, typer.Option(help="Folder of packed tokens; its validation split is scored.")],
+    context: Annotated[
+        int | None, typer.Option(help="Tokens of context; default: the model's maximum.")
+    ] = None,
+) -> None:
+    """Score held-out text: token perplexity, bits per byte, byte perplexity."""
+    from ant_hf.evaluation.perplexity import score_folder
+    from ant_hf.report import say
+
+    scores, context_tokens, uniform = score_folder(model, tokens, context)
+    say(f"{scores.tokens:,} tokens, {scores.bytes:,} bytes, context {context_tokens} tokens, fp32")
+    say(f"byte perplexity   {scores.byte_perplexity:.4f}   (uniform guess {uniform:.2f})")
+    say(f"bits per byte     {scores.bits_per_byte:.4f}")
+    say(f"token perplexity  {scores.perplexity:.3f}   (only comparable under the same tokenizer)")
+
+
+@app.command("plots")
+def plots(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of a run, for example runs/quickstart.")],
+) -> None:
+    """Draw a run's figures anew from its metrics.jsonl."""
+    from ant_hf.errors import missing_file
+    from ant_hf.metrics import read_metrics
+    from ant_hf.plots import plot_run
+    from ant_hf.report import say
+
+    rows = read_metrics(run_dir / "metrics.jsonl")
+    if not rows:
+        raise missing_file(run_dir / "metrics.jsonl", "metrics of a run", "Pass the folder of a run.")
+    for path in plot_run(rows, run_dir / "plots", run_dir.name):
+        say(str(path))

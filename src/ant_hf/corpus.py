@@ -1,0 +1,105 @@
+"""A source becomes a stream of documents: NFC, no duplicates, each on a fixed side of the split.
+
+The side is decided by the document's own hash, so that adding text to a corpus never moves a
+validation document into the training split. Exact duplicates are found through a private SQLite
+database that spills to disk: slower than a set, but its memory does not grow with the corpus.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from ant_hf.recipe import CorpusRecipe
+from ant_hf.sources import Source, open_source
+
+_DEDUPLICATION_CACHE_KIB = 128 * 1024
+
+
+class Document(NamedTuple):
+    """One text, normalised to NFC, and the split it belongs to."""
+
+    text: str
+    is_validation: bool
+
+
+@dataclass
+class CorpusCounts:
+    """Where every document read went: read = empty + duplicate + train + validation."""
+
+    read: int = 0
+    empty: int = 0
+    duplicate: int = 0
+    train: int = 0
+    validation: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+
+class Corpus:
+    """The documents of one source; can be iterated again, `counts` describes the latest pass."""
+
+    def __init__(self, source: Source, validation_fraction: float) -> None:
+        self.source = source
+        self.validation_fraction = validation_fraction
+        self.counts = CorpusCounts()
+
+    @classmethod
+    def from_recipe(cls, recipe: CorpusRecipe) -> Corpus:
+        return cls(open_source(recipe), recipe.validation_fraction)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the documents and their split, as JSON values."""
+        return {**self.source.identity(), "validation_fraction": self.validation_fraction}
+
+    def __iter__(self) -> Iterator[Document]:
+        self.counts = CorpusCounts()
+        seen = _SeenDigests()
+        for raw in self.source.documents():
+            self.counts.read += 1
+            text = unicodedata.normalize("NFC", raw)
+            if not text.strip():
+                self.counts.empty += 1
+                continue
+            # A lone surrogate (JSON can carry one) has no UTF-8 form: it becomes a question mark.
+            data = text.encode("utf-8", errors="replace")
+            digest = hashlib.sha256(data).digest()
+            if not seen.add(digest[:16]):
+                self.counts.duplicate += 1
+                continue
+            is_validation = in_validation_split(digest, self.validation_fraction)
+            if is_validation:
+                self.counts.validation += 1
+            else:
+                self.counts.train += 1
+            yield Document(data.decode("utf-8"), is_validation)
+
+
+def in_validation_split(digest: bytes, fraction: float) -> bool:
+    """Whether a document with this sha256 is held out: its first 8 bytes as a number in [0, 1)."""
+    return int.from_bytes(digest[:8], "big") < fraction * 2**64
+
+
+class _SeenDigests:
+    """A set of 16-byte digests in bounded memory."""
+
+    def __init__(self) -> None:
+        # An empty name is SQLite's private temporary database: a cache first, a file when that is full.
+        # `tokenizers` iterates from a thread of its own; only one thread at a time does.
+        self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        for setting in (
+            f"cache_size = -{_DEDUPLICATION_CACHE_KIB}",
+            "journal_mode = OFF",
+            "synchronous = OFF",
+        ):
+            self._database.execute(f"PRAGMA {setting}")
+        self._database.execute("CREATE TABLE seen (digest BLOB PRIMARY KEY) WITHOUT ROWID")
+
+    def add(self, digest: bytes) -> bool:
+        """Remember a digest; False if it was there already."""
+        return self._database.execute("INSERT OR IGNORE INTO seen VALUES (?)", (digest,)).rowcount == 1

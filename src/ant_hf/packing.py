@@ -1,0 +1,248 @@
+"""Documents become flat uint16 shards and a manifest that accounts for every document and token.
+
+An end-of-text token follows each document, and blocks later run across documents: no position is
+wasted, at the price that attention can see the end of an unrelated text. Encoding runs in worker
+processes, a bounded number of chunks ahead, so that memory does not grow with the corpus.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from ant_hf.artefacts import file_sha256, fingerprint, whole_folder, write_json
+from ant_hf.corpus import Corpus, Document
+from ant_hf.errors import AntError
+from ant_hf.tokenizer import END_OF_TEXT
+from ant_hf.tokens import FORMAT_VERSION, MANIFEST, TRAIN, VALIDATION, read_manifest
+
+SHARD_TOKENS = 1 << 26
+# Text a worker gets at once: large enough to hide the transfer, small enough to stay in cache.
+_CHUNK_CHARACTERS = 1 << 19
+_CHUNKS_AHEAD = 3
+
+
+@dataclass
+class SplitCounts:
+    """What one split holds; `tokens` counts one end-of-text token a document."""
+
+    documents: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    shards: list[dict[str, Any]] = field(default_factory=list)
+
+
+def pack(
+    corpus: Corpus,
+    tokenizer_dir: Path,
+    folder: Path,
+    max_tokens: int | None = None,
+    workers: int | None = None,
+    shard_tokens: int = SHARD_TOKENS,
+    show_progress: bool = True,
+) -> tuple[dict[str, Any], bool]:
+    """Write `train-*.bin`, `validation-*.bin` and the manifest, or reuse those that are there.
+
+    Args:
+        max_tokens: stop after the document with which the training split reaches this many.
+        workers: encoding processes; default one a core.
+
+    Returns:
+        The manifest, and whether it was there already.
+
+    Raises:
+        AntError: the folder holds tokens made of something else, or the corpus is unusable.
+    """
+    inputs = {
+        "format_version": FORMAT_VERSION,
+        "corpus": corpus.identity(),
+        "tokenizer_sha256": file_sha256(tokenizer_dir / "tokenizer.json"),
+        "max_tokens": max_tokens,
+    }
+    if (folder / MANIFEST).is_file():
+        manifest = read_manifest(folder)
+        if manifest["inputs_sha256"] != fingerprint(inputs):
+            raise AntError(
+                f"{folder} holds tokens made of other text or another tokenizer",
+                seen=f"inputs sha256 {manifest['inputs_sha256'][:12]}",
+                expected=fingerprint(inputs)[:12],
+                hint=f"Remove {folder} or set another data_dir.",
+            )
+        return manifest, True
+    tokenizer_file = tokenizer_dir / "tokenizer.json"
+    counts = corpus.counts.as_dict()
+    with whole_folder(folder) as partial:
+        writers = {name: _SplitWriter(partial, name, shard_tokens) for name in (TRAIN, VALIDATION)}
+        with tqdm(desc="packing", unit="B", unit_scale=True, disable=not show_progress, leave=False) as bar:
+            for chunk in _encoded(corpus, tokenizer_file, workers or available_cores()):
+                counts = chunk.counts
+                past_limit = _write(chunk, writers, max_tokens)
+                bar.update(sum(chunk.sizes))
+                if past_limit:
+                    break
+        splits = {name: writer.close() for name, writer in writers.items()}
+        counts["past_limit"] = counts.pop("train") + counts.pop("validation") - _documents(splits)
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "inputs_sha256": fingerprint(inputs),
+            "inputs": inputs,
+            "dtype": "uint16",
+            "documents": counts,
+            "splits": {name: vars(split) for name, split in splits.items()},
+        }
+        write_json(partial / MANIFEST, manifest)
+    return manifest, False
+
+
+def _documents(splits: dict[str, SplitCounts]) -> int:
+    return sum(split.documents for split in splits.values())
+
+
+def available_cores() -> int:
+    """Cores this process may use, which a container can make fewer than the machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class _EncodedChunk:
+    """Documents encoded by a worker: `ids` is all of them in a row, the lists have one entry each."""
+
+    counts: dict[str, int]
+    """The corpus's counts when the last of these documents had been read."""
+
+    ids: np.ndarray[Any, np.dtype[np.uint16]]
+    lengths: list[int]
+    sizes: list[int]
+    validation: list[bool]
+
+
+_worker_tokenizer: Tokenizer
+_worker_end_of_text: int
+
+
+def _start_worker(tokenizer_file: str) -> None:
+    global _worker_tokenizer, _worker_end_of_text
+    # The processes are the parallelism; threads inside each would only compete.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _worker_tokenizer = Tokenizer.from_file(tokenizer_file)
+    # A document that spells out a special token is text and not a command.
+    _worker_tokenizer.encode_special_tokens = True
+    end_of_text = _worker_tokenizer.token_to_id(END_OF_TEXT)
+    assert end_of_text is not None, "load_tokenizer checked it"
+    _worker_end_of_text = end_of_text
+
+
+def _encode(documents: list[Document], counts: dict[str, int]) -> _EncodedChunk:
+    encodings = _worker_tokenizer.encode_batch_fast([d.text for d in documents], add_special_tokens=False)
+    pieces, lengths = [], []
+    for encoding in encodings:
+        ids = encoding.ids
+        ids.append(_worker_end_of_text)
+        pieces.append(np.array(ids, dtype=np.uint16))
+        lengths.append(len(ids))
+    return _EncodedChunk(
+        counts=counts,
+        ids=np.concatenate(pieces),
+        lengths=lengths,
+        sizes=[len(d.text.encode()) for d in documents],
+        validation=[d.is_validation for d in documents],
+    )
+
+
+def _encoded(corpus: Corpus, tokenizer_file: Path, workers: int) -> Iterator[_EncodedChunk]:
+    """Encoded chunks in the order of the corpus, at most a few ahead of the consumer."""
+    # Spawned and not forked: the parent may have threads (torch, tokenizers) that a fork would break.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _start_worker, (str(tokenizer_file),)) as pool:
+        pending: deque[Future[_EncodedChunk]] = deque()
+        try:
+            for documents in _chunks(corpus):
+                pending.append(pool.submit(_encode, documents, corpus.counts.as_dict()))
+                if len(pending) > workers * _CHUNKS_AHEAD:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _chunks(corpus: Corpus) -> Iterator[list[Document]]:
+    chunk: list[Document] = []
+    size = 0
+    for document in corpus:
+        chunk.append(document)
+        size += len(document.text)
+        if size >= _CHUNK_CHARACTERS:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _write(chunk: _EncodedChunk, writers: dict[str, _SplitWriter], max_tokens: int | None) -> int:
+    """Hand a chunk's documents to their splits; returns how many lie past the limit."""
+    position = 0
+    for index, (length, size) in enumerate(zip(chunk.lengths, chunk.sizes, strict=True)):
+        if max_tokens is not None and writers[TRAIN].counts.tokens >= max_tokens:
+            return len(chunk.lengths) - index
+        writer = writers[VALIDATION if chunk.validation[index] else TRAIN]
+        writer.add(chunk.ids[position : position + length], size)
+        position += length
+    return 0
+
+
+class _SplitWriter:
+    """Appends documents to shards of at most `shard_tokens`, hashing as it goes."""
+
+    def __init__(self, folder: Path, split: str, shard_tokens: int) -> None:
+        self.counts = SplitCounts()
+        self._folder, self._split, self._shard_tokens = folder, split, shard_tokens
+        self._handle: BinaryIO | None = None
+        self._digest = hashlib.sha256()
+        self._in_shard = 0
+
+    def add(self, ids: np.ndarray[Any, np.dtype[np.uint16]], size: int) -> None:
+        self.counts.documents += 1
+        self.counts.tokens += len(ids)
+        self.counts.bytes += size
+        while len(ids):
+            if self._handle is None:
+                name = f"{self._split}-{len(self.counts.shards):05d}.bin"
+                self._handle = (self._folder / name).open("wb")
+            piece = ids[: self._shard_tokens - self._in_shard].astype("<u2", copy=False).tobytes()
+            self._handle.write(piece)
+            self._digest.update(piece)
+            self._in_shard += len(piece) // 2
+            ids = ids[len(piece) // 2 :]
+            if self._in_shard == self._shard_tokens:
+                self._finish_shard()
+
+    def close(self) -> SplitCounts:
+        self._finish_shard()
+        return self.counts
+
+    def _finish_shard(self) -> None:
+        if self._handle is None:
+            return
+        self._handle.flush()
+        os.fsync(self._handle.fileno())
+        self._handle.close()
+        name = Path(self._handle.name).name
+        self.counts.shards.append(
+            {"file": name, "tokens": self._in_shard, "sha256": self._digest.hexdigest()}
+        )
+        self._handle, self._digest, self._in_shard = None, hashlib.sha256(), 0

@@ -1,0 +1,89 @@
+"""What a run will be, derived before anything is done, and shown before anything is spent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedConfig
+
+from ant_hf.architecture import Ledger, training_flops_per_token
+from ant_hf.errors import AntError
+from ant_hf.precision import Execution
+from ant_hf.published import published_counterpart
+from ant_hf.recipe import Recipe
+from ant_hf.report import facts_table, ledger_table, show
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What follows from recipe, architecture and number of processes, before anything is done."""
+
+    num_processes: int
+    gradient_accumulation_steps: int
+    tokens_per_step: int
+    total_tokens: int
+    tokens_per_parameter: float
+    flops_per_token: float
+    total_flops: float
+    checkpoint_bytes: int
+    """One checkpoint: fp32 weights and two moments (Muon keeps one for its matrices)."""
+
+    @classmethod
+    def of(cls, recipe: Recipe, config: PreTrainedConfig, ledger: Ledger, num_processes: int) -> Plan:
+        """Derive the plan.
+
+        Raises:
+            AntError: the batch does not divide over the processes.
+        """
+        training = recipe.training
+        at_once = training.per_device_batch_size * num_processes
+        if training.sequences_per_step % at_once:
+            nearest = -(-training.sequences_per_step // at_once) * at_once
+            raise AntError(
+                f"training.sequences_per_step is {training.sequences_per_step}; it must be a multiple of "
+                f"{at_once} (per_device_batch_size {training.per_device_batch_size} x "
+                f"{num_processes} processes)",
+                hint=f"Use --set training.sequences_per_step={nearest}",
+            )
+        tokens_per_step = training.sequences_per_step * training.sequence_length
+        total_tokens = tokens_per_step * training.max_steps
+        flops = training_flops_per_token(config, training.sequence_length)
+        moments = 2 * ledger.total
+        if training.optimizer == "muon":
+            moments -= ledger.per_layer * ledger.num_hidden_layers
+        return cls(
+            num_processes=num_processes,
+            gradient_accumulation_steps=training.sequences_per_step // at_once,
+            tokens_per_step=tokens_per_step,
+            total_tokens=total_tokens,
+            tokens_per_parameter=total_tokens / ledger.total,
+            flops_per_token=flops,
+            total_flops=flops * total_tokens,
+            checkpoint_bytes=4 * (ledger.total + moments),
+        )
+
+
+def show_plan(
+    recipe: Recipe, ledger: Ledger, execution: Execution, plan: Plan, config: PreTrainedConfig
+) -> None:
+    show(ledger_table(list(ledger.rows), ledger.total, ledger.equation(), published_counterpart(config)))
+    training = recipe.training
+    batch = (
+        f"{training.sequences_per_step} blocks of {training.sequence_length} = "
+        f"{plan.tokens_per_step:,} tokens ({training.per_device_batch_size} a device x "
+        f"{plan.num_processes} processes x {plan.gradient_accumulation_steps} accumulated)"
+    )
+    facts = [
+        ("device", f"{execution.device} ({execution.device_name})"),
+        ("precision", f"{execution.precision}: {execution.reason}"),
+        (
+            "compile, attention",
+            f"{'on' if execution.torch_compile else 'off'}, {execution.attn_implementation}",
+        ),
+        ("a step", batch),
+        ("the run", f"{training.max_steps:,} steps = {plan.total_tokens:,} tokens"),
+        ("tokens a parameter", f"{plan.tokens_per_parameter:.2f}"),
+        ("training compute", f"{plan.flops_per_token / 1e6:.1f} MFLOP a token, {plan.total_flops:.3g} FLOP"),
+        ("a checkpoint", f"{plan.checkpoint_bytes / 1e6:.0f} MB, {training.save_total_limit} kept"),
+    ]
+    show(facts_table(f"Plan of {recipe.name}", facts))

@@ -1,0 +1,107 @@
+"""Figures of a run, made from its `metrics.jsonl` alone. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette: told apart with any colour vision, and in grey.
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
+_STYLE: dict[Any, Any] = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "font.size": 11,
+    "figure.dpi": 120,
+}
+
+
+def plot_run(rows: list[dict[str, Any]], folder: Path, title: str) -> list[Path]:
+    """Write loss, learning-rate, gradient-norm and throughput figures.
+
+    Args:
+        rows: `metrics.jsonl`, one dictionary a row.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    training = [row for row in rows if "loss" in row]
+    evaluation = [row for row in rows if "eval_loss" in row]
+    with mpl.rc_context(_STYLE):
+        return [
+            _loss(training, evaluation, folder / "loss.png", title),
+            _line(training, "learning_rate", "learning rate", folder / "learning_rate.png", title),
+            _line(
+                training, "grad_norm", "gradient norm before clipping", folder / "gradient_norm.png", title
+            ),
+            _line(training, "tokens_per_second", "tokens per second", folder / "throughput.png", title),
+        ]
+
+
+def _axes(title: str, ylabel: str, xlabel: str = "tokens seen (millions)") -> tuple[Figure, Any]:
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    return figure, axes
+
+
+def _loss(training: list[dict[str, Any]], evaluation: list[dict[str, Any]], path: Path, title: str) -> Path:
+    figure, axes = _axes(f"{title}: loss", "loss (nats a token)")
+    axes.plot(_millions(training), [row["loss"] for row in training], color=BLUE, label="training")
+    if evaluation:
+        losses = [row["eval_loss"] for row in evaluation]
+        axes.plot(_millions(evaluation), losses, color=ORANGE, marker="o", label="validation")
+        last = evaluation[-1]
+        axes.annotate(
+            f"{last['eval_loss']:.3f} nats a token\n{last['eval_bits_per_byte']:.3f} bits per byte",
+            (last["tokens_seen"] / 1e6, last["eval_loss"]),
+            xytext=(-8, 24),
+            textcoords="offset points",
+            ha="right",
+            color=ORANGE,
+        )
+    axes.legend(frameon=False)
+    figure.savefig(path)
+    return path
+
+
+def _line(rows: list[dict[str, Any]], key: str, label: str, path: Path, title: str) -> Path:
+    figure, axes = _axes(f"{title}: {label}", label)
+    rows = [row for row in rows if key in row]
+    axes.plot(_millions(rows), [row[key] for row in rows], color=BLUE)
+    axes.set_ylim(bottom=0)
+    figure.savefig(path)
+    return path
+
+
+def _millions(rows: list[dict[str, Any]]) -> list[float]:
+    return [row["tokens_seen"] / 1e6 for row in rows]
+
+
+def plot_fragmentation(report: dict[str, Any], path: Path) -> Path:
+    """Write how many tokens words need, and how long tokens are."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(10, 4.5), layout="constrained")
+        words, lengths = figure.subplots(1, 2)
+        figure.suptitle(
+            f"{report['vocab_size']:,} entries: {report['bytes_per_token']:.2f} bytes a token, "
+            f"{report['words_kept_whole']:.1%} of words kept whole"
+        )
+        _shares(words, report["tokens_per_word_histogram"], "tokens a word needs", "share of words")
+        _shares(lengths, report["token_length_histogram"], "bytes a token stands for", "share of tokens used")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+    return path
+
+
+def _shares(axes: Any, histogram: dict[str, int], xlabel: str, ylabel: str) -> None:
+    total = sum(histogram.values()) or 1
+    axes.bar([int(key) for key in histogram], [count / total for count in histogram.values()], color=BLUE)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))

@@ -1,0 +1,140 @@
+"""Which device, which number format, whether to compile: decided once, each with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ant_hf.errors import AntError
+from ant_hf.recipe import TrainingRecipe
+
+# Dense 16-bit peak in FLOP/s from the vendors' data sheets, by the name CUDA reports; the first match counts.
+_PEAK_FLOPS = (
+    ("H200", 989e12),
+    ("H100 PCIe", 756e12),
+    ("H100", 989e12),
+    ("A100", 312e12),
+    ("L40S", 362e12),
+    ("L4", 121e12),
+    ("A10G", 70e12),
+    ("T4", 65e12),
+    ("V100", 125e12),
+    ("P100", 18.7e12),
+)
+# SDPA on a CPU pays per call and wins from longer blocks on; see docs/decisions.md.
+_EAGER_UP_TO_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How the recipe runs on this machine."""
+
+    device: str
+    """`cpu`, `cuda` or `mps`."""
+    device_name: str
+    precision: str
+    """`bf16` or `fp16` (autocast over fp32 weights), or `fp32`."""
+    reason: str
+    """Why this precision."""
+    torch_compile: bool
+    attn_implementation: str
+    peak_flops: float | None
+    """Dense 16-bit FLOP/s of the device where its data sheet is known, for MFU."""
+
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+
+
+def choose_execution(recipe: TrainingRecipe) -> Execution:
+    """Decide device, precision, attention and compilation.
+
+    Raises:
+        AntError: the device asked for is not there, or cannot run the precision asked for.
+    """
+    device = _choose_device(recipe.device)
+    precision, reason = _choose_precision(device, recipe.precision)
+    attention = recipe.attn_implementation
+    if attention == "auto":
+        attention = "eager" if device == "cpu" and recipe.sequence_length <= _EAGER_UP_TO_TOKENS else "sdpa"
+    name = (
+        torch.cuda.get_device_name() if device == "cuda" else cpu_name() if device == "cpu" else "Apple GPU"
+    )
+    peak = next((flops for key, flops in _PEAK_FLOPS if key in name), None) if device == "cuda" else None
+    return Execution(
+        device=device,
+        device_name=name,
+        precision=precision,
+        reason=reason,
+        torch_compile=recipe.torch_compile == "on" or (recipe.torch_compile == "auto" and device == "cuda"),
+        attn_implementation=attention,
+        peak_flops=peak,
+    )
+
+
+def _choose_device(requested: str) -> str:
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if requested == "auto":
+        return next(name for name, available in there.items() if available)
+    if not there[requested]:
+        found = ", ".join(name for name, available in there.items() if available)
+        raise AntError(
+            f"training.device is {requested!r} and no such device is there",
+            seen=found,
+            hint="Use --set training.device=auto, or install a torch build for that device.",
+        )
+    return requested
+
+
+def _choose_precision(device: str, requested: str) -> tuple[str, str]:
+    best, reason = _best_precision(device)
+    if requested == "auto":
+        return best, reason
+    if requested == "fp16" and device != "cuda":
+        raise AntError(
+            f"training.precision is 'fp16' on {device}",
+            expected="bf16 or fp32 there: loss scaling needs CUDA",
+            hint="Use --set training.precision=auto",
+        )
+    if requested == "bf16" and best != "bf16":
+        raise AntError("training.precision is 'bf16'", seen=reason, hint="Use --set training.precision=auto")
+    return requested, "asked for by the recipe"
+
+
+def _best_precision(device: str) -> tuple[str, str]:
+    if device == "cuda":
+        # torch.cuda.is_bf16_supported() also says yes to slow emulation, so the capability decides.
+        major, minor = torch.cuda.get_device_capability()
+        if major >= 8:
+            return "bf16", f"SM {major}.{minor} multiplies bf16 in hardware"
+        return "fp16", f"SM {major}.{minor} is below 8.0, so fp16 autocast over fp32 weights"
+    if device == "cpu":
+        flags = _cpu_flags()
+        if "avx512_bf16" in flags or "amx_bf16" in flags:
+            return "bf16", f"this CPU has {'AMX' if 'amx_bf16' in flags else 'AVX512-BF16'}"
+        return "fp32", "this CPU multiplies neither bf16 (AVX512-BF16, AMX) nor fp16 in hardware"
+    return "fp32", "16-bit autocast is not used on Apple GPUs"
+
+
+def _cpu_flags() -> set[str]:
+    """Instruction sets as Linux names them; empty elsewhere, which means fp32."""
+    return set(_cpu_field("flags").split())
+
+
+def cpu_name() -> str:
+    """The processor as it names itself."""
+    return _cpu_field("model name") or "CPU"
+
+
+def _cpu_field(name: str) -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")

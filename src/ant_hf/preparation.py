@@ -1,0 +1,68 @@
+"""The data a recipe trains on: tokenizer and packed tokens, made or reused, and what they hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from ant_hf.artefacts import read_json
+from ant_hf.corpus import Corpus
+from ant_hf.errors import AntError
+from ant_hf.packing import pack
+from ant_hf.recipe import Recipe
+from ant_hf.report import say
+from ant_hf.tokenizer import FRAGMENTATION, prepare_tokenizer
+from ant_hf.tokens import TRAIN, VALIDATION, verify_shards
+
+
+def make_tokenizer(recipe: Recipe, model_max_length: int, show_progress: bool = True) -> Tokenizer:
+    """Train or reuse the recipe's tokenizer, and say how it fragments held-out text.
+
+    Raises:
+        AntError: see `prepare_tokenizer` and the corpus sources.
+    """
+    corpus = Corpus.from_recipe(recipe.corpus)
+    folder = recipe.tokenizer_dir
+    tokenizer, reused = prepare_tokenizer(corpus, recipe.tokenizer, folder, model_max_length, show_progress)
+    say(f"tokenizer   {folder} ({'reused' if reused else 'trained'}, {tokenizer.get_vocab_size():,} entries)")
+    report = read_json(folder / FRAGMENTATION, "fragmentation report", f"Remove {folder} to make it anew.")
+    say(
+        f"            held-out text: {report['bytes_per_token']:.2f} bytes a token, "
+        f"{report['tokens_per_word']:.2f} tokens a word, {report['words_kept_whole']:.1%} of words kept whole"
+    )
+    return tokenizer
+
+
+def make_tokens(recipe: Recipe, show_progress: bool = True) -> dict[str, Any]:
+    """Pack the recipe's corpus with its tokenizer, or reuse what is there after checking every hash.
+
+    Raises:
+        AntError: see `pack`; or the validation split is empty.
+    """
+    corpus = Corpus.from_recipe(recipe.corpus)
+    folder = recipe.tokens_dir
+    manifest, reused = pack(
+        corpus, recipe.tokenizer_dir, folder, recipe.corpus.max_tokens, show_progress=show_progress
+    )
+    if reused:
+        verify_shards(folder)
+    counts, splits = manifest["documents"], manifest["splits"]
+    say(f"tokens      {folder} ({'reused, hashes verified' if reused else 'packed'})")
+    for name in (TRAIN, VALIDATION):
+        split = splits[name]
+        say(
+            f"            {name:<10} {split['documents']:>9,} documents {split['tokens']:>13,} tokens "
+            f"{split['bytes']:>14,} bytes"
+        )
+    say(
+        f"            {counts['read']:,} documents read: {counts['empty']:,} empty, "
+        f"{counts['duplicate']:,} duplicates, {counts['past_limit']:,} past max_tokens"
+    )
+    if not splits[VALIDATION]["documents"]:
+        raise AntError(
+            "no document fell into the validation split",
+            seen=f"validation_fraction {recipe.corpus.validation_fraction}",
+            hint="Raise it: --set corpus.validation_fraction=0.1, and remove " + str(folder),
+        )
+    return manifest

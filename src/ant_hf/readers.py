@@ -1,0 +1,128 @@
+"""Readers of local text files, each in bounded memory and each naming the place of a fault."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ant_hf.errors import AntError
+
+_READ_BYTES = 1 << 20
+# A line of this and nothing else separates documents in a txt file, as in TinyStories.
+DOCUMENT_SEPARATOR = "<|endoftext|>"
+# Longer texts are cut at a line end, so that one 5 GB file cannot fill the memory.
+MAX_DOCUMENT_CHARACTERS = 1_000_000
+
+
+def _open(file: Path) -> io.BufferedIOBase:
+    return gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb")
+
+
+def _not_utf8(file: Path, offset: int) -> AntError:
+    return AntError(
+        f"{file} is not UTF-8: byte offset {offset:,}",
+        hint=f"Convert it: iconv -f LATIN1 -t UTF-8 {file.name} > converted.txt",
+    )
+
+
+def read_txt(file: Path) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    offset, text = 0, ""
+    with _open(file) as handle:
+        while chunk := handle.read(_READ_BYTES):
+            pending = len(decoder.getstate()[0])
+            try:
+                text += decoder.decode(chunk)
+            except UnicodeDecodeError as error:
+                raise _not_utf8(file, offset - pending + error.start) from None
+            offset += len(chunk)
+            *complete, text = _split_documents(text)
+            yield from complete
+            while len(text) > MAX_DOCUMENT_CHARACTERS:
+                cut = text.rfind("\n", 0, MAX_DOCUMENT_CHARACTERS) + 1 or MAX_DOCUMENT_CHARACTERS
+                yield text[:cut]
+                text = text[cut:]
+    try:
+        text += decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        raise _not_utf8(file, offset - len(decoder.getstate()[0])) from None
+    # The last line may be a separator without a line end.
+    yield from _split_documents(text + "\n" if text.endswith(DOCUMENT_SEPARATOR) else text)
+
+
+def _split_documents(text: str) -> list[str]:
+    return re.split(rf"(?m)^{re.escape(DOCUMENT_SEPARATOR)}[ \t]*\r?\n", text)
+
+
+def read_jsonl(file: Path, column: str) -> Iterator[str]:
+    offset = 0
+    with _open(file) as handle:
+        for number, line in enumerate(handle, 1):
+            try:
+                row = json.loads(line.decode("utf-8-sig")) if line.strip() else None
+            except UnicodeDecodeError as error:
+                raise _not_utf8(file, offset + error.start) from None
+            except (ValueError, RecursionError) as error:
+                raise AntError(
+                    f"{file}, line {number}, is no JSON object: {error}", hint="Mend or remove that line."
+                ) from None
+            offset += len(line)
+            if row is None:
+                continue
+            if not isinstance(row, dict):
+                raise AntError(f"{file}, line {number}, is no JSON object", seen=type(row).__name__)
+            where = f"{file}, line {number}"
+            if column not in row:
+                raise missing_column(where, column, list(row))
+            yield checked_text(row[column], where, column)
+
+
+def read_parquet(file: Path, column: str) -> Iterator[str]:
+    if file.suffix == ".gz":
+        # Parquet is read from its end, which gzip cannot do: unpack to a temporary file.
+        with tempfile.TemporaryDirectory() as folder:
+            unpacked = Path(folder) / file.name.removesuffix(".gz")
+            with _open(file) as packed, unpacked.open("wb") as handle:
+                shutil.copyfileobj(packed, handle, _READ_BYTES)
+            yield from _parquet_rows(unpacked, file, column)
+    else:
+        yield from _parquet_rows(file, file, column)
+
+
+def _parquet_rows(unpacked: Path, file: Path, column: str) -> Iterator[str]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(unpacked) as table:
+            if column not in table.schema_arrow.names:
+                raise missing_column(str(file), column, table.schema_arrow.names)
+            for batch in table.iter_batches(batch_size=512, columns=[column]):
+                for value in batch.column(0).to_pylist():
+                    yield checked_text(value, str(file), column)
+    except pyarrow.ArrowException as error:
+        raise AntError(f"{file} is no readable Parquet file: {' '.join(str(error).split())}") from None
+
+
+def missing_column(where: str, column: str, columns: list[str]) -> AntError:
+    return AntError(
+        f"{where} has no column {column!r}",
+        seen=columns,
+        hint="Name the text column: --set corpus.text_column=NAME",
+    )
+
+
+def checked_text(value: Any, where: str, column: str) -> str:
+    if not isinstance(value, str):
+        raise AntError(
+            f"{where}: column {column!r} holds {type(value).__name__}", expected="text in every row"
+        )
+    return value

@@ -1,0 +1,90 @@
+"""Reading packed tokens: the manifest, its checks, and one memory-mapped sequence a split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ant_hf.artefacts import file_sha256, read_json
+from ant_hf.errors import AntError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+TRAIN, VALIDATION = "train", "validation"
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a tokens folder, checked for shape and for shards of the stated size.
+
+    Raises:
+        AntError: it is missing, of another format, or a shard is missing or cut short.
+    """
+    hint = f"Remove {folder} to pack it anew."
+    manifest = read_json(folder / MANIFEST, "token manifest", "Pack first: ant-hf pack --config RECIPE")
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise AntError(
+            f"{folder / MANIFEST} has another format",
+            seen=manifest.get("format_version"),
+            expected=str(FORMAT_VERSION),
+            hint=hint,
+        )
+    try:
+        shards = [shard for split in (TRAIN, VALIDATION) for shard in manifest["splits"][split]["shards"]]
+        expected_sizes = {folder / Path(shard["file"]).name: 2 * shard["tokens"] for shard in shards}
+    except (KeyError, TypeError) as error:
+        raise AntError(f"{folder / MANIFEST} is damaged: {error!r}", hint=hint) from None
+    for file, size in expected_sizes.items():
+        seen = file.stat().st_size if file.is_file() else None
+        if seen != size:
+            raise AntError(f"{file} is damaged", seen=f"{seen} bytes", expected=f"{size} bytes", hint=hint)
+    return manifest
+
+
+def verify_shards(folder: Path) -> None:
+    """Compare every shard's sha256 with the manifest's.
+
+    Raises:
+        AntError: a shard differs; names it and both hashes.
+    """
+    manifest = read_manifest(folder)
+    for split in (TRAIN, VALIDATION):
+        for shard in manifest["splits"][split]["shards"]:
+            file = folder / Path(shard["file"]).name
+            if (seen := file_sha256(file)) != shard["sha256"]:
+                raise AntError(
+                    f"{file} is damaged",
+                    seen=f"sha256 {seen[:12]}",
+                    expected=shard["sha256"][:12],
+                    hint=f"Remove {folder} to pack it anew.",
+                )
+
+
+class PackedTokens:
+    """The tokens of one split as one sequence, memory-mapped from its shards."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        manifest = read_manifest(folder)
+        values = manifest["splits"][split]
+        self.split = split
+        self.documents: int = values["documents"]
+        self.bytes: int = values["bytes"]
+        self._shards = [
+            np.memmap(folder / Path(shard["file"]).name, dtype="<u2", mode="r") for shard in values["shards"]
+        ]
+        self._starts = np.cumsum([0] + [len(shard) for shard in self._shards])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def slice(self, start: int, stop: int) -> np.ndarray[Any, np.dtype[np.uint16]]:
+        """Tokens [start, stop) as a copy, shape (stop - start,); shorter at the end of the split."""
+        stop = min(stop, len(self))
+        pieces = []
+        shard = int(np.searchsorted(self._starts, start, side="right")) - 1
+        while start < stop:
+            end = min(stop, int(self._starts[shard + 1]))
+            pieces.append(self._shards[shard][start - self._starts[shard] : end - self._starts[shard]])
+            start, shard = end, shard + 1
+        return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.uint16)

@@ -1,0 +1,182 @@
+"""A recipe as `TrainingArguments` and a `Trainer` that logs what small-model people compare."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    PreTrainedModel,
+    ProgressCallback,
+    Trainer,
+    TrainingArguments,
+    default_data_collator,
+)
+from transformers.trainer_callback import PrinterCallback
+
+from ant_hf.callbacks import MetricsFile, NonFiniteGuard, ProgressBar, ThroughputMeter
+from ant_hf.dataset import TrainingOrder
+from ant_hf.evaluation.perplexity import TokenScores, score_tokens
+from ant_hf.optimizers import muon_adamw
+from ant_hf.plan import Plan
+from ant_hf.precision import Execution
+from ant_hf.recipe import Recipe, TrainingRecipe
+from ant_hf.tokens import PackedTokens
+
+# The first process may tokenise a whole corpus while the others wait for it.
+_WAIT_SECONDS = 24 * 3600
+
+
+def training_arguments(recipe: TrainingRecipe, execution: Execution, output_dir: Path) -> TrainingArguments:
+    """The recipe in Trainer's words; creating them also joins the other processes."""
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output_dir / "tensorboard"))
+    return TrainingArguments(
+        output_dir=str(output_dir),
+        max_steps=recipe.max_steps,
+        per_device_train_batch_size=recipe.per_device_batch_size,
+        per_device_eval_batch_size=recipe.per_device_batch_size,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type=recipe.lr_scheduler_type,
+        lr_scheduler_kwargs=_scheduler_kwargs(recipe),
+        warmup_steps=recipe.warmup_steps,
+        optim="adamw_torch_fused",
+        weight_decay=recipe.weight_decay,
+        adam_beta1=recipe.adam_beta1,
+        adam_beta2=recipe.adam_beta2,
+        max_grad_norm=recipe.max_grad_norm,
+        bf16=execution.precision == "bf16",
+        fp16=execution.precision == "fp16",
+        torch_compile=execution.torch_compile,
+        use_cpu=execution.device == "cpu",
+        seed=recipe.seed,
+        # TrainingOrder has shuffled already.
+        train_sampling_strategy="sequential",
+        dataloader_num_workers=recipe.dataloader_num_workers,
+        dataloader_pin_memory=execution.device == "cuda",
+        remove_unused_columns=False,
+        logging_steps=recipe.logging_steps,
+        logging_first_step=True,
+        # The guard must see a NaN; Trainer would put the running mean in its place.
+        logging_nan_inf_filter=False,
+        eval_strategy="steps",
+        eval_steps=recipe.eval_steps,
+        save_strategy="steps",
+        save_steps=recipe.save_steps,
+        save_total_limit=recipe.save_total_limit,
+        report_to=recipe.report_to,
+        ddp_timeout=_WAIT_SECONDS,
+        ddp_find_unused_parameters=False,
+    )
+
+
+def _scheduler_kwargs(recipe: TrainingRecipe) -> dict[str, Any]:
+    if recipe.lr_scheduler_type == "cosine_with_min_lr":
+        return {"min_lr_rate": recipe.min_lr_rate}
+    return {
+        "num_stable_steps": recipe.stable_steps,
+        "num_decay_steps": recipe.max_steps - recipe.warmup_steps - recipe.stable_steps,
+        "decay_type": "linear",
+        "min_lr_ratio": recipe.min_lr_rate,
+    }
+
+
+class AntTrainer(Trainer):
+    """`Trainer` with Muon, bits per byte, tokens per second, and a fixed order of blocks.
+
+    Args:
+        recipe: the whole recipe.
+        execution: device and precision decided for this machine.
+        plan: derived sizes.
+        byte_lengths: bytes of text by token id, shape (vocab_size,).
+        metrics_file: where rows of metrics go.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        order: TrainingOrder,
+        validation: PackedTokens,
+        *,
+        recipe: Recipe,
+        execution: Execution,
+        plan: Plan,
+        byte_lengths: Sequence[int],
+        metrics_file: Path,
+    ) -> None:
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=order,
+            eval_dataset=validation,  # read by our own evaluate() only
+            data_collator=default_data_collator,
+        )
+        self.recipe = recipe
+        self.execution = execution
+        self.plan = plan
+        self.byte_lengths = byte_lengths
+        self.order = order
+        self.meter = ThroughputMeter()
+        self.remove_callback(ProgressCallback)
+        self.remove_callback(PrinterCallback)
+        for callback in (self.meter, MetricsFile(metrics_file), NonFiniteGuard()):
+            self.add_callback(callback)
+        if not args.disable_tqdm:
+            self.add_callback(ProgressBar())
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.recipe.training.optimizer == "muon" and self.optimizer is None:
+            module: Any = self.model if model is None else model
+            self.optimizer = muon_adamw(
+                module, set(self.get_decay_parameter_names(module)), self.recipe.training
+            )
+        return super().create_optimizer(model)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add tokens seen to every row, speed and MFU to those with a training loss."""
+        blocks_seen = self.state.global_step * self.recipe.training.sequences_per_step
+        logs["tokens_seen"] = self.order.tokens_before(blocks_seen)
+        if "loss" in logs:
+            seconds, steps = self.meter.since_last_call()
+            if seconds:
+                logs["tokens_per_second"] = steps * self.plan.tokens_per_step / seconds
+                if self.execution.peak_flops:
+                    peak = self.execution.peak_flops * self.plan.num_processes
+                    logs["mfu"] = logs["tokens_per_second"] * self.plan.flops_per_token / peak
+        super().log(logs, start_time)
+
+    def evaluate(
+        self,
+        eval_dataset: PackedTokens | None = None,  # type: ignore[override]
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Score validation tokens with the code that later scores the reloaded checkpoint."""
+        scores = self.score(eval_dataset or self.eval_dataset)  # type: ignore[arg-type]
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.metrics().items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def score(self, tokens: PackedTokens) -> TokenScores:
+        """Score tokens over all processes."""
+        training = self.recipe.training
+        scores = score_tokens(
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False),
+            tokens,
+            self.byte_lengths,
+            training.sequence_length,
+            training.per_device_batch_size,
+            training.eval_max_tokens,
+            self.execution.autocast_dtype,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+        sums = torch.tensor([scores.nats, scores.tokens, scores.bytes], dtype=torch.float64)
+        if self.accelerator.num_processes > 1:
+            total = self.accelerator.reduce(sums.to(self.accelerator.device), reduction="sum")
+            sums = total.cpu()
+        return TokenScores(nats=float(sums[0]), tokens=int(sums[1]), bytes=int(sums[2]))
