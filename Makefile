@@ -1,0 +1,49 @@
+# Every target does its own set-up in .venv from a fresh clone.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RECIPE ?= configs/recipes/quickstart.yaml
+# More flags for pretrain.py, for example ARGS="--set training.max_steps=40"
+ARGS ?=
+
+.PHONY: help quickstart test test-slow check clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(VENV)/.quickstart: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[quickstart]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.quickstart
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# The last transformers 4, over the same torch: what we save must load there too.
+$(VENV)-transformers4/.installed: $(VENV)/.dev
+	$(BIN)/python -m venv $(VENV)-transformers4
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $(VENV)-transformers4/site
+	cp $(VENV)-transformers4/site "$$($(VENV)-transformers4/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/shared.pth"
+	$(VENV)-transformers4/bin/python -m pip install --quiet --ignore-installed --no-deps \
+		transformers==4.57.6 huggingface_hub==0.36.2 tokenizers==0.22.2
+	@touch $@
+
+quickstart: $(VENV)/.quickstart ## Train, check and sample the real Ant-10M on this machine, about 10 minutes
+	$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no \
+		--dynamo_backend no pretrain.py --config $(RECIPE) $(ARGS)
+
+test: $(VENV)/.dev ## Run the tests (no network, no GPU)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.dev $(VENV)-transformers4/.installed ## Run the slow tests: old transformers, long runs
+	ANT_HF_TRANSFORMERS4=$(VENV)-transformers4/bin/python $(BIN)/python -m pytest -m slow
+
+check: $(VENV)/.dev ## Lint, format and type checks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean: ## Remove environments and caches, never runs/ or data/
+	rm -rf $(VENV) $(VENV)-transformers4 .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,44 @@
+import hashlib
+import unicodedata
+
+from ant_hf.corpus import Corpus, in_validation_split
+
+
+class Texts:
+    def __init__(self, texts):
+        self.texts = texts
+
+    def identity(self):
+        return {"source": "test"}
+
+    def documents(self):
+        yield from self.texts
+
+
+def test_documents_are_nfc_unique_and_all_accounted_for():
+    decomposed = "Cafe\u0301"
+    corpus = Corpus(Texts(["one", "Caf\u00e9", decomposed, " \n", "", "one", "two\ud800"]), 0.0)
+    texts = [document.text for document in corpus]
+    assert texts == ["one", unicodedata.normalize("NFC", decomposed), "two?"]
+    counts = corpus.counts.as_dict()
+    assert counts == {"read": 7, "empty": 2, "duplicate": 2, "train": 3, "validation": 0}
+
+
+def test_a_document_keeps_its_side_when_the_corpus_grows(chapters):
+    small = {d.text: d.is_validation for d in Corpus(Texts(chapters[:30]), 0.2)}
+    large = {d.text: d.is_validation for d in Corpus(Texts(chapters[::-1]), 0.2)}
+    assert {text: large[text] for text in small} == small
+    assert 0 < sum(large.values()) < len(large)
+
+
+def test_split_share_follows_the_fraction():
+    digests = [hashlib.sha256(str(i).encode()).digest() for i in range(20_000)]
+    share = sum(in_validation_split(digest, 0.05) for digest in digests) / len(digests)
+    assert abs(share - 0.05) < 0.01
+    assert not any(in_validation_split(digest, 0.0) for digest in digests)
+
+
+def test_a_second_pass_gives_the_same_documents(chapters):
+    corpus = Corpus(Texts(chapters), 0.1)
+    assert list(corpus) == list(corpus)
+    assert corpus.counts.read == len(chapters)

@@ -1,0 +1,111 @@
+import json
+
+import numpy as np
+import pytest
+
+from ant_hf.corpus import Corpus
+from ant_hf.errors import AntError
+from ant_hf.packing import pack
+from ant_hf.sources import LocalFiles
+from ant_hf.tokenizer import load_tokenizer
+from ant_hf.tokens import TRAIN, VALIDATION, PackedTokens, read_manifest, verify_shards
+
+
+@pytest.fixture
+def corpus(shared):
+    return Corpus(LocalFiles.find(str(shared / "corpus.jsonl")), 0.15)
+
+
+@pytest.fixture
+def packed(corpus, tiny_run, tmp_path):
+    """Tokens in shards of 5,000, packed by two processes."""
+    folder = tmp_path / "tokens"
+    pack(corpus, tiny_run / "tokenizer", folder, workers=2, shard_tokens=5_000, show_progress=False)
+    return folder
+
+
+def test_every_document_and_token_is_there_in_order(packed, corpus, tiny_run):
+    tokenizer = load_tokenizer(tiny_run / "tokenizer")
+    tokenizer.encode_special_tokens = True
+    manifest = read_manifest(packed)
+    documents = list(corpus)
+    for split, wanted in ((TRAIN, False), (VALIDATION, True)):
+        texts = [d.text for d in documents if d.is_validation is wanted]
+        expected = [i for text in texts for i in [*tokenizer.encode(text).ids, 0]]
+        tokens = PackedTokens(packed, split)
+        assert tokens.slice(0, len(tokens)).tolist() == expected
+        counts = manifest["splits"][split]
+        assert counts["documents"] == len(texts)
+        assert counts["tokens"] == len(expected) == sum(s["tokens"] for s in counts["shards"])
+        assert counts["bytes"] == sum(len(text.encode()) for text in texts)
+    counts = manifest["documents"]
+    kept = sum(manifest["splits"][split]["documents"] for split in (TRAIN, VALIDATION))
+    assert counts["read"] == counts["empty"] + counts["duplicate"] + counts["past_limit"] + kept
+
+
+def test_slices_cross_shards(packed):
+    tokens = PackedTokens(packed, TRAIN)
+    whole = tokens.slice(0, len(tokens))
+    assert len(read_manifest(packed)["splits"][TRAIN]["shards"]) > 2
+    for start, stop in ((0, 1), (4_990, 5_010), (4_999, 15_001), (len(tokens) - 3, len(tokens) + 9)):
+        assert np.array_equal(tokens.slice(start, stop), whole[start:stop])
+
+
+def test_number_of_processes_changes_nothing(packed, corpus, tiny_run, tmp_path):
+    pack(corpus, tiny_run / "tokenizer", tmp_path / "one", workers=1, shard_tokens=5_000, show_progress=False)
+    assert read_manifest(tmp_path / "one") == read_manifest(packed)
+
+
+def test_text_that_spells_a_special_token_stays_text(tiny_run, tmp_path):
+    (tmp_path / "a.txt").write_text("before <|endoftext|> after")
+    corpus = Corpus(LocalFiles.find(str(tmp_path / "a.txt")), 0.0)
+    pack(corpus, tiny_run / "tokenizer", tmp_path / "tokens", workers=1, show_progress=False)
+    tokens = PackedTokens(tmp_path / "tokens", TRAIN)
+    ids = tokens.slice(0, len(tokens)).tolist()
+    assert ids.count(0) == 1
+    assert ids[-1] == 0
+
+
+def test_limit_stops_after_the_document_that_reaches_it(corpus, tiny_run, tmp_path):
+    manifest, _ = pack(
+        corpus, tiny_run / "tokenizer", tmp_path / "t", max_tokens=20_000, workers=1, show_progress=False
+    )
+    train = manifest["splits"][TRAIN]
+    assert 20_000 <= train["tokens"] < 30_000
+    assert manifest["documents"]["past_limit"] > 0
+
+
+def test_reused_when_unchanged_and_refused_when_not(packed, corpus, tiny_run, shared):
+    before = (packed / "train-00000.bin").stat().st_mtime_ns
+    assert pack(corpus, tiny_run / "tokenizer", packed, show_progress=False)[1] is True
+    assert (packed / "train-00000.bin").stat().st_mtime_ns == before
+    other = Corpus(LocalFiles.find(str(shared / "corpus.jsonl")), 0.2)
+    with pytest.raises(AntError, match="made of other text or another tokenizer"):
+        pack(other, tiny_run / "tokenizer", packed, show_progress=False)
+
+
+def test_damaged_shards_and_manifests_are_refused_by_name(packed):
+    shard = packed / "train-00001.bin"
+    data = bytearray(shard.read_bytes())
+    data[100] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(AntError, match=r"train-00001\.bin is damaged.*sha256"):
+        verify_shards(packed)
+    shard.write_bytes(data[:-2])
+    with pytest.raises(AntError, match=r"train-00001\.bin is damaged.*9998 bytes"):
+        read_manifest(packed)
+    shard.unlink()
+    with pytest.raises(AntError, match=r"train-00001\.bin is damaged"):
+        PackedTokens(packed, TRAIN)
+    for text in ("", "[]", "{}", json.dumps({"format_version": 1, "splits": {}})):
+        (packed / "manifest.json").write_text(text)
+        with pytest.raises(AntError, match=r"manifest\.json"):
+            read_manifest(packed)
+
+
+def test_an_unreadable_corpus_leaves_no_tokens(tiny_run, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"text": \n')
+    corpus = Corpus(LocalFiles.find(str(tmp_path / "a.jsonl")), 0.0)
+    with pytest.raises(AntError, match="line 2"):
+        pack(corpus, tiny_run / "tokenizer", tmp_path / "tokens", workers=1, show_progress=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl"]

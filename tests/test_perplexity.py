@@ -1,0 +1,97 @@
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from ant_hf.checkpoints import load_final
+from ant_hf.errors import AntError
+from ant_hf.evaluation.perplexity import score_folder, score_tokens
+from ant_hf.tokenizer import load_tokenizer, token_byte_lengths
+from ant_hf.tokens import VALIDATION, PackedTokens
+
+
+class FixedTokens:
+    def __init__(self, ids):
+        self.ids = np.array(ids, dtype=np.uint16)
+
+    def __len__(self):
+        return len(self.ids)
+
+    def slice(self, start, stop):
+        return self.ids[start:stop]
+
+
+class KnownModel:
+    """Gives token 3 probability 1/2 wherever it stands, and shares the rest among the other three."""
+
+    device = torch.device("cpu")
+    training = False
+
+    def eval(self):
+        return self
+
+    def train(self, mode=True):
+        return self
+
+    def __call__(self, input_ids, use_cache):
+        logits = torch.log(torch.tensor([1 / 6, 1 / 6, 1 / 6, 1 / 2])).expand(*input_ids.shape, 4)
+        return SimpleNamespace(logits=logits)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 16])
+@pytest.mark.parametrize("sequence_length", [2, 3, 100])
+def test_scores_by_hand(batch_size, sequence_length):
+    # Targets are all but the first: 3, 0, 3, 1, 3. Token 0 is special and stands for no bytes.
+    tokens = FixedTokens([1, 3, 0, 3, 1, 3])
+    scores = score_tokens(KnownModel(), tokens, [0, 1, 1, 4], sequence_length, batch_size)
+    nats = 3 * math.log(2) + 2 * math.log(6)
+    assert scores.tokens == 5
+    assert scores.bytes == 3 * 4 + 0 + 1
+    assert scores.nats == pytest.approx(nats, rel=1e-6)
+    assert scores.loss == pytest.approx(nats / 5)
+    assert scores.perplexity == pytest.approx(math.exp(nats / 5))
+    assert scores.bits_per_byte == pytest.approx(nats / math.log(2) / 13)
+    assert scores.byte_perplexity == pytest.approx(2**scores.bits_per_byte)
+    assert scores.uniform_byte_perplexity(4) == pytest.approx(4 ** (5 / 13))
+
+
+def test_limit_and_shares_of_processes_add_up():
+    tokens = FixedTokens([1, 3, 0, 3, 1, 3, 2, 2])
+    whole = score_tokens(KnownModel(), tokens, [0, 1, 1, 4], 2, 1)
+    parts = [
+        score_tokens(KnownModel(), tokens, [0, 1, 1, 4], 2, 1, process_index=i, num_processes=2) for i in (0, 1)
+    ]
+    assert sum(p.nats for p in parts) == pytest.approx(whole.nats)
+    assert (sum(p.tokens for p in parts), sum(p.bytes for p in parts)) == (whole.tokens, whole.bytes)
+    assert score_tokens(KnownModel(), tokens, [0, 1, 1, 4], 2, 4, max_tokens=3).tokens == 3
+
+
+def test_batch_size_does_not_change_a_real_models_score(tiny_run):
+    model, _ = load_final(tiny_run / "final")
+    tokens = PackedTokens(tiny_run / "tokens", VALIDATION)
+    lengths = token_byte_lengths(load_tokenizer(tiny_run / "tokenizer"))
+    one, many = (score_tokens(model, tokens, lengths, 64, size, max_tokens=1000) for size in (1, 16))
+    assert one.nats == pytest.approx(many.nats, rel=1e-6)
+    assert (one.tokens, one.bytes) == (many.tokens, many.bytes) == (1000, one.bytes)
+
+
+def test_all_validation_bytes_are_counted(tiny_run):
+    tokens = PackedTokens(tiny_run / "tokens", VALIDATION)
+    scores, context, uniform = score_folder(tiny_run / "final", tiny_run / "tokens")
+    first = token_byte_lengths(load_tokenizer(tiny_run / "tokenizer"))[int(tokens.slice(0, 1)[0])]
+    assert scores.tokens == len(tokens) - 1
+    assert scores.bytes == tokens.bytes - first
+    assert context == 64
+    assert 1 < scores.byte_perplexity < uniform
+
+
+def test_tokens_of_another_tokenizer_are_refused(tiny_run, tmp_path, shared):
+    import shutil
+
+    shutil.copytree(tiny_run / "final", tmp_path / "final")
+    path = tmp_path / "final" / "tokenizer.json"
+    path.write_text(path.read_text() + " ")
+    with pytest.raises(AntError, match="another tokenizer"):
+        score_folder(tmp_path / "final", tiny_run / "tokens")

@@ -1,0 +1,58 @@
+import pytest
+import torch
+
+from ant_hf import precision
+from ant_hf.errors import AntError
+from ant_hf.precision import choose_execution
+
+
+def pretend_cuda(monkeypatch, capability, name):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: name)
+
+
+@pytest.mark.parametrize(
+    ("capability", "name", "expected", "peak"),
+    [
+        ((7, 5), "Tesla T4", "fp16", 65e12),
+        ((7, 0), "Tesla V100-SXM2-16GB", "fp16", 125e12),
+        ((8, 0), "NVIDIA A100-SXM4-40GB", "bf16", 312e12),
+        ((9, 0), "NVIDIA H200", "bf16", 989e12),
+        ((8, 9), "NVIDIA GeForce RTX 4090", "bf16", None),
+    ],
+)
+def test_gpus_by_capability(monkeypatch, make_recipe, capability, name, expected, peak):
+    pretend_cuda(monkeypatch, capability, name)
+    execution = choose_execution(make_recipe(precision="auto", device="auto").training)
+    assert (execution.device, execution.precision, execution.peak_flops) == ("cuda", expected, peak)
+    assert str(capability[0]) in execution.reason
+    assert execution.torch_compile
+    assert execution.attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [({"avx2"}, "fp32"), ({"avx512_bf16"}, "bf16"), ({"amx_bf16"}, "bf16"), (set(), "fp32")],
+)
+def test_cpus_by_instruction_set(monkeypatch, make_recipe, flags, expected):
+    monkeypatch.setattr(precision, "_cpu_flags", lambda: flags)
+    execution = choose_execution(make_recipe(precision="auto").training)
+    assert (execution.precision, execution.torch_compile) == (expected, False)
+
+
+def test_short_blocks_on_a_cpu_use_eager_attention(make_recipe, shared):
+    assert choose_execution(make_recipe().training).attn_implementation == "eager"
+    assert choose_execution(make_recipe(attn_implementation="sdpa").training).attn_implementation == "sdpa"
+
+
+def test_what_the_machine_cannot_do_is_refused(monkeypatch, make_recipe):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(precision, "_cpu_flags", lambda: {"avx2"})
+    for change, words in (
+        ({"device": "cuda"}, "training.device is 'cuda' and no such device"),
+        ({"precision": "fp16"}, "'fp16' on cpu"),
+        ({"precision": "bf16"}, "'bf16'.*neither bf16"),
+    ):
+        with pytest.raises(AntError, match=words):
+            choose_execution(make_recipe(**change).training)

@@ -1,0 +1,115 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
+
+from ant_hf.corpus import Corpus
+from ant_hf.errors import AntError
+from ant_hf.recipe import TokenizerRecipe
+from ant_hf.sources import LocalFiles
+from ant_hf.tokenizer import load_tokenizer, prepare_tokenizer, token_byte_lengths, train_bpe
+
+AWKWARD = ["", " ", "  two  spaces ", "tab\tCRLF\r\nNUL\0end", "🐜🇮🇹👩‍👩‍👧", "é e\u0301", "don't 12345 <|endoftext|>x", "\ufeff"]
+
+
+@pytest.fixture(scope="session")
+def auto_tokenizer(tiny_run):
+    return AutoTokenizer.from_pretrained(tiny_run / "final")
+
+
+@pytest.mark.parametrize("text", AWKWARD)
+def test_awkward_text_round_trips(auto_tokenizer, text):
+    assert auto_tokenizer.decode(auto_tokenizer(text)["input_ids"]) == text
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text())
+def test_any_text_round_trips(auto_tokenizer, text):
+    ids = auto_tokenizer(text)["input_ids"]
+    assert auto_tokenizer.decode(ids) == text
+
+
+def test_saved_settings_are_portable_and_complete(auto_tokenizer, tiny_run):
+    saved = json.loads((tiny_run / "final" / "tokenizer_config.json").read_text())
+    assert saved["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert saved["clean_up_tokenization_spaces"] is False
+    assert auto_tokenizer.model_max_length == 64
+    assert (auto_tokenizer.eos_token, auto_tokenizer.bos_token) == ("<|endoftext|>", "<|endoftext|>")
+    assert (auto_tokenizer.eos_token_id, auto_tokenizer.pad_token_id) == (0, 1)
+    assert len(auto_tokenizer) == 384
+
+
+def test_vocabulary_holds_every_byte_and_its_length(auto_tokenizer):
+    tokenizer = auto_tokenizer.backend_tokenizer
+    lengths = token_byte_lengths(tokenizer)
+    assert lengths[:2] == [0, 0]
+    assert sum(length == 1 for length in lengths) == 256
+    text = "".join(AWKWARD[:6])
+    ids = tokenizer.encode(text).ids
+    assert sum(lengths[i] for i in ids) == len(text.encode())
+
+
+def test_digits_are_single_tokens_unless_told_otherwise(chapters):
+    texts = [*chapters[:5], " 1234" * 1000]
+    split = train_bpe(texts, TokenizerRecipe(vocab_size=320))
+    joined = train_bpe(texts, TokenizerRecipe(vocab_size=320, split_digits=False))
+    assert split.encode("1234").tokens == ["1", "2", "3", "4"]
+    assert len(joined.encode(" 1234").tokens) < 5
+
+
+def test_training_again_in_another_process_is_byte_identical(tiny_run, shared, tmp_path):
+    script = (
+        "import sys, pathlib\n"
+        "from ant_hf.corpus import Corpus\n"
+        "from ant_hf.sources import LocalFiles\n"
+        "from ant_hf.recipe import TokenizerRecipe\n"
+        "from ant_hf.tokenizer import prepare_tokenizer\n"
+        "corpus = Corpus(LocalFiles.find(sys.argv[1]), 0.15)\n"
+        "prepare_tokenizer(corpus, TokenizerRecipe(vocab_size=384), pathlib.Path(sys.argv[2]), 64, False)\n"
+    )
+    command = [sys.executable, "-c", script, str(shared / "corpus.jsonl"), str(tmp_path / "again")]
+    subprocess.run(command, check=True, env={"PYTHONHASHSEED": "7", "TOKENIZERS_PARALLELISM": "false"})
+    first = (tiny_run / "tokenizer" / "tokenizer.json").read_bytes()
+    assert (tmp_path / "again" / "tokenizer.json").read_bytes() == first
+
+
+def test_reused_when_unchanged_and_refused_when_not(shared, tmp_path):
+    corpus = Corpus(LocalFiles.find(str(shared / "corpus.jsonl")), 0.15)
+    recipe = TokenizerRecipe(vocab_size=300)
+    assert prepare_tokenizer(corpus, recipe, tmp_path / "t", 64, False)[1] is False
+    assert prepare_tokenizer(corpus, recipe, tmp_path / "t", 64, False)[1] is True
+    with pytest.raises(AntError, match="made of other text or settings"):
+        prepare_tokenizer(corpus, TokenizerRecipe(vocab_size=301), tmp_path / "t", 64, False)
+    with (tmp_path / "t" / "tokenizer.json").open("a") as handle:
+        handle.write(" ")
+    with pytest.raises(AntError, match="was changed after it was trained"):
+        load_tokenizer(tmp_path / "t")
+
+
+def test_too_little_text_says_how_many_entries_it_gives(tmp_path):
+    with pytest.raises(AntError, match=r"too small for a vocabulary of 4096.*saw '\d+ entries'"):
+        train_bpe(["a few words, a few words"], TokenizerRecipe())
+
+
+def test_a_failed_training_leaves_nothing_behind(tmp_path):
+    (tmp_path / "small.txt").write_text("only a few words here")
+    corpus = Corpus(LocalFiles.find(str(tmp_path / "small.txt")), 0.0)
+    with pytest.raises(AntError):
+        prepare_tokenizer(corpus, TokenizerRecipe(), tmp_path / "t", 64, False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["small.txt"]
+
+
+def test_a_tokenizer_without_our_special_tokens_is_refused(tmp_path):
+    from tokenizers import models
+
+    Tokenizer(models.BPE()).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(AntError, match="endoftext"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(AntError, match="no readable tokenizer"):
+        load_tokenizer(tmp_path)
