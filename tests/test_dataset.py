@@ -32,7 +32,9 @@ def test_order_visits_every_block_once_an_epoch_and_differs_between_epochs(token
     assert all(sorted(epoch) == list(range(n)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
     again = TrainingOrder(blocks, 3 * n, seed=5)
-    assert [again.block_index(i) for i in reversed(range(3 * n))][::-1] == sum(epochs, [])
+    assert [again.block_index(i) for i in reversed(range(3 * n))][::-1] == [
+        block for epoch in epochs for block in epoch
+    ]
     other = TrainingOrder(blocks, n, seed=6)
     assert [other.block_index(i) for i in range(n)] != epochs[0]
 

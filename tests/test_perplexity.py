@@ -61,7 +61,8 @@ def test_limit_and_shares_of_processes_add_up():
     tokens = FixedTokens([1, 3, 0, 3, 1, 3, 2, 2])
     whole = score_tokens(KnownModel(), tokens, [0, 1, 1, 4], 2, 1)
     parts = [
-        score_tokens(KnownModel(), tokens, [0, 1, 1, 4], 2, 1, process_index=i, num_processes=2) for i in (0, 1)
+        score_tokens(KnownModel(), tokens, [0, 1, 1, 4], 2, 1, process_index=i, num_processes=2)
+        for i in (0, 1)
     ]
     assert sum(p.nats for p in parts) == pytest.approx(whole.nats)
     assert (sum(p.tokens for p in parts), sum(p.bytes for p in parts)) == (whole.tokens, whole.bytes)

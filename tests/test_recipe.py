@@ -1,9 +1,9 @@
 import pytest
 import yaml
+from conftest import ROOT, tiny_values
 
 from ant_hf.errors import AntError
 from ant_hf.recipe import load_recipe
-from conftest import ROOT, tiny_values
 
 
 @pytest.fixture
@@ -21,7 +21,10 @@ def write(tmp_path, shared):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda v: v["training"].update(learning_rte=1), ["training.learning_rte", "did you mean learning_rate"]),
+        (
+            lambda v: v["training"].update(learning_rte=1),
+            ["training.learning_rte", "did you mean learning_rate"],
+        ),
         (lambda v: v.update(corpsu={}), ["corpsu is no key", "did you mean corpus"]),
         (lambda v: v["training"].update(max_steps="many"), ["training.max_steps", "'many'", "integer"]),
         (lambda v: v["training"].update(max_steps=-3), ["training.max_steps", "-3", "greater than 0"]),
@@ -32,7 +35,10 @@ def write(tmp_path, shared):
         (lambda v: v["training"].update(optimizer="muon"), ["muon_learning_rate is missing"]),
         (lambda v: v["training"].update(optimizer="lion"), ["training.optimizer", "'adamw' or 'muon'"]),
         (lambda v: v["corpus"].pop("path"), ["corpus.path is missing"]),
-        (lambda v: v["corpus"].update(validation_fraction=1.5), ["corpus.validation_fraction", "less than 1"]),
+        (
+            lambda v: v["corpus"].update(validation_fraction=1.5),
+            ["corpus.validation_fraction", "less than 1"],
+        ),
     ],
 )
 def test_each_mistake_names_key_value_and_limit(write, change, words):

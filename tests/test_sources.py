@@ -28,7 +28,9 @@ def write(folder, name, texts):
     return path
 
 
-@pytest.mark.parametrize("name", [f"a{kind}{gz}" for kind in (".txt", ".jsonl", ".parquet") for gz in ("", ".gz")])
+@pytest.mark.parametrize(
+    "name", [f"a{kind}{gz}" for kind in (".txt", ".jsonl", ".parquet") for gz in ("", ".gz")]
+)
 def test_every_format_gives_the_same_documents(tmp_path, name):
     path = write(tmp_path, name, TEXTS)
     documents = list(LocalFiles.find(str(path)).documents())
@@ -62,7 +64,11 @@ def test_long_text_is_cut_at_a_line_end_and_nothing_is_lost(tmp_path):
         ("a.txt", b"", ["a.txt", "is empty"]),
         ("a.jsonl", b'{"text": "a"}\n{"text": \n', ["a.jsonl, line 2", "no JSON"]),
         ("a.jsonl", b'{"text": "a"}\n["b"]\n', ["a.jsonl, line 2", "list"]),
-        ("a.jsonl", b'{"body": "a", "id": 1}\n', ["no column 'text'", "['body', 'id']", "corpus.text_column"]),
+        (
+            "a.jsonl",
+            b'{"body": "a", "id": 1}\n',
+            ["no column 'text'", "['body', 'id']", "corpus.text_column"],
+        ),
         ("a.jsonl", b'{"text": 3}\n', ["line 1", "holds int"]),
         ("a.parquet", b"not parquet at all", ["a.parquet", "no readable Parquet"]),
         ("a.txt.gz", b"not gzip", ["a.txt.gz", "gzip"]),

@@ -14,7 +14,16 @@ from ant_hf.recipe import TokenizerRecipe
 from ant_hf.sources import LocalFiles
 from ant_hf.tokenizer import load_tokenizer, prepare_tokenizer, token_byte_lengths, train_bpe
 
-AWKWARD = ["", " ", "  two  spaces ", "tab\tCRLF\r\nNUL\0end", "🐜🇮🇹👩‍👩‍👧", "é e\u0301", "don't 12345 <|endoftext|>x", "\ufeff"]
+AWKWARD = [
+    "",
+    " ",
+    "  two  spaces ",
+    "tab\tCRLF\r\nNUL\0end",
+    "🐜🇮🇹👩‍👩‍👧",
+    "é e\u0301",
+    "don't 12345 <|endoftext|>x",
+    "\ufeff",
+]
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
@@ -82,7 +83,7 @@ def load_final(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
             tokenizer = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError, RuntimeError, Warning) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError, Warning) as error:
             raise AntError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from None
     model, info = loaded
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -109,11 +110,25 @@ def latest_checkpoint(output_dir: Path) -> Path | None:
 
 
 def generate_sample(model: PreTrainedModel, tokenizer: Any, prompt: str, seed: int = 0) -> str:
-    """Continue a prompt by 64 tokens with the public card's sampling settings."""
+    """Continue a prompt by up to 64 tokens with the public card's sampling settings.
+
+    Raises:
+        AntError: the prompt is empty or fills the model's context.
+    """
     inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+    length, context = inputs["input_ids"].shape[1], model.config.max_position_embeddings
+    if not 0 < length < context:
+        raise AntError(
+            "the prompt has no usable length", seen=f"{length} tokens", expected=f"1 to {context - 1}"
+        )
     torch.manual_seed(seed)
     with torch.no_grad():
         output = model.generate(  # type: ignore[operator]
-            **inputs, max_new_tokens=64, do_sample=True, temperature=0.7, top_p=0.9, repetition_penalty=1.5
+            **inputs,
+            max_new_tokens=min(64, context - length),
+            do_sample=True,
+            temperature=0.7,
+            top_p=0.9,
+            repetition_penalty=1.5,
         )
     return str(tokenizer.decode(output[0], skip_special_tokens=True))

@@ -96,6 +96,9 @@ def pretrain(
     Run again with the same recipe, it continues from the newest checkpoint. On several processes:
     accelerate launch --num_processes N pretrain.py --config RECIPE.
     """
+    from ant_hf.processes import start_missing_processes
+
+    start_missing_processes()
     from ant_hf.pretraining import pretrain as run_recipe
 
     run_recipe(_recipe(config, data, output_dir, overrides), fresh=fresh, dry_run=dry_run)

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from ant_hf.artefacts import file_sha256, fingerprint, whole_folder, write_json
 from ant_hf.corpus import Corpus, Document
 from ant_hf.errors import AntError
+from ant_hf.processes import available_cores
 from ant_hf.tokenizer import END_OF_TEXT
 from ant_hf.tokens import FORMAT_VERSION, MANIFEST, TRAIN, VALIDATION, read_manifest
 
@@ -107,13 +108,6 @@ def pack(
 
 def _documents(splits: dict[str, SplitCounts]) -> int:
     return sum(split.documents for split in splits.values())
-
-
-def available_cores() -> int:
-    """Cores this process may use, which a container can make fewer than the machine's."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

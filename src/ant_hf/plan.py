@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from transformers import PreTrainedConfig
 
 from ant_hf.architecture import Ledger, training_flops_per_token
@@ -73,8 +74,9 @@ def show_plan(
         f"{plan.tokens_per_step:,} tokens ({training.per_device_batch_size} a device x "
         f"{plan.num_processes} processes x {plan.gradient_accumulation_steps} accumulated)"
     )
+    threads = f", {torch.get_num_threads()} threads a process" if execution.device == "cpu" else ""
     facts = [
-        ("device", f"{execution.device} ({execution.device_name})"),
+        ("device", f"{execution.device} ({execution.device_name}){threads}"),
         ("precision", f"{execution.precision}: {execution.reason}"),
         (
             "compile, attention",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import PreTrainedConfig, TrainingArguments
 from transformers.utils import logging
 
@@ -23,6 +24,7 @@ from ant_hf.plan import Plan, show_plan
 from ant_hf.plots import plot_run
 from ant_hf.precision import Execution, choose_execution
 from ant_hf.preparation import make_tokenizer, make_tokens
+from ant_hf.processes import threads_per_process
 from ant_hf.recipe import Recipe
 from ant_hf.report import is_first_process, say
 from ant_hf.run_folder import FINAL, METRICS, PLOTS, RunFolder, open_run_folder
@@ -59,6 +61,8 @@ def pretrain(recipe: Recipe, fresh: bool = False, dry_run: bool = False) -> None
     """
     if not is_first_process():
         logging.set_verbosity_error()
+    # A bar for each 40 MB file would tear up the bar of the training.
+    logging.disable_progress_bar()
     if dry_run:
         _dry_run(recipe)
         return
@@ -107,6 +111,9 @@ def _set_up(recipe: Recipe, output_dir: Path) -> _Setup:
         )
     ledger = parameter_ledger(config)
     execution = choose_execution(training)
+    if execution.device == "cpu":
+        # accelerate launch exports OMP_NUM_THREADS=1, which would leave all other cores idle.
+        torch.set_num_threads(training.cpu_threads or threads_per_process())
     arguments = training_arguments(training, execution, output_dir)
     plan = Plan.of(recipe, config, ledger, arguments.world_size)
     arguments.gradient_accumulation_steps = plan.gradient_accumulation_steps

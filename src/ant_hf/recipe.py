@@ -104,6 +104,8 @@ class TrainingRecipe(_Section):
     """Autocast type over fp32 weights; `auto` decides by the device and says why."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """`auto` takes the fastest device there is."""
+    cpu_threads: Count | None = None
+    """Threads of one process when training on a CPU; default: the cores over the processes."""
     torch_compile: Literal["auto", "on", "off"] = "auto"
     """`auto` compiles on CUDA only."""
     attn_implementation: Literal["auto", "sdpa", "eager"] = "auto"

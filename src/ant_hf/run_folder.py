@@ -19,6 +19,7 @@ PLOTS = "plots"
 # May differ between a run and its continuation: they change what is shown or stored, not the weights.
 _FREE_KEYS = {
     "sample_prompt",
+    "training.cpu_threads",
     "training.dataloader_num_workers",
     "training.eval_max_tokens",
     "training.eval_steps",

@@ -1,0 +1,141 @@
+"""Text to shards, against the tokenizer alone: how much the rest of the pipeline costs.
+
+    python benchmarks/data_path.py --megabytes 1000
+
+Repeats the embedded text with numbered headings, so that no document is a duplicate, trains the
+4,096-entry tokenizer on it, and measures in one run on all cores:
+
+- baseline: `tokenizers.encode_batch_fast` over the same documents already in memory;
+- ours: jsonl on disk to hashed shards and manifest (reading, NFC, deduplication, split, encoding,
+  writing), with the largest memory of this process and its workers together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import psutil
+from tokenizers import Tokenizer
+
+from ant_hf.corpus import Corpus
+from ant_hf.packing import pack
+from ant_hf.precision import cpu_name
+from ant_hf.processes import available_cores
+from ant_hf.recipe import TokenizerRecipe
+from ant_hf.sources import EmbeddedBible, LocalFiles
+from ant_hf.tokenizer import prepare_tokenizer
+
+BASELINE_BYTES = 40_000_000
+
+
+class PeakMemory:
+    """Samples the resident memory of this process and its children, 20 times a second."""
+
+    def __enter__(self) -> PeakMemory:
+        self.peak_bytes = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        me = psutil.Process()
+        while not self._stop.wait(0.05):
+            total = 0
+            for process in [me, *me.children(recursive=True)]:
+                try:
+                    total += process.memory_info().rss
+                except psutil.Error:  # it has just ended
+                    continue
+            self.peak_bytes = max(self.peak_bytes, total)
+
+
+def write_corpus(path: Path, size: int) -> int:
+    """Write at least `size` bytes of text as jsonl; returns the bytes of text written."""
+    chapters = list(EmbeddedBible().documents())
+    written = copy = 0
+    with path.open("w", encoding="utf-8") as handle:
+        while written < size:
+            for number, chapter in enumerate(chapters):
+                text = f"Copy {copy}, chapter {number}.\n{chapter}"
+                handle.write(json.dumps({"text": text}) + "\n")
+                written += len(text.encode())
+                if written >= size:
+                    break
+            copy += 1
+    return written
+
+
+def measure_baseline(tokenizer_file: Path, corpus_file: Path) -> float:
+    """MB/s of the tokenizers batch encoder on documents in memory, best of three."""
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    texts, size = [], 0
+    with corpus_file.open(encoding="utf-8") as handle:
+        for line in handle:
+            texts.append(json.loads(line)["text"])
+            size += len(texts[-1].encode())
+            if size >= BASELINE_BYTES:
+                break
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        for first in range(0, len(texts), 500):
+            tokenizer.encode_batch_fast(texts[first : first + 500], add_special_tokens=False)
+        seconds.append(time.perf_counter() - start)
+    return size / 1e6 / min(seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--megabytes", type=int, default=200, help="size of the text (default 200)")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        size = write_corpus(folder / "corpus.jsonl", options.megabytes * 1_000_000)
+        corpus = Corpus(LocalFiles.find(str(folder / "corpus.jsonl")), 0.001)
+        with PeakMemory() as training_memory:
+            start = time.perf_counter()
+            prepare_tokenizer(corpus, TokenizerRecipe(max_bytes=size), folder / "tokenizer", 1024)
+            tokenizer_seconds = time.perf_counter() - start
+        baseline = measure_baseline(folder / "tokenizer" / "tokenizer.json", folder / "corpus.jsonl")
+        with PeakMemory() as memory:
+            start = time.perf_counter()
+            manifest, _ = pack(corpus, folder / "tokenizer", folder / "tokens")
+            seconds = time.perf_counter() - start
+    tokens = sum(split["tokens"] for split in manifest["splits"].values())
+    figures = {
+        "cpu": cpu_name(),
+        "cores": available_cores(),
+        "python": platform.python_version(),
+        "text_megabytes": round(size / 1e6, 1),
+        "tokens": tokens,
+        "tokenizer_training_megabytes_per_second": round(size / 1e6 / tokenizer_seconds, 2),
+        "tokenizer_training_peak_memory_gigabytes": round(training_memory.peak_bytes / 1e9, 2),
+        "baseline_encode_batch_megabytes_per_second": round(baseline, 2),
+        "pack_megabytes_per_second": round(size / 1e6 / seconds, 2),
+        "pack_ratio_to_baseline": round(size / 1e6 / seconds / baseline, 3),
+        "pack_peak_memory_gigabytes": round(memory.peak_bytes / 1e9, 2),
+    }
+    for name, value in figures.items():
+        print(f"{name:<45} {value}")
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    main()

@@ -1,0 +1,123 @@
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+from conftest import ROOT, tiny_values
+
+
+def call(*arguments):
+    """Run a script or `ant-hf` as a user does, in the repository."""
+    if arguments[0] == "ant-hf":
+        command = [sys.executable, "-c", "from ant_hf.cli import main; main()", *arguments[1:]]
+    else:
+        command = [sys.executable, *arguments]
+    environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture
+def recipe_file(shared, tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(tiny_values(shared, tmp_path / "run")))
+    return file
+
+
+def options(help_text):
+    return sorted(set(re.findall(r"--[a-z-]+", help_text)) - {"--help", "--num"})
+
+
+def test_flags_of_pretrain_are_few_and_frozen():
+    """A new knob belongs into the recipe."""
+    result = call("pretrain.py", "--help")
+    assert result.returncode == 0
+    assert options(result.stdout) == ["--config", "--data", "--dry-run", "--fresh", "--output-dir", "--set"]
+
+
+def test_every_command_explains_itself():
+    text = call("ant-hf", "--help").stdout
+    for name in ("tokenizer", "pack", "params", "generate", "perplexity", "plots"):
+        assert name in text
+        result = call("ant-hf", name, "--help")
+        assert result.returncode == 0
+        assert "Usage" in result.stdout
+
+
+def test_params_prints_ledger_and_published_difference():
+    result = call("ant-hf", "params")
+    assert result.returncode == 0, result.stderr
+    for word in ("9,902,336", "9,902,464", "+128", "1,048,576 embeddings + 12 x 737,792"):
+        assert word in result.stdout
+
+
+def one_line_error(result):
+    """The message, which may stand below a progress bar but is the last thing said."""
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    before, found, message = result.stderr.rpartition("error: ")
+    assert found
+    assert "error" not in before
+    return message
+
+
+def test_missing_recipe_lists_those_there_are():
+    assert "configs/recipes/quickstart.yaml" in one_line_error(call("pretrain.py", "--config", "no.yaml"))
+
+
+def test_mistakes_in_recipe_data_and_device_are_one_message(recipe_file, tmp_path):
+    def error(*extra):
+        return one_line_error(call("pretrain.py", "--config", str(recipe_file), *extra))
+
+    assert "did you mean max_steps" in error("--set", "training.max_step=3")
+    assert "corpus not found" in error("--data", "nothing.txt")
+    assert "no file matches" in error("--data", str(tmp_path / "*.jsonl"))
+    assert "no such device" in error("--set", "training.device=cuda")
+    (tmp_path / "few.txt").write_text("A text that is much too short to train on.")
+    assert "too small for a vocabulary" in error("--data", str(tmp_path / "few.txt"))
+    assert not (tmp_path / "run" / "tokenizer").exists()
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_unknown_flag_and_missing_model_are_refused(tmp_path):
+    result = call("pretrain.py", "--confg", "x")
+    assert result.returncode == 2
+    assert "No such option" in result.stderr
+    assert "model folder not found" in one_line_error(call("ant-hf", "generate", str(tmp_path)))
+    assert "metrics of a run not found" in one_line_error(call("ant-hf", "plots", str(tmp_path)))
+    assert "model config not found" in one_line_error(call("ant-hf", "params", str(tmp_path / "x.json")))
+
+
+def test_corpus_below_one_block_is_refused(recipe_file, tmp_path, chapters):
+    sentences = "".join(f"{s.strip()}\n<|endoftext|>\n" for chapter in chapters for s in chapter.split("."))
+    (tmp_path / "c.txt").write_text(sentences)
+    limits = ["--set", "corpus.max_tokens=1", "--set", "corpus.validation_fraction=0.9"]
+    result = call("pretrain.py", "--config", str(recipe_file), "--data", str(tmp_path / "c.txt"), *limits)
+    assert "smaller than one block" in one_line_error(result)
+    assert not (tmp_path / "run" / "final").exists()
+
+
+def test_stages_one_by_one_feed_each_other(recipe_file, tmp_path, tiny_run):
+    result = call("train_tokenizer.py", "--config", str(recipe_file))
+    assert result.returncode == 0, result.stderr
+    assert "bytes a token" in result.stdout
+    result = call("ant-hf", "pack", "--config", str(recipe_file))
+    assert result.returncode == 0, result.stderr
+    assert "reused" in result.stdout
+    result = call(
+        "ant-hf", "perplexity", str(tiny_run / "final"), "--tokens", str(tmp_path / "run" / "tokens")
+    )
+    assert result.returncode == 0, result.stderr
+    assert "byte perplexity" in result.stdout
+    result = call("ant-hf", "generate", str(tiny_run / "final"), "--prompt", "And")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("And")
+    assert result.stderr == ""
+
+
+def test_plots_are_drawn_from_metrics_alone(tiny_run, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text((tiny_run / "metrics.jsonl").read_text())
+    result = call("ant-hf", "plots", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "plots" / "loss.png").is_file()

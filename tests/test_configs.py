@@ -1,0 +1,61 @@
+"""The committed recipes are read, planned and dry-run, so that none can rot."""
+
+import json
+
+import pytest
+from conftest import ROOT
+
+from ant_hf.architecture import load_config, parameter_ledger
+from ant_hf.plan import Plan
+from ant_hf.recipe import load_recipe
+
+RECIPES = sorted((ROOT / "configs" / "recipes").glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def plan_of(name, num_processes=1):
+    recipe = load_recipe(ROOT / "configs" / "recipes" / f"{name}.yaml")
+    config = load_config(recipe.architecture)
+    return recipe, Plan.of(recipe, config, parameter_ledger(config), num_processes)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_consistent(path):
+    recipe, plan = plan_of(path.stem)
+    config = load_config(recipe.architecture)
+    assert recipe.name == path.stem
+    assert recipe.tokenizer.vocab_size == config.vocab_size
+    assert recipe.training.sequence_length <= config.max_position_embeddings
+    assert plan.total_tokens == recipe.training.max_steps * plan.tokens_per_step
+
+
+def test_card_recipe_is_the_cards_run():
+    recipe, plan = plan_of("ant10m-card")
+    training = recipe.training
+    assert (training.sequences_per_step, training.sequence_length, training.max_steps) == (2424, 1024, 1200)
+    assert (training.learning_rate, training.warmup_steps) == (4e-4, 200)
+    assert training.learning_rate * training.min_lr_rate == pytest.approx(4e-5)
+    assert training.optimizer == "adamw"
+    assert plan.tokens_per_step == 2_482_176
+    assert plan.total_tokens == pytest.approx(2_979_215_382, rel=1e-3)
+    assert (recipe.corpus.path, recipe.corpus.subset) == ("HuggingFaceFW/fineweb-edu", "sample-10BT")
+
+
+def test_recipes_of_one_budget_have_it():
+    card, best, small = (plan_of(name)[1].total_tokens for name in ("ant10m-card", "ant10m", "ant5m"))
+    assert best == small == pytest.approx(card, rel=1e-3)
+    assert 250_000 <= plan_of("ant10m")[1].tokens_per_step <= 500_000
+
+
+def test_recipes_run_on_several_gpus():
+    for name in ("ant10m", "ant5m"):
+        assert plan_of(name, num_processes=8)[1].gradient_accumulation_steps >= 1
+
+
+def test_config_files_are_json_without_comments():
+    for path in (ROOT / "configs").glob("*.json"):
+        assert json.loads(path.read_text())["model_type"] == "llama"

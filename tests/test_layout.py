@@ -1,0 +1,65 @@
+"""The shape of the code base: imports go one way, pieces stay small, nothing heavy at import."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+SOURCE = ROOT / "src" / "ant_hf"
+# In the order a reader walks; a module may import from the lines above it only.
+ORDER = [
+    "errors", "artefacts", "metrics", "published", "processes",
+    "recipe", "report", "plots",
+    "readers", "sources", "corpus", "fragmentation", "tokenizer", "tokens", "packing", "dataset",
+    "architecture", "precision", "plan", "optimizers", "callbacks", "checkpoints",
+    "evaluation.perplexity", "training", "preparation", "run_folder", "run_record", "pretraining", "cli",
+]  # fmt: skip
+
+
+def modules():
+    return {
+        ".".join(path.relative_to(SOURCE).with_suffix("").parts): path
+        for path in SOURCE.rglob("*.py")
+        if path.name != "__init__.py"
+    }
+
+
+def test_the_table_names_every_module():
+    assert sorted(ORDER) == sorted(modules())
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_imports_go_one_way(name):
+    tree = ast.parse(modules()[name].read_text())
+    imported = {
+        node.module.removeprefix("ant_hf.")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("ant_hf.")
+    }
+    later = {other for other in imported if ORDER.index(other) >= ORDER.index(name)}
+    assert not later
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_modules_and_functions_stay_small(name):
+    text = modules()[name].read_text()
+    assert text.count("\n") <= 310
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno <= 62, node.name
+
+
+def test_command_line_starts_without_torch():
+    script = "import sys, ant_hf.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+def test_entry_scripts_are_thin_and_do_nothing_at_import():
+    for name in ("pretrain.py", "train_tokenizer.py"):
+        text = (ROOT / name).read_text()
+        assert text.count("\n") < 60
+        script = f"import runpy; runpy.run_path({name!r}, run_name='imported')"
+        result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+        assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

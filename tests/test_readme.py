@@ -1,0 +1,77 @@
+"""The README's code block and commands are run as they stand, with the model's folder swapped in."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from ant_hf.recipe import load_recipe
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MODEL = "runs/quickstart/final"
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def run(command, **extra):
+    environment = os.environ | {"COLUMNS": "200", "TERM": "dumb"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, **extra)
+
+
+def test_generation_snippet_runs_unchanged(tiny_run):
+    (snippet,) = blocks("python")
+    assert snippet.count(f'"{MODEL}"') == 1
+    # The tiny model has room for 64 tokens only; everything else stays as printed.
+    code = snippet.replace(MODEL, str(tiny_run / "final")).replace("max_new_tokens=32", "max_new_tokens=8")
+    result = run([sys.executable, "-c", code])
+    assert result.returncode == 0, result.stderr
+    prompt = "The basic principles of small language models require"
+    assert f"Generated Output Fragments:\n{prompt}" in result.stdout
+
+
+COMMANDS = [line.partition("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(("ant-hf", "python"))])
+def test_commands_run(command, tiny_run, tmp_path):
+    words = shlex.split(command)
+    run_dir = tmp_path / "run"
+    if "runs/quickstart" in command:
+        shutil.copytree(tiny_run, run_dir)
+    words = [word.replace("runs/quickstart", str(run_dir)) for word in words]
+    if words[1] == "perplexity":
+        words[-1] = "64"
+    if "train_tokenizer.py" in words:
+        words += ["--output-dir", str(tmp_path / "tokenizer-run")]
+    if words[0] == "ant-hf":
+        words = [sys.executable, "-c", "from ant_hf.cli import main; main()", *words[1:]]
+    else:
+        words[0] = sys.executable
+    result = run(words)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip()
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("accelerate launch")])
+def test_launches_name_scripts_and_recipes_that_exist(command):
+    words = shlex.split(command)
+    assert Path(ROOT, next(word for word in words if word.endswith(".py"))).is_file()
+    load_recipe(ROOT / words[words.index("--config") + 1])
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make")])
+def test_make_targets_exist(command):
+    assert run(["make", "--dry-run", *shlex.split(command)[1:]]).returncode == 0
+
+
+def test_every_file_the_readme_links_to_is_there():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert "://" in target or (ROOT / target).exists(), target

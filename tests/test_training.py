@@ -1,0 +1,223 @@
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file
+
+from ant_hf.errors import AntError
+from ant_hf.metrics import read_metrics
+from ant_hf.pretraining import pretrain
+from ant_hf.run_folder import open_run_folder
+
+
+def losses(folder):
+    return [row["loss"] for row in read_metrics(folder / "metrics.jsonl") if "loss" in row]
+
+
+def final_weights(folder):
+    return load_file(folder / "final" / "model.safetensors")
+
+
+def assert_same_weights(first, second):
+    first, second = final_weights(first), final_weights(second)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+def test_metrics_hold_what_people_compare(tiny_run):
+    rows = read_metrics(tiny_run / "metrics.jsonl")
+    training = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in training] == list(range(1, 9))
+    for row in training:
+        for key in ("learning_rate", "grad_norm", "tokens_seen", "tokens_per_second"):
+            assert math.isfinite(row[key]), key
+    assert training[-1]["tokens_seen"] <= 8 * 8 * 64
+    evaluation = [row for row in rows if "eval_loss" in row]
+    assert [row["step"] for row in evaluation] == [4, 8]
+    last = evaluation[-1]
+    assert last["eval_perplexity"] == pytest.approx(math.exp(last["eval_loss"]))
+    assert last["eval_byte_perplexity"] == pytest.approx(2 ** last["eval_bits_per_byte"])
+    assert training[-1]["loss"] < training[0]["loss"]
+
+
+def test_learning_rate_warms_up_and_follows_the_cosine(tiny_run):
+    rates = [row["learning_rate"] for row in read_metrics(tiny_run / "metrics.jsonl") if "loss" in row]
+
+    def cosine(step):
+        share = 0.5 * (1 + math.cos(math.pi * (step - 2) / 6))
+        return 0.01 * (0.1 + 0.9 * share)
+
+    # A row shows the rate its own update used: step 1 of a 2-step warmup starts at 0.
+    assert rates == pytest.approx([0.0, 0.005, *(cosine(step) for step in range(2, 8))])
+
+
+def test_run_record_names_everything(tiny_run):
+    record = json.loads((tiny_run / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert record["recipe"]["training"]["seed"] == 42
+    assert record["config"]["hidden_size"] == 32
+    assert {"torch", "transformers", "accelerate", "tokenizers"} <= record["environment"]["packages"].keys()
+    assert record["environment"]["precision_reason"]
+    assert all(re.fullmatch("[0-9a-f]{64}", value) for value in record["sha256"].values())
+    assert record["peak_memory_bytes"]["process"] > 10**8
+    assert record["final"]["loss"] == pytest.approx(record["final"]["loss_in_training"], rel=1e-4)
+    assert record["final"]["byte_perplexity"] < record["final"]["uniform_byte_perplexity"]
+
+
+def test_plots_and_tensorboard_are_written(tiny_run):
+    for name in ("loss", "learning_rate", "gradient_norm", "throughput"):
+        assert (tiny_run / "plots" / f"{name}.png").stat().st_size > 10_000
+    assert list((tiny_run / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_accumulation_does_not_change_the_training(make_recipe, optimizer):
+    extra = {"optimizer": optimizer, "max_steps": 4}
+    if optimizer == "muon":
+        extra["muon_learning_rate"] = 0.02
+    curves = {}
+    for size in (8, 2):
+        recipe = make_recipe(f"by{size}", per_device_batch_size=size, **extra)
+        pretrain(recipe)
+        curves[size] = losses(open_run_folder(recipe).path)
+    assert curves[8] == pytest.approx(curves[2], rel=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resumed_run_ends_with_equal_weights(make_recipe, monkeypatch, optimizer):
+    """Stopped between two checkpoints and continued: same weights, same log."""
+    extra = {"optimizer": optimizer, "per_device_batch_size": 4, "save_steps": 3, "save_total_limit": 1}
+    if optimizer == "muon":
+        extra["muon_learning_rate"] = 0.02
+    whole, cut = make_recipe("whole", **extra), make_recipe("cut", **extra)
+    pretrain(whole)
+
+    class KilledError(Exception):
+        pass
+
+    from ant_hf.callbacks import ThroughputMeter
+
+    original = ThroughputMeter.on_step_begin
+
+    def stop_at_step_5(self, args, state, control, **kwargs):
+        if state.global_step == 5:
+            raise KilledError
+        return original(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(ThroughputMeter, "on_step_begin", stop_at_step_5)
+    with pytest.raises(KilledError):
+        pretrain(cut)
+    monkeypatch.undo()
+    folder = open_run_folder(cut)
+    assert folder.checkpoint.name == "checkpoint-3"
+    pretrain(cut)
+    assert_same_weights(folder.path, open_run_folder(whole).path)
+    assert losses(folder.path) == losses(open_run_folder(whole).path)
+    assert json.loads((folder.path / "run.json").read_text())["resumed_from_steps"] == [3]
+
+
+def test_finished_run_is_not_trained_again(make_recipe, capsys):
+    recipe = make_recipe(max_steps=3)
+    pretrain(recipe)
+    weights = open_run_folder(recipe).path / "final" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    pretrain(recipe)
+    assert weights.stat().st_mtime_ns == before
+    assert "is there already" in capsys.readouterr().out
+    pretrain(recipe, fresh=True)
+    assert weights.stat().st_mtime_ns != before
+
+
+def test_folder_of_another_run_is_refused_and_kept(make_recipe):
+    recipe = make_recipe(max_steps=3)
+    pretrain(recipe)
+    other = make_recipe(max_steps=4, learning_rate=0.02, logging_steps=2)
+    with pytest.raises(AntError) as caught:
+        pretrain(other)
+    text = str(caught.value)
+    assert "training.learning_rate was 0.01, is 0.02" in text
+    assert "training.max_steps was 3, is 4" in text
+    assert "logging_steps" not in text
+    assert "--fresh" in text
+    assert open_run_folder(recipe).is_finished
+
+
+def test_checkpoints_without_a_record_are_refused(make_recipe, tmp_path):
+    (tmp_path / "run" / "checkpoint-5").mkdir(parents=True)
+    with pytest.raises(AntError, match=r"without a run\.json"):
+        pretrain(make_recipe())
+
+
+def test_vocabularies_must_agree(make_recipe, shared, tmp_path):
+    config = json.loads((shared / "config.json").read_text()) | {"vocab_size": 500}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    recipe = make_recipe().model_copy(update={"architecture": str(tmp_path / "config.json")})
+    with pytest.raises(AntError, match=r"vocab_size is 384 and .* has vocab_size 500"):
+        pretrain(recipe)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_no_number_stops_the_run(make_recipe):
+    # A gradient that is clipped to nothing and a rate of 1 cannot diverge in 8 steps; a huge one does.
+    recipe = make_recipe(
+        learning_rate=1.0,
+        optimizer="muon",
+        muon_learning_rate=1.0,
+        max_grad_norm=0.0,
+        max_steps=30,
+        warmup_steps=0,
+        weight_decay=1e30,
+    )
+    with pytest.raises(AntError, match=r"loss is (nan|inf) at step"):
+        pretrain(recipe)
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(make_recipe, capsys, tmp_path):
+    recipe = make_recipe(max_steps=100, optimizer="muon", muon_learning_rate=0.02)
+    before = sorted(tmp_path.rglob("*"))
+    pretrain(recipe, dry_run=True)
+    assert sorted(tmp_path.rglob("*")) == before
+    text = capsys.readouterr().out
+    for word in ("51,200 tokens", "tokens a parameter", "FLOP", "dry run", "nothing was written"):
+        assert word in text
+
+
+def launch(arguments, processes):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, "pretrain.py", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+
+
+def test_two_processes_train_the_same_model(make_recipe, tmp_path):
+    single = make_recipe("single", per_device_batch_size=4, max_steps=6)
+    make_recipe("double", per_device_batch_size=4, max_steps=6)
+    pretrain(single)
+    result = launch(["--config", str(tmp_path / "double.yaml")], processes=2)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert losses(tmp_path / "double") == pytest.approx(losses(tmp_path / "single"), rel=1e-5)
+    rows = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("single", "double")]
+    scores = [[row["eval_bits_per_byte"] for row in r if "eval_loss" in row] for r in rows]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-5)
+    record = json.loads((tmp_path / "double" / "run.json").read_text())
+    assert record["plan"]["num_processes"] == 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_cuda_trains_in_16_bit(make_recipe, tmp_path, precision):
+    if precision == "bf16" and torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("bf16 needs SM 8.0")
+    recipe = make_recipe(device="cuda", precision=precision, torch_compile="on")
+    pretrain(recipe)
+    curve = losses(tmp_path / "run")
+    assert curve[-1] < curve[0]
