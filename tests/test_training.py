@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from ant_hf.errors import AntError
 from ant_hf.metrics import read_metrics
+from ant_hf.precision import choose_execution
 from ant_hf.pretraining import pretrain
 from ant_hf.run_folder import open_run_folder
 
@@ -88,6 +89,18 @@ def test_accumulation_does_not_change_the_training(make_recipe, optimizer):
         pretrain(recipe)
         curves[size] = losses(open_run_folder(recipe).path)
     assert curves[8] == pytest.approx(curves[2], rel=1e-5)
+
+
+def test_evaluation_changes_nothing_in_16_bit(make_recipe):
+    """Scoring goes through the same model object: it must leave dtype, mode and data order alone."""
+    curves = []
+    for eval_steps in (2, 8):
+        recipe = make_recipe(f"every{eval_steps}", eval_steps=eval_steps, precision="bf16")
+        if choose_execution(make_recipe("probe", precision="auto").training).precision != "bf16":
+            pytest.skip("this CPU has no bf16 instructions")
+        pretrain(recipe)
+        curves.append(losses(open_run_folder(recipe).path))
+    assert curves[0] == curves[1]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

@@ -13,6 +13,7 @@ from ant_hf.precision import Execution
 from ant_hf.published import published_counterpart
 from ant_hf.recipe import Recipe
 from ant_hf.report import facts_table, ledger_table, show
+from ant_hf.tokens import MANIFEST, TRAIN, read_manifest
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,19 @@ def show_plan(
         ),
         ("a step", batch),
         ("the run", f"{training.max_steps:,} steps = {plan.total_tokens:,} tokens"),
+        ("passes", _passes(recipe, plan)),
         ("tokens a parameter", f"{plan.tokens_per_parameter:.2f}"),
         ("training compute", f"{plan.flops_per_token / 1e6:.1f} MFLOP a token, {plan.total_flops:.3g} FLOP"),
         ("a checkpoint", f"{plan.checkpoint_bytes / 1e6:.0f} MB, {training.save_total_limit} kept"),
     ]
     show(facts_table(f"Plan of {recipe.name}", facts))
+
+
+def _passes(recipe: Recipe, plan: Plan) -> str:
+    """How often each training token is seen, as far as the amount of text is known yet."""
+    if (recipe.tokens_dir / MANIFEST).is_file():
+        tokens = read_manifest(recipe.tokens_dir)["splits"][TRAIN]["tokens"]
+        return f"{plan.total_tokens / tokens:.2f} over {tokens:,} packed tokens"
+    if recipe.corpus.max_tokens:
+        return f"{plan.total_tokens / recipe.corpus.max_tokens:.2f} if the corpus has max_tokens"
+    return "known once the text is packed"

@@ -67,14 +67,16 @@ def pretrain(recipe: Recipe, fresh: bool = False, dry_run: bool = False) -> None
         _dry_run(recipe)
         return
     setup = _set_up(recipe, Path(recipe.output_dir))
-    folder = open_run_folder(recipe, fresh)
+    # The first process alone removes and makes files; the others come after and find them.
+    with setup.arguments.main_process_first(local=False, desc="preparing data"):
+        folder = open_run_folder(recipe, fresh and is_first_process())
+        if not folder.is_finished:
+            make_tokenizer(recipe, setup.config.max_position_embeddings, is_first_process())
+            make_tokens(recipe, is_first_process())
     if folder.is_finished:
         say(f"finished    {folder.path / FINAL} is there already ({folder.record['finished']})")
         _say_result(folder.record["final"], folder.path)
         return
-    with setup.arguments.main_process_first(local=False, desc="preparing data"):
-        make_tokenizer(recipe, setup.config.max_position_embeddings, is_first_process())
-        make_tokens(recipe, is_first_process())
     record = folder.record or _new_record(setup)
     hashes = {
         "config": file_sha256(Path(recipe.architecture)),

@@ -164,8 +164,10 @@ class AntTrainer(Trainer):
     def score(self, tokens: PackedTokens) -> TokenScores:
         """Score tokens over all processes."""
         training = self.recipe.training
+        # Not unwrap_model(): it takes off accelerate's autocast, and training would go on in fp32.
+        model: Any = self.model
         scores = score_tokens(
-            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False),
+            model,
             tokens,
             self.byte_lengths,
             training.sequence_length,
