@@ -127,3 +127,13 @@ def test_hub_rows_come_through_datasets(tmp_path):
     wrong = HubDataset(str(tmp_path), None, "train", None, "body", streaming=True)
     with pytest.raises(AntError, match="no column 'body'"):
         list(wrong.documents())
+
+
+def test_moving_a_corpus_does_not_change_it(tmp_path):
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder, "a.txt", TEXTS)
+    here, there = (LocalFiles.find(str(tmp_path / folder)).identity() for folder in ("here", "there"))
+    assert here == there
+    write(tmp_path / "there", "a.txt", ["other"])
+    assert LocalFiles.find(str(tmp_path / "there")).identity() != here

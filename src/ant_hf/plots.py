@@ -9,10 +9,11 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 # Okabe and Ito's palette: told apart with any colour vision, and in grey.
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
+BLUE, ORANGE = "#0072B2", "#D55E00"
 _STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "axes.axisbelow": True,
     "axes.grid": True,
     "grid.alpha": 0.3,
     "font.size": 11,
@@ -54,16 +55,12 @@ def _loss(training: list[dict[str, Any]], evaluation: list[dict[str, Any]], path
     axes.plot(_millions(training), [row["loss"] for row in training], color=BLUE, label="training")
     if evaluation:
         losses = [row["eval_loss"] for row in evaluation]
-        axes.plot(_millions(evaluation), losses, color=ORANGE, marker="o", label="validation")
         last = evaluation[-1]
-        axes.annotate(
-            f"{last['eval_loss']:.3f} nats a token\n{last['eval_bits_per_byte']:.3f} bits per byte",
-            (last["tokens_seen"] / 1e6, last["eval_loss"]),
-            xytext=(-8, 24),
-            textcoords="offset points",
-            ha="right",
-            color=ORANGE,
+        label = (
+            f"validation (at the end {last['eval_loss']:.3f} nats a token, "
+            f"{last['eval_bits_per_byte']:.3f} bits per byte)"
         )
+        axes.plot(_millions(evaluation), losses, color=ORANGE, marker="o", label=label)
     axes.legend(frameon=False)
     figure.savefig(path)
     return path

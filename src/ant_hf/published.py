@@ -11,12 +11,15 @@ import yaml
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """What a public card says of one model; `parameters` is the figure as printed there."""
+    """What a public card says of one model."""
 
     name: str
     repository: str
     source: str
     parameters: int
+    """The figure as printed there."""
+    parameters_rounded: bool
+    """Whether the card gives millions only."""
     architecture: dict[str, Any]
 
 

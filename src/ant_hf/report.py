@@ -42,7 +42,8 @@ def ledger_table(
     table.add_section()
     table.add_row("total (computed from the model)", f"{total:,}", "100.0%", style="bold")
     if published:
-        table.add_row(f"published for {published.name}", f"{published.parameters:,}", "")
+        rounded = ", rounded there" if published.parameters_rounded else ""
+        table.add_row(f"published for {published.name}{rounded}", f"{published.parameters:,}", "")
         table.add_row("published - computed", f"{published.parameters - total:+,}", "")
     return table
 

@@ -172,10 +172,9 @@ class LocalFiles:
         return cls(tuple(sorted(found)), text_column)
 
     def identity(self) -> dict[str, Any]:
-        hashes = {}
-        for file in self.files:
-            hashes[str(file)] = file_sha256(file)
-        return {"source": "files", "text_column": self.text_column, "sha256": hashes}
+        # Names without folders: moving a corpus does not change it, and paths are nobody's business.
+        files = [{"name": file.name, "sha256": file_sha256(file)} for file in self.files]
+        return {"source": "files", "text_column": self.text_column, "files": files}
 
     def documents(self) -> Iterator[str]:
         for file in self.files:

@@ -32,7 +32,8 @@ _WAIT_SECONDS = 24 * 3600
 
 def training_arguments(recipe: TrainingRecipe, execution: Execution, output_dir: Path) -> TrainingArguments:
     """The recipe in Trainer's words; creating them also joins the other processes."""
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output_dir / "tensorboard"))
+    # The only way to tell Trainer's TensorBoard callback where to write.
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(output_dir / "tensorboard")
     return TrainingArguments(
         output_dir=str(output_dir),
         max_steps=recipe.max_steps,
