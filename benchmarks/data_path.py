@@ -26,7 +26,6 @@ from tokenizers import Tokenizer
 
 from ant_hf.corpus import Corpus
 from ant_hf.packing import pack
-from ant_hf.precision import cpu_name
 from ant_hf.processes import available_cores
 from ant_hf.recipe import TokenizerRecipe
 from ant_hf.sources import EmbeddedBible, LocalFiles
@@ -61,8 +60,8 @@ class PeakMemory:
             self.peak_bytes = max(self.peak_bytes, total)
 
 
-def write_corpus(path: Path, size: int) -> int:
-    """Write at least `size` bytes of text as jsonl; returns the bytes of text written."""
+def write_corpus(path: Path, size: int) -> None:
+    """Write at least `size` bytes of text as jsonl."""
     chapters = list(EmbeddedBible().documents())
     written = copy = 0
     with path.open("w", encoding="utf-8") as handle:
@@ -74,19 +73,17 @@ def write_corpus(path: Path, size: int) -> int:
                 if written >= size:
                     break
             copy += 1
-    return written
 
 
-def measure_baseline(tokenizer_file: Path, corpus_file: Path) -> float:
+def measure_baseline(tokenizer_file: Path, source: LocalFiles) -> float:
     """MB/s of the tokenizers batch encoder on documents in memory, best of three."""
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     texts, size = [], 0
-    with corpus_file.open(encoding="utf-8") as handle:
-        for line in handle:
-            texts.append(json.loads(line)["text"])
-            size += len(texts[-1].encode())
-            if size >= BASELINE_BYTES:
-                break
+    for text in source.documents():
+        texts.append(text)
+        size += len(text.encode())
+        if size >= BASELINE_BYTES:
+            break
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
@@ -97,26 +94,33 @@ def measure_baseline(tokenizer_file: Path, corpus_file: Path) -> float:
 
 
 def main() -> None:
+    # Here and not above: packing's worker processes import this file and need no torch.
+    from ant_hf.precision import cpu_name
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--megabytes", type=int, default=200, help="size of the text (default 200)")
+    parser.add_argument("--data", help="local text to use instead, in full: file, folder or glob")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        size = write_corpus(folder / "corpus.jsonl", options.megabytes * 1_000_000)
-        corpus = Corpus(LocalFiles.find(str(folder / "corpus.jsonl")), 0.001)
+        if not options.data:
+            write_corpus(folder / "corpus.jsonl", options.megabytes * 1_000_000)
+        source = LocalFiles.find(options.data or str(folder / "corpus.jsonl"))
+        corpus = Corpus(source, 0.001)
         with PeakMemory() as training_memory:
             start = time.perf_counter()
-            prepare_tokenizer(corpus, TokenizerRecipe(max_bytes=size), folder / "tokenizer", 1024)
+            prepare_tokenizer(corpus, TokenizerRecipe(), folder / "tokenizer", 1024)
             tokenizer_seconds = time.perf_counter() - start
-        baseline = measure_baseline(folder / "tokenizer" / "tokenizer.json", folder / "corpus.jsonl")
+        baseline = measure_baseline(folder / "tokenizer" / "tokenizer.json", source)
         with PeakMemory() as memory:
             start = time.perf_counter()
             manifest, _ = pack(corpus, folder / "tokenizer", folder / "tokens")
             seconds = time.perf_counter() - start
     tokens = sum(split["tokens"] for split in manifest["splits"].values())
+    size = sum(split["bytes"] for split in manifest["splits"].values())
     figures = {
         "cpu": cpu_name(),
         "cores": available_cores(),
