@@ -96,6 +96,8 @@ def test_corpus_below_one_block_is_refused(recipe_file, tmp_path, chapters):
     result = call("pretrain.py", "--config", str(recipe_file), "--data", str(tmp_path / "c.txt"), *limits)
     assert "smaller than one block" in one_line_error(result)
     assert not (tmp_path / "run" / "final").exists()
+    # Mended in the recipe, the same folder is free.
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_stages_one_by_one_feed_each_other(recipe_file, tmp_path, tiny_run):

@@ -80,7 +80,7 @@ def test_reused_when_unchanged_and_refused_when_not(packed, corpus, tiny_run, sh
     assert pack(corpus, tiny_run / "tokenizer", packed, show_progress=False)[1] is True
     assert (packed / "train-00000.bin").stat().st_mtime_ns == before
     other = Corpus(LocalFiles.find(str(shared / "corpus.jsonl")), 0.2)
-    with pytest.raises(AntError, match="made of other text or another tokenizer"):
+    with pytest.raises(AntError, match="made of other text or settings"):
         pack(other, tiny_run / "tokenizer", packed, show_progress=False)
 
 

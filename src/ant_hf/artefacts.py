@@ -28,6 +28,24 @@ def fingerprint(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
+def check_made_of(folder: Path, what: str, recorded: object, inputs: Any) -> None:
+    """Refuse an artefact that was made of other inputs than those of now.
+
+    Args:
+        recorded: the fingerprint of inputs stored with the artefact.
+
+    Raises:
+        AntError: the fingerprints differ; names both.
+    """
+    if recorded != (wanted := fingerprint(inputs)):
+        raise AntError(
+            f"{folder} holds {what} made of other text or settings",
+            seen=f"inputs sha256 {str(recorded)[:12]}",
+            expected=wanted[:12],
+            hint=f"Remove {folder} or set another data_dir.",
+        )
+
+
 def write_json(path: Path, values: Any) -> None:
     """Write JSON to a temporary name, flush it to the disk, then rename: a kill leaves old or new."""
     path.parent.mkdir(parents=True, exist_ok=True)

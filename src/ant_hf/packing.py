@@ -21,7 +21,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from ant_hf.artefacts import file_sha256, fingerprint, whole_folder, write_json
+from ant_hf.artefacts import check_made_of, file_sha256, fingerprint, whole_folder, write_json
 from ant_hf.corpus import Corpus, Document
 from ant_hf.errors import AntError
 from ant_hf.processes import available_cores
@@ -73,13 +73,7 @@ def pack(
     }
     if (folder / MANIFEST).is_file():
         manifest = read_manifest(folder)
-        if manifest["inputs_sha256"] != fingerprint(inputs):
-            raise AntError(
-                f"{folder} holds tokens made of other text or another tokenizer",
-                seen=f"inputs sha256 {manifest['inputs_sha256'][:12]}",
-                expected=fingerprint(inputs)[:12],
-                hint=f"Remove {folder} or set another data_dir.",
-            )
+        check_made_of(folder, "tokens", manifest["inputs_sha256"], inputs)
         return manifest, True
     tokenizer_file = tokenizer_dir / "tokenizer.json"
     counts = corpus.counts.as_dict()

@@ -91,8 +91,6 @@ def pretrain(recipe: Recipe, fresh: bool = False, dry_run: bool = False) -> None
                 expected=record["sha256"][name][:12],
                 hint="Put the old one back, or start over with --fresh",
             )
-    if is_first_process():
-        folder.write_record(record)
     _train_and_finish(setup, folder, record)
 
 
@@ -163,6 +161,8 @@ def _train_and_finish(setup: _Setup, folder: RunFolder, record: dict[str, Any]) 
         step = int(folder.checkpoint.name.removeprefix("checkpoint-"))
         say(f"resuming    from step {step:,} ({folder.checkpoint})")
         record["resumed_from_steps"].append(step)
+    if is_first_process():
+        folder.write_record(record)
     trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
     in_training = trainer.score(validation)
     if is_first_process():

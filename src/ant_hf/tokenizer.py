@@ -13,7 +13,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
-from ant_hf.artefacts import file_sha256, fingerprint, read_json, whole_folder, write_json
+from ant_hf.artefacts import check_made_of, file_sha256, fingerprint, read_json, whole_folder, write_json
 from ant_hf.corpus import Corpus
 from ant_hf.errors import AntError
 from ant_hf.fragmentation import fragmentation_report
@@ -111,13 +111,7 @@ def prepare_tokenizer(
     if (folder / _RECORD).is_file():
         tokenizer = load_tokenizer(folder)
         made_of = read_json(folder / _RECORD, "tokenizer record", f"Remove {folder} to train it anew.")
-        if made_of.get("inputs_sha256") != fingerprint(inputs):
-            raise AntError(
-                f"{folder} holds a tokenizer made of other text or settings",
-                seen=f"inputs sha256 {str(made_of.get('inputs_sha256'))[:12]}",
-                expected=fingerprint(inputs)[:12],
-                hint=f"Remove {folder} or set another data_dir.",
-            )
+        check_made_of(folder, "a tokenizer", made_of.get("inputs_sha256"), inputs)
         return tokenizer, True
     held_out: list[str] = []
     texts = _training_texts(corpus, recipe.max_bytes, held_out, show_progress)
