@@ -23,7 +23,6 @@ from tqdm import tqdm
 
 from ant_hf.artefacts import check_made_of, file_sha256, fingerprint, whole_folder, write_json
 from ant_hf.corpus import Corpus, Document
-from ant_hf.errors import AntError
 from ant_hf.processes import available_cores
 from ant_hf.tokenizer import END_OF_TEXT
 from ant_hf.tokens import FORMAT_VERSION, MANIFEST, TRAIN, VALIDATION, read_manifest
