@@ -28,6 +28,7 @@ $(VENV)-transformers4/.installed: $(VENV)/.dev
 	cp $(VENV)-transformers4/site "$$($(VENV)-transformers4/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/shared.pth"
 	$(VENV)-transformers4/bin/python -m pip install --quiet --ignore-installed --no-deps \
 		transformers==4.57.6 huggingface_hub==0.36.2 tokenizers==0.22.2
+	$(VENV)-transformers4/bin/python -m pip install --quiet requests==2.34.2
 	@touch $@
 
 quickstart: $(VENV)/.quickstart ## Train, check and sample the real Ant-10M on this machine, about 10 minutes

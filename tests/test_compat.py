@@ -15,7 +15,7 @@ import json, sys, warnings
 warnings.simplefilter("error")
 import torch, transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
-folder, text = sys.argv[1:]
+folder, text = sys.argv[1], json.loads(sys.argv[2])
 model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 ids = tokenizer(text)["input_ids"]
@@ -38,7 +38,7 @@ def test_transformers_4_loads_the_same_model(tiny_run):
     python = os.environ.get("ANT_HF_TRANSFORMERS4")
     if not python or not Path(python).exists():
         pytest.skip("needs transformers 4.57: run `make test-slow`")
-    command = [python, "-c", SCRIPT, str(tiny_run / "final"), TEXT]
+    command = [python, "-c", SCRIPT, str(tiny_run / "final"), json.dumps(TEXT)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "warn" not in result.stderr.lower(), result.stderr
