@@ -63,8 +63,8 @@ class TokenizerRecipe(_Section):
     """Entries, special tokens and the 256 bytes included; must equal the architecture's."""
     split_digits: bool = True
     """Every decimal digit is a token of its own."""
-    max_bytes: Count = 1_000_000_000
-    """Train on at most this much text: merges of a 4,096 vocabulary settle long before."""
+    max_bytes: Count = 200_000_000
+    """Train on at most this much text: it bounds the memory, which holds every distinct word."""
 
 
 class TrainingRecipe(_Section):

@@ -34,7 +34,7 @@ _MIN_FREQUENCY = 2
 def train_bpe(texts: Iterable[str], recipe: TokenizerRecipe, show_progress: bool = False) -> Tokenizer:
     """Train a byte-level BPE; the same texts in the same order give the same tokenizer.
 
-    Memory holds the distinct words and their counts, not the texts.
+    Memory holds the distinct words and their counts, not the texts; `recipe.max_bytes` bounds them.
 
     Raises:
         AntError: the texts have too few distinct words for `vocab_size` entries.
