@@ -6,6 +6,7 @@ import pytest
 from conftest import ROOT
 
 from ant_hf.architecture import load_config, parameter_ledger
+from ant_hf.errors import AntError
 from ant_hf.plan import Plan
 from ant_hf.recipe import load_recipe
 
@@ -51,9 +52,18 @@ def test_recipes_of_one_budget_have_it():
     assert 250_000 <= plan_of("ant10m")[1].tokens_per_step <= 500_000
 
 
-def test_recipes_run_on_several_gpus():
-    for name in ("ant10m", "ant5m"):
-        assert plan_of(name, num_processes=8)[1].gradient_accumulation_steps >= 1
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("processes", [1, 2, 4, 8])
+def test_every_recipe_fits_one_to_eight_processes(path, processes):
+    recipe, plan = plan_of(path.stem, processes)
+    blocks = processes * plan.per_device_batch_size * plan.gradient_accumulation_steps
+    assert blocks == recipe.training.sequences_per_step
+    assert 1 <= plan.per_device_batch_size <= recipe.training.per_device_batch_size
+
+
+def test_a_step_that_does_not_divide_over_the_processes_is_refused():
+    with pytest.raises(AntError, match=r"sequences_per_step is 256.*3 processes.*sequences_per_step=258"):
+        plan_of("ant10m", num_processes=3)
 
 
 def test_config_files_are_json_without_comments():

@@ -31,7 +31,7 @@ def write(tmp_path, shared):
         (lambda v: v["training"].update(max_steps=True), ["training.max_steps", "True"]),
         (lambda v: v["training"].pop("max_steps"), ["training.max_steps is missing"]),
         (lambda v: v["training"].update(warmup_steps=8), ["warmup_steps", "below max_steps (8)"]),
-        (lambda v: v["training"].update(per_device_batch_size=3), ["per_device_batch_size is 3", "divide"]),
+        (lambda v: v["training"].update(per_device_batch_size=0), ["per_device_batch_size is 0", "greater"]),
         (lambda v: v["training"].update(optimizer="muon"), ["muon_learning_rate is missing"]),
         (lambda v: v["training"].update(optimizer="lion"), ["training.optimizer", "'adamw' or 'muon'"]),
         (lambda v: v["corpus"].pop("path"), ["corpus.path is missing"]),

@@ -21,6 +21,8 @@ class Plan:
     """What follows from recipe, architecture and number of processes, before anything is done."""
 
     num_processes: int
+    per_device_batch_size: int
+    """The largest that divides a process's share of a step and is not above the recipe's."""
     gradient_accumulation_steps: int
     tokens_per_step: int
     total_tokens: int
@@ -38,15 +40,16 @@ class Plan:
             AntError: the batch does not divide over the processes.
         """
         training = recipe.training
-        at_once = training.per_device_batch_size * num_processes
-        if training.sequences_per_step % at_once:
-            nearest = -(-training.sequences_per_step // at_once) * at_once
+        per_process, rest = divmod(training.sequences_per_step, num_processes)
+        if rest:
+            nearest = (per_process + 1) * num_processes
             raise AntError(
-                f"training.sequences_per_step is {training.sequences_per_step}; it must be a multiple of "
-                f"{at_once} (per_device_batch_size {training.per_device_batch_size} x "
-                f"{num_processes} processes)",
+                f"training.sequences_per_step is {training.sequences_per_step}",
+                expected=f"a multiple of the {num_processes} processes",
                 hint=f"Use --set training.sequences_per_step={nearest}",
             )
+        most = min(training.per_device_batch_size, per_process)
+        at_once = next(size for size in range(most, 0, -1) if per_process % size == 0)
         tokens_per_step = training.sequences_per_step * training.sequence_length
         total_tokens = tokens_per_step * training.max_steps
         flops = training_flops_per_token(config, training.sequence_length)
@@ -55,7 +58,8 @@ class Plan:
             moments -= ledger.per_layer * ledger.num_hidden_layers
         return cls(
             num_processes=num_processes,
-            gradient_accumulation_steps=training.sequences_per_step // at_once,
+            per_device_batch_size=at_once,
+            gradient_accumulation_steps=per_process // at_once,
             tokens_per_step=tokens_per_step,
             total_tokens=total_tokens,
             tokens_per_parameter=total_tokens / ledger.total,
@@ -72,7 +76,7 @@ def show_plan(
     training = recipe.training
     batch = (
         f"{training.sequences_per_step} blocks of {training.sequence_length} = "
-        f"{plan.tokens_per_step:,} tokens ({training.per_device_batch_size} a device x "
+        f"{plan.tokens_per_step:,} tokens ({plan.per_device_batch_size} a device x "
         f"{plan.num_processes} processes x {plan.gradient_accumulation_steps} accumulated)"
     )
     threads = f", {torch.get_num_threads()} threads a process" if execution.device == "cpu" else ""

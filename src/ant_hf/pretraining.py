@@ -116,6 +116,7 @@ def _set_up(recipe: Recipe, output_dir: Path) -> _Setup:
         torch.set_num_threads(training.cpu_threads or threads_per_process())
     arguments = training_arguments(training, execution, output_dir)
     plan = Plan.of(recipe, config, ledger, arguments.world_size)
+    arguments.per_device_train_batch_size = plan.per_device_batch_size
     arguments.gradient_accumulation_steps = plan.gradient_accumulation_steps
     show_plan(recipe, ledger, execution, plan, config)
     return _Setup(recipe, config, ledger, execution, plan, arguments)
@@ -291,7 +292,7 @@ def _dry_run(recipe: Recipe) -> None:
         arguments.save_strategy = arguments.eval_strategy = "no"
         arguments.report_to = []
         arguments.disable_tqdm = True
-        blocks_at_once = recipe.training.per_device_batch_size * setup.plan.num_processes
+        blocks_at_once = setup.plan.per_device_batch_size * setup.plan.num_processes
         tokens = _RandomTokens(blocks_at_once * recipe.training.sequence_length, setup.config.vocab_size)
         order = TrainingOrder(PackedDataset(tokens, recipe.training.sequence_length, 0), blocks_at_once, 0)
         trainer = _trainer(setup, order, tokens, [1] * setup.config.vocab_size, Path(scratch) / METRICS)

@@ -75,7 +75,7 @@ class TrainingRecipe(_Section):
     sequences_per_step: Count
     """Blocks an optimizer step, over all processes and accumulation."""
     per_device_batch_size: Count
-    """Blocks one process handles at once; accumulation follows from it."""
+    """Blocks one process handles at once, at most; the actual number and the accumulation follow."""
     max_steps: Count
     """Optimizer steps."""
     optimizer: Literal["adamw", "muon"] = "adamw"
@@ -137,11 +137,6 @@ class TrainingRecipe(_Section):
             )
         if self.stable_steps and self.lr_scheduler_type != "warmup_stable_decay":
             problems.append("training.stable_steps is set; only warmup_stable_decay has a stable phase")
-        if self.sequences_per_step % self.per_device_batch_size:
-            problems.append(
-                f"training.per_device_batch_size is {self.per_device_batch_size}; "
-                f"must divide sequences_per_step ({self.sequences_per_step})"
-            )
         if self.optimizer == "muon" and self.muon_learning_rate is None:
             problems.append("training.muon_learning_rate is missing; optimizer muon needs it (0.02 is usual)")
         if self.optimizer == "adamw" and self.muon_learning_rate is not None:

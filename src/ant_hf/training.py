@@ -37,8 +37,6 @@ def training_arguments(recipe: TrainingRecipe, execution: Execution, output_dir:
     return TrainingArguments(
         output_dir=str(output_dir),
         max_steps=recipe.max_steps,
-        per_device_train_batch_size=recipe.per_device_batch_size,
-        per_device_eval_batch_size=recipe.per_device_batch_size,
         learning_rate=recipe.learning_rate,
         lr_scheduler_type=recipe.lr_scheduler_type,
         lr_scheduler_kwargs=_scheduler_kwargs(recipe),
