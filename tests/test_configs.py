@@ -1,6 +1,7 @@
 """The committed recipes are read, planned and dry-run, so that none can rot."""
 
 import json
+import re
 
 import pytest
 from conftest import ROOT
@@ -69,3 +70,10 @@ def test_a_step_that_does_not_divide_over_the_processes_is_refused():
 def test_config_files_are_json_without_comments():
     for path in (ROOT / "configs").glob("*.json"):
         assert json.loads(path.read_text())["model_type"] == "llama"
+
+
+def test_quickstart_can_be_shortened_as_the_readme_says():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (flags,) = re.findall(r'make quickstart ARGS="--set (\S+) --output-dir \S+"', readme)
+    recipe = load_recipe(ROOT / "configs" / "recipes" / "quickstart.yaml", [flags])
+    assert recipe.training.max_steps == 40

@@ -59,6 +59,17 @@ def test_learning_rate_warms_up_and_follows_the_cosine(tiny_run):
     assert rates == pytest.approx([0.0, 0.005, *(cosine(step) for step in range(2, 8))])
 
 
+def test_learning_rate_stays_up_and_then_falls_in_a_line(make_recipe):
+    recipe = make_recipe(
+        lr_scheduler_type="warmup_stable_decay", stable_fraction=0.5, min_lr_rate=0.0, max_steps=10
+    )
+    pretrain(recipe)
+    rows = read_metrics(open_run_folder(recipe).path / "metrics.jsonl")
+    rates = [row["learning_rate"] for row in rows if "loss" in row]
+    falling = [0.01 * (1 - step / 4) for step in range(4)]
+    assert rates == pytest.approx([0.0, 0.005, *[0.01] * 4, *falling])
+
+
 def test_run_record_names_everything(tiny_run):
     record = json.loads((tiny_run / "run.json").read_text())
     assert record["status"] == "finished"

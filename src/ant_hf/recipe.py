@@ -90,8 +90,8 @@ class TrainingRecipe(_Section):
     """Where the decay ends, as a share of the peak."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps of linear warmup."""
-    stable_steps: Annotated[int, Field(ge=0)] = 0
-    """Steps at the peak, for warmup_stable_decay."""
+    stable_fraction: Fraction = 0.0
+    """Share of the steps after the warmup spent at the peak, for warmup_stable_decay."""
     weight_decay: NonNegative = 0.1
     """Decoupled decay of matrices; norms have none."""
     adam_beta1: Fraction = 0.9
@@ -130,13 +130,12 @@ class TrainingRecipe(_Section):
     @model_validator(mode="after")
     def _consistent(self) -> TrainingRecipe:
         problems = []
-        if self.warmup_steps + self.stable_steps >= self.max_steps:
+        if self.warmup_steps >= self.max_steps:
             problems.append(
-                f"training.warmup_steps + stable_steps is {self.warmup_steps + self.stable_steps}; "
-                f"must be below max_steps ({self.max_steps})"
+                f"training.warmup_steps is {self.warmup_steps}; must be below max_steps ({self.max_steps})"
             )
-        if self.stable_steps and self.lr_scheduler_type != "warmup_stable_decay":
-            problems.append("training.stable_steps is set; only warmup_stable_decay has a stable phase")
+        if self.stable_fraction and self.lr_scheduler_type != "warmup_stable_decay":
+            problems.append("training.stable_fraction is set; only warmup_stable_decay has a stable phase")
         if self.optimizer == "muon" and self.muon_learning_rate is None:
             problems.append("training.muon_learning_rate is missing; optimizer muon needs it (0.02 is usual)")
         if self.optimizer == "adamw" and self.muon_learning_rate is not None:
