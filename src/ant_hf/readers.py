@@ -34,6 +34,11 @@ def _not_utf8(file: Path, offset: int) -> AntError:
 
 
 def read_txt(file: Path) -> Iterator[str]:
+    """The documents of a txt file: one, or those between separator lines.
+
+    Raises:
+        AntError: bytes that are not UTF-8, with their offset.
+    """
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     offset, text = 0, ""
     with _open(file) as handle:
@@ -63,6 +68,11 @@ def _split_documents(text: str) -> list[str]:
 
 
 def read_jsonl(file: Path, column: str) -> Iterator[str]:
+    """The texts of a jsonl file; blank lines are skipped.
+
+    Raises:
+        AntError: a broken line, or one without the column or without text in it, with its number.
+    """
     offset = 0
     with _open(file) as handle:
         for number, line in enumerate(handle, 1):
@@ -86,6 +96,11 @@ def read_jsonl(file: Path, column: str) -> Iterator[str]:
 
 
 def read_parquet(file: Path, column: str) -> Iterator[str]:
+    """The texts of a Parquet file, 512 rows at a time.
+
+    Raises:
+        AntError: the file is damaged, or has no such column (names those it has).
+    """
     if file.suffix == ".gz":
         # Parquet is read from its end, which gzip cannot do: unpack to a temporary file.
         with tempfile.TemporaryDirectory() as folder:
@@ -113,6 +128,7 @@ def _parquet_rows(unpacked: Path, file: Path, column: str) -> Iterator[str]:
 
 
 def missing_column(where: str, column: str, columns: list[str]) -> AntError:
+    """The error for rows without the text column."""
     return AntError(
         f"{where} has no column {column!r}",
         seen=columns,
@@ -121,6 +137,11 @@ def missing_column(where: str, column: str, columns: list[str]) -> AntError:
 
 
 def checked_text(value: Any, where: str, column: str) -> str:
+    """The value, if it is text.
+
+    Raises:
+        AntError: it is something else.
+    """
     if not isinstance(value, str):
         raise AntError(
             f"{where}: column {column!r} holds {type(value).__name__}", expected="text in every row"

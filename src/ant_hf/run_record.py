@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from ant_hf.precision import Execution
@@ -66,9 +66,14 @@ def _git(root: Path, *arguments: str) -> str:
 
 def peak_memory_bytes() -> dict[str, int]:
     """Largest resident memory of this process so far, and of the GPU's allocator where there is one."""
-    # Linux counts KiB, macOS bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if sys.platform == "win32":
+        peak = {"process": psutil.Process().memory_info().peak_wset}
+    else:
+        import resource
+
+        # Linux counts KiB, macOS bytes.
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     if torch.cuda.is_available():
         peak["cuda"] = torch.cuda.max_memory_allocated()
     return peak

