@@ -1,0 +1,76 @@
+"""Callbacks by themselves, driven as Trainer drives them."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ant_hf import callbacks
+from ant_hf.callbacks import MetricsFile, NonFiniteGuard, ThroughputMeter
+from ant_hf.errors import AntError
+from ant_hf.metrics import read_metrics
+
+ARGS = SimpleNamespace(device=torch.device("cpu"))
+
+
+def control(evaluate=False, save=False, stop=False):
+    return SimpleNamespace(should_evaluate=evaluate, should_save=save, should_training_stop=stop)
+
+
+def test_speed_leaves_evaluation_out_and_keeps_waiting_for_data(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(callbacks.time, "perf_counter", lambda: clock.now)
+    meter = ThroughputMeter()
+
+    def step(seconds, **flags):
+        meter.on_step_begin(ARGS, None, control())
+        clock.now += seconds
+        meter.on_step_end(ARGS, None, control(**flags))
+
+    step(1.0)
+    clock.now += 0.5  # waiting for the data of the next step
+    step(1.0, evaluate=True)
+    clock.now += 100.0  # evaluation
+    assert meter.since_last_call() == (2.5, 2)
+    step(2.0, save=True)
+    clock.now += 100.0  # saving
+    step(2.0)
+    assert meter.since_last_call() == (4.0, 2)
+    meter.on_train_end(ARGS, None, control(stop=True))
+    assert (meter.seconds, meter.steps) == (6.5, 4)
+
+
+def test_metrics_file_drops_what_came_after_the_checkpoint(tmp_path):
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    state = SimpleNamespace(is_world_process_zero=True, global_step=0)
+    file.on_train_begin(ARGS, state, control())
+    for step in (1, 2, 3):
+        state.global_step = step
+        file.on_log(ARGS, state, control(), logs={"loss": 1.0 / step})
+    with file.path.open("a") as handle:
+        handle.write('{"step": 4, "lo')  # killed while writing
+    assert [row["step"] for row in read_metrics(file.path)] == [1, 2, 3]
+    state.global_step = 2
+    file.on_train_begin(ARGS, state, control())
+    file.on_log(ARGS, state, control(), logs={"loss": 0.1})
+    rows = [json.loads(line) for line in file.path.read_text().splitlines()]
+    assert [(row["step"], row["loss"]) for row in rows] == [(1, 1.0), (2, 0.5), (2, 0.1)]
+
+
+def test_only_the_first_process_writes(tmp_path):
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    state = SimpleNamespace(is_world_process_zero=False, global_step=1)
+    file.on_train_begin(ARGS, state, control())
+    file.on_log(ARGS, state, control(), logs={"loss": 1.0})
+    assert not file.path.exists()
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_guard_stops_at_a_loss_that_is_no_number(loss):
+    state = SimpleNamespace(global_step=7)
+    guard = NonFiniteGuard()
+    guard.on_log(ARGS, state, control(), logs={"loss": 1.0, "grad_norm": math.inf})
+    with pytest.raises(AntError, match="at step 7"):
+        guard.on_log(ARGS, state, control(), logs={"loss": loss})
