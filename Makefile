@@ -27,8 +27,8 @@ $(VENV)-transformers4/.installed: $(VENV)/.dev
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $(VENV)-transformers4/site
 	cp $(VENV)-transformers4/site "$$($(VENV)-transformers4/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/shared.pth"
 	$(VENV)-transformers4/bin/python -m pip install --quiet --ignore-installed --no-deps \
-		transformers==4.57.6 huggingface_hub==0.36.2 tokenizers==0.22.2
-	$(VENV)-transformers4/bin/python -m pip install --quiet requests==2.34.2
+		transformers==4.57.6 huggingface_hub==0.36.2 tokenizers==0.22.2 \
+		requests==2.34.2 urllib3==2.7.0 charset-normalizer==3.4.7 idna==3.20 certifi==2026.5.20
 	@touch $@
 
 quickstart: $(VENV)/.quickstart ## Train, check and sample the real Ant-10M on this machine, about 10 minutes

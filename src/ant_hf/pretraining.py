@@ -70,9 +70,9 @@ def pretrain(recipe: Recipe, fresh: bool = False, dry_run: bool = False) -> None
     # The first process alone removes and makes files; the others come after and find them.
     with setup.arguments.main_process_first(local=False, desc="preparing data"):
         folder = open_run_folder(recipe, fresh and is_first_process())
-        if not folder.is_finished:
-            make_tokenizer(recipe, setup.config.max_position_embeddings, is_first_process())
-            make_tokens(recipe, is_first_process())
+        if not folder.is_finished and is_first_process():
+            make_tokenizer(recipe, setup.config.max_position_embeddings)
+            make_tokens(recipe)
     if folder.is_finished:
         say(f"finished    {folder.path / FINAL} is there already ({folder.record['finished']})")
         _say_result(folder.record["final"], folder.path)
