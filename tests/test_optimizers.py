@@ -94,3 +94,24 @@ def test_old_torch_gets_a_clear_error(model, recipe, monkeypatch):
     monkeypatch.delattr(torch.optim, "Muon")
     with pytest.raises(AntError, match=r"torch 2\.9 or newer"):
         muon_adamw(model, names(model), recipe)
+
+
+def test_gradient_scaling_works_and_skips_infinite_steps(model, recipe):
+    """What fp16 training does around the optimizer, here on the CPU with an exact scale."""
+    twin = copy.deepcopy(model)
+    train(twin, muon_adamw(twin, names(twin), recipe), 1, seed=1)
+    optimizer = muon_adamw(model, names(model), recipe)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+    ids = torch.randint(0, 384, (2, 16), generator=torch.Generator().manual_seed(1))
+    scaler.scale(model(input_ids=ids, labels=ids).loss).backward()
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    scaler.update()
+    for name, value in weights(model).items():
+        torch.testing.assert_close(value, weights(twin)[name], rtol=1e-5, atol=1e-7)
+    before = weights(model)
+    model.get_input_embeddings().weight.grad.fill_(torch.inf)
+    scaler.step(optimizer)
+    scaler.update()
+    assert all(torch.equal(value, before[name]) for name, value in weights(model).items())
+    assert scaler.get_scale() == 2.0**7

@@ -91,8 +91,10 @@ class MetricsFile(TrainerCallback):
     ) -> None:
         if logs is None or not state.is_world_process_zero:
             return
+        # Trainer's epoch counts the run as one; tokens_seen says how far the text has been read.
+        row = {"step": state.global_step, **{key: value for key, value in logs.items() if key != "epoch"}}
         with self.path.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+            handle.write(json.dumps(row) + "\n")
 
 
 class ProgressBar(ProgressCallback):
