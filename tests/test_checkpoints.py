@@ -119,4 +119,5 @@ def test_loading_leaves_the_users_logging_as_it_was(tiny_run):
 def test_tokenizer_loads_without_warning(tiny_run):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        AutoTokenizer.from_pretrained(tiny_run / "final")
+        tokenizer = AutoTokenizer.from_pretrained(tiny_run / "final")
+    assert tokenizer.is_fast
