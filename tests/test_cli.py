@@ -73,6 +73,8 @@ def test_mistakes_in_recipe_data_and_device_are_one_message(recipe_file, tmp_pat
     assert "did you mean max_steps" in error("--set", "training.max_step=3")
     assert "corpus not found" in error("--data", "nothing.txt")
     assert "no file matches" in error("--data", str(tmp_path / "*.jsonl"))
+    assert "no file matches *.nothing" in error("--data", "*.nothing")
+    assert "corpus not found: 2026" in error("--data", "2026")
     assert "no such device" in error("--set", "training.device=cuda")
     (tmp_path / "few.txt").write_text("A text that is much too short to train on.")
     assert "too small for a vocabulary" in error("--data", str(tmp_path / "few.txt"))

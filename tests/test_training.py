@@ -173,6 +173,18 @@ def test_folder_of_another_run_is_refused_and_kept(make_recipe):
     assert open_run_folder(recipe).is_finished
 
 
+def test_fresh_starts_over_where_the_record_is_damaged(make_recipe, capsys):
+    recipe = make_recipe(max_steps=3)
+    pretrain(recipe)
+    folder = open_run_folder(recipe).path
+    (folder / "run.json").write_text('{"status": "fini')
+    with pytest.raises(AntError, match=r"run\.json cannot be read.*--fresh"):
+        pretrain(recipe)
+    pretrain(recipe, fresh=True)
+    assert open_run_folder(recipe).is_finished
+    assert "removing the run" in capsys.readouterr().out
+
+
 def test_checkpoints_without_a_record_are_refused(make_recipe, tmp_path):
     (tmp_path / "run" / "checkpoint-5").mkdir(parents=True)
     with pytest.raises(AntError, match=r"without a run\.json"):

@@ -5,6 +5,7 @@ The library is imported inside the commands, so that `--help` answers without lo
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -70,10 +71,11 @@ def _recipe(config: Path, data: str | None, output_dir: str | None, overrides: l
     from ant_hf.recipe import load_recipe
 
     changes = list(overrides or [])
+    # Values are YAML, where a bare *.txt is an alias and 2026 a number; quoted, a path is a path.
     if data is not None:
-        changes += ["corpus.source=files", f"corpus.path={data}"]
+        changes += ["corpus.source=files", f"corpus.path={json.dumps(data)}"]
     if output_dir is not None:
-        changes.append(f"output_dir={output_dir}")
+        changes.append(f"output_dir={json.dumps(output_dir)}")
     return load_recipe(config, changes)
 
 

@@ -11,6 +11,7 @@ from ant_hf.artefacts import read_json, write_json
 from ant_hf.checkpoints import latest_checkpoint
 from ant_hf.errors import AntError
 from ant_hf.recipe import Recipe
+from ant_hf.report import say
 
 RUN_RECORD = "run.json"
 METRICS = "metrics.jsonl"
@@ -67,10 +68,11 @@ def open_run_folder(recipe: Recipe, fresh: bool = False) -> RunFolder:
                 hint="Set another folder: --output-dir FOLDER",
             )
         return RunFolder(path, {}, None)
-    record = read_json(path / RUN_RECORD, "run record", f"Start over with --fresh, or remove {path}.")
     if fresh:
+        say(f"fresh       removing the run in {path}")
         _remove_run(path)
         return RunFolder(path, {}, None)
+    record = read_json(path / RUN_RECORD, "run record", f"Start over with --fresh, or remove {path}.")
     differences = _differences(record.get("recipe"), recipe.model_dump())
     if differences:
         listing = "\n".join(f"  - {line}" for line in differences)
