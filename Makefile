@@ -31,7 +31,7 @@ $(VENV)-transformers4/.installed: $(VENV)/.dev
 		requests==2.34.2 urllib3==2.7.0 charset-normalizer==3.4.7 idna==3.20 certifi==2026.5.20
 	@touch $@
 
-quickstart: $(VENV)/.quickstart ## Train, check and sample the real Ant-10M on this machine, about 10 minutes
+quickstart: $(VENV)/.quickstart ## Train, check and sample the real Ant-10M on this machine, under 10 minutes on 2 cores
 	$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no \
 		--dynamo_backend no pretrain.py --config $(RECIPE) $(ARGS)
 

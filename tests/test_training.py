@@ -10,6 +10,7 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file
 
+from ant_hf import pretraining
 from ant_hf.errors import AntError
 from ant_hf.metrics import read_metrics
 from ant_hf.precision import choose_execution
@@ -183,6 +184,29 @@ def test_fresh_starts_over_where_the_record_is_damaged(make_recipe, capsys):
     pretrain(recipe, fresh=True)
     assert open_run_folder(recipe).is_finished
     assert "removing the run" in capsys.readouterr().out
+
+
+def test_files_that_do_not_reproduce_the_training_fail_the_run(make_recipe, monkeypatch, tmp_path):
+    """The check that a release with mismatched weights would have met."""
+    original = pretraining.export_final
+
+    def export_shuffled(model, tokenizer_dir, folder):
+        with torch.no_grad():
+            weight = model.get_input_embeddings().weight
+            weight.copy_(weight.flip(0))
+        return original(model, tokenizer_dir, folder)
+
+    monkeypatch.setattr(pretraining, "export_final", export_shuffled)
+    with pytest.raises(AntError, match="reloaded, does not reproduce the trained model"):
+        pretrain(make_recipe())
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "running"
+
+
+def test_a_run_without_validation_text_is_refused(make_recipe):
+    recipe = make_recipe()
+    corpus = recipe.corpus.model_copy(update={"max_tokens": 1})
+    with pytest.raises(AntError, match="no document fell into the validation split"):
+        pretrain(recipe.model_copy(update={"corpus": corpus}))
 
 
 def test_checkpoints_without_a_record_are_refused(make_recipe, tmp_path):

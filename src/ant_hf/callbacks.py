@@ -123,9 +123,10 @@ class ProgressBar(ProgressCallback):
 
 
 class NonFiniteGuard(TrainerCallback):
-    """Stops a run whose loss is no longer a number, before a checkpoint of it is written.
+    """Stops a run at the first logged loss that is no number.
 
-    The gradient norm is left alone: under fp16 an infinite one only means a skipped step.
+    A checkpoint saved between two logs may already hold it. The gradient norm is left alone:
+    under fp16 an infinite one only means a skipped step.
     """
 
     def on_log(
@@ -140,6 +141,6 @@ class NonFiniteGuard(TrainerCallback):
         if not math.isfinite(loss):
             raise AntError(
                 f"the loss is {loss} at step {state.global_step}",
-                hint="The last checkpoint is whole. Lower training.learning_rate, or try "
-                "--set training.precision=fp32",
+                hint="Lower training.learning_rate, or try --set training.precision=fp32; "
+                "start over with --fresh",
             )

@@ -16,7 +16,7 @@ from ant_hf.tokenizer import FRAGMENTATION, prepare_tokenizer
 from ant_hf.tokens import TRAIN, VALIDATION, verify_shards
 
 
-def make_tokenizer(recipe: Recipe, model_max_length: int, show_progress: bool = True) -> Tokenizer:
+def make_tokenizer(recipe: Recipe, model_max_length: int) -> Tokenizer:
     """Train or reuse the recipe's tokenizer, and say how it fragments held-out text.
 
     Raises:
@@ -24,7 +24,7 @@ def make_tokenizer(recipe: Recipe, model_max_length: int, show_progress: bool = 
     """
     corpus = Corpus.from_recipe(recipe.corpus)
     folder = recipe.tokenizer_dir
-    tokenizer, reused = prepare_tokenizer(corpus, recipe.tokenizer, folder, model_max_length, show_progress)
+    tokenizer, reused = prepare_tokenizer(corpus, recipe.tokenizer, folder, model_max_length)
     say(f"tokenizer   {folder} ({'reused' if reused else 'trained'}, {tokenizer.get_vocab_size():,} entries)")
     report = read_json(folder / FRAGMENTATION, "fragmentation report", f"Remove {folder} to make it anew.")
     say(
@@ -34,7 +34,7 @@ def make_tokenizer(recipe: Recipe, model_max_length: int, show_progress: bool = 
     return tokenizer
 
 
-def make_tokens(recipe: Recipe, show_progress: bool = True) -> dict[str, Any]:
+def make_tokens(recipe: Recipe) -> dict[str, Any]:
     """Pack the recipe's corpus with its tokenizer, or reuse what is there after checking every hash.
 
     Raises:
@@ -42,9 +42,7 @@ def make_tokens(recipe: Recipe, show_progress: bool = True) -> dict[str, Any]:
     """
     corpus = Corpus.from_recipe(recipe.corpus)
     folder = recipe.tokens_dir
-    manifest, reused = pack(
-        corpus, recipe.tokenizer_dir, folder, recipe.corpus.max_tokens, show_progress=show_progress
-    )
+    manifest, reused = pack(corpus, recipe.tokenizer_dir, folder, recipe.corpus.max_tokens)
     if reused:
         verify_shards(folder)
     counts, splits = manifest["documents"], manifest["splits"]
