@@ -14,7 +14,11 @@ ORDER = [
     "recipe", "report", "plots",
     "readers", "sources", "corpus", "fragmentation", "tokenizer", "tokens", "packing", "dataset",
     "architecture", "precision", "plan", "optimizers", "callbacks", "checkpoints",
-    "evaluation.perplexity", "training", "preparation", "run_folder", "run_record", "pretraining", "cli",
+    "evaluation.perplexity", "training", "preparation", "run_folder", "run_record", "pretraining",
+    "offline", "evaluation.benchmarks", "evaluation.arithmark", "evaluation.definitions",
+    "evaluation.layout", "evaluation.likelihoods", "evaluation.language_model", "evaluation.degeneration",
+    "evaluation.statistics", "evaluation.subject", "evaluation.records", "evaluation.results",
+    "evaluation.harness", "evaluation.evaluate", "evaluation.table", "cli",
 ]  # fmt: skip
 
 

@@ -21,6 +21,8 @@ class PublishedModel:
     parameters_rounded: bool
     """Whether the card gives millions only."""
     architecture: dict[str, Any]
+    results: dict[str, dict[str, float]]
+    """Accuracies as fractions and perplexities, as printed: lm-eval's task name, then the metric."""
 
 
 def published_models() -> list[PublishedModel]:
