@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from ant_hf.artefacts import file_sha256, whole_folder, write_json
@@ -101,12 +100,6 @@ def load_final(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[
             expected=f"vocab_size {model.config.vocab_size}",
         )
     return model, tokenizer
-
-
-def latest_checkpoint(output_dir: Path) -> Path | None:
-    """The `checkpoint-N` folder with the highest N, if there is one."""
-    found = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
-    return Path(found) if found else None
 
 
 def generate_sample(model: PreTrainedModel, tokenizer: Any, prompt: str, seed: int = 0) -> str:

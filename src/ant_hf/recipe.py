@@ -24,7 +24,9 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class CorpusRecipe(_Section):
@@ -121,7 +123,13 @@ class TrainingRecipe(_Section):
     save_steps: Count = 200
     """Steps between two checkpoints."""
     save_total_limit: Count = 2
-    """Checkpoints kept."""
+    """Checkpoints kept; the oldest goes when the new one is complete."""
+    max_hours: Annotated[float, Field(gt=0.0)] | None = None
+    """Save and leave before the process is this old, with room for a save; for sessions of limited length."""
+    max_skipped_steps: Count = 20
+    """fp16 steps skipped in a row that end the run; each halves the loss scale."""
+    spike_deviations: Annotated[float, Field(gt=0.0)] | None = 6.0
+    """Report a loss this many deviations above the mean of the 128 steps before it; null for never."""
     dataloader_num_workers: Annotated[int, Field(ge=0)] = 0
     """Worker processes of the data loader; the memory map needs none."""
     report_to: list[str] = ["tensorboard"]
@@ -182,7 +190,7 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -
         raise missing_file(path, "recipe", _nearby_recipes(path))
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _RecipeLoader)  # noqa: S506 (a SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
         detail = " ".join(str(error).split())
         raise AntError(f"{path} is not a readable YAML file: {detail}") from None
     if not isinstance(values, dict):
@@ -205,7 +213,14 @@ def _nearby_recipes(path: Path) -> str:
 
 
 class _RecipeLoader(yaml.SafeLoader):
-    """Safe YAML that reads 4e-4 as a number and refuses a key given twice."""
+    """Safe YAML that reads 4e-4 as a number, and refuses aliases and a key given twice."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            # Nine nested aliases can stand for a billion values, in the first message that shows them.
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "aliases are not used in recipes", mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -244,7 +259,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
             raise AntError(f"--set {override}: {section!r} is no section of the recipe")
     try:
         target[last] = yaml.load(text, _RecipeLoader)  # noqa: S506
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise AntError(f"--set {key}: the value is no YAML", seen=text) from None
 
 
