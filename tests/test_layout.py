@@ -14,8 +14,8 @@ ORDER = [
     "recipe", "report", "locks", "plots",
     "readers", "sources", "corpus", "fragmentation", "tokenizer", "tokens", "packing", "dataset",
     "architecture", "precision", "plan", "optimizers", "stopping", "callbacks", "guards", "resume",
-    "checkpoints", "evaluation.perplexity", "training", "preparation", "run_folder", "run_record", "run_setup", "dry_run",
-    "pretraining", "cli",
+    "checkpoints", "evaluation.perplexity", "training", "preparation", "run_folder", "run_record",
+    "run_setup", "dry_run", "pretraining", "cli",
 ]  # fmt: skip
 
 

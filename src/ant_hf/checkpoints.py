@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.utils import logging
 
-from ant_hf.artefacts import file_sha256, whole_folder, write_json
+from ant_hf.architecture import load_config, parameter_ledger
+from ant_hf.artefacts import file_sha256, read_sealed, whole_folder, write_json
 from ant_hf.errors import AntError, missing_file
 
 WEIGHTS = "model.safetensors"
@@ -77,12 +77,16 @@ def load_final(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[
     """
     if not Path(folder, "config.json").is_file():
         raise missing_file(folder, "model folder", "Train one: make quickstart")
+    _check_before_loading(Path(folder))
     with warnings.catch_warnings(), _quiet_transformers():
         warnings.simplefilter("error")
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError, RuntimeError, SafetensorError, Warning) as error:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, output_loading_info=True, use_safetensors=True, trust_remote_code=False
+            )
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        # The tokenizer's reader raises bare Exception, and damaged JSON a dozen kinds.
+        except Exception as error:
             raise AntError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from None
     model, info = loaded
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -100,6 +104,42 @@ def load_final(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[
             expected=f"vocab_size {model.config.vocab_size}",
         )
     return model, tokenizer
+
+
+def _check_before_loading(folder: Path) -> None:
+    """Config, size and hashes, as far as they are known, before anything is allocated or run.
+
+    Raises:
+        AntError: the config is none of ours, the weights are smaller than it says, or a file is not
+            the one that was exported (names it and both hashes).
+    """
+    config = load_config(folder)
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        raise missing_file(weights, "weights", "Only safetensors are read: pickles can run code.")
+    total, size = parameter_ledger(config).total, weights.stat().st_size
+    if size < total:
+        raise AntError(
+            f"{weights} is cut short, or its config.json is another model's",
+            seen=f"{size:,} bytes",
+            expected=f"more than one for each of {total:,} parameters",
+        )
+    record = folder.parent / "run.json"
+    if folder.name != "final" or not record.is_file():
+        return
+    hint = f"Train it again with --fresh, or remove {record} if it belongs to another model."
+    exported = read_sealed(record, "run record", hint).get("exported_sha256")
+    for name, expected in exported.items() if isinstance(exported, dict) else ():
+        path = folder / Path(name).name
+        if not path.is_file():
+            raise missing_file(path, "a file of the exported model", hint)
+        if (seen := file_sha256(path)) != expected:
+            raise AntError(
+                f"{path} was changed after it was exported",
+                seen=f"sha256 {seen[:12]}",
+                expected=str(expected)[:12],
+                hint=hint,
+            )
 
 
 def generate_sample(model: PreTrainedModel, tokenizer: Any, prompt: str, seed: int = 0) -> str:

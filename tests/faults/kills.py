@@ -28,7 +28,9 @@ import psutil
 import yaml
 
 ROOT = Path(__file__).parents[2]
-MAX_STEPS = 48
+MAX_STEPS = 120
+# A kill falls within this many seconds of a start, or in the save that follows; most fall before the end.
+HORIZON_SECONDS = 4.0
 RECIPE = {
     "name": "killed",
     "sample_prompt": "In the beginning",
@@ -76,7 +78,7 @@ CONFIG = {
 
 
 def write_recipe(folder: Path, name: str, chapters: int = 12, **training: object) -> Path:
-    """A recipe file beside its own copy of text and config; the run ends in its third pass."""
+    """A recipe file beside its own copy of text and config; the run makes nine passes."""
     from ant_hf.sources import EmbeddedBible
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +105,8 @@ class Attempt:
         self.log, self.by_command = log, by_command
         log.write_text("")
         if by_command:
-            self.pids = [_launch(recipe, processes, log)]
+            self.launcher = _launch(recipe, processes, log)
+            self.pids = [self.launcher.pid]
         else:
             port = _free_port()
             self.pids = [_fork(recipe, rank, processes, port, log) for rank in range(processes)]
@@ -115,6 +118,8 @@ class Attempt:
                 done, status = os.waitpid(pid, os.WNOHANG)
                 if done:
                     self.codes[pid] = os.waitstatus_to_exitcode(status)
+                    if self.by_command:
+                        self.launcher.returncode = self.codes[pid]
         return len(self.codes) < len(self.pids)
 
     def family(self) -> list[psutil.Process]:
@@ -141,7 +146,7 @@ class Attempt:
             self.wait(3.0)
         _signal(family, signal.SIGKILL)
         self.wait(30.0)
-        gone, alive = psutil.wait_procs(family, timeout=30)
+        _, alive = psutil.wait_procs(family, timeout=30)
         assert not alive, alive
 
     def wait(self, seconds: float) -> bool:
@@ -195,14 +200,17 @@ def _fork(recipe: Path, rank: int, processes: int, port: int, log: Path) -> int:
     os._exit(0)
 
 
-def _launch(recipe: Path, processes: int, log: Path) -> int:
+def _launch(recipe: Path, processes: int, log: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--cpu", "--num_machines", "1"]
     command += ["--num_processes", str(processes), "--mixed_precision", "no", "--dynamo_backend", "no"]
     with log.open("a") as output:
         return subprocess.Popen(
             [*command, "pretrain.py", "--config", str(recipe)],
-            cwd=ROOT, stdout=output, stderr=output, start_new_session=True,
-        ).pid  # fmt: skip
+            cwd=ROOT,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
 
 
 def newest_step(folder: Path) -> int:
@@ -252,28 +260,14 @@ class Soak:
         # Each slice must draw other moments, and the same call the same ones.
         self.random = random.Random(f"{processes} {self.tally['attempts']}")
         self.reference = work / f"reference{processes}"
-        self.whole_seconds = self._run_reference()
+        self._run_reference()
 
-    def _run_reference(self) -> float:
+    def _run_reference(self) -> None:
         recipe = write_recipe(self.work, self.reference.name)
         if not (self.reference / "final").exists():
             attempt = Attempt(recipe, self.processes, False, self.work / "reference.log")
             assert attempt.wait(120), "the uninterrupted run takes too long"
             assert set(attempt.codes.values()) == {0}, attempt.log.read_text()[-3000:]
-        return self._timed()
-
-    def _timed(self) -> float:
-        """Seconds of an uninterrupted run that finds its tokens packed."""
-        name = f"timed{self.processes}"
-        recipe = write_recipe(self.work, name)
-        shutil.rmtree(self.work / name, ignore_errors=True)
-        for part in ("tokenizer", "tokens"):
-            shutil.copytree(self.reference / part, self.work / name / part)
-        began = time.monotonic()
-        attempt = Attempt(recipe, self.processes, False, self.work / "timed.log")
-        assert attempt.wait(120)
-        assert not differences(self.work / name, self.reference)
-        return time.monotonic() - began
 
     def kill_until(self, kills: int, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -320,7 +314,7 @@ class Soak:
             assert attempt.wait(180)
             return attempt, False
         # The launcher needs seconds of its own before there is anything to kill.
-        delay = self.random.uniform(0, self.whole_seconds) + (6.0 if by_command else 0.0)
+        delay = self.random.uniform(0, HORIZON_SECONDS) + (6.0 if by_command else 0.0)
         aimed = self.random.random() < 0.5
         if not self._strike(attempt, folder, delay, aimed):
             return attempt, False
@@ -342,7 +336,7 @@ class Soak:
             return False
         if aimed:
             saving = folder / ".saving"
-            until = time.monotonic() + self.whole_seconds
+            until = time.monotonic() + HORIZON_SECONDS
             while not saving.exists() and attempt.running() and time.monotonic() < until:
                 time.sleep(0.0003)
             # As long as the saves of this model take on a fast disk.
@@ -358,9 +352,8 @@ class Soak:
             # A checkpoint may have been complete and killed just before it got its name.
             self.tally["lost_steps"] += max(0, before - step)
             self.tally["resumes"] += 1
-        elif before and re.search(r"^training {4}", text, re.MULTILINE) and "warning" not in text:
-            if "resuming" not in text and not attempt.codes:
-                self._fail("corrupt_resumes", "started over")
+        elif before and re.search(r"^ *0%", text, re.MULTILINE):
+            self._fail("corrupt_resumes", f"started over in spite of checkpoint-{before}")
         self.tally["lost_steps"] += max(0, before - after)
 
     def _fail(self, kind: str, text: str) -> None:
