@@ -54,7 +54,9 @@ def training_arguments(recipe: TrainingRecipe, execution: Execution, output_dir:
         lr_scheduler_type=recipe.lr_scheduler_type,
         lr_scheduler_kwargs=_scheduler_kwargs(recipe),
         warmup_steps=recipe.warmup_steps,
-        optim="adamw_torch_fused",
+        # The fused kernel skips an overflowed step by itself, unseen: accelerate would count it as
+        # taken and Trainer would move the schedule on.
+        optim="adamw_torch" if execution.precision == "fp16" else "adamw_torch_fused",
         weight_decay=recipe.weight_decay,
         adam_beta1=recipe.adam_beta1,
         adam_beta2=recipe.adam_beta2,
@@ -185,6 +187,15 @@ class AntTrainer(Trainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.guard.add_micro_batch(loss)
         return loss
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Only a tied projection may be missing from a checkpoint; Trainer would warn and go on."""
+        missing = set(load_result.missing_keys) - set(getattr(self.model, "_tied_weights_keys", None) or ())
+        if missing or load_result.unexpected_keys:
+            raise AntError(
+                "the checkpoint holds other weights than the model",
+                seen=f"missing {sorted(missing)}, unexpected {sorted(load_result.unexpected_keys)}",
+            )
 
     def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)
