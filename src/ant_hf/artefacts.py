@@ -17,11 +17,18 @@ _SEAL_KEY = "values_sha256"
 
 
 def file_sha256(path: Path) -> str:
-    """Hex digest of a file's bytes, read in pieces."""
+    """Hex digest of a file's bytes, read in pieces.
+
+    Raises:
+        AntError: the file cannot be read.
+    """
     digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while piece := handle.read(1 << 20):
-            digest.update(piece)
+    try:
+        with path.open("rb") as handle:
+            while piece := handle.read(1 << 20):
+                digest.update(piece)
+    except OSError as error:
+        raise AntError(f"{path} cannot be read: {error.strerror}") from None
     return digest.hexdigest()
 
 

@@ -76,7 +76,7 @@ def load_final(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[
             the tokenizer has another size than the model.
     """
     if not Path(folder, "config.json").is_file():
-        raise missing_file(folder, "model folder", "Train one: make quickstart")
+        raise missing_file(Path(folder, "config.json"), "model", "Train one: make quickstart")
     _check_before_loading(Path(folder))
     with warnings.catch_warnings(), _quiet_transformers():
         warnings.simplefilter("error")
@@ -113,6 +113,9 @@ def _check_before_loading(folder: Path) -> None:
         AntError: the config is none of ours, the weights are smaller than it says, or a file is not
             the one that was exported (names it and both hashes).
     """
+    record = folder.parent / "run.json"
+    if folder.name == "final" and record.exists():
+        _check_exported(folder, record)
     config = load_config(folder)
     weights = folder / WEIGHTS
     if not weights.is_file():
@@ -124,9 +127,10 @@ def _check_before_loading(folder: Path) -> None:
             seen=f"{size:,} bytes",
             expected=f"more than one for each of {total:,} parameters",
         )
-    record = folder.parent / "run.json"
-    if folder.name != "final" or not record.is_file():
-        return
+
+
+def _check_exported(folder: Path, record: Path) -> None:
+    """Hold an exported folder to the hashes in its run's record."""
     hint = f"Train it again with --fresh, or remove {record} if it belongs to another model."
     exported = read_sealed(record, "run record", hint).get("exported_sha256")
     for name, expected in exported.items() if isinstance(exported, dict) else ():

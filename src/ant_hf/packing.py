@@ -71,7 +71,7 @@ def pack(
         "tokenizer_sha256": file_sha256(tokenizer_dir / "tokenizer.json"),
         "max_tokens": max_tokens,
     }
-    if (folder / MANIFEST).is_file():
+    if (folder / MANIFEST).exists():
         manifest = read_manifest(folder)
         check_made_of(folder, "tokens", manifest, inputs)
         return manifest, True

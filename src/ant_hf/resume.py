@@ -126,6 +126,8 @@ def damage(checkpoint: Path) -> str | None:
             problem = _file_damage(checkpoint / name, expected)
             if problem:
                 return problem
+    except AntError as error:
+        return str(error)
     except OSError as error:
         return f"{error.filename} cannot be read: {error.strerror}"
     return None
@@ -136,9 +138,9 @@ def _file_damage(path: Path, expected: Any) -> str | None:
     if not path.is_file():
         return f"{path.name} is no file"
     if (size := path.stat().st_size) != values.get("bytes"):
-        return f"{path.name} has {size} bytes, expected {values.get('bytes')}"
+        return f"{path.name} has {size} bytes, expected {values.get('bytes')} by {SEAL}"
     if (seen := file_sha256(path)) != values.get("sha256"):
-        return f"{path.name} has sha256 {seen[:12]}, expected {str(values.get('sha256'))[:12]}"
+        return f"{path.name} has sha256 {seen[:12]}, expected {str(values.get('sha256'))[:12]} by {SEAL}"
     return None
 
 

@@ -23,8 +23,12 @@ PLOTS = "plots"
 _RECORD_VERSION = 2
 # A record with the longest of configs and samples.
 _RECORD_BYTES = 20_000
-# May differ between a run and its continuation: they change what is shown or stored, not the weights.
+# May differ between a run and its continuation: they change what is shown, or where things lie, and
+# not the weights. What the config and the tokens hold is compared by hash.
 _FREE_KEYS = {
+    "architecture",
+    "data_dir",
+    "output_dir",
     "sample_prompt",
     "training.cpu_threads",
     "training.dataloader_num_workers",
@@ -84,7 +88,7 @@ def open_run_folder(recipe: Recipe, fresh: bool = False) -> RunFolder:
         AntError: the folder holds another run (names what differs), or files that are no run.
     """
     path = Path(recipe.output_dir)
-    if not (path / RUN_RECORD).is_file():
+    if not (path / RUN_RECORD).exists():
         if checkpoints(path) or (path / FINAL).exists():
             raise AntError(
                 f"{path} holds checkpoints without a {RUN_RECORD}",

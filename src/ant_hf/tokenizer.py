@@ -117,7 +117,7 @@ def prepare_tokenizer(
         "tokenizer": recipe.model_dump(),
         "model_max_length": model_max_length,
     }
-    if (folder / _RECORD).is_file():
+    if (folder / _RECORD).exists():
         tokenizer = load_tokenizer(folder)
         made_of = read_sealed(folder / _RECORD, "tokenizer record", f"Remove {folder} to train it anew.")
         check_made_of(folder, "a tokenizer", made_of, inputs)
@@ -150,7 +150,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise AntError(f"tokenizer not found: {path}", hint="Train one: ant-hf tokenizer --config RECIPE")
-    if (folder / _RECORD).is_file():
+    if (folder / _RECORD).exists():
         _check_files(folder)
     try:
         tokenizer = Tokenizer.from_file(str(path))
@@ -172,11 +172,7 @@ def _check_files(folder: Path) -> None:
         raise AntError(f"tokenizer record {folder / _RECORD} is damaged", seen=files, hint=hint)
     for name, expected in files.items():
         path = folder / Path(name).name
-        try:
-            seen = file_sha256(path)
-        except OSError as error:
-            raise AntError(f"{path} cannot be read: {error.strerror}", hint=hint) from None
-        if seen != expected:
+        if (seen := file_sha256(path)) != expected:
             raise AntError(
                 f"{path} was changed after it was trained",
                 seen=f"sha256 {seen[:12]}",

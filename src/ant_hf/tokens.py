@@ -38,6 +38,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             hint=hint,
         )
     try:
+        if not isinstance(manifest["inputs_sha256"] + manifest["inputs"]["tokenizer_sha256"], str):
+            raise TypeError("a hash is no text")
         for name in ("read", "empty", "duplicate", "past_limit"):
             _count(manifest["documents"][name])
         for split in (TRAIN, VALIDATION):
@@ -69,14 +71,14 @@ def _shard_name(value: Any) -> str:
     return value
 
 
-def verify_shards(folder: Path) -> None:
-    """Compare every shard's sha256 with the manifest's.
+def verify_shards(folder: Path, splits: tuple[str, ...] = (TRAIN, VALIDATION)) -> None:
+    """Compare the sha256 of every shard of some splits with the manifest's.
 
     Raises:
         AntError: a shard differs; names it and both hashes.
     """
     manifest = read_manifest(folder)
-    for split in (TRAIN, VALIDATION):
+    for split in splits:
         for shard in manifest["splits"][split]["shards"]:
             file = folder / shard["file"]
             if (seen := file_sha256(file)) != shard["sha256"]:
