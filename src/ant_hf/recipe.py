@@ -21,6 +21,8 @@ Count = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Rate = Annotated[float, Field(gt=0.0, le=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
+# A path that no file system refuses outright.
+PathText = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
 
 
 class _Section(BaseModel):
@@ -34,7 +36,7 @@ class CorpusRecipe(_Section):
 
     source: Literal["hub", "files", "embedded"] = "hub"
     """`hub`: a dataset of the Hugging Face Hub; `files`: local files; `embedded`: the World English Bible."""
-    path: str | None = None
+    path: PathText | None = None
     """Dataset id (hub), or a file, folder or glob (files)."""
     subset: str | None = None
     """Configuration name of the Hub dataset."""
@@ -158,11 +160,11 @@ class Recipe(_Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Short name, used in reports and cards."""
-    architecture: str
+    architecture: PathText
     """LlamaConfig JSON."""
-    output_dir: str
+    output_dir: PathText
     """Folder of this run: checkpoints, metrics, plots, final model."""
-    data_dir: str | None = None
+    data_dir: PathText | None = None
     """Folder of tokenizer/ and tokens/, for runs that share them; default: output_dir."""
     sample_prompt: str = "The basic principles of small language models require"
     """Continued once at the end, so that a person sees what was trained."""
