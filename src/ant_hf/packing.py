@@ -13,6 +13,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -78,8 +79,13 @@ def pack(
     tokenizer_file = tokenizer_dir / "tokenizer.json"
     counts = corpus.counts.as_dict()
     room = _RoomNeeded(corpus, max_tokens)
-    with writing("the packed tokens", folder, room.bytes), whole_folder(folder) as partial:
-        writers = {name: _SplitWriter(partial, name, shard_tokens) for name in (TRAIN, VALIDATION)}
+    with ExitStack() as stack:
+        stack.enter_context(writing("the packed tokens", folder, room.bytes))
+        partial = stack.enter_context(whole_folder(folder))
+        writers = {
+            name: stack.enter_context(_SplitWriter(partial, name, shard_tokens))
+            for name in (TRAIN, VALIDATION)
+        }
         with tqdm(desc="packing", unit="B", unit_scale=True, disable=not show_progress, leave=False) as bar:
             for chunk in _encoded(corpus, tokenizer_file, workers or available_cores()):
                 counts = chunk.counts
@@ -219,6 +225,15 @@ class _SplitWriter:
         self._handle: BinaryIO | None = None
         self._digest = hashlib.sha256()
         self._in_shard = 0
+
+    def __enter__(self) -> _SplitWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._handle is not None:
+            # Left open by an error; closing flushes, which on a full disk fails once more.
+            with suppress(OSError):
+                self._handle.close()
 
     def add(self, ids: np.ndarray[Any, np.dtype[np.uint16]], size: int) -> None:
         self.counts.documents += 1
