@@ -32,6 +32,18 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def check_file(path: Path, expected: object, problem: str, hint: str) -> None:
+    """Hold a file to the hash recorded for it.
+
+    Raises:
+        AntError: "PATH `problem`", with both hashes; or the file cannot be read.
+    """
+    if (seen := file_sha256(path)) != expected:
+        raise AntError(
+            f"{path} {problem}", seen=f"sha256 {seen[:12]}", expected=str(expected)[:12], hint=hint
+        )
+
+
 def fingerprint(values: Any) -> str:
     """Hex digest of JSON values, independent of the order of keys."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, ensure_ascii=True).encode()).hexdigest()

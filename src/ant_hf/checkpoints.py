@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from transformers.utils import logging
 
 from ant_hf.architecture import load_config, parameter_ledger
-from ant_hf.artefacts import file_sha256, read_sealed, whole_folder, write_json
+from ant_hf.artefacts import check_file, file_sha256, read_sealed, whole_folder, write_json
 from ant_hf.errors import AntError, missing_file
 
 WEIGHTS = "model.safetensors"
@@ -137,13 +137,7 @@ def _check_exported(folder: Path, record: Path) -> None:
         path = folder / Path(name).name
         if not path.is_file():
             raise missing_file(path, "a file of the exported model", hint)
-        if (seen := file_sha256(path)) != expected:
-            raise AntError(
-                f"{path} was changed after it was exported",
-                seen=f"sha256 {seen[:12]}",
-                expected=str(expected)[:12],
-                hint=hint,
-            )
+        check_file(path, expected, "was changed after it was exported", hint)
 
 
 def generate_sample(model: PreTrainedModel, tokenizer: Any, prompt: str, seed: int = 0) -> str:

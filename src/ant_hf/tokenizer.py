@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
 from ant_hf.artefacts import (
+    check_file,
     check_made_of,
     file_sha256,
     fingerprint,
@@ -171,14 +172,7 @@ def _check_files(folder: Path) -> None:
     if not isinstance(files, dict):
         raise AntError(f"tokenizer record {folder / _RECORD} is damaged", seen=files, hint=hint)
     for name, expected in files.items():
-        path = folder / Path(name).name
-        if (seen := file_sha256(path)) != expected:
-            raise AntError(
-                f"{path} was changed after it was trained",
-                seen=f"sha256 {seen[:12]}",
-                expected=str(expected)[:12],
-                hint=hint,
-            )
+        check_file(folder / Path(name).name, expected, "was changed after it was trained", hint)
 
 
 def token_byte_lengths(tokenizer: Tokenizer) -> list[int]:

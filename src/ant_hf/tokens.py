@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ant_hf.artefacts import file_sha256, read_sealed
+from ant_hf.artefacts import check_file, read_sealed
 from ant_hf.errors import AntError, missing_file
 
 FORMAT_VERSION = 2
@@ -80,14 +80,8 @@ def verify_shards(folder: Path, splits: tuple[str, ...] = (TRAIN, VALIDATION)) -
     manifest = read_manifest(folder)
     for split in splits:
         for shard in manifest["splits"][split]["shards"]:
-            file = folder / shard["file"]
-            if (seen := file_sha256(file)) != shard["sha256"]:
-                raise AntError(
-                    f"{file} is damaged",
-                    seen=f"sha256 {seen[:12]}",
-                    expected=str(shard["sha256"])[:12],
-                    hint=f"Remove {folder} to pack it anew.",
-                )
+            hint = f"Remove {folder} to pack it anew."
+            check_file(folder / shard["file"], shard["sha256"], "is damaged", hint)
 
 
 class PackedTokens:
