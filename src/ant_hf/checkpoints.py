@@ -76,7 +76,7 @@ def load_final(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[
             the tokenizer has another size than the model.
     """
     if not Path(folder, "config.json").is_file():
-        raise missing_file(Path(folder, "config.json"), "model", "Train one: make quickstart")
+        raise missing_file(Path(folder, "config.json"), "model folder", "Train one: make quickstart")
     _check_before_loading(Path(folder))
     with warnings.catch_warnings(), _quiet_transformers():
         warnings.simplefilter("error")

@@ -28,7 +28,7 @@ import psutil
 import yaml
 
 ROOT = Path(__file__).parents[2]
-MAX_STEPS = 120
+MAX_STEPS = int(os.environ.get("ANT_HF_KILL_STEPS", "120"))
 # A kill falls within this many seconds of a start, or in the save that follows; most fall before the end.
 HORIZON_SECONDS = 4.0
 RECIPE = {

@@ -15,6 +15,7 @@ from faultlog import tried
 from safetensors.torch import load_file
 
 from ant_hf import stopping
+from ant_hf.artefacts import read_sealed, write_sealed
 from ant_hf.callbacks import ThroughputMeter
 from ant_hf.errors import AntError, RunStopped
 from ant_hf.locks import locked
@@ -203,6 +204,18 @@ def test_changes_that_are_allowed_are_made_and_recorded(cut_run, capsys):
     assert record["recipe"]["training"]["eval_steps"] == 1
 
 
+def test_another_number_of_processes_is_allowed_and_recorded(cut_run, capsys):
+    recipe, folder = cut_run()
+    record = read_sealed(folder / "run.json", "run record", "")
+    record["environment"]["num_processes"] = 2
+    write_sealed(folder / "run.json", record)
+    pretrain(recipe)
+    assert "changed     num_processes was 2, is 1" in capsys.readouterr().out
+    changes = json.loads((folder / "run.json").read_text())["changes"]
+    assert changes[0]["what"] == ["num_processes was 2, is 1"]
+
+
+@pytest.mark.slow
 def test_two_processes_may_become_one(make_recipe, tmp_path, monkeypatch):
     from kills import Attempt, write_recipe
 
