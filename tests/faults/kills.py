@@ -255,11 +255,15 @@ class Soak:
     """Kills until there are enough, over as many runs as that takes."""
 
     def __init__(self, work: Path, tally: Path, processes: int) -> None:
+        from ant_hf.run_record import source_commit
+
         self.work, self.file, self.processes = work, tally, processes
         self.tally = json.loads(tally.read_text()) if tally.exists() else _empty_tally(processes)
         # Each slice must draw other moments, and the same call the same ones.
         self.random = random.Random(f"{processes} {self.tally['attempts']}")
         self.reference = work / f"reference{processes}"
+        # A tally that is continued after a change counts for the code it began with.
+        self.tally.setdefault("commit", source_commit())
         self._run_reference()
 
     def _run_reference(self) -> None:

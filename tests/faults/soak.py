@@ -74,7 +74,9 @@ def collect(tallies: list[Path], log: Path, mutations: int) -> dict:
 def render(results: dict) -> str:
     """The table as Markdown."""
     lines = [
-        f"Measured {results['date']} at commit `{str(results['commit'])[:12]}` on {results['machine']}.",
+        f"Measured {results['date']} on {results['machine']}; kills at commit "
+        f"`{str(results['kills'][0]['commit'])[:12]}`, the other faults at `{str(results['commit'])[:12]}`, "
+        f"{results['mutations_a_property']:,} mutations of each of the properties in `test_properties.py`.",
         "",
         "| SIGKILL at random moments | one process | two processes |",
         "|---|---|---|",
