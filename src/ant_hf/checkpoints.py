@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from transformers.utils import logging
 
 from ant_hf.architecture import load_config, parameter_ledger
-from ant_hf.artefacts import check_file, file_sha256, read_sealed, whole_folder, write_json
+from ant_hf.artefacts import check_file, file_sha256, read_json, read_sealed, whole_folder, write_json
 from ant_hf.errors import AntError, missing_file
 
 WEIGHTS = "model.safetensors"
@@ -117,6 +117,11 @@ def _check_before_loading(folder: Path) -> None:
     if folder.name == "final" and record.exists():
         _check_exported(folder, record)
     config = load_config(folder)
+    settings = folder / "tokenizer_config.json"
+    if settings.exists() and "auto_map" in read_json(settings, "tokenizer settings", ""):
+        raise AntError(
+            f"{settings} asks for code of its own (auto_map)", hint="Code from models is never run."
+        )
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise missing_file(weights, "weights", "Only safetensors are read: pickles can run code.")

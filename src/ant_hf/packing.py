@@ -90,8 +90,8 @@ def pack(
             for chunk in _encoded(corpus, tokenizer_file, workers or available_cores()):
                 counts = chunk.counts
                 room.read += sum(chunk.sizes)
+                room.written += 2 * len(chunk.ids)
                 past_limit = _write(chunk, writers, max_tokens)
-                room.written = 2 * sum(writer.counts.tokens for writer in writers.values())
                 bar.update(sum(chunk.sizes))
                 if past_limit:
                     break

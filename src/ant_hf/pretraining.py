@@ -87,7 +87,7 @@ def _check_inputs(setup: Setup, folder: RunFolder, record: dict[str, Any]) -> No
             changed = differences(record["config"], config) if name == "config" else []
             listing = "".join(f"\n  - {line}" for line in changed)
             raise AntError(
-                f"{folder.path} was started with another {name}{listing}",
+                f"{folder.path} was made with different {name}{listing}",
                 seen=f"sha256 {seen[:12]}",
                 expected=before[name][:12],
                 hint="Put the old one back, or start over with --fresh",

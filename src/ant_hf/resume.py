@@ -155,7 +155,7 @@ def check_made_of(checkpoint: Path, now: Mapping[str, str]) -> None:
         seen = before.get(name) if isinstance(before, dict) else None
         if seen != wanted:
             raise AntError(
-                f"{checkpoint} was trained with another {name}",
+                f"{checkpoint} was made with different {name}",
                 seen=f"sha256 {str(seen)[:12]} in the checkpoint",
                 expected=f"{wanted[:12]}, that of now",
                 hint=f"Put the old {name} back, or start over with --fresh",

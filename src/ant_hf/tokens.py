@@ -52,9 +52,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError) as error:
         raise AntError(f"{path} is damaged: {error!r}", hint=hint) from None
     for file, size in expected_sizes.items():
-        seen = file.stat().st_size if file.is_file() else None
-        if seen != size:
-            raise AntError(f"{file} is damaged", seen=f"{seen} bytes", expected=f"{size} bytes", hint=hint)
+        seen = f"{file.stat().st_size} bytes" if file.is_file() else "no file"
+        if seen != f"{size} bytes":
+            raise AntError(f"{file} is damaged", seen=seen, expected=f"{size} bytes", hint=hint)
     return manifest
 
 

@@ -177,9 +177,13 @@ class AntTrainer(Trainer):
         try:
             with self.stop.listening():
                 return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        except (pickle.UnpicklingError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise AntError(f"{resume_from_checkpoint} cannot be loaded: {reason}") from None
+        except pickle.UnpicklingError:
+            raise AntError(
+                f"{resume_from_checkpoint} cannot be loaded: a file of it holds more than tensors and numbers",
+                hint="Nothing of it was run. Start over with --fresh.",
+            ) from None
+        except SafetensorError as error:
+            raise AntError(f"{resume_from_checkpoint} cannot be loaded: {error}") from None
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 
-_FOLDERS = re.compile(r"(/[\w.@+-]+)+/(?=[\w.@+-])")
+_FOLDERS = re.compile(r"(?<!\w)(?:/[\w.@+-]+)*?/(?=(?:incomplete/)?[\w.@+-]+(?![\w@+/-]|\.\w))")
 
 
 @contextmanager

@@ -98,9 +98,24 @@ def render(results: dict) -> str:
             f"| killed: {phase} | {one['by_phase'].get(phase, 0)} | {two['by_phase'].get(phase, 0)} |"
         )
     lines += ["", "| fault | tried | lost | message shown |", "|---|---|---|---|"]
-    for fault, row in results["faults"].items():
-        lines.append(f"| {fault} | {row['tried']} | {row['lost']} | {_cell(row['message'])} |")
+    for fault, (tried, lost, message) in _grouped(results["faults"]).items():
+        lines.append(f"| {fault} | {tried} | {lost} | {_cell(message)} |")
     return "\n".join(lines)
+
+
+def _grouped(faults: dict[str, dict]) -> dict[str, tuple[int, int, str]]:
+    """One row a file: what was done to it in brackets, and the message for a flipped byte."""
+    files: dict[str, dict[str, dict]] = defaultdict(dict)
+    for fault, row in faults.items():
+        name, _, damage = fault.partition(": ")
+        files[name][damage] = row
+    grouped = {}
+    for name, rows in files.items():
+        example = rows.get("one byte flipped") or next(iter(rows.values()))
+        title = f"{name} ({', '.join(rows)})" if any(rows) else name
+        tried, lost = (sum(row[key] for row in rows.values()) for key in ("tried", "lost"))
+        grouped[title] = (tried, lost, example["message"])
+    return grouped
 
 
 def _cell(message: str) -> str:
