@@ -179,7 +179,7 @@ class AntTrainer(Trainer):
                 return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         except pickle.UnpicklingError:
             raise AntError(
-                f"{resume_from_checkpoint} cannot be loaded: a file of it holds more than tensors and numbers",
+                f"{resume_from_checkpoint} cannot be loaded: a file of it holds more than tensors",
                 hint="Nothing of it was run. Start over with --fresh.",
             ) from None
         except SafetensorError as error:
