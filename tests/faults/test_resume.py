@@ -250,6 +250,10 @@ def test_another_run_is_refused_with_both_values(cut_run, shared, tmp_path, what
             original = (shared / "config.json").read_text()
             (shared / "config.json").write_text(config.read_text())
             expected = r"different config\n.*rope_theta was 10000\.0, is 500\.0"
+        elif what == "tokenizer":
+            tokenizer = recipe.tokenizer.model_copy(update={"split_digits": False})
+            recipe = recipe.model_copy(update={"tokenizer": tokenizer})
+            expected = r"tokenizer\.split_digits was True, is False"
         else:
             corpus = recipe.corpus.model_copy(update={"validation_fraction": 0.3})
             recipe = recipe.model_copy(
