@@ -127,21 +127,28 @@ def write_sealed(path: Path, values: dict[str, Any]) -> None:
     write_json(path, {**plain, _SEAL_KEY: fingerprint(plain)})
 
 
-def read_sealed(path: Path, what: str, hint: str) -> dict[str, Any]:
-    """Read what `write_sealed` wrote; files of format 1 had no seal yet.
+def read_sealed(path: Path, what: str, hint: str, unsealed_format: int | None = 1) -> dict[str, Any]:
+    """Read what `write_sealed` wrote.
+
+    Args:
+        unsealed_format: the `format_version` that had no seal yet, if there was one.
 
     Raises:
         AntError: as `read_json`; or the values are not those that were sealed (names both hashes).
     """
     values = read_json(path, what, hint)
     recorded = values.pop(_SEAL_KEY, None)
-    if recorded is None and values.get("format_version", 1) == 1:
+    if (
+        recorded is None
+        and unsealed_format is not None
+        and values.get("format_version", 1) == unsealed_format
+    ):
         return values
     if recorded != (seen := fingerprint(values)):
         raise AntError(
             f"{what} {path} was changed after it was written",
             seen=f"sha256 {seen[:12]}",
-            expected=str(recorded)[:12],
+            expected=str(recorded)[:12] if recorded else "one in the file",
             hint=hint,
         )
     return values

@@ -19,6 +19,12 @@ from ant_hf.callbacks import MetricsFile
 from ant_hf.checkpoints import load_final
 from ant_hf.errors import AntError
 from ant_hf.evaluation.perplexity import score_folder
+from ant_hf.evaluation.results import (
+    merge_harness_results,
+    merge_samples,
+    previous_results,
+    write_results,
+)
 from ant_hf.metrics import read_metrics
 from ant_hf.preparation import make_tokenizer, make_tokens
 from ant_hf.recipe import Recipe
@@ -57,6 +63,25 @@ def read_log(run, recipe):
     MetricsFile(run / "metrics.jsonl").begin(saved["metrics"])
 
 
+IDENTITY = {"weights_sha256": "a", "tokenizer_sha256": "b", "config_sha256": "c"}
+CONDITIONS = dict.fromkeys(
+    ("dtype", "device", "context_length", "bos_policy", "limit", "data", "versions"), "as it was"
+)
+
+
+def read_results(run, recipe):
+    previous_results(run / "final", IDENTITY, CONDITIONS)
+
+
+def write_evaluation(folder):
+    """The three files of an evaluation, which the tiny run does not have."""
+    merge_samples(folder, [{"task": "boolq", "acc": 1.0}], keep=False)
+    merge_harness_results(folder, {"results": {"boolq": {"acc,none": 1.0}}}, keep=False)
+    tasks = {f"set {i}": {"value": 0.5, "stderr": 0.01} for i in range(20)}
+    values = {"schema": 1, "model": IDENTITY, "conditions": CONDITIONS, "tasks": tasks}
+    write_results(folder, values)
+
+
 ARTEFACTS = {
     "training shard": ("tokens/train-00000.bin", read_tokens),
     "validation shard": ("tokens/validation-00000.bin", read_tokens_to_score),
@@ -79,12 +104,15 @@ ARTEFACTS = {
     "checkpoint's seal": ("checkpoint-8/checkpoint.json", read_only_checkpoint),
     "run record": ("run.json", read_record),
     "metrics": ("metrics.jsonl", read_log),
+    "results": ("final/results.json", read_results),
+    "lm-eval's results": ("final/lm_eval_results.json", read_results),
+    "samples": ("final/samples.jsonl", read_results),
 }
 # A flip in a hashed file shows both hashes; one in the file that holds the hashes may break its syntax first.
 HASHED = {
     name
     for name in ARTEFACTS
-    if name not in ("token manifest", "tokenizer's record", "checkpoint's seal", "run record")
+    if name not in ("token manifest", "tokenizer's record", "checkpoint's seal", "run record", "results")
 }
 
 
@@ -125,6 +153,7 @@ MADE_ANEW = {
     ("token manifest", "missing"),
 }
 MADE_ANEW |= {("tokenizer's record", "missing")}
+MADE_ANEW |= {(name, "missing") for name in ("results", "lm-eval's results", "samples")}
 
 
 @pytest.fixture
@@ -134,6 +163,7 @@ def run(tiny_run):
         os.chmod(scratch, 0o755)  # noqa: PTH101
         folder = Path(scratch) / "run"
         shutil.copytree(tiny_run, folder)
+        write_evaluation(folder / "final")
         yield folder
 
 
@@ -146,9 +176,9 @@ CASES = [(name, damage) for name in ARTEFACTS for damage in DAMAGES if (name, da
 
 
 @pytest.mark.parametrize(("name", "damage"), CASES)
-def test_damaged_files_are_refused_by_name(name, damage, run, recipe, tiny_run):
+def test_damaged_files_are_refused_by_name(name, damage, run, recipe):
     relative, read = ARTEFACTS[name]
-    pristine = tiny_run / relative
+    pristine = (run / relative).read_bytes()
     for spoil in DAMAGES[damage]:
         path = run / relative
         spoil(path)
@@ -164,7 +194,7 @@ def test_damaged_files_are_refused_by_name(name, damage, run, recipe, tiny_run):
         if path.is_dir():
             path.rmdir()
         path.parent.mkdir(exist_ok=True)
-        shutil.copyfile(pristine, path)
+        path.write_bytes(pristine)
         if relative.startswith("checkpoint"):
             continue
         read(run, recipe)  # put back, it is read again
