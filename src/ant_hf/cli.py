@@ -219,8 +219,9 @@ def evaluate(
 ) -> None:
     """Measure a model on the public card's benchmarks, perplexities and degeneration, by lm-eval.
 
-    Writes results.json, lm_eval_results.json and samples.jsonl next to the model. Run again after an
-    interruption, it goes on.
+    Writes results.json, lm_eval_results.json and samples.jsonl next to the model.
+
+    Run again after an interruption, it goes on.
     """
     from ant_hf.offline import choose_network
 

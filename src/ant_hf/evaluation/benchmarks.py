@@ -128,7 +128,7 @@ def _harness_benchmark(name: str, table: dict[str, Benchmark]) -> Benchmark:
     index = TaskManager().task_index
     entry = index.get(name)
     if entry is None or entry.yaml_path is None or "task" not in (entry.cfg or {}) or name not in index:
-        near = difflib.get_close_matches(name, [*table, *index], n=4, cutoff=0.5)
+        near = difflib.get_close_matches(name, {*table, *index}, n=4, cutoff=0.5)
         raise AntError(
             f"unknown task {name}",
             expected=f"one of {', '.join(table)}, or a task of lm-eval's",

@@ -63,9 +63,9 @@ def locate(model: str) -> tuple[str, Path]:
     try:
         return model, Path(snapshot_download(model, allow_patterns=_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = "offline" if isinstance(error, LocalEntryNotFoundError) else type(error).__name__
         raise AntError(
-            f"{model} is no folder here and cannot be had from the Hub: {reason}",
+            f"{model} is no folder here and cannot be had from the Hub ({reason})",
             hint="Check the name and the network, or pass a model folder.",
         ) from None
 
