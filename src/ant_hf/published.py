@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,10 @@ class PublishedModel:
     parameters_rounded: bool
     """Whether the card gives millions only."""
     architecture: dict[str, Any]
+    results: dict[str, Any] = field(default_factory=dict)
+    """Benchmark figures by task and metric, accuracies as fractions."""
+    claims: dict[str, Any] = field(default_factory=dict)
+    """The card's other figures, as printed."""
 
 
 def published_models() -> list[PublishedModel]:

@@ -1,0 +1,193 @@
+"""The figures a model card prints, as the card prints them: text, so that the precision is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from ant_hf.errors import AntError
+from ant_hf.published import PublishedModel
+
+
+@dataclass(frozen=True)
+class Printed:
+    """A number as printed, and the interval of values that round to it."""
+
+    text: str
+
+    @property
+    def value(self) -> float:
+        return float(self._decimal)
+
+    @property
+    def low(self) -> float:
+        return float(self._decimal - self._half_a_unit)
+
+    @property
+    def high(self) -> float:
+        return float(self._decimal + self._half_a_unit)
+
+    @property
+    def _decimal(self) -> Decimal:
+        try:
+            return Decimal(self.text.replace(",", ""))
+        except InvalidOperation:
+            raise AntError("a printed figure is no number", seen=self.text) from None
+
+    @property
+    def _half_a_unit(self) -> Decimal:
+        exponent = self._decimal.as_tuple().exponent
+        return Decimal(5).scaleb(int(exponent) - 1)
+
+    def meets(self, low: float, high: float) -> bool:
+        """Whether some value in [low, high] is printed like this; equal to a part in 10^12."""
+        slack = 1e-12 * max(abs(self.value), 1e-300)
+        return self.low - slack <= high and low <= self.high + slack
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A share of right answers, as a fraction with the card's decimals."""
+
+    label: str
+    printed: Printed
+    items: int
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One column of the table of training dynamics."""
+
+    step: int
+    loss: Printed | None = None
+    eval_loss: Printed | None = None
+    perplexity: Printed | None = None
+    learning_rate: Printed | None = None
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What a card says of the learning rate; None where it says nothing."""
+
+    kind: str
+    """`cosine` or `warmup-stable-decay`."""
+    peak: Printed
+    warmup_steps: int
+    stable_steps: int = 0
+    min_rate: float | None = None
+    """Where the decay ends, as a share of the peak."""
+    last_step: int | None = None
+
+
+@dataclass(frozen=True)
+class Perplexities:
+    """Perplexities of one evaluation on one text."""
+
+    text: str
+    byte: Printed
+    word: Printed | None = None
+    bytes_per_word: float | None = None
+    """Of the text itself."""
+    bytes_per_token: float | None = None
+    """Of the card's tokenizer on that text; None when the card does not say."""
+
+
+@dataclass(frozen=True)
+class Claims:
+    """Everything an audit can recompute."""
+
+    name: str
+    source: str
+    architecture: dict[str, Any] = field(default_factory=dict)
+    parameters: Printed | None = None
+    tokens: Printed | None = None
+    hours: Printed | None = None
+    steps: int | None = None
+    tokens_per_second: tuple[Printed, ...] = ()
+    """One figure, or the lowest and the highest."""
+    tokens_per_step: Printed | None = None
+    schedule: Schedule | None = None
+    dynamics: tuple[Moment, ...] = ()
+    accuracies: tuple[Accuracy, ...] = ()
+    slices: tuple[Accuracy, ...] = ()
+    """Parts of `slices_overall`."""
+    slices_overall: Accuracy | None = None
+    perplexities: Perplexities | None = None
+
+
+# Items of the usual evaluation splits, as lm-eval scores them.
+USUAL_ITEMS = {
+    "arc_challenge": 1172,
+    "arc_easy": 2376,
+    "piqa": 1838,
+    "winogrande": 1267,
+    "mmlu": 14042,
+    "sciq": 1000,
+    "boolq": 3270,
+    "hellaswag": 10042,
+}
+ARITHMARK = "arithmark_2.0"
+ARITHMARK_SLICES = {"1": 1250, "2": 750, "3": 500}
+# Bytes and words of WikiText-2's test pages, counted as lm-eval counts them.
+WIKITEXT_BYTES_PER_WORD = 1_290_527 / 241_335
+
+
+def published_claims(model: PublishedModel) -> Claims:
+    """A published model's figures, out of its `claims` and `results`."""
+    claims = model.claims
+    training, wikitext = claims.get("training", {}), claims.get("wikitext", {})
+    return Claims(
+        name=model.name,
+        source=model.source,
+        architecture=model.architecture,
+        parameters=_printed(claims.get("parameters")),
+        tokens=_printed(training.get("tokens")),
+        hours=_printed(training.get("hours")),
+        steps=int(training["steps"].replace(",", "")) if "steps" in training else None,
+        tokens_per_second=tuple(Printed(text) for text in training.get("tokens_per_second", ())),
+        schedule=_schedule(claims.get("schedule")),
+        dynamics=tuple(_moment(values) for values in claims.get("dynamics", ())),
+        accuracies=tuple(
+            Accuracy(task, _fraction(next(iter(model.results[task].values()))), items)
+            for task, items in USUAL_ITEMS.items()
+            if task in model.results
+        ),
+        slices=tuple(
+            Accuracy(f"{ARITHMARK}, {key} operators", _fraction(model.results[ARITHMARK]["slices"][key]), n)
+            for key, n in ARITHMARK_SLICES.items()
+            if ARITHMARK in model.results
+        ),
+        slices_overall=Accuracy(
+            ARITHMARK, _fraction(model.results[ARITHMARK]["acc"]), sum(ARITHMARK_SLICES.values())
+        )
+        if ARITHMARK in model.results
+        else None,
+        perplexities=Perplexities(
+            "WikiText-2",
+            Printed(wikitext["byte_perplexity"]),
+            _printed(wikitext.get("word_perplexity")),
+            WIKITEXT_BYTES_PER_WORD,
+        )
+        if wikitext
+        else None,
+    )
+
+
+def _printed(text: str | None) -> Printed | None:
+    return None if text is None else Printed(text)
+
+
+def _fraction(value: float) -> Printed:
+    return Printed(f"{value:.4f}")
+
+
+def _schedule(values: dict[str, Any] | None) -> Schedule | None:
+    if values is None:
+        return None
+    return Schedule(values["kind"], Printed(values["peak"]), values["warmup_steps"])
+
+
+def _moment(values: dict[str, Any]) -> Moment:
+    keys = ("loss", "eval_loss", "perplexity", "learning_rate")
+    return Moment(values["step"], **{key: _printed(values.get(key)) for key in keys})
