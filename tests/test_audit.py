@@ -84,7 +84,7 @@ CONSISTENT = Claims(
     accuracies=(Accuracy("piqa", Printed("0.5033"), 1838),),
     slices=(Accuracy("one", Printed("0.2640"), 1250), Accuracy("two", Printed("0.2080"), 500)),
     slices_overall=Accuracy("all", Printed("0.2480"), 1750),
-    perplexities=Perplexities("WikiText-2", Printed("4.540"), Printed("3,264"), 5.347, 3.085),
+    perplexities=(Perplexities("WikiText-2", Printed("4.540"), Printed("3,264"), 5.347, 3.085),),
 )  # fmt: skip
 
 
@@ -102,8 +102,10 @@ def test_consistent_figures_have_no_finding():
         {"dynamics": (Moment(300, None, None, None, Printed("1.80e-2")),)},
         {"accuracies": (Accuracy("piqa", Printed("0.5032"), 1838),)},
         {"slices_overall": Accuracy("all", Printed("0.2491"), 1750)},
-        {"perplexities": Perplexities("WikiText-2", Printed("4.540"), Printed("4,264"), 5.347, 3.085)},
-        {"perplexities": Perplexities("WikiText-2", Printed("15.540"), None, 5.347, 3.085)},
+        {"perplexities": (Perplexities("w", Printed("4.540"), Printed("4,264"), 5.347, 3.085),)},
+        {"perplexities": (Perplexities("w", Printed("15.540"), None, 5.347, 3.085),)},
+        {"perplexities": (Perplexities("w", Printed("4.54"), bits_per_byte=Printed("2.283")),)},
+        {"perplexities": (Perplexities("w", Printed("4.54"), None, None, 3.0, None, Printed("4.7")),)},
     ],
     ids=lambda change: next(iter(change)),
 )

@@ -18,6 +18,8 @@ Verdict = Literal["agrees", "DISAGREES", "not checkable"]
 _TEXT_TOLERANCE = 0.005
 # The last block of a pass is padded, so tokens seen fall a little short of steps x tokens a step.
 _PADDING = 0.005
+# Bytes a token are printed with three decimals.
+_IDENTITY_TOLERANCE = 0.002
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,8 @@ def audit(claims: Claims) -> list[Finding]:
         findings += _schedule(claims.schedule, claims.dynamics, claims.steps)
     findings += [_whole_count(accuracy) for accuracy in claims.accuracies]
     findings += _slices(claims)
-    if claims.perplexities:
-        findings += _perplexities(claims.perplexities, claims)
+    for perplexities in claims.perplexities:
+        findings += _perplexities(perplexities, claims)
     return findings
 
 
@@ -185,6 +187,7 @@ def _perplexities(perplexities: Perplexities, claims: Claims) -> Iterator[Findin
             f"{seen:.3f} bytes a word; the text has {known:.3f}",
             _verdict(abs(seen / known - 1) <= _TEXT_TOLERANCE),
         )
+    yield from _identities(perplexities)
     vocabulary = claims.architecture.get("vocab_size")
     if vocabulary:
         yield _against_uniform(perplexities, nats, int(vocabulary))
@@ -196,6 +199,25 @@ def _perplexities(perplexities: Perplexities, claims: Claims) -> Iterator[Findin
             f"goes together at {implied:.2f} bytes a token; a token has at least one byte",
             _verdict(implied >= 1),
         )
+
+
+def _identities(p: Perplexities) -> Iterator[Finding]:
+    """Byte perplexity = 2^bits per byte; token perplexity = exp(nats a token); nats go by bytes a token."""
+    if p.bits_per_byte:
+        low, high = 2**p.bits_per_byte.low, 2**p.bits_per_byte.high
+        claim = f"{p.text} byte perplexity {p.byte.text}"
+        seen = f"2^{p.bits_per_byte.text} = {2**p.bits_per_byte.value:.3f}"
+        yield Finding(claim, seen, _verdict(p.byte.meets(low, high)))
+    if p.nats_per_token and p.token:
+        low, high = math.exp(p.nats_per_token.low), math.exp(p.nats_per_token.high)
+        seen = f"exp({p.nats_per_token.text}) = {math.exp(p.nats_per_token.value):,.2f}"
+        claim = f"{p.text} token perplexity {p.token.text}"
+        yield Finding(claim, seen, _verdict(p.token.meets(low, high)))
+    if p.nats_per_token and p.bytes_per_token:
+        implied = math.exp(p.nats_per_token.value / p.bytes_per_token)
+        agrees = math.isclose(math.log(implied), math.log(p.byte.value), rel_tol=_IDENTITY_TOLERANCE)
+        claim = f"{p.text}: {p.nats_per_token.text} nats a token beside byte perplexity {p.byte.text}"
+        yield Finding(claim, f"{implied:.3f} at {p.bytes_per_token} bytes a token", _verdict(agrees))
 
 
 def _against_uniform(perplexities: Perplexities, nats: float, vocabulary: int) -> Finding:

@@ -91,6 +91,10 @@ class Perplexities:
     """Of the text itself."""
     bytes_per_token: float | None = None
     """Of the card's tokenizer on that text; None when the card does not say."""
+    bits_per_byte: Printed | None = None
+    nats_per_token: Printed | None = None
+    token: Printed | None = None
+    """Token perplexity."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ class Claims:
     slices: tuple[Accuracy, ...] = ()
     """Parts of `slices_overall`."""
     slices_overall: Accuracy | None = None
-    perplexities: Perplexities | None = None
+    perplexities: tuple[Perplexities, ...] = ()
 
 
 # Items of the usual evaluation splits, as lm-eval scores them.
@@ -153,25 +157,25 @@ def published_claims(model: PublishedModel) -> Claims:
             for task, items in USUAL_ITEMS.items()
             if task in model.results
         ),
-        slices=tuple(
-            Accuracy(f"{ARITHMARK}, {key} operators", _fraction(model.results[ARITHMARK]["slices"][key]), n)
-            for key, n in ARITHMARK_SLICES.items()
-            if ARITHMARK in model.results
-        ),
-        slices_overall=Accuracy(
-            ARITHMARK, _fraction(model.results[ARITHMARK]["acc"]), sum(ARITHMARK_SLICES.values())
-        )
-        if ARITHMARK in model.results
-        else None,
-        perplexities=Perplexities(
-            "WikiText-2",
-            Printed(wikitext["byte_perplexity"]),
-            _printed(wikitext.get("word_perplexity")),
-            WIKITEXT_BYTES_PER_WORD,
-        )
-        if wikitext
-        else None,
+        **_arithmark(model.results.get(ARITHMARK)),
+        perplexities=(_wikitext(wikitext),) if wikitext else (),
     )
+
+
+def _wikitext(values: dict[str, str]) -> Perplexities:
+    word = _printed(values.get("word_perplexity"))
+    return Perplexities("WikiText-2", Printed(values["byte_perplexity"]), word, WIKITEXT_BYTES_PER_WORD)
+
+
+def _arithmark(figures: dict[str, Any] | None) -> dict[str, Any]:
+    if figures is None:
+        return {}
+    slices = tuple(
+        Accuracy(f"{ARITHMARK}, {key} operators", _fraction(figures["slices"][key]), items)
+        for key, items in ARITHMARK_SLICES.items()
+    )
+    overall = Accuracy(ARITHMARK, _fraction(figures["acc"]), sum(ARITHMARK_SLICES.values()))
+    return {"slices": slices, "slices_overall": overall}
 
 
 def _printed(text: str | None) -> Printed | None:

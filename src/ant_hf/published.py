@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import yaml
+
+from ant_hf.shipped import shipped_file
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,8 @@ class PublishedModel:
 
 def published_models() -> list[PublishedModel]:
     """Every entry of model_card/published.yaml."""
-    return [
-        PublishedModel(**entry) for entry in yaml.safe_load(_published_file().read_text(encoding="utf-8"))
-    ]
+    entries = yaml.safe_load(shipped_file("published.yaml").read_text(encoding="utf-8"))
+    return [PublishedModel(**entry) for entry in entries]
 
 
 def published_counterpart(config: Any) -> PublishedModel | None:
@@ -40,9 +40,3 @@ def published_counterpart(config: Any) -> PublishedModel | None:
         if all(getattr(config, key, None) == value for key, value in model.architecture.items()):
             return model
     return None
-
-
-def _published_file() -> Path:
-    # A wheel carries the file inside the package; an editable install reads the checkout's own.
-    packaged = Path(__file__).with_name("published.yaml")
-    return packaged if packaged.is_file() else Path(__file__).parents[2] / "model_card" / "published.yaml"

@@ -1,0 +1,238 @@
+"""A run becomes a release folder: exported files, records without paths, figures, gate, card, hashes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ant_hf.artefacts import read_json, whole_folder, write_json
+from ant_hf.audit import audit
+from ant_hf.card.inputs import (
+    CARD,
+    FRAGMENTATION,
+    GATE,
+    MANIFEST,
+    METRICS,
+    RELEASE,
+    RESULTS,
+    RUN,
+    read_inputs,
+)
+from ant_hf.card.reading import card_claims
+from ant_hf.card.rendering import compared_models, measured_rows, render_card
+from ant_hf.errors import AntError, missing_file
+from ant_hf.metrics import read_metrics
+from ant_hf.plots import plot_benchmarks, plot_fragmentation, plot_run
+from ant_hf.release.checks import PASSED, Check, from_json
+from ant_hf.release.files import check_files, inventory, without_paths
+from ant_hf.release.held_out import write_held_out
+from ant_hf.run_record import now, source_commit
+
+_MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+_REPOSITORY = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the parts of a release come from."""
+
+    final: Path
+    run_dir: Path
+    tokenizer: Path
+    tokens: Path
+    run: dict[str, Any]
+
+    @classmethod
+    def of(cls, final: Path, tokens: Path | None = None) -> Sources:
+        """Find a run's parts from its `final` folder.
+
+        Args:
+            tokens: folder of the packed tokens, when it is not where the run left it.
+
+        Raises:
+            AntError: this is no final folder of a finished run.
+        """
+        run_dir = final.resolve().parent
+        if not (final / "config.json").is_file():
+            raise missing_file(final, "model folder", "Pass a run's final folder, as runs/quickstart/final.")
+        run = read_json(run_dir / RUN, "run record", "Pass the final folder inside a run's folder.")
+        if run.get("status") != "finished":
+            raise AntError(
+                f"the run in {run_dir} is not finished",
+                seen=run.get("status"),
+                hint="Finish it: run it again.",
+            )
+        tokens = tokens or Path(run["recipe"]["data_dir"] or run_dir) / "tokens"
+        return cls(final, run_dir, tokens.parent / "tokenizer", tokens, run)
+
+
+def check_repository(repository: str) -> str:
+    """A repository name that the Hub takes.
+
+    Raises:
+        AntError: it has another form than `owner/name`.
+    """
+    name = repository.rpartition("/")[2]
+    if (
+        not _REPOSITORY.match(repository)
+        or "--" in repository
+        or ".." in repository
+        or name.endswith((".git", ".", "-"))
+    ):
+        raise AntError(
+            "the repository's name is not valid",
+            seen=repository,
+            expected="owner/name of letters, digits, '-', '_' and '.'",
+            hint="For example --repo GODELEV/Ant-10M",
+        )
+    return repository
+
+
+def make_release(final: Path, repository: str, license_id: str, tokens: Path | None = None) -> Path:
+    """Write `release/` beside a run's `final/`, whole or not at all.
+
+    Raises:
+        AntError: the gate refuses the model (its report stays as `gate.json` beside `final/`), a record is
+            missing, or the card contradicts itself.
+    """
+    check_repository(repository)
+    sources = Sources.of(final, tokens)
+    target = sources.run_dir / "release"
+    with whole_folder(target) as folder:
+        _copy(sources, folder)
+        report = _gate(sources, folder, repository.partition("/")[0])
+        write_json(folder / GATE, report)
+        if report["verdict"] != PASSED:
+            write_json(sources.run_dir / GATE, report)
+            raise refusal(final, from_json(report["checks"]), sources.run_dir / GATE)
+        finish(folder, repository, license_id)
+    return target
+
+
+def finish(folder: Path, repository: str, license_id: str) -> None:
+    """Draw the figures, render and audit the card, and write release.json over all of it."""
+    files = inventory(folder, without=(CARD, RELEASE))
+    inputs = read_inputs(folder, repository, license_id, files)
+    plots = folder / "plots"
+    drawn = plot_run(inputs.metrics, plots, inputs.name)
+    for path in drawn:
+        if path.name not in ("loss.png", "learning_rate.png"):
+            path.unlink()
+    plot_fragmentation(inputs.fragmentation, plots / "fragmentation.png")
+    rows = [vars(row) for row in measured_rows(inputs)]
+    if rows:
+        names = [model.name for model in compared_models(inputs)]
+        plot_benchmarks(rows, names, plots / "benchmarks.png", inputs.name)
+    card = render_card(inputs)
+    contradictions = [f for f in audit(card_claims(card, CARD)) if f.verdict == "DISAGREES"]
+    if contradictions:
+        listing = "\n".join(f"  - {f.claim}: {f.recomputed}" for f in contradictions)
+        raise AntError(
+            f"the card contradicts itself:\n{listing}\nNothing was released; train and measure anew"
+        )
+    (folder / CARD).write_text(card, encoding="utf-8")
+    left = check_files(folder, repository.partition("/")[0])
+    if not left.passed:
+        raise refusal(folder, [left])
+    write_json(
+        folder / RELEASE,
+        {
+            "schema": 1,
+            "repository": repository,
+            "license": license_id,
+            "made": now(),
+            "ant_hf_commit": source_commit(),
+            "files": inventory(folder, without=(RELEASE,)),
+        },
+    )
+
+
+def refusal(what: Path, checks: list[Check], report: Path | None = None) -> AntError:
+    """The error that names every failed check with its numbers."""
+    failed = "\n".join(f"  - {check.name}: {check.seen}" for check in checks if check.passed is False)
+    where = f"\nThe whole report: {report}" if report else ""
+    return AntError(f"{what} is not fit to be published:\n{failed}{where}")
+
+
+def _copy(sources: Sources, folder: Path) -> None:
+    """Model files as they are; records with paths cut down to names."""
+    for name in _MODEL_FILES:
+        if not (sources.final / name).is_file():
+            raise missing_file(sources.final / name, "exported file", "Train again, or restore it.")
+        shutil.copyfile(sources.final / name, folder / name)
+    results = read_json(
+        sources.final / RESULTS, "results", f"Measure the model first: ant-hf evaluate {sources.final}"
+    )
+    manifest = read_json(sources.tokens / "manifest.json", "token manifest", "Pass it: --tokens FOLDER")
+    report = read_json(sources.tokenizer / FRAGMENTATION, "fragmentation report", "Train the tokenizer anew.")
+    run = sources.run | {"recipe": _public_recipe(sources.run["recipe"])}
+    for name, values in ((RUN, run), (RESULTS, results), (MANIFEST, manifest), (FRAGMENTATION, report)):
+        write_json(folder / name, without_paths(values))
+    rows = read_metrics(sources.run_dir / METRICS)
+    (folder / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _public_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe without folders of this machine; local texts keep their names only."""
+    corpus = recipe["corpus"]
+    if corpus["source"] == "files":
+        corpus = corpus | {"path": Path(corpus["path"]).name}
+    return recipe | {"corpus": corpus}
+
+
+def _gate(sources: Sources, folder: Path, owner: str) -> dict[str, Any]:
+    """Run the gate on the folder in a fresh process and read its report."""
+    final = sources.run["final"]
+    with tempfile.TemporaryDirectory() as scratch:
+        held_out = Path(scratch) / "held_out.jsonl"
+        write_held_out(sources.run, sources.tokens, sources.tokenizer, held_out)
+        results = read_json(folder / RESULTS, "results", "")
+        job = {
+            "held_out": str(held_out),
+            "expected": {
+                "loss": final["loss_in_training"],
+                "byte_perplexity": final["byte_perplexity"],
+                "tokens": final["tokens"],
+                "context_tokens": final["context_tokens"],
+            },
+            "parameters": sources.run["parameters"]["total"],
+            "degeneration": results.get("degeneration"),
+            "owner": owner,
+        }
+        return run_gate(folder, job, Path(scratch))
+
+
+def run_gate(folder: Path, job: dict[str, Any], scratch: Path) -> dict[str, Any]:
+    """Start the gate's own process, offline, in an empty working directory.
+
+    Raises:
+        AntError: the process died before it could report.
+    """
+    values = job | {"folder": str(folder.resolve()), "report": str(scratch / GATE)}
+    write_json(scratch / "job.json", values)
+    offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    result = subprocess.run(  # noqa: S603 (our own module)
+        [sys.executable, "-m", "ant_hf.release.gate", str(scratch / "job.json")],
+        cwd=scratch,
+        env=os.environ | offline,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if result.returncode:
+        raise AntError("the gate's process failed", seen=result.stderr.strip().splitlines()[-1:])
+    return read_json(scratch / GATE, "gate report", "")
