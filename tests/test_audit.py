@@ -24,7 +24,7 @@ ANT_10M = [
     ("81,520 to 83,000 tokens/s", "85,936 tokens/s"),
     ("perplexity 15.22 at step 600", "exp(2.7217) = 15.21, exp(2.7231) = 15.23"),
     ("learning rate 2.46e-4 at step 80", "1.60e-04"),
-    ("cosine through 2.31e-4 at step 600, last step 1,200", "ended by step 1,09"),
+    ("cosine through 2.31e-4 at step 600, last step 1,200", "ended by step 1,090 at the latest"),
     ("piqa 50.32% of 1,838", "no whole number"),
     ("boolq 37.82% of 3,270", "1,237 is 37.829%"),
     ("WikiText-2 byte perplexity 30.62", "3.42 nats a byte: worse than a uniform guess among 4,096 tokens"),

@@ -10,11 +10,17 @@ from conftest import ROOT
 SOURCE = ROOT / "src" / "ant_hf"
 # In the order a reader walks; a module may import from the lines above it only.
 ORDER = [
-    "errors", "artefacts", "metrics", "published", "processes",
+    "errors", "artefacts", "metrics", "shipped", "published", "claims", "audit", "processes",
     "recipe", "report", "plots",
     "readers", "sources", "corpus", "fragmentation", "tokenizer", "tokens", "packing", "dataset",
     "architecture", "precision", "plan", "optimizers", "callbacks", "checkpoints",
-    "evaluation.perplexity", "training", "preparation", "run_folder", "run_record", "pretraining", "cli",
+    "evaluation.perplexity", "evaluation.degeneration", "training", "preparation", "run_folder", "run_record",
+    "card.markdown", "card.inputs", "card.benchmarks", "card.takeaways", "card.energy", "card.metadata",
+    "card.facts", "card.rendering", "card.reading",
+    "release.checks", "release.files", "release.texts", "release.loading", "release.scoring", "release.loops",
+    "release.gate", "release.held_out", "release.assembling", "release.verifying",
+    "hub.client", "hub.preflight", "hub.publishing", "hub.fetching",
+    "pretraining", "release_commands", "cli",
 ]  # fmt: skip
 
 
@@ -63,3 +69,9 @@ def test_entry_scripts_are_thin_and_do_nothing_at_import():
         script = f"import runpy; runpy.run_path({name!r}, run_name='imported')"
         result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
         assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_cards_and_figures_need_no_torch():
+    names = "ant_hf.card.rendering, ant_hf.card.reading, ant_hf.plots, ant_hf.audit"
+    script = f"import sys, {names}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0

@@ -49,6 +49,7 @@ def card_data(
     results = [_accuracy(inputs, row) for row in rows if row.complete and row.task in _SETS]
     if wikitext and wikitext["complete"]:
         results += [_perplexity(wikitext, key) for key in ("byte_perplexity", "bits_per_byte")]
+    emissions: dict[str, Any] = {"co2_eq_emissions": co2} if co2 else {}
     data = ModelCardData(
         model_name=inputs.name,
         language="en",
@@ -60,7 +61,7 @@ def card_data(
         datasets=[dataset] if dataset and _DATASET_ID.match(dataset) else None,
         metrics=["accuracy", "perplexity"] if results else None,
         eval_results=results or None,
-        **({"co2_eq_emissions": co2} if co2 else {}),
+        **emissions,
     )
     if not results:
         # Without results there is no model-index to hold the name, and `model_name` is no key of a card.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
+from ant_hf.card.inputs import CARD
 from ant_hf.card.markdown import read_tables
 from ant_hf.claims import Accuracy, Claims, Moment, Perplexities, Printed, Schedule
-from ant_hf.errors import AntError
+from ant_hf.errors import AntError, missing_file
 
 
 def card_claims(text: str, name: str) -> Claims:
@@ -45,6 +47,18 @@ def card_claims(text: str, name: str) -> Claims:
         slices_overall=_overall(accuracies, slices),
         perplexities=_perplexities(by_title["text"][0]),
     )
+
+
+def read_card(path: Path) -> Claims:
+    """The figures of a README.md, or of the one in a folder.
+
+    Raises:
+        AntError: it is not there, or no card of ours.
+    """
+    file = path / CARD if path.is_dir() else path
+    if not file.is_file():
+        raise missing_file(file, "card", "Make one: ant-hf card MODEL_FOLDER --repo OWNER/NAME")
+    return card_claims(file.read_text(encoding="utf-8"), str(path))
 
 
 def _facts(table: list[list[str]]) -> dict[str, str]:

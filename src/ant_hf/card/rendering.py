@@ -8,9 +8,21 @@ import jinja2
 import yaml
 from huggingface_hub import ModelCard
 
-from ant_hf.card import facts
 from ant_hf.card.benchmarks import Row, benchmark_rows, slice_rows
 from ant_hf.card.energy import co2_estimate
+from ant_hf.card.facts import (
+    NOT_MEASURED,
+    architecture_table,
+    benchmark_table,
+    data_source,
+    dynamics_table,
+    files_table,
+    gate_table,
+    hardware,
+    perplexity_table,
+    tokens_seen,
+    training_table,
+)
 from ant_hf.card.inputs import CardInputs
 from ant_hf.card.markdown import Safe, code, escape, quote, table
 from ant_hf.card.metadata import card_data
@@ -88,7 +100,7 @@ def _context(inputs: CardInputs) -> dict[str, Any]:
         for row in slice_rows(task, values, published)
     ]
     wikitext = inputs.results.get("perplexity", {}).get("wikitext")
-    data, data_license = facts.data_source(inputs)
+    data, data_license = data_source(inputs)
     run = inputs.run
     return {
         "name": inputs.name,
@@ -103,10 +115,10 @@ def _context(inputs: CardInputs) -> dict[str, Any]:
         "manifest": inputs.manifest,
         "gate": inputs.gate,
         "license": inputs.license,
-        "hardware": facts.hardware(run["environment"]),
+        "hardware": hardware(run["environment"]),
         "data": data,
         "data_license": data_license,
-        "tokens_seen": facts.tokens_seen(inputs),
+        "tokens_seen": tokens_seen(inputs),
         "co2": co2_estimate(run),
         "rows": rows,
         "slices": slices,
@@ -114,15 +126,15 @@ def _context(inputs: CardInputs) -> dict[str, Any]:
         "takeaways": takeaways(rows, slices, wikitext, inputs.results),
         "recipe_yaml": yaml.safe_dump(inputs.recipe, sort_keys=False, allow_unicode=True),
         "tables": {
-            "architecture": facts.architecture_table(inputs),
-            "training": facts.training_table(inputs),
-            "dynamics": facts.dynamics_table(inputs),
-            "perplexity": facts.perplexity_table(inputs),
-            "benchmarks": facts.benchmark_table(rows, names, inputs.name),
-            "slices": facts.benchmark_table(slices, names, inputs.name),
+            "architecture": architecture_table(inputs),
+            "training": training_table(inputs),
+            "dynamics": dynamics_table(inputs),
+            "perplexity": perplexity_table(inputs),
+            "benchmarks": benchmark_table(rows, names, inputs.name),
+            "slices": benchmark_table(slices, names, inputs.name),
             "published_wikitext": _published_wikitext(published),
-            "gate": facts.gate_table(inputs),
-            "files": facts.files_table(inputs),
+            "gate": gate_table(inputs),
+            "files": files_table(inputs),
             "versions": table(["package", "version"], sorted(run["environment"]["packages"].items())),
         },
     }
@@ -133,6 +145,6 @@ def _published_wikitext(published: list[PublishedModel]) -> Safe:
     for model in published:
         figures = model.results.get("wikitext", {})
         word = figures.get("word_perplexity")
-        shown = f"{word:,.2f}" if word is not None else facts.NOT_MEASURED
-        rows.append([f"{model.name} (published)", figures.get("byte_perplexity", facts.NOT_MEASURED), shown])
+        shown = f"{word:,.2f}" if word is not None else NOT_MEASURED
+        rows.append([f"{model.name} (published)", figures.get("byte_perplexity", NOT_MEASURED), shown])
     return table(["WikiText-2", "byte perplexity", "word perplexity"], rows)

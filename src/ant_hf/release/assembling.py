@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ant_hf.artefacts import read_json, whole_folder, write_json
+from ant_hf.artefacts import file_sha256, fingerprint, read_json, whole_folder, write_json
 from ant_hf.audit import audit
 from ant_hf.card.inputs import (
     CARD,
@@ -27,7 +27,7 @@ from ant_hf.card.inputs import (
     read_inputs,
 )
 from ant_hf.card.reading import card_claims
-from ant_hf.card.rendering import compared_models, measured_rows, render_card
+from ant_hf.card.rendering import TEMPLATE, compared_models, measured_rows, render_card
 from ant_hf.errors import AntError, missing_file
 from ant_hf.metrics import read_metrics
 from ant_hf.plots import plot_benchmarks, plot_fragmentation, plot_run
@@ -35,6 +35,7 @@ from ant_hf.release.checks import PASSED, Check, from_json
 from ant_hf.release.files import check_files, inventory, without_paths
 from ant_hf.release.held_out import write_held_out
 from ant_hf.run_record import now, source_commit
+from ant_hf.shipped import shipped_file
 
 _MODEL_FILES = (
     "config.json",
@@ -102,8 +103,13 @@ def check_repository(repository: str) -> str:
     return repository
 
 
-def make_release(final: Path, repository: str, license_id: str, tokens: Path | None = None) -> Path:
+def make_release(
+    final: Path, repository: str, license_id: str, tokens: Path | None = None
+) -> tuple[Path, bool]:
     """Write `release/` beside a run's `final/`, whole or not at all.
+
+    Returns:
+        The folder, and whether it was there already, made of the same files by the same version.
 
     Raises:
         AntError: the gate refuses the model (its report stays as `gate.json` beside `final/`), a record is
@@ -111,7 +117,9 @@ def make_release(final: Path, repository: str, license_id: str, tokens: Path | N
     """
     check_repository(repository)
     sources = Sources.of(final, tokens)
-    target = sources.run_dir / "release"
+    target, made_of = sources.run_dir / "release", _made_of(sources, repository, license_id)
+    if _is_whole(target, made_of):
+        return target, True
     with whole_folder(target) as folder:
         _copy(sources, folder)
         report = _gate(sources, folder, repository.partition("/")[0])
@@ -119,11 +127,31 @@ def make_release(final: Path, repository: str, license_id: str, tokens: Path | N
         if report["verdict"] != PASSED:
             write_json(sources.run_dir / GATE, report)
             raise refusal(final, from_json(report["checks"]), sources.run_dir / GATE)
-        finish(folder, repository, license_id)
-    return target
+        finish(folder, repository, license_id, made_of)
+    return target, False
 
 
-def finish(folder: Path, repository: str, license_id: str) -> None:
+def _made_of(sources: Sources, repository: str, license_id: str) -> str:
+    """Fingerprint of everything a release follows from."""
+    paths = [
+        *sorted(path for path in sources.final.iterdir() if path.is_file()),
+        sources.run_dir / RUN,
+        sources.run_dir / METRICS,
+        shipped_file(TEMPLATE),
+        shipped_file("published.yaml"),
+    ]
+    hashes = {path.name: file_sha256(path) for path in paths if path.is_file()}
+    return fingerprint([hashes, sources.run["sha256"], repository, license_id, source_commit()])
+
+
+def _is_whole(folder: Path, made_of: str) -> bool:
+    if not (folder / RELEASE).is_file():
+        return False
+    release = read_json(folder / RELEASE, "release record", f"Remove {folder} to make it anew.")
+    return release.get("made_of") == made_of and release.get("files") == inventory(folder, without=(RELEASE,))
+
+
+def finish(folder: Path, repository: str, license_id: str, made_of: str) -> None:
     """Draw the figures, render and audit the card, and write release.json over all of it."""
     files = inventory(folder, without=(CARD, RELEASE))
     inputs = read_inputs(folder, repository, license_id, files)
@@ -155,13 +183,14 @@ def finish(folder: Path, repository: str, license_id: str) -> None:
             "repository": repository,
             "license": license_id,
             "made": now(),
+            "made_of": made_of,
             "ant_hf_commit": source_commit(),
             "files": inventory(folder, without=(RELEASE,)),
         },
     )
 
 
-def refusal(what: Path, checks: list[Check], report: Path | None = None) -> AntError:
+def refusal(what: Path | str, checks: list[Check], report: Path | None = None) -> AntError:
     """The error that names every failed check with its numbers."""
     failed = "\n".join(f"  - {check.name}: {check.seen}" for check in checks if check.passed is False)
     where = f"\nThe whole report: {report}" if report else ""

@@ -67,6 +67,12 @@ def dangerous_files(folder: Path) -> list[str]:
     ]
 
 
+def is_dangerous_name(name: str) -> bool:
+    """Whether a file of this name has no place in a released repository."""
+    path = PurePosixPath(name)
+    return path.suffix in _PICKLES | _RUNS or bool(_TRAINING_STATE.match(path.name))
+
+
 def _problems(path: Path, owner: str) -> Iterator[str]:
     # A downloaded snapshot links into the Hub's cache: what counts is what it links to.
     if not path.is_file():

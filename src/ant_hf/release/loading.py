@@ -48,9 +48,10 @@ def load(
     said: list[str] = []
     try:
         with _listening(said):
-            model, info = AutoModelForCausalLM.from_pretrained(
+            both: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, output_loading_info=True, local_files_only=True, trust_remote_code=False
             )
+            model, info = both
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         stored_parameters, stored_dtype = _stored(folder)
     except Exception as error:  # whatever it is, a stranger would meet it too
@@ -70,7 +71,7 @@ def _size_problem(model: PreTrainedModel, tokenizer: Any) -> list[str]:
     return [f"the tokenizer has {len(tokenizer):,} entries, the model {model.config.vocab_size:,}"]
 
 
-def _tied(model: PreTrainedModel) -> Check:
+def _tied(model: Any) -> Check:
     head, embeddings = model.get_output_embeddings().weight, model.get_input_embeddings().weight
     shared = head.data_ptr() == embeddings.data_ptr()
     declared = bool(model.config.tie_word_embeddings)
