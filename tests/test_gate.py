@@ -65,7 +65,7 @@ def shuffle_tokenizer(final):
     path.write_text(json.dumps(values))
 
 
-def test_a_shuffled_tokenizer_is_refused_with_its_numbers(run):
+def test_a_shuffled_tokenizer_is_refused_with_its_numbers(run, quick_gate):
     shuffle_tokenizer(run / "final")
     with pytest.raises(AntError) as caught:
         release(run)

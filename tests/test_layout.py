@@ -19,7 +19,7 @@ ORDER = [
     "card.facts", "card.rendering", "card.reading",
     "release.checks", "release.files", "release.texts", "release.loading", "release.scoring", "release.loops",
     "release.gate", "release.held_out", "release.assembling", "release.verifying",
-    "hub.client", "hub.preflight", "hub.publishing", "hub.fetching",
+    "hub.client", "hub.preflight", "hub.publishing", "hub.fetching", "hub.training",
     "pretraining", "release_commands", "cli",
 ]  # fmt: skip
 

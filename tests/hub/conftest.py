@@ -1,5 +1,6 @@
 """The Hub of these tests and a way to run clients against it as a user does: in processes of their own."""
 
+import json
 import os
 import subprocess
 import sys
@@ -54,5 +55,35 @@ def client(client_environment):
         if check:
             assert result.returncode == 0, result.stdout + result.stderr
         return result
+
+    return run
+
+
+@pytest.fixture
+def session(client):
+    """A function that runs several `ant-hf` command lines in one fresh process, which saves its start.
+
+    Returns for each: exit code, and what was said on both streams together.
+    """
+
+    def run(*lines, **environment):
+        script = f"""
+import contextlib, io, json, sys
+import ant_hf.report
+from ant_hf import cli
+results = []
+for words in {[list(map(str, line)) for line in lines]!r}:
+    said, sys.argv = io.StringIO(), ["ant-hf", *words]
+    ant_hf.report._console.file = said
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as exit:
+            code = exit.code or 0
+    results.append([code, said.getvalue()])
+print("RESULTS" + json.dumps(results))
+"""
+        return json.loads(client(script, **environment).stdout.partition("RESULTS")[2])
 
     return run

@@ -29,6 +29,10 @@ _HOW_TO_LOG_IN = (
 _LONGEST_WAIT = 60.0
 
 
+class HubUnreachableError(AntError):
+    """The Hub or the line failed in all attempts; later it may work."""
+
+
 class HubClient:
     """An `HfApi` whose steps are repeated when the Hub or the line fails.
 
@@ -100,7 +104,8 @@ class HubClient:
             hint = f"The token may not do this. {_HOW_TO_LOG_IN}"
         elif isinstance(error, RepositoryNotFoundError):
             hint = "Check --repo; a private repository needs a token of its owner"
-        return AntError(f"{what} failed{times}: {self._brief(error)}", hint=hint)
+        kind = HubUnreachableError if is_transient(error) else AntError
+        return kind(f"{what} failed{times}: {self._brief(error)}", hint=hint)
 
     def _brief(self, error: Exception) -> str:
         status = status_of(error)

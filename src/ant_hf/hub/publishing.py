@@ -53,7 +53,7 @@ def publish(
         _read_back(client, repository, commit, folder, release)
         _tag(client, plan, commit)
     except AntError as error:
-        raise AntError(f"{error}\nThe release is whole in {folder}; nothing there was changed") from None
+        raise AntError(f"{error}. The release itself is whole, in {folder}") from None
     say(f"published   {client.api.endpoint}/{repository} at {commit[:12]}, tagged {plan.tag}")
     return commit
 
