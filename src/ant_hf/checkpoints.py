@@ -69,38 +69,66 @@ def _quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def load_any(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, Any]:
+    """Load a model that anyone made, with its tokenizer, unless the two cannot be meant for each other.
+
+    Raises:
+        AntError: no model is there; weights are missing or of another shape; the tokenizer has more
+            entries than the model.
+    """
+    loaded, tokenizer = _load(folder, dtype)
+    model, info = loaded
+    _refuse_keys(folder, info, "missing_keys", "mismatched_keys")
+    if len(tokenizer) > model.config.vocab_size:
+        raise _other_vocabulary(folder, tokenizer, model, "at most ")
+    return model, tokenizer
+
+
 def load_final(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, Any]:
     """Load model and tokenizer by the calls a user makes, refusing anything less than a perfect match.
 
     Raises:
         AntError: no model is there; keys are missing or unexpected; tied weights are not tied;
-            the tokenizer has another size than the model.
+            the tokenizer has another size than the model; anything was warned about.
     """
-    if not Path(folder, "config.json").is_file():
-        raise missing_file(folder, "model folder", "Train one: make quickstart")
-    with warnings.catch_warnings(), _quiet_transformers():
+    with warnings.catch_warnings():
         warnings.simplefilter("error")
-        try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError, RuntimeError, SafetensorError, Warning) as error:
-            raise AntError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from None
+        loaded, tokenizer = _load(folder, dtype)
     model, info = loaded
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info[problem]:
-            raise AntError(
-                f"{folder}: the weights have {problem.replace('_', ' ')}", seen=sorted(info[problem])
-            )
+    _refuse_keys(folder, info, "missing_keys", "unexpected_keys", "mismatched_keys")
     head, embeddings = model.get_output_embeddings().weight, model.get_input_embeddings().weight
     if model.config.tie_word_embeddings and head.data_ptr() != embeddings.data_ptr():
         raise AntError(f"{folder}: embeddings and output projection are tied in the config only")
     if len(tokenizer) != model.config.vocab_size:
-        raise AntError(
-            f"{folder}: tokenizer and config differ in vocabulary",
-            seen=f"{len(tokenizer)} entries",
-            expected=f"vocab_size {model.config.vocab_size}",
-        )
+        raise _other_vocabulary(folder, tokenizer, model, "")
     return model, tokenizer
+
+
+def _load(folder: str | Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    if not Path(folder, "config.json").is_file():
+        raise missing_file(folder, "model folder", "Train one: make quickstart")
+    with _quiet_transformers():
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+            return loaded, AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError, RuntimeError, SafetensorError, Warning) as error:
+            raise AntError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from None
+
+
+def _refuse_keys(folder: str | Path, info: dict[str, Any], *problems: str) -> None:
+    for problem in problems:
+        if info[problem]:
+            raise AntError(
+                f"{folder}: the weights have {problem.replace('_', ' ')}", seen=sorted(info[problem])
+            )
+
+
+def _other_vocabulary(folder: str | Path, tokenizer: Any, model: PreTrainedModel, bound: str) -> AntError:
+    return AntError(
+        f"{folder}: tokenizer and config differ in vocabulary",
+        seen=f"{len(tokenizer)} entries",
+        expected=f"{bound}vocab_size {model.config.vocab_size}",
+    )
 
 
 def latest_checkpoint(output_dir: Path) -> Path | None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from ant_hf.errors import AntError
 from ant_hf.published import PublishedModel
@@ -120,21 +123,21 @@ class Claims:
     perplexities: tuple[Perplexities, ...] = ()
 
 
-# Items of the usual evaluation splits, as lm-eval scores them.
-USUAL_ITEMS = {
-    "arc_challenge": 1172,
-    "arc_easy": 2376,
-    "piqa": 1838,
-    "winogrande": 1267,
-    "mmlu": 14042,
-    "sciq": 1000,
-    "boolq": 3270,
-    "hellaswag": 10042,
-}
 ARITHMARK = "arithmark_2.0"
 ARITHMARK_SLICES = {"1": 1250, "2": 750, "3": 500}
 # Bytes and words of WikiText-2's test pages, counted as lm-eval counts them.
 WIKITEXT_BYTES_PER_WORD = 1_290_527 / 241_335
+
+
+def usual_items() -> dict[str, int]:
+    """Items of the complete sets by task, from the evaluation's own table."""
+    table = Path(__file__).with_name("evaluation") / "benchmarks.yaml"
+    entries = yaml.safe_load(table.read_text(encoding="utf-8"))
+    return {task: entry["documents"] for task, entry in entries.items() if task not in _NO_SHARE}
+
+
+# Arithmark is claimed with its slices; WikiText is no share of right answers.
+_NO_SHARE = {ARITHMARK, "arithmark_generated", "wikitext"}
 
 
 def published_claims(model: PublishedModel) -> Claims:
@@ -154,7 +157,7 @@ def published_claims(model: PublishedModel) -> Claims:
         dynamics=tuple(_moment(values) for values in claims.get("dynamics", ())),
         accuracies=tuple(
             Accuracy(task, _fraction(next(iter(model.results[task].values()))), items)
-            for task, items in USUAL_ITEMS.items()
+            for task, items in usual_items().items()
             if task in model.results
         ),
         **_arithmark(model.results.get(ARITHMARK)),
@@ -171,7 +174,7 @@ def _arithmark(figures: dict[str, Any] | None) -> dict[str, Any]:
     if figures is None:
         return {}
     slices = tuple(
-        Accuracy(f"{ARITHMARK}, {key} operators", _fraction(figures["slices"][key]), items)
+        Accuracy(f"{ARITHMARK}, {key} operators", _fraction(figures[f"slice_{key}"]), items)
         for key, items in ARITHMARK_SLICES.items()
     )
     overall = Accuracy(ARITHMARK, _fraction(figures["acc"]), sum(ARITHMARK_SLICES.values()))

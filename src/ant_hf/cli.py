@@ -179,6 +179,64 @@ def perplexity(
     say(f"token perplexity  {scores.perplexity:.3f}   (only comparable under the same tokenizer)")
 
 
+@app.command("evaluate")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Model folder or Hub id, for example GODELEV/Ant-10M.")],
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            help="Sets to run, separated by commas, for example arc_easy,wikitext,degeneration. "
+            "Default: the public card's table, BLiMP, LAMBADA and degeneration."
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first N documents a task: for trying.")] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Full-length sequences a forward pass; shorter ones fill up to as many tokens. "
+            "Default: 2 on a CPU, 64 on a GPU."
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Take the documents from JSONL files in this folder, not the Hub.")
+    ] = None,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the results. Default: the model's own; evaluations/NAME for a Hub id."),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: the GPU if there is one.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure anew what is already there.")] = False,
+) -> None:
+    """Measure a model on the public card's benchmarks, perplexities and degeneration, by lm-eval.
+
+    Writes results.json, lm_eval_results.json and samples.jsonl next to the model. Run again after an
+    interruption, it goes on.
+    """
+    from ant_hf.offline import choose_network
+
+    choose_network(model, data_dir)
+    try:
+        import lm_eval  # noqa: F401
+    except ImportError:
+        raise AntError("evaluation needs lm-eval", hint="pip install 'ant-hf[eval]'") from None
+    from ant_hf.evaluation.evaluate import Settings
+    from ant_hf.evaluation.evaluate import evaluate as measure
+    from ant_hf.evaluation.table import incomplete_line, perplexity_lines, results_table
+    from ant_hf.published import published_models
+    from ant_hf.report import say, show
+
+    names = tuple(name.strip() for name in (tasks or "").split(",") if name.strip())
+    settings = Settings(model, names, limit, batch_size, data_dir, output_dir, dtype, device, fresh)
+    results, path = measure(settings)
+    show(results_table(results, published_models()))
+    if line := incomplete_line(results):
+        say(line)
+    for line in perplexity_lines(results):
+        say(line)
+    say(f"results: {path}")
+
+
 @app.command("plots")
 def plots(
     run_dir: Annotated[Path, typer.Argument(help="Folder of a run, for example runs/quickstart.")],

@@ -121,7 +121,8 @@ def plot_benchmarks(rows: list[dict[str, Any]], names: list[str], path: Path, ti
             color=BLUE, ecolor="black", capsize=3, label=f"{title} (measured)",
         )  # fmt: skip
         for place, row in zip(places, rows, strict=True):
-            axes.plot([row["floor"]] * 2, [place - 0.4, place + 0.4], color=ORANGE, linewidth=2.5)
+            if row["floor"] is not None:
+                axes.plot([row["floor"]] * 2, [place - 0.4, place + 0.4], color=ORANGE, linewidth=2.5)
         axes.plot([], [], color=ORANGE, linewidth=2.5, label="floor")
         for name, marker in zip(names, "Dosv^", strict=False):
             shown = [

@@ -19,7 +19,7 @@ from ant_hf.checkpoints import WEIGHTS, export_final, generate_sample, load_fina
 from ant_hf.dataset import PackedDataset, TrainingOrder
 from ant_hf.errors import AntError
 from ant_hf.evaluation.perplexity import TokenScores, score_tokens
-from ant_hf.hub.training import fetch_checkpoint, start_uploads
+from ant_hf.hub.training import fetch_checkpoint, finish_uploads, start_uploads
 from ant_hf.metrics import read_metrics
 from ant_hf.plan import Plan, show_plan
 from ant_hf.plots import plot_run
@@ -78,8 +78,7 @@ def pretrain(recipe: Recipe, fresh: bool = False, dry_run: bool = False) -> None
     if folder.is_finished:
         say(f"finished    {folder.path / FINAL} is there already ({folder.record['finished']})")
         _say_result(folder.record["final"], folder.path)
-        if uploads := start_uploads(recipe):
-            uploads.finish(folder.path / FINAL)
+        finish_uploads(start_uploads(recipe), folder.path / FINAL)
         return
     record = folder.record or _new_record(setup)
     hashes = {
@@ -166,8 +165,7 @@ def _train_and_finish(setup: _Setup, folder: RunFolder, record: dict[str, Any]) 
         step = int(folder.checkpoint.name.removeprefix("checkpoint-"))
         say(f"resuming    from step {step:,} ({folder.checkpoint})")
         record["resumed_from_steps"].append(step)
-    if uploads := start_uploads(recipe):
-        trainer.add_callback(uploads)
+    uploads = start_uploads(recipe, trainer)
     if is_first_process():
         folder.write_record(record)
     trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
@@ -185,8 +183,7 @@ def _train_and_finish(setup: _Setup, folder: RunFolder, record: dict[str, Any]) 
             folder.path / FINAL,
         )
         _finish(setup, folder, record, validation, in_training, started)
-        if uploads:
-            uploads.finish(folder.path / FINAL)
+        finish_uploads(uploads, folder.path / FINAL)
     trainer.accelerator.wait_for_everyone()
 
 

@@ -22,8 +22,8 @@ class PublishedModel:
     parameters_rounded: bool
     """Whether the card gives millions only."""
     architecture: dict[str, Any]
-    results: dict[str, Any] = field(default_factory=dict)
-    """Benchmark figures by task and metric, accuracies as fractions."""
+    results: dict[str, dict[str, float]]
+    """Accuracies as fractions and perplexities, as printed: lm-eval's task name, then the metric."""
     claims: dict[str, Any] = field(default_factory=dict)
     """The card's other figures, as printed."""
 

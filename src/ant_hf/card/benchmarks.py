@@ -18,9 +18,9 @@ class Row:
     metric: str
     value: float
     stderr: float
-    floor: float
-    floor_kind: str
-    verdict: str
+    floor: float | None
+    """None where guessing means nothing, as for an exact continuation."""
+    verdict: str | None
     """`above`, `below` or `indistinguishable` from the floor at two standard errors."""
     items: int
     complete: bool
@@ -29,7 +29,7 @@ class Row:
 
     def errors_from_floor(self) -> float:
         """Standard errors between the value and the floor, positive above it."""
-        return (self.value - self.floor) / self.stderr if self.stderr else 0.0
+        return (self.value - self.floor) / self.stderr if self.stderr and self.floor is not None else 0.0
 
     def errors_from(self, name: str) -> float:
         """Standard errors between our value and a published one, both taken as sampled from `items`."""
@@ -53,7 +53,9 @@ def slice_rows(task: str, values: dict[str, Any], published: list[PublishedModel
     return rows
 
 
-def _verdict(values: dict[str, Any]) -> str:
+def _verdict(values: dict[str, Any]) -> str | None:
+    if values["floor"] is None:
+        return None
     distance = values["value"] - values["floor"]
     if abs(distance) <= 2 * values["stderr"]:
         return "indistinguishable"
@@ -65,7 +67,7 @@ def _row(task: str, values: dict[str, Any], published: list[PublishedModel], par
     others = {}
     for model in published:
         figures = model.results.get(task, {})
-        figure = figures.get("slices", {}).get(part) if part else figures.get(metric)
+        figure = figures.get(f"slice_{part}" if part else metric)
         if figure is not None:
             others[model.name] = figure
     return Row(
@@ -73,11 +75,10 @@ def _row(task: str, values: dict[str, Any], published: list[PublishedModel], par
         label=values["label"],
         metric=metric,
         value=values["value"],
-        stderr=values["stderr"],
+        stderr=values["stderr"] or 0.0,
         floor=values["floor"],
-        floor_kind=values["floor_kind"],
         verdict=values["verdict"],
         items=values["n"],
-        complete=values["complete"],
+        complete=values["complete"] is not False,
         published=others,
     )

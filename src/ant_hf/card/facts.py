@@ -200,12 +200,18 @@ def benchmark_table(rows: list[Row], names: list[str], own_name: str) -> Safe:
 
 def _benchmark_cells(row: Row, names: list[str]) -> list[Any]:
     published = [f"{row.published[n]:.4f}" if n in row.published else NOT_MEASURED for n in names]
-    measured = [f"{row.value:.4f}", f"{row.stderr:.4f}", f"{row.floor:.4f}", _against_floor(row)]
+    measured = [f"{row.value:.4f}", f"{row.stderr:.4f}", _floor(row), _against_floor(row)]
     items = f"{row.items:,}" + ("" if row.complete else " (not the complete set)")
     return [row.label, code(row.metric), *published, *measured, items]
 
 
+def _floor(row: Row) -> str:
+    return NOT_MEASURED if row.floor is None else f"{row.floor:.4f}"
+
+
 def _against_floor(row: Row) -> str:
+    if row.verdict is None:
+        return NOT_MEASURED
     words = {"above": "above", "below": "below", "indistinguishable": "no difference"}
     return f"{words[row.verdict]} ({row.errors_from_floor():+.1f} standard errors)"
 

@@ -16,7 +16,7 @@ def takeaways(
     rows: list[Row], slices: list[Row], wikitext: dict[str, Any] | None, results: dict[str, Any]
 ) -> list[str]:
     """The list under "Key takeaways"."""
-    lines = [_floors(rows)] if rows else []
+    lines = [_floors(rows)] if any(row.verdict for row in rows) else []
     names = dict.fromkeys(name for row in rows for name in row.published)
     lines += [_against(rows, name) for name in names]
     if slices:
@@ -71,7 +71,7 @@ def _slices(slices: list[Row]) -> str:
     return f"Arithmetic, against a floor of {slices[0].floor:.1%}: {'; '.join(parts)}."
 
 
-_FLOOR_WORDS = {
+_FLOOR_WORDS: dict[str | None, str] = {
     "above": "above it",
     "below": "below it",
     "indistinguishable": "not distinguishable from it",

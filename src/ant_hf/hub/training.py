@@ -19,7 +19,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.utils.tqdm import disable_progress_bars
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ant_hf.artefacts import read_json, whole_folder, write_json
 from ant_hf.errors import AntError
@@ -193,8 +193,14 @@ def _reseal(checkpoint: Path) -> None:
         write_json(path, seal)
 
 
-def start_uploads(recipe: Recipe) -> CheckpointUploads | None:
-    """The callback for a recipe with `push_to_hub`, on the first process.
+def finish_uploads(uploads: CheckpointUploads | None, final: Path) -> None:
+    """Send the exported model, if the recipe pushes to the Hub."""
+    if uploads:
+        uploads.finish(final)
+
+
+def start_uploads(recipe: Recipe, trainer: Trainer | None = None) -> CheckpointUploads | None:
+    """The callback for a recipe with `push_to_hub`, on the first process, also added to the trainer.
 
     A token that will not do is refused here, before anything is spent; a Hub that does not answer is
     only said, because each save tries again.
@@ -214,7 +220,10 @@ def start_uploads(recipe: Recipe) -> CheckpointUploads | None:
             )
     except HubUnreachableError as error:
         say(f"hub         {error}; training goes on, and every save tries again")
-    return CheckpointUploads(client, recipe)
+    uploads = CheckpointUploads(client, recipe)
+    if trainer:
+        trainer.add_callback(uploads)
+    return uploads
 
 
 def fetch_checkpoint(recipe: Recipe, fresh: bool) -> None:

@@ -1,0 +1,169 @@
+"""Does the model fall into loops? 200 fixed prompts, greedy and with the public card's sampling.
+
+Ant-5M's card says that it repeats single words without end, Ant-10M's that it no longer does. Neither
+gives a number; these are the numbers such a claim needs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+NEW_TOKENS = 128
+# The public card's snippet.
+CARD_SAMPLING: dict[str, Any] = {"temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.5}
+SEED = 0
+# A loop is at least this long and holds its span at least this often: three spaces are no loop.
+LOOP_TOKENS, LOOP_TIMES = 16, 3
+
+_OPENINGS = (
+    "The {}",
+    "In the beginning the {}",
+    "Nobody knew why the {}",
+    "Scientists found that the {}",
+    "Long ago, a {}",
+    "How does a {} work? It",
+    "The history of the {} starts",
+    '"Look at the {}," she said,',
+    "There are three kinds of {}:",
+    "The best way to draw a {} is",
+)
+_SUBJECTS = (
+    "river", "king", "teacher", "horse", "mountain", "ship", "small language model", "war", "tree", "city",
+    "star", "law", "doctor", "number", "song", "island", "machine", "child", "book", "storm",
+)  # fmt: skip
+
+
+def prompts() -> list[str]:
+    """The 200 prompts: twenty subjects in ten openings."""
+    return [opening.format(subject) for subject in _SUBJECTS for opening in _OPENINGS]
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What a model made of one prompt: token ids without padding or end token, and their text."""
+
+    prompt: str
+    ids: list[int]
+    text: str
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    texts: Sequence[str],
+    sample: bool,
+    batch_size: int = 50,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Continuation]:
+    """Continue every prompt by up to 128 tokens, greedily or by the card's sampling from seed 0."""
+    torch.manual_seed(SEED)
+    side, pad = tokenizer.padding_side, tokenizer.pad_token_id
+    tokenizer.padding_side = "left"
+    if pad is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    settings = {"do_sample": True, **CARD_SAMPLING} if sample else {"do_sample": False}
+    outputs: list[Continuation] = []
+    for start in range(0, len(texts), batch_size):
+        batch = list(texts[start : start + batch_size])
+        inputs = tokenizer(batch, return_tensors="pt", padding=True).to(model.device)
+        length = inputs["input_ids"].shape[1]
+        room = model.config.max_position_embeddings - length
+        with torch.no_grad():
+            ids = model.generate(  # type: ignore[operator]
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                max_new_tokens=min(NEW_TOKENS, room),
+                pad_token_id=tokenizer.pad_token_id,
+                **settings,
+            )[:, length:]
+        for prompt, row in zip(batch, ids.tolist(), strict=True):
+            kept = _until(row, {tokenizer.eos_token_id, tokenizer.pad_token_id})
+            outputs.append(Continuation(prompt, kept, tokenizer.decode(kept)))
+        progress(len(batch), len(texts))
+    tokenizer.padding_side = side
+    return outputs
+
+
+def _until(ids: list[int], ends: set[int | None]) -> list[int]:
+    return next((ids[:index] for index, token in enumerate(ids) if token in ends), ids)
+
+
+def loop_period(ids: Sequence[int]) -> int | None:
+    """Length in tokens of the span that the text repeats to its end, if it does.
+
+    The shortest p for which the last max(16, 3 p) tokens or more each equal the one p before them.
+    """
+    for period in range(1, len(ids) // LOOP_TIMES + 1):
+        run = period
+        while run < len(ids) and ids[-run - 1] == ids[-run - 1 + period]:
+            run += 1
+        if run >= max(LOOP_TOKENS, LOOP_TIMES * period):
+            return period
+    return None
+
+
+def longest_repeated_span(ids: Sequence[int]) -> int:
+    """Tokens of the longest span that occurs twice in the text, the two not overlapping."""
+    best, size = 0, len(ids)
+    # row[j]: length of the common suffix of ids[:i] and ids[:j], j > i.
+    row = [0] * (size + 1)
+    for i in range(1, size + 1):
+        for j in range(size, i, -1):
+            row[j] = min(row[j - 1] + 1, j - i) if ids[i - 1] == ids[j - 1] else 0
+            best = max(best, row[j])
+    return best
+
+
+def distinct(texts: Sequence[str], n: int) -> float:
+    """Share of distinct word n-grams among all (distinct-n of Li et al. 2016), over all texts."""
+    grams = [gram for text in texts for gram in zip(*(text.split()[k:] for k in range(n)), strict=False)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def invalid_utf8_share(texts: Sequence[str]) -> float:
+    """Share of characters that are no valid UTF-8; a character cut off at the very end is forgiven."""
+    whole = [text.rstrip("\N{REPLACEMENT CHARACTER}") for text in texts]
+    characters = sum(map(len, whole))
+    return sum(text.count("\N{REPLACEMENT CHARACTER}") for text in whole) / characters if characters else 0.0
+
+
+def measure(outputs: Sequence[Continuation], decode: Callable[[list[int]], str]) -> dict[str, Any]:
+    """All figures of one way of generating, as JSON values; `loop_rate` is the one for the table."""
+    texts = [output.text for output in outputs]
+    looped: Counter[str] = Counter()
+    loops = 0
+    for output in outputs:
+        if period := loop_period(output.ids):
+            loops += 1
+            looped.update(set(decode(output.ids[-period:]).split()))
+    spans = [longest_repeated_span(output.ids) for output in outputs]
+    rate = loops / len(outputs)
+    return {
+        "outputs": len(outputs),
+        "loop_rate": rate,
+        "stderr": math.sqrt(rate * (1 - rate) / len(outputs)),
+        **{f"distinct_{n}": distinct(texts, n) for n in (1, 2, 3)},
+        "longest_repeated_span": max(spans),
+        "mean_longest_repeated_span": sum(spans) / len(spans),
+        "looped_words": [list(item) for item in looped.most_common(10)],
+        "invalid_utf8_share": invalid_utf8_share(texts),
+        "empty_outputs": sum(not output.ids for output in outputs),
+    }
+
+
+def summary(outputs: dict[str, list[Continuation]], decode: Callable[[list[int]], str]) -> dict[str, Any]:
+    """The record of both ways of generating, with their settings."""
+    return {
+        "prompts": len(outputs["greedy"]),
+        "max_new_tokens": NEW_TOKENS,
+        "loop": f"a span repeated to the end, {LOOP_TIMES} times or more, over {LOOP_TOKENS} tokens or more",
+        "greedy": measure(outputs["greedy"], decode),
+        "sampled": {**measure(outputs["sampled"], decode), "settings": {**CARD_SAMPLING, "seed": SEED}},
+    }
