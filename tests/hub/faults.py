@@ -19,10 +19,15 @@ class Fault:
     kind: int | str
     times: int = 1
     delay: float = 0.0
+    skip: int = 0
+    """Requests let through first."""
     met: int = 0
 
     def matches(self, method: str, path: str) -> bool:
-        return self.met < self.times and method == self.method and bool(re.search(self.pattern, path))
+        if self.met == self.times or method != self.method or not re.search(self.pattern, path):
+            return False
+        self.skip -= 1
+        return self.skip < 0
 
 
 class Faults:
@@ -30,8 +35,16 @@ class Faults:
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
 
-    def add(self, method: str, pattern: str, kind: int | str, times: int = 1, delay: float = 0.0) -> Fault:
-        fault = Fault(method, pattern, kind, times, delay)
+    def add(
+        self,
+        method: str,
+        pattern: str,
+        kind: int | str,
+        times: int = 1,
+        delay: float = 0.0,
+        skip: int = 0,
+    ) -> Fault:
+        fault = Fault(method, pattern, kind, times, delay, skip)
         self._faults.append(fault)
         return fault
 

@@ -9,6 +9,9 @@ from typing import Any
 _SPECIAL = re.compile(r"([\\`*_{}\[\]#|~$!])")
 _INVISIBLE = re.compile(r"[\x00-\x1f\x7f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
 
+# What makes a heading, a rule or a list of a line that begins with it.
+_MARKER = re.compile(r"^(\s*\d*)([-+=.)])")
+
 
 class Safe(str):
     """Markdown of our own making, placed as it is."""
@@ -35,9 +38,9 @@ def code(value: Any) -> Safe:
 
 
 def quote(value: Any) -> Safe:
-    """Several lines as a block quote, each escaped."""
-    lines = str(value).splitlines() or [""]
-    return Safe("\n".join(f"> {escape(line)}  " for line in lines))
+    """Several lines as a block quote, each escaped, also against becoming a list or an underline."""
+    lines = [_MARKER.sub(r"\1\\\2", escape(line)) for line in str(value).splitlines() or [""]]
+    return Safe("\n".join(f"> {line}  " for line in lines))
 
 
 def table(header: Sequence[Any], rows: Sequence[Sequence[Any]], numbers_from: int = 1) -> Safe:
