@@ -8,6 +8,7 @@ import markdown_it
 import pytest
 import yaml
 from hub.metadata_rules import problems
+from huggingface_hub import ModelCard
 
 from ant_hf.audit import audit
 from ant_hf.card.energy import co2_estimate
@@ -35,7 +36,8 @@ def metadata(card):
 
 
 def html(card):
-    return markdown_it.MarkdownIt("commonmark", {"html": True}).enable("table").render(card)
+    body = ModelCard(card).text
+    return markdown_it.MarkdownIt("commonmark", {"html": True}).enable("table").render(body)
 
 
 def test_card_has_every_part(inputs):
