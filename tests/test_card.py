@@ -139,7 +139,7 @@ def test_hostile_values_stay_text(inputs):
         assert page.count(f"<{tag}") == clean_page.count(f"<{tag}"), tag
     assert "&lt;script&gt;" in page
     assert "\u202e" not in card
-    assert all(len(row) == len(rows[0]) for rows in read_tables(card) for row in rows)
+    assert [row for rows in read_tables(card) for row in rows if len(row) != len(rows[0])] == []
 
 
 def test_cells_survive_the_way_into_markdown_and_back():

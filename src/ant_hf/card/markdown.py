@@ -19,11 +19,16 @@ class Safe(str):
     __slots__ = ()
 
 
+def plain(value: Any) -> str:
+    """A value on one line, without characters that hide or turn what stands beside them."""
+    return _INVISIBLE.sub(" ", str(value))
+
+
 def escape(value: Any) -> str:
     """A value as it reads, on one line, whatever Markdown or HTML it holds; `Safe` stays as it is."""
     if isinstance(value, Safe):
         return value
-    text = _INVISIBLE.sub(" ", str(value))
+    text = plain(value)
     # A backslash before < or & is Markdown; an entity holds in every renderer, also where HTML is allowed.
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _SPECIAL.sub(r"\\\1", text)
@@ -31,7 +36,7 @@ def escape(value: Any) -> str:
 
 def code(value: Any) -> Safe:
     """A code span; backticks and the table's bar inside it are handled."""
-    text = _INVISIBLE.sub(" ", str(value)).replace("|", r"\|")
+    text = plain(value).replace("|", r"\|")
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence, space = "`" * (longest + 1), " " if longest or not text.strip() else ""
     return Safe(f"{fence}{space}{text}{space}{fence}")

@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from ant_hf.card.benchmarks import Row
 from ant_hf.card.inputs import CardInputs
+from ant_hf.card.markdown import plain
 from ant_hf.errors import AntError
 
 # Keys of the Hub's model card specification that we use. ModelCardData would let a misspelt one pass.
@@ -77,7 +78,7 @@ def _accuracy(inputs: CardInputs, row: Row) -> EvalResult:
         task_type="text-generation",
         task_name="Zero-shot, lm-evaluation-harness",
         dataset_type=dataset,
-        dataset_name=row.label,
+        dataset_name=plain(row.label),
         dataset_config=config,
         dataset_split=split,
         metric_type=row.metric,
@@ -92,7 +93,7 @@ def _perplexity(values: dict[str, Any], key: str) -> EvalResult:
         task_type="text-generation",
         task_name="Language modelling",
         dataset_type=dataset,
-        dataset_name=values["label"],
+        dataset_name=plain(values["label"]),
         dataset_config=config,
         dataset_split=split,
         metric_type=key,

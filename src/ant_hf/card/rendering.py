@@ -24,7 +24,7 @@ from ant_hf.card.facts import (
     training_table,
 )
 from ant_hf.card.inputs import CardInputs
-from ant_hf.card.markdown import Safe, code, escape, quote, table
+from ant_hf.card.markdown import Safe, code, escape, plain, quote, table
 from ant_hf.card.metadata import card_data
 from ant_hf.card.takeaways import takeaways
 from ant_hf.errors import AntError
@@ -77,7 +77,8 @@ def fenced(text: str, language: str) -> Safe:
     fence = "```"
     while fence in text:
         fence += "`"
-    return Safe(f"{fence}{language}\n{text.rstrip()}\n{fence}")
+    lines = "\n".join(plain(line) for line in text.rstrip().split("\n"))
+    return Safe(f"{fence}{language}\n{lines}\n{fence}")
 
 
 def compared_models(inputs: CardInputs) -> list[PublishedModel]:
