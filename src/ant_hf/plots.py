@@ -112,7 +112,7 @@ def plot_benchmarks(rows: list[dict[str, Any]], names: list[str], path: Path, ti
         names: the published models to show as points.
     """
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(10, 1.2 + 0.45 * len(rows)), layout="constrained")
+        figure = Figure(figsize=(10, 1.5 + 0.45 * len(rows)), layout="constrained")
         axes = figure.subplots()
         axes.set_title(f"{title}: accuracy, bars of two standard errors")
         places = list(range(len(rows)))
@@ -136,6 +136,6 @@ def plot_benchmarks(rows: list[dict[str, Any]], names: list[str], path: Path, ti
         axes.set_yticks(places, [row["label"] for row in rows])
         axes.invert_yaxis()
         axes.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
-        axes.legend(frameon=False, loc="lower right")
+        figure.legend(frameon=False, loc="outside lower center", ncols=2 + len(names))
         figure.savefig(path)
     return path

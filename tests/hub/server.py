@@ -75,7 +75,7 @@ class Hub:
         kind = fault.kind if fault else None
         if kind == "cut":
             await request.stream().__anext__()
-            await _cut(send)
+            _cut(send)
         if kind == "slow":
             await asyncio.sleep(fault.delay)
         if kind == "echo":
@@ -88,7 +88,7 @@ class Hub:
                 self._someone_else_commits(path)
             response = self._answer(request, path, body)
         if kind == "cut after":
-            await _cut(send)
+            _cut(send)
         await response(scope, receive, send)
 
     def _answer(self, request: Request, path: str, body: bytes) -> Response:
@@ -369,10 +369,9 @@ def _entry(path: str, file: dict) -> dict:
     return entry
 
 
-async def _cut(send: Callable) -> None:
-    """Promise more bytes than are sent, then fail: the server closes the connection."""
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1000")]})
-    await send({"type": "http.response.body", "body": b"{", "more_body": True})
+def _cut(send: Callable) -> None:
+    """Drop the connection; ASGI has no word for it, so uvicorn's own transport is reached for."""
+    send.__self__.transport.abort()
     raise CutError
 
 

@@ -194,7 +194,8 @@ def perplexity_table(inputs: CardInputs) -> Safe:
 
 def benchmark_table(rows: list[Row], names: list[str], own_name: str) -> Safe:
     header = ["benchmark", "metric", *(f"{name} (published)" for name in names)]
-    header += [f"{own_name} (measured)", "standard error", "floor", "against the floor", "items"]
+    header += [f"{own_name} (measured)", "standard error", "floor"]
+    header += ["against the floor, standard errors", "items"]
     return table(header, [_benchmark_cells(row, names) for row in rows], numbers_from=2)
 
 
@@ -213,7 +214,7 @@ def _against_floor(row: Row) -> str:
     if row.verdict is None:
         return NOT_MEASURED
     words = {"above": "above", "below": "below", "indistinguishable": "no difference"}
-    return f"{words[row.verdict]} ({row.errors_from_floor():+.1f} standard errors)"
+    return f"{words[row.verdict]} ({row.errors_from_floor():+.1f})"
 
 
 def gate_table(inputs: CardInputs) -> Safe:

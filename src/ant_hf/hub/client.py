@@ -64,7 +64,11 @@ class HubClient:
         return redact(text.replace(self._token, "hf_***") if self._token else text)
 
     def step(
-        self, what: str, call: Callable[[], T], after_failure: Callable[[], T | None] | None = None
+        self,
+        what: str,
+        call: Callable[[], T],
+        after_failure: Callable[[], T | None] | None = None,
+        also: tuple[int, ...] = (),
     ) -> T:
         """Do one step, again after transient failures.
 
@@ -72,6 +76,7 @@ class HubClient:
             what: the step in words, for messages.
             after_failure: looks whether the step was done although its answer was lost; its result,
                 if not None, is the step's.
+            also: further statuses after which the step is tried again.
 
         Raises:
             AntError: the step failed for good; one line, says what to do.
@@ -82,7 +87,8 @@ class HubClient:
             except AntError:
                 raise
             except Exception as error:
-                if attempt == self.attempts or not is_transient(error):
+                again = is_transient(error) or status_of(error) in also
+                if attempt == self.attempts or not again:
                     raise self.explain(what, error, attempt) from None
                 seconds = _wait(error, attempt)
                 say(f"hub         {what}: {self._brief(error)}; trying again in {seconds:.0f} s")

@@ -131,24 +131,16 @@ def _upload(client: HubClient, folder: Path, plan: Plan) -> str:
         raise _conflict(plan.repository, start, now)
 
     def commit() -> str:
-        try:
-            return client.api.create_commit(
-                plan.repository,
-                operations=_operations(folder, plan),
-                commit_message=f"Release {plan.tag}",
-                parent_commit=start.head,
-            ).oid
-        except Exception as error:
-            # The Hub says 409 for a moved head, and also while it is busy with another commit.
-            if status_of(error) in _CONFLICT:
-                if found := arrived():
-                    return found
-                raise AntError(
-                    f"{plan.repository} is busy with another change", hint="Run the same command again"
-                ) from None
-            raise
+        commit = client.api.create_commit(
+            plan.repository,
+            operations=_operations(folder, plan),
+            commit_message=f"Release {plan.tag}",
+            parent_commit=start.head,
+        )
+        return commit.oid
 
-    return client.step("uploading", commit, after_failure=arrived)
+    # The Hub says 409 or 412 for a moved head, which `arrived` tells from being busy with another change.
+    return client.step("uploading", commit, after_failure=arrived, also=_CONFLICT)
 
 
 def _operations(folder: Path, plan: Plan) -> list[CommitOperationAdd | CommitOperationDelete]:

@@ -34,6 +34,7 @@ from ant_hf.plots import plot_benchmarks, plot_fragmentation, plot_run
 from ant_hf.release.checks import PASSED, Check, from_json
 from ant_hf.release.files import check_files, inventory, without_paths
 from ant_hf.release.held_out import write_held_out
+from ant_hf.report import say
 from ant_hf.run_record import now, source_commit
 from ant_hf.shipped import shipped_file
 
@@ -125,6 +126,7 @@ def make_release(
         checked = _gate_made_of(folder)
         report = _earlier_gate(target, checked)
         if report is None:
+            say(f"gate        checking {final} in a process of its own, up to a minute on two CPU cores")
             report = _gate(sources, folder, repository.partition("/")[0]) | {"made_of": checked}
         write_json(folder / GATE, report)
         if report["verdict"] != PASSED:
