@@ -17,12 +17,18 @@ _SECONDS = 5.0
 def choose_network(model: str, data_dir: Path | None) -> None:
     """Set HF_HUB_OFFLINE when everything is local, or when the Hub does not answer."""
     # Bars of the libraries would be drawn over ours.
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    _set("TQDM_DISABLE", "1")
+    _set("HF_HUB_DISABLE_TELEMETRY", "1")
     if data_dir is not None:
-        os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+        _set("HF_DATASETS_OFFLINE", "1")
     if (data_dir is not None and Path(model).is_dir()) or not _hub_answers():
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        _set("HF_HUB_OFFLINE", "1")
+
+
+def _set(name: str, value: str) -> None:
+    """The user's own setting wins."""
+    if not os.environ.get(name):
+        os.environ[name] = value
 
 
 def _hub_answers() -> bool:

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ant_hf.errors import AntError
+
 NEW_TOKENS = 128
 # The public card's snippet.
 CARD_SAMPLING: dict[str, Any] = {"temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.5}
@@ -62,7 +64,11 @@ def generate(
     batch_size: int = 50,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Continuation]:
-    """Continue every prompt by up to 128 tokens, greedily or by the card's sampling from seed 0."""
+    """Continue every prompt by up to 128 tokens, greedily or by the card's sampling from seed 0.
+
+    Raises:
+        AntError: a prompt fills the model's context.
+    """
     torch.manual_seed(SEED)
     side, pad = tokenizer.padding_side, tokenizer.pad_token_id
     tokenizer.padding_side = "left"
@@ -74,7 +80,13 @@ def generate(
         batch = list(texts[start : start + batch_size])
         inputs = tokenizer(batch, return_tensors="pt", padding=True).to(model.device)
         length = inputs["input_ids"].shape[1]
-        room = model.config.max_position_embeddings - length
+        if (room := model.config.max_position_embeddings - length) < 1:
+            raise AntError(
+                "the prompts leave no room to generate",
+                seen=f"{length} tokens",
+                expected=f"less than the model's context of {length + room}",
+                hint="Leave degeneration out: name the other sets with --tasks.",
+            )
         with torch.no_grad():
             ids = model.generate(  # type: ignore[operator]
                 input_ids=inputs["input_ids"],

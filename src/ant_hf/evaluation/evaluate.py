@@ -13,9 +13,9 @@ import torch
 
 from ant_hf.artefacts import file_sha256
 from ant_hf.errors import AntError
-from ant_hf.evaluation import degeneration
 from ant_hf.evaluation.benchmarks import Benchmark, choose_benchmarks, known_benchmarks
 from ant_hf.evaluation.definitions import local_file, write_definitions
+from ant_hf.evaluation.degeneration import Continuation, generate, prompts, summary
 from ant_hf.evaluation.harness import harness_results, load_tasks, quiet_libraries, run_benchmark
 from ant_hf.evaluation.language_model import BatchedLM
 from ant_hf.evaluation.likelihoods import LikelihoodStore
@@ -36,7 +36,7 @@ from ant_hf.run_record import now
 DEGENERATION = "degeneration"
 _PARTIAL = ".evaluation.partial.jsonl"
 _PACKAGES = ("ant-hf", "lm-eval", "transformers", "torch", "tokenizers", "datasets")
-Outputs = dict[str, list[degeneration.Continuation]]
+Outputs = dict[str, list[Continuation]]
 
 
 @dataclass(frozen=True)
@@ -197,13 +197,11 @@ def _score(settings: Settings, work: Work, language_model: BatchedLM) -> list[Me
 
 
 def _generate(subject: Subject, limit: int | None) -> Outputs:
-    texts = degeneration.prompts()[:limit]
+    texts = prompts()[:limit]
     outputs = {}
     for name, sample in (("greedy", False), ("sampled", True)):
         with progress_bar(f"generation, {name}") as advance, quiet_libraries():
-            outputs[name] = degeneration.generate(
-                subject.model, subject.tokenizer, texts, sample, progress=advance
-            )
+            outputs[name] = generate(subject.model, subject.tokenizer, texts, sample, progress=advance)
     return outputs
 
 
@@ -235,7 +233,7 @@ def _results(
         "perplexity": perplexity,
     }
     if outputs:
-        values[DEGENERATION] = degeneration.summary(outputs, subject.tokenizer.decode)
+        values[DEGENERATION] = summary(outputs, subject.tokenizer.decode)
     elif DEGENERATION in old:
         values[DEGENERATION] = old[DEGENERATION]
     return values

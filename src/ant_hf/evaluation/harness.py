@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from ant_hf.report import progress_bar
 _BOOTSTRAP = 1000
 
 
-@contextmanager
+@contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Silence per-task bars and notices; ours say what is running."""
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "transformers")]
@@ -96,7 +97,8 @@ def run_benchmark(
 ) -> Measurement:
     """Score one set; `limit` documents a task."""
     started = time.perf_counter()
-    with progress_bar(benchmark.label) as advance:
+    # lm-eval prints that it resamples.
+    with progress_bar(benchmark.label) as advance, contextlib.redirect_stdout(io.StringIO()):
         language_model.progress = advance
         results: Any = lm_eval.evaluator.evaluate(
             language_model,

@@ -66,15 +66,17 @@ def _read(path: Path, conditions: dict[str, Any]) -> dict[str, tuple[float, bool
     try:
         recorded = json.loads(first)
     except ValueError:
-        raise AntError(f"{path} is damaged", seen=first[:40], hint=hint) from None
-    if recorded != conditions:
-        name = next(key for key in conditions if (recorded or {}).get(key) != conditions[key])
-        raise AntError(
-            f"an interrupted evaluation here had another {name.replace('_', ' ')}",
-            seen=(recorded or {}).get(name),
-            expected=str(conditions[name]),
-            hint=hint,
-        )
+        recorded = None
+    if not isinstance(recorded, dict) or set(recorded) != set(conditions):
+        raise AntError(f"{path} is damaged", seen=first[:40], hint=hint)
+    for name, value in conditions.items():
+        if recorded[name] != value:
+            raise AntError(
+                f"an interrupted evaluation here had another {name.replace('_', ' ')}",
+                seen=recorded[name],
+                expected=str(value),
+                hint=hint,
+            )
     values = {}
     for line in lines:
         try:

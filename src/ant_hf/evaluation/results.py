@@ -37,8 +37,8 @@ def previous_results(folder: Path, identity: dict[str, Any], conditions: dict[st
             if old[key] != new[key]:
                 raise AntError(
                     f"{path} was measured with another {key.replace('_', ' ')}",
-                    seen=old[key],
-                    expected=str(new[key]),
+                    seen="none" if old[key] is None else old[key],
+                    expected="none" if new[key] is None else str(new[key]),
                     hint=hint,
                 )
     except (KeyError, TypeError):

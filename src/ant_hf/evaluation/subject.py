@@ -71,10 +71,9 @@ def locate(model: str) -> tuple[str, Path]:
 
 
 def _nearby(path: Path) -> str:
-    found = sorted(child for child in path.glob("*/config.json"))
-    return (
-        f"Did you mean {found[0].parent}?" if found else "Pass the folder that pretrain.py wrote as final/."
-    )
+    if (path / "final" / "config.json").is_file():
+        return f"Did you mean {path / 'final'}?"
+    return "Pass the folder that pretrain.py wrote as final/."
 
 
 def load_subject(model: str, dtype: str, device: str) -> Subject:

@@ -1,0 +1,270 @@
+"""`ant-hf evaluate` as its users meet it: the files it writes, resumption, and what it refuses."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from benchmark_data import arc, write_benchmarks, write_jsonl
+from conftest import ROOT
+from safetensors.torch import load_file, save_file
+
+from ant_hf.errors import AntError
+from ant_hf.evaluation.evaluate import Settings, evaluate
+from ant_hf.evaluation.likelihoods import LikelihoodStore
+from ant_hf.evaluation.table import incomplete_line, perplexity_lines
+
+QUICK = ("arc_easy", "boolq")
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return write_benchmarks(tmp_path_factory.mktemp("benchmarks"))
+
+
+@pytest.fixture
+def model(tiny_run, tmp_path):
+    return shutil.copytree(tiny_run / "final", tmp_path / "model")
+
+
+def settings(model, data_dir, tasks=QUICK, **more):
+    return Settings(str(model), tasks, data_dir=data_dir, device="cpu", **more)
+
+
+def call(*arguments, **environment):
+    command = [sys.executable, "-c", "from ant_hf.cli import main; main()", "evaluate", *map(str, arguments)]
+    environment = os.environ | {"COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb"} | environment
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_run, data_dir, tmp_path_factory):
+    """One evaluation of everything through the command line: its output and its folder."""
+    folder = shutil.copytree(tiny_run / "final", tmp_path_factory.mktemp("whole") / "final")
+    result = call(folder, "--data-dir", data_dir, "--limit", 4)
+    assert result.returncode == 0, result.stderr
+    return result, folder
+
+
+def test_everything_is_measured_and_written_next_to_the_model(whole):
+    result, folder = whole
+    assert result.stderr == ""
+    values = json.loads((folder / "results.json").read_text())
+    assert list(values["tasks"]) == [
+        "arc_challenge", "arc_easy", "piqa", "winogrande", "mmlu", "sciq", "boolq", "hellaswag",
+        "arithmark_generated", "blimp", "lambada_openai",
+    ]  # fmt: skip
+    for record in values["tasks"].values():
+        assert 0 <= record["value"] <= 1
+        assert record["stderr"] >= 0
+        assert len(record["data_sha256"]) == 64
+        assert record["complete"] is False
+    assert values["tasks"]["mmlu"]["n"] == 6
+    assert values["tasks"]["arithmark_generated"]["slices"]["1"]["n"] == 4
+    assert values["absent"] == []
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    arc_samples = [sample for sample in samples if sample["task"] == "arc_easy"]
+    assert len(arc_samples) == 4
+    assert arc_samples[0]["prompt"] == "Question: Which of these is a river?\nAnswer:"
+    assert len(arc_samples[0]["choices"]) == len(arc_samples[0]["log_likelihoods"]) == 3
+    assert sum(sample["task"] == "degeneration" for sample in samples) == 8
+
+
+def test_results_carry_their_conditions(whole, tiny_run):
+    values = json.loads((whole[1] / "results.json").read_text())
+    conditions = values["conditions"]
+    assert conditions["dtype"] == "float32"
+    assert conditions["context_length"] == 64
+    assert conditions["bos_policy"] == (
+        "nothing added to a prompt; <|endoftext|> before an empty one and before the first token of a text"
+    )
+    assert conditions["versions"]["lm-eval"] >= "0.4.13"
+    assert conditions["data"] == "local files"
+    assert conditions["wall_time_seconds"] > 0
+    run = json.loads((tiny_run / "run.json").read_text())
+    assert values["model"]["weights_sha256"] in json.dumps(run)
+    assert values["model"]["name"] == "whole0/final"
+
+
+def test_perplexities_are_one_quantity(whole):
+    values = json.loads((whole[1] / "results.json").read_text())["perplexity"]["wikitext"]
+    nats = values["nats"]
+    assert values["bytes"] * math.log(values["byte_perplexity"]) == pytest.approx(nats)
+    assert values["bytes"] * math.log(2) * values["bits_per_byte"] == pytest.approx(nats)
+    assert values["tokens"] * math.log(values["token_perplexity"]) == pytest.approx(nats)
+    assert values["words"] * math.log(values["word_perplexity"]) == pytest.approx(nats)
+    assert values["uniform_guess_byte_perplexity"] == pytest.approx(
+        384 ** (values["tokens"] / values["bytes"])
+    )
+
+
+def test_the_table_names_what_was_published_and_what_is_incomplete(whole):
+    text = whole[0].stdout
+    assert max(map(len, text.split("Accuracies in %")[0].splitlines())) <= 80
+    for part in (
+        "publ.",
+        "Ant-10M",
+        "27.47",
+        "30.62",
+        "Arithmark generated*",
+        "Loops, greedy",
+        "WikiText-2*",
+    ):
+        assert part in text
+    assert "ARC-Easy 4 of 2,376" in text
+    assert "Guessing every token alike scores" in text
+
+
+def test_lm_evals_own_file_is_what_leaderboards_read_and_holds_no_path(whole, data_dir):
+    text = (whole[1] / "lm_eval_results.json").read_text()
+    values = json.loads(text)
+    assert {"results", "configs", "versions", "n-shot", "n-samples", "config", "task_hashes"} <= set(values)
+    assert (
+        values["results"]["arc_easy"]["acc_norm,none"]
+        == (json.loads((whole[1] / "results.json").read_text())["tasks"]["arc_easy"]["value"])
+    )
+    for path in (str(data_dir), str(whole[1]), str(ROOT), "/tmp"):
+        assert path not in text
+        assert path not in (whole[1] / "results.json").read_text()
+
+
+def test_measured_sets_are_kept_and_new_ones_added(model, data_dir, capsys):
+    first, path = evaluate(settings(model, data_dir))
+    again, _ = evaluate(settings(model, data_dir, ("boolq", "piqa")))
+    assert "already measured on these weights: BoolQ" in capsys.readouterr().out
+    assert list(again["tasks"]) == ["arc_easy", "piqa", "boolq"]
+    assert again["tasks"]["arc_easy"] == first["tasks"]["arc_easy"]
+    lines = (model / "samples.jsonl").read_text().splitlines()
+    assert {json.loads(line)["task"] for line in lines} == {"arc_easy", "piqa", "boolq"}
+    assert set(json.loads((model / "lm_eval_results.json").read_text())["results"]) == set(again["tasks"])
+    before = path.read_bytes()
+    evaluate(settings(model, data_dir))
+    assert path.read_bytes() == before
+
+
+def test_an_interrupted_evaluation_goes_on(model, data_dir, monkeypatch, capsys):
+    expected, _ = evaluate(settings(model, data_dir, output_dir=model / "whole"))
+    add, batches = LikelihoodStore.add, []
+
+    def interrupted(self, values):
+        add(self, values)
+        batches.append(1)
+        if len(batches) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(LikelihoodStore, "add", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(settings(model, data_dir, batch_size=1))
+    assert not (model / "results.json").exists()
+    monkeypatch.undo()
+    found, _ = evaluate(settings(model, data_dir, batch_size=1))
+    assert "requests are already scored" in capsys.readouterr().out
+    for name in QUICK:
+        assert found["tasks"][name]["value"] == expected["tasks"][name]["value"]
+    assert not list(model.glob(".evaluation*"))
+
+
+def change_weights(model):
+    weights = load_file(model / "model.safetensors")
+    weights["model.norm.weight"] *= 1.01
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_another_model_in_place_is_refused(model, data_dir, monkeypatch):
+    monkeypatch.setattr(LikelihoodStore, "remove", lambda self: None)
+    evaluate(settings(model, data_dir))
+    change_weights(model)
+    with pytest.raises(AntError, match=r"results\.json was measured with another weights sha256.*--fresh"):
+        evaluate(settings(model, data_dir, ("piqa",)))
+    (model / "results.json").unlink()
+    with pytest.raises(AntError, match="interrupted evaluation here had another weights sha256"):
+        evaluate(settings(model, data_dir, ("piqa",)))
+    evaluate(settings(model, data_dir, ("piqa",), fresh=True))
+
+
+def test_other_conditions_are_refused(model, data_dir):
+    evaluate(settings(model, data_dir))
+    with pytest.raises(AntError, match="another limit; saw 'none'; expected 2"):
+        evaluate(settings(model, data_dir, limit=2))
+    (model / "results.json").write_text("{}")
+    with pytest.raises(AntError, match="damaged"):
+        evaluate(settings(model, data_dir))
+
+
+def test_changed_documents_are_measured_again(model, tmp_path):
+    own = write_benchmarks(tmp_path / "own")
+    first, _ = evaluate(settings(model, own, ("arc_easy",)))
+    write_jsonl(own / "arc_easy.jsonl", [arc(9)])
+    again, _ = evaluate(settings(model, own, ("arc_easy",)))
+    assert (first["tasks"]["arc_easy"]["n"], again["tasks"]["arc_easy"]["n"]) == (6, 1)
+
+
+def test_an_untrained_model_is_called_broken(model, data_dir, tmp_path):
+    weights = load_file(model / "model.safetensors")
+    save_file(
+        {name: torch.zeros_like(value) for name, value in weights.items()},
+        model / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    values, _ = evaluate(settings(model, data_dir, ("wikitext",)))
+    record = values["perplexity"]["wikitext"]
+    assert record["byte_perplexity"] == pytest.approx(record["uniform_guess_byte_perplexity"])
+    assert any(line.strip().startswith("BROKEN") for line in perplexity_lines(values))
+    assert "3 of 62" in incomplete_line(values)
+
+
+def test_bfloat16_and_degeneration_alone(model, data_dir):
+    values, _ = evaluate(settings(model, data_dir, ("degeneration",), dtype="bfloat16", limit=3))
+    assert values["tasks"] == {}
+    assert values["degeneration"]["sampled"]["outputs"] == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "nowhere/at/all"}, "model not found: nowhere/at/all"),
+        ({"model": "user/name"}, "user/name is no folder here and cannot be had from the Hub"),
+        ({"dtype": "float8"}, "unknown dtype; saw 'float8'; expected float32, bfloat16, float16"),
+        ({"device": "cuda:9"}, "device cuda:9 cannot be used"),
+        ({"limit": 0}, "--limit is too small; saw 0; expected 1 or more"),
+        ({"batch_size": -1}, "--batch-size is too small"),
+    ],
+)
+def test_wrong_choices_are_refused(tiny_run, data_dir, tmp_path, change, message):
+    values = {"model": str(tiny_run / "final"), "tasks": QUICK, "data_dir": data_dir, "output_dir": tmp_path}
+    with pytest.raises(AntError, match=message):
+        evaluate(Settings(**{**values, **change}))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_no_model_says_where_one_is(tiny_run, data_dir):
+    with pytest.raises(AntError, match=r"is no model folder.*Did you mean .*final\?"):
+        evaluate(settings(tiny_run, data_dir))
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(model, data_dir):
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    added = dict(tokenizer["added_tokens"][0], id=384, content="<|extra|>")
+    tokenizer["added_tokens"].append(added)
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(
+        AntError, match="differ in vocabulary; saw '385 entries'; expected at most vocab_size 384"
+    ):
+        evaluate(settings(model, data_dir))
+
+
+def test_a_hub_that_does_not_answer_is_noticed_at_once(tiny_run, tmp_path):
+    # A port nobody listens on; asked for every file, with retries, this would take minutes.
+    nowhere = {"HF_HUB_OFFLINE": "", "HF_DATASETS_OFFLINE": "", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    result = call(
+        tiny_run / "final", "--tasks", "arc_easy,boolq", "--output-dir", tmp_path,
+        HF_HOME=str(tmp_path / "empty"), **nowhere,
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert "neither in the local cache nor to be had from the Hub; saw 'arc_easy, boolq'" in result.stderr
+    assert "--data-dir" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,138 @@
+"""Scores by shared contexts and token batches equal those computed one request at a time."""
+
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+
+from ant_hf.checkpoints import load_final
+from ant_hf.errors import AntError
+from ant_hf.evaluation.language_model import BatchedLM
+from ant_hf.evaluation.likelihoods import LikelihoodStore
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_run):
+    return load_final(tiny_run / "final")
+
+
+@pytest.fixture
+def language_model(loaded, tmp_path):
+    def make(batch_size=1, name="store", model=None):
+        store = LikelihoodStore(tmp_path / name, {"weights": 1})
+        return BatchedLM(model or loaded[0], loaded[1], store, batch_size)
+
+    return make
+
+
+def requests(chapters):
+    """Mixed lengths: shared contexts, an empty one, and one longer than the model's 64 tokens."""
+    pairs = []
+    for i, chapter in enumerate(chapters[:20]):
+        context = chapter[: 5 + 13 * i]
+        pairs += [(context, f" {word}") for word in chapter[200:300].split()[: 1 + i % 5]]
+        pairs.append((context, chapter[300 : 310 + 3 * i]))
+    pairs += [("", chapters[0][:60]), (chapters[1][:600], " and the evening"), (chapters[1][:600], " and")]
+    return [Instance("loglikelihood", {}, pair, 0, ("arc_easy", i, 1)) for i, pair in enumerate(pairs)]
+
+
+def by_hand(model, tokenizer, context, continuation):
+    """lm-eval's definition, one request at a time: spaces at the end of the context go to the
+    continuation, both are encoded together, cut from the left, summed."""
+    trimmed = context.rstrip(" ")
+    context, continuation = trimmed, context[len(trimmed) :] + continuation
+    start = tokenizer.encode(context) if context else [tokenizer.bos_token_id]
+    ids = tokenizer.encode(context + continuation) if context else [*start, *tokenizer.encode(continuation)]
+    targets = ids[len(start) :]
+    ids = [*start, *targets][-65:]
+    with torch.no_grad():
+        logits = model(torch.tensor([ids[:-1]])).logits[0, -len(targets) :].log_softmax(-1)
+    index = torch.tensor(targets)
+    nats = logits.gather(1, index[:, None]).sum()
+    return float(nats), bool((logits.argmax(-1) == index).all())
+
+
+def test_contexts_are_shared_on_a_llama(language_model):
+    assert language_model().shares_contexts
+
+
+def test_scores_equal_those_computed_by_hand(language_model, loaded, chapters):
+    scored = language_model(batch_size=4).loglikelihood(requests(chapters))
+    for (nats, greedy), request in zip(scored, requests(chapters), strict=True):
+        expected, expected_greedy = by_hand(*loaded, *request.args)
+        assert nats == pytest.approx(expected, abs=1e-4)
+        assert greedy == expected_greedy
+
+
+def test_batch_size_does_not_change_a_score(language_model, chapters):
+    alone = language_model(batch_size=1, name="a").loglikelihood(requests(chapters))
+    together = language_model(batch_size=16, name="b").loglikelihood(requests(chapters))
+    assert [nats for nats, _ in alone] == pytest.approx([nats for nats, _ in together], abs=1e-4)
+    assert [greedy for _, greedy in alone] == [greedy for _, greedy in together]
+
+
+def test_a_model_that_takes_no_mask_of_ours_is_scored_without_sharing(
+    language_model, loaded, chapters, monkeypatch
+):
+    expected = language_model(name="a").loglikelihood(requests(chapters))
+    forward = loaded[0].forward
+
+    def deaf(*args, attention_mask=None, **kwargs):
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(loaded[0], "forward", deaf)
+    scorer = language_model(name="b")
+    assert not scorer.shares_contexts
+    found = scorer.loglikelihood(requests(chapters))
+    assert [nats for nats, _ in found] == pytest.approx([nats for nats, _ in expected], abs=1e-4)
+
+
+def test_rolling_windows_score_every_token_once(language_model, loaded, chapters):
+    model, tokenizer = loaded
+    text = chapters[0][:1200]
+    request = Instance("loglikelihood_rolling", {}, (text,), 0, ("wikitext", 0, 1))
+    (total,) = language_model().loglikelihood_rolling([request])
+    ids = [tokenizer.bos_token_id, *tokenizer.encode(text)]
+    expected, position = 0.0, 0
+    while position < len(ids) - 1:
+        end = min(position + 64, len(ids) - 1)
+        # The last window reaches back for a full context; only its new tokens count.
+        start = max(0, end - 64) if end == len(ids) - 1 and position else position
+        with torch.no_grad():
+            logits = model(torch.tensor([ids[start:end]])).logits[0].log_softmax(-1)
+        for k in range(position, end):
+            expected += float(logits[k - start, ids[k + 1]])
+        position = end
+    assert total == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_score_that_is_no_number_names_task_and_document(language_model, loaded, chapters, monkeypatch):
+    scorer = language_model()
+    head = loaded[0].get_output_embeddings().weight
+    poisoned = head.detach().clone()
+    poisoned[7] = float("nan")
+    monkeypatch.setattr(head, "data", poisoned)
+    with pytest.raises(AntError, match="not a number: task arc_easy, document 0"):
+        scorer.loglikelihood(requests(chapters)[:1])
+
+
+def test_scores_are_kept_and_not_computed_again(language_model, loaded, chapters, monkeypatch):
+    first = language_model(name="kept").loglikelihood(requests(chapters))
+    scorer = language_model(name="kept")
+    monkeypatch.setattr(scorer, "_score", None)
+    assert scorer.loglikelihood(requests(chapters)) == first
+
+
+def test_a_store_cut_in_the_middle_of_a_line_goes_on(tmp_path):
+    store = LikelihoodStore(tmp_path / "s", {"weights": 1})
+    store.add([("a", (-1.5, True)), ("b", (-2.0, False))])
+    whole = (tmp_path / "s").read_bytes()
+    (tmp_path / "s").write_bytes(whole[:-4])
+    again = LikelihoodStore(tmp_path / "s", {"weights": 1})
+    assert (again.get("a"), again.get("b"), again.resumed) == ((-1.5, True), None, 1)
+
+
+@pytest.mark.parametrize("content", ["", "no json", "[1]", '{"weights": 2}'])
+def test_a_store_of_another_model_is_refused(tmp_path, content):
+    (tmp_path / "s").write_text(content)
+    with pytest.raises(AntError, match="--fresh"):
+        LikelihoodStore(tmp_path / "s", {"weights": 1})
