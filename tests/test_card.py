@@ -7,6 +7,7 @@ import re
 import markdown_it
 import pytest
 import yaml
+from conftest import ROOT
 from hub.metadata_rules import problems
 from huggingface_hub import ModelCard
 
@@ -189,3 +190,17 @@ def test_co2_needs_a_known_device_and_the_whole_time(inputs):
 def test_release_json_holds_every_file(released):
     release = json.loads((released / "release" / "release.json").read_text())
     assert release["files"] == inventory(released / "release", without=("release.json",))
+
+
+def test_the_committed_card_is_what_its_records_give():
+    folder = ROOT / "model_card" / "quickstart"
+    release = json.loads((folder / "release.json").read_text())
+    files = {name: values for name, values in release["files"].items() if name != "README.md"}
+    files = {name: values for name, values in files.items() if not name.startswith("plots/")}
+    inputs = read_inputs(folder, release["repository"], release["license"], files)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert render_card(inputs) == card
+    assert problems(card) == []
+    assert [f for f in audit(card_claims(card, "card")) if f.verdict == "DISAGREES"] == []
+    for image in re.findall(r"\]\((plots/[^)]+)\)", card):
+        assert (folder / image).is_file()

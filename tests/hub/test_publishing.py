@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,27 @@ def test_the_token_is_in_nothing_that_is_written(hub, session, run, tmp_path):
     searched = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(searched) > 50
     assert [path for path in searched if secret in path.read_bytes()] == []
+
+
+def test_a_killed_upload_continues_without_sending_the_weights_again(hub, session, client_environment, run):
+    """Killed while the commit is on its way: the blobs are there, nothing else is."""
+    publish = ["publish", str(run / "final"), "--repo", REPO, "--yes"]
+    hub.faults.add("POST", "/commit/", "slow", delay=30)
+    command = [sys.executable, "-c", "from ant_hf.cli import main; main()", *publish]
+    process = subprocess.Popen(
+        command, env=client_environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while not hub.count("POST", "/commit/"):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    sent = hub.count("PUT", "/lfs/")
+    assert sent
+    ((code, said),) = session(publish)
+    assert code == 0, said
+    assert hub.count("PUT", "/lfs/") == sent
+    assert [commit["title"] for commit in hub.repository(REPO).history()] == ["Release v1", "initial commit"]
 
 
 def fault_runs(release, out, *flags):

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from ant_hf.errors import AntError
 from ant_hf.recipe import load_recipe
+from hub.conftest import READ_TOKEN, WRITE_TOKEN
 
 REPO = "GODELEV/training"
 
@@ -64,6 +65,10 @@ def test_another_machine_goes_on_from_the_last_checkpoint_that_arrived(hub, reci
     assert not [name for name in files if "training_args" in name or "tokens/" in name]
     assert str(tmp_path) not in repository.content("run.json").decode()
 
+    secret = WRITE_TOKEN.encode()
+    assert [p for p in tmp_path.rglob("*") if p.is_file() and secret in p.read_bytes()] == []
+    assert WRITE_TOKEN not in said
+
     hub.faults.clear()
     resumed, finished = pretrain(second, first)
     assert f"step 4 was fetched from {REPO}" in resumed
@@ -83,7 +88,7 @@ def test_another_machine_goes_on_from_the_last_checkpoint_that_arrived(hub, reci
 def test_a_hub_that_is_slow_or_down_changes_nothing_in_the_training(hub, recipes, pretrain, tmp_path):
     slow, down = recipes("slow", save_steps=1, save_total_limit=1), recipes("down", hub_strategy="every_save")
     hub.faults.add("POST", "/commit/", "slow", times=1, delay=3)
-    hub.faults.add("GET", "/api/whoami-v2", 503, times=3, skip=2)
+    hub.faults.add("GET", "/api/whoami-v2", 503, times=6, skip=3)
     slow_said, _ = pretrain(slow, slow)
     # While step 1 was on its way, newer checkpoints took the place of those that waited.
     assert "is not sent: a newer checkpoint" in slow_said
@@ -101,6 +106,8 @@ def test_a_hub_that_is_slow_or_down_changes_nothing_in_the_training(hub, recipes
 def test_what_cannot_work_is_said_before_anything_is_spent(hub, recipes, pretrain, tmp_path):
     recipe = recipes("machine")
     assert "no Hub token found" in pretrain(recipe, check=False, HF_TOKEN=None).stderr
+    assert "may only read" in pretrain(recipe, check=False, HF_TOKEN=READ_TOKEN).stderr
+    assert not (tmp_path / "machine" / "run" / "tokenizer").exists()
     hub.faults.add("GET", "/revision/", 503, times=99)
     hub.faults.add("GET", f"/api/models/{REPO}", 503, times=99)
     unknown = pretrain(recipe, check=False).stderr

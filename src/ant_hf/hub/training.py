@@ -211,19 +211,24 @@ def start_uploads(recipe: Recipe, trainer: Trainer | None = None) -> CheckpointU
     if not recipe.training.push_to_hub or not is_first_process():
         return None
     client = HubClient(attempts=3, timeout=30.0)
-    try:
-        access = client.step("asking who the token belongs to", client.api.whoami)
-        if access.get("auth", {}).get("accessToken", {}).get("role") == "read":
-            raise AntError(
-                "the Hub token may only read, and training.push_to_hub is on",
-                hint="Make one that may write at https://huggingface.co/settings/tokens",
-            )
-    except HubUnreachableError as error:
-        say(f"hub         {error}; training goes on, and every save tries again")
+    _check_token(client)
     uploads = CheckpointUploads(client, recipe)
     if trainer:
         trainer.add_callback(uploads)
     return uploads
+
+
+def _check_token(client: HubClient) -> None:
+    try:
+        account = client.step("asking who the token belongs to", client.api.whoami)
+    except HubUnreachableError as error:
+        say(f"hub         {error}; training goes on, and every save tries again")
+        return
+    if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise AntError(
+            f"the Hub token of {account['name']} may only read, and training.push_to_hub is on",
+            hint="Make one that may write at https://huggingface.co/settings/tokens",
+        )
 
 
 def fetch_checkpoint(recipe: Recipe, fresh: bool) -> None:
@@ -238,6 +243,8 @@ def fetch_checkpoint(recipe: Recipe, fresh: bool) -> None:
     if not training.push_to_hub or fresh or not is_first_process() or (output_dir / RUN_RECORD).is_file():
         return
     client = HubClient(attempts=3, timeout=30.0)
+    # Now, and not after hours of packing.
+    _check_token(client)
     repository = str(training.hub_model_id)
 
     def download() -> Path | None:

@@ -33,7 +33,7 @@ from ant_hf.metrics import read_metrics
 from ant_hf.plots import plot_benchmarks, plot_fragmentation, plot_run
 from ant_hf.release.checks import PASSED, Check, from_json
 from ant_hf.release.files import check_files, inventory, without_paths
-from ant_hf.release.held_out import write_held_out
+from ant_hf.release.held_out import expected_scores, write_held_out
 from ant_hf.report import say
 from ant_hf.run_record import now, source_commit
 from ant_hf.shipped import shipped_file
@@ -243,19 +243,13 @@ def _public_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
 
 def _gate(sources: Sources, folder: Path, owner: str) -> dict[str, Any]:
     """Run the gate on the folder in a fresh process and read its report."""
-    final = sources.run["final"]
     with tempfile.TemporaryDirectory() as scratch:
         held_out = Path(scratch) / "held_out.jsonl"
         write_held_out(sources.run, sources.tokens, sources.tokenizer, held_out)
         results = read_json(folder / RESULTS, "results", "")
         job = {
             "held_out": str(held_out),
-            "expected": {
-                "loss": final["loss_in_training"],
-                "byte_perplexity": final["byte_perplexity"],
-                "tokens": final["tokens"],
-                "context_tokens": final["context_tokens"],
-            },
+            "expected": expected_scores(sources.run),
             "parameters": sources.run["parameters"]["total"],
             "degeneration": results.get("degeneration"),
             "owner": owner,

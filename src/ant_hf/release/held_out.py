@@ -46,3 +46,14 @@ def write_held_out(run: dict[str, Any], tokens: Path, tokenizer: Path, target: P
             stop = ids.index(end, start) if end in ids[start:] else len(ids)
             handle.write(json.dumps({"text": loaded.decode(ids[start:stop])}, ensure_ascii=False) + "\n")
             start = stop + 1
+
+
+def expected_scores(run: dict[str, Any]) -> dict[str, Any]:
+    """What the run recorded on its held-out text, for the gate to find again."""
+    final = run["final"]
+    return {
+        "loss": final["loss_in_training"],
+        "byte_perplexity": final["byte_perplexity"],
+        "tokens": final["tokens"],
+        "context_tokens": final["context_tokens"],
+    }

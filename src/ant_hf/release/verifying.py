@@ -11,7 +11,7 @@ from ant_hf.card.inputs import RELEASE, RESULTS, RUN
 from ant_hf.errors import AntError, missing_file
 from ant_hf.release.assembling import Sources, run_gate
 from ant_hf.release.checks import Check, as_json, from_json, verdict
-from ant_hf.release.held_out import write_held_out
+from ant_hf.release.held_out import expected_scores, write_held_out
 
 
 def verify_folder(
@@ -65,7 +65,6 @@ def _job(folder: Path, run: dict[str, Any] | None, tokens: Path | None, scratch:
         if tokens:
             raise AntError("--tokens needs the run.json that says what the loss was", seen=str(folder))
         return job
-    final = run["final"]
     job["parameters"] = run["parameters"]["total"]
     try:
         sources = Sources.of(folder, tokens)
@@ -76,12 +75,7 @@ def _job(folder: Path, run: dict[str, Any] | None, tokens: Path | None, scratch:
     if tokens and tokens.is_dir():
         write_held_out(run, tokens, tokenizer, scratch / "held_out.jsonl")
         job["held_out"] = str(scratch / "held_out.jsonl")
-        job["expected"] = {
-            "loss": final["loss_in_training"],
-            "byte_perplexity": final["byte_perplexity"],
-            "tokens": final["tokens"],
-            "context_tokens": final["context_tokens"],
-        }
+        job["expected"] = expected_scores(run)
     return job
 
 
