@@ -121,6 +121,7 @@ def test_the_token_is_in_nothing_that_is_written(hub, session, run, tmp_path):
     assert [path for path in searched if secret in path.read_bytes()] == []
 
 
+@pytest.mark.slow
 def test_a_killed_upload_continues_without_sending_the_weights_again(hub, session, client_environment, run):
     """Killed while the commit is on its way: the blobs are there, nothing else is."""
     publish = ["publish", str(run / "final"), "--repo", REPO, "--yes"]
