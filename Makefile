@@ -14,7 +14,7 @@ help: ## Show this list
 $(VENV)/.quickstart: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[quickstart]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[quickstart,eval]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.quickstart

@@ -9,8 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from benchmark_data import write_benchmarks
 from conftest import ROOT
+from test_benchmarks import COPA
 
+from ant_hf.evaluation.benchmarks import known_benchmarks
 from ant_hf.recipe import load_recipe
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -53,6 +56,9 @@ def test_commands_run(command, tiny_run, released, tmp_path):
     words = [word.replace("runs/quickstart", str(run_dir)) for word in words]
     if words[1] == "perplexity":
         words[-1] = "64"
+    if words[1] == "evaluate":
+        # The sets are on the Hub; here a few documents of each are enough.
+        words += ["--data-dir", str(write_benchmarks(tmp_path / "benchmarks")), "--limit", "2"]
     if "train_tokenizer.py" in words:
         words += ["--output-dir", str(tmp_path / "tokenizer-run")]
     if words[0] == "ant-hf":
@@ -79,3 +85,14 @@ def test_make_targets_exist(command):
 def test_every_file_the_readme_links_to_is_there():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert "://" in target or (ROOT / target).exists(), target
+
+
+def test_evaluation_notes_list_every_default_set_with_its_size():
+    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    rows = {row[0]: row[1:] for row in re.findall(r"\| `([a-z0-9_.]+)` \| ([\d,]+) \| (\w+) \|", text)}
+    table = {name: item for name, item in known_benchmarks().items() if item.default}
+    assert rows == {name: (f"{item.documents:,}", item.metric) for name, item in table.items()}
+    for item in table.values():
+        assert f"`{item.file}`" in text
+    (own,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert own.strip() == COPA.strip()

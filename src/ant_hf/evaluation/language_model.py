@@ -125,23 +125,23 @@ class BatchedLM(HFLM):
     def _batches(self, rows: list[Row]) -> Iterator[list[Row]]:
         while rows:
             size = max(1, self.batch_tokens // len(rows[0]))
-            # Rows with one continuation need no mask of their own and go another way.
-            kind = len(rows[0].continuations) > 1
+            # Rows that do not branch need no mask of their own, which is quicker.
+            kind = rows[0].branches
             batch: list[Row] = []
             rest: list[Row] = []
             for position, row in enumerate(rows):
                 if len(batch) == size:
                     rest += rows[position:]
                     break
-                (batch if (len(row.continuations) > 1) == kind else rest).append(row)
+                (batch if row.branches == kind else rest).append(row)
             yield batch
             rows = rest
 
     @torch.no_grad()
     def _score(self, rows: list[Row]) -> list[tuple[int, Score]]:
-        """Scores of a batch of rows that all have one continuation, or all several."""
+        """Scores of a batch of rows that all branch, or none."""
         layout = Layout.of(rows, self.device)
-        if all(len(row.continuations) == 1 for row in rows):
+        if not rows[0].branches:
             # No mask: padding stands behind the text, where a causal model does not look.
             logits_BKV = self.model(input_ids=layout.ids_BT, logits_to_keep=layout.keep).logits
         else:

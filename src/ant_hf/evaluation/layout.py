@@ -22,6 +22,11 @@ class Row:
         # The last token of a continuation is predicted and never read.
         return len(self.context) + sum(len(ids) - 1 for ids in self.continuations)
 
+    @property
+    def branches(self) -> bool:
+        """Whether continuations stand side by side; those of one token (MMLU's letters) take no place."""
+        return sum(len(ids) > 1 for ids in self.continuations) > 1
+
 
 @dataclass(frozen=True)
 class Layout:
