@@ -157,9 +157,11 @@ def test_cells_survive_the_way_into_markdown_and_back():
 def test_incomplete_sets_are_labelled_and_stay_out_of_the_index(inputs):
     inputs.results["tasks"]["piqa"] |= {"n": 20, "complete": False, "value": 0.55, "stderr": 0.11}
     card = render_card(inputs)
-    assert "20 (not the complete set)" in card
+    assert "| 20 of 1,838 |" in card
     (model,) = metadata(card)["model-index"]
     assert "PIQA" not in {result["dataset"]["name"] for result in model["results"]}
+    assert "not compared with published figures: PIQA." in card
+    assert "better on PIQA" not in card
 
 
 def test_takeaways_follow_the_numbers(inputs):

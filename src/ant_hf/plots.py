@@ -135,6 +135,7 @@ def plot_benchmarks(rows: list[dict[str, Any]], names: list[str], path: Path, ti
                 )
         axes.set_yticks(places, [row["label"] for row in rows])
         axes.invert_yaxis()
+        axes.set_xlim(left=0)
         axes.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
         figure.legend(frameon=False, loc="outside lower center", ncols=2 + len(names))
         figure.savefig(path)

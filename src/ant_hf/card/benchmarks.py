@@ -24,6 +24,8 @@ class Row:
     """`above`, `below` or `indistinguishable` from the floor at two standard errors."""
     items: int
     complete: bool
+    expected: int | None
+    """Items of the complete set, where that is known."""
     published: dict[str, float]
     """By name of the published model."""
 
@@ -47,7 +49,7 @@ def slice_rows(task: str, values: dict[str, Any], published: list[PublishedModel
     """The slices of Arithmark as rows; the floor is the task's."""
     rows = []
     for key, part in values.get("slices", {}).items():
-        merged = {**values, **part, "label": f"{key} operator{'s'[: key != '1']}"}
+        merged = {**values, "expected_n": None, **part, "label": f"{key} operator{'s'[: key != '1']}"}
         merged["verdict"] = _verdict(merged)
         rows.append(_row(task, merged, published, key))
     return rows
@@ -80,5 +82,6 @@ def _row(task: str, values: dict[str, Any], published: list[PublishedModel], par
         verdict=values["verdict"],
         items=values["n"],
         complete=values["complete"] is not False,
+        expected=values["expected_n"],
         published=others,
     )

@@ -178,7 +178,9 @@ def perplexity_table(inputs: CardInputs) -> Safe:
     ]  # fmt: skip
     rows = [
         [
-            text["label"] if text.get("complete", True) else f"{text['label']}, first {text['n']} pages",
+            text["label"]
+            if text.get("complete") is not False
+            else f"{text['label']}, first {text['n']} pages",
             f"{text['nats_per_token']:.4f}",
             f"{text['token_perplexity']:,.2f}",
             f"{text['bytes_per_token']:.3f}",
@@ -202,8 +204,13 @@ def benchmark_table(rows: list[Row], names: list[str], own_name: str) -> Safe:
 def _benchmark_cells(row: Row, names: list[str]) -> list[Any]:
     published = [f"{row.published[n]:.4f}" if n in row.published else NOT_MEASURED for n in names]
     measured = [f"{row.value:.4f}", f"{row.stderr:.4f}", _floor(row), _against_floor(row)]
-    items = f"{row.items:,}" + ("" if row.complete else " (not the complete set)")
-    return [row.label, code(row.metric), *published, *measured, items]
+    return [row.label, code(row.metric), *published, *measured, _items(row)]
+
+
+def _items(row: Row) -> str:
+    if row.complete:
+        return f"{row.items:,}"
+    return f"{row.items:,} of {row.expected:,}" if row.expected else f"{row.items:,} (incomplete)"
 
 
 def _floor(row: Row) -> str:

@@ -17,8 +17,12 @@ def takeaways(
 ) -> list[str]:
     """The list under "Key takeaways"."""
     lines = [_floors(rows)] if any(row.verdict for row in rows) else []
-    names = dict.fromkeys(name for row in rows for name in row.published)
-    lines += [_against(rows, name) for name in names]
+    # The first documents of a set are no sample of it, so they stand beside no published figure.
+    complete = [row for row in rows if row.complete]
+    names = dict.fromkeys(name for row in complete for name in row.published)
+    lines += [_against(complete, name) for name in names]
+    if partial := [row for row in rows if not row.complete]:
+        lines.append(f"Not the complete set, so not compared with published figures: {_listed(partial)}.")
     if slices:
         lines.append(_slices(slices))
     if wikitext:
@@ -27,10 +31,15 @@ def takeaways(
         greedy, sampled = degeneration["greedy"], degeneration["sampled"]
         lines.append(
             f"Loops: {greedy['loop_rate']:.1%} of {degeneration['prompts']} greedy continuations end in a "
-            f"repeated span (± {greedy['stderr']:.1%}), {sampled['loop_rate']:.1%} with the sampling "
+            f"repeated span{_error(greedy)}, {sampled['loop_rate']:.1%}{_error(sampled)} with the sampling "
             "settings of the snippet below."
         )
     return lines
+
+
+def _error(loops: dict[str, Any]) -> str:
+    # All or none of the prompts: the formula gives zero, which is no statement about others.
+    return f" (± {loops['stderr']:.1%})" if loops["stderr"] else ""
 
 
 def _floors(rows: list[Row]) -> str:
