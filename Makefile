@@ -6,7 +6,7 @@ RECIPE ?= configs/recipes/quickstart.yaml
 # More flags for pretrain.py, for example ARGS="--set training.max_steps=40"
 ARGS ?=
 
-.PHONY: help quickstart test test-slow check card clean
+.PHONY: help quickstart test test-slow soak check card clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ test: $(VENV)/.dev ## Run the tests (no network, no GPU)
 
 test-slow: $(VENV)/.dev $(VENV)-transformers4/.installed ## Run the slow tests: old transformers, long runs
 	ANT_HF_TRANSFORMERS4=$(VENV)-transformers4/bin/python $(BIN)/python -m pytest -m slow
+
+soak: $(VENV)/.dev ## Kill runs 400 times, try every other fault, fill the table of docs/reliability.md (an hour or less)
+	$(BIN)/python tests/faults/soak.py --kills 200 --work runs/soak
 
 check: $(VENV)/.dev ## Lint, format and type checks
 	$(BIN)/ruff check .

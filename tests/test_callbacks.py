@@ -1,14 +1,13 @@
 """Callbacks by themselves, driven as Trainer drives them."""
 
 import json
-import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from ant_hf import callbacks
-from ant_hf.callbacks import MetricsFile, NonFiniteGuard, ThroughputMeter
+from ant_hf.callbacks import MetricsFile, ThroughputMeter
 from ant_hf.errors import AntError
 from ant_hf.metrics import read_metrics
 
@@ -42,21 +41,33 @@ def test_speed_leaves_evaluation_out_and_keeps_waiting_for_data(monkeypatch):
     assert (meter.seconds, meter.steps) == (6.5, 4)
 
 
-def test_metrics_file_drops_what_came_after_the_checkpoint(tmp_path):
+def test_metrics_file_goes_on_from_the_checkpoint(tmp_path):
     file = MetricsFile(tmp_path / "metrics.jsonl")
-    state = SimpleNamespace(is_world_process_zero=True, global_step=0)
-    file.on_train_begin(ARGS, state, control())
+    file.begin(None)
     for step in (1, 2, 3):
-        state.global_step = step
-        file.on_log(ARGS, state, control(), logs={"loss": 1.0 / step})
+        file.append({"step": step, "loss": 1.0 / step})
+        if step == 2:
+            kept = file.state()
     with file.path.open("a") as handle:
         handle.write('{"step": 4, "lo')  # killed while writing
     assert [row["step"] for row in read_metrics(file.path)] == [1, 2, 3]
-    state.global_step = 2
-    file.on_train_begin(ARGS, state, control())
-    file.on_log(ARGS, state, control(), logs={"loss": 0.1})
+    file.begin(kept)
+    file.append({"step": 3, "loss": 0.1})
     rows = [json.loads(line) for line in file.path.read_text().splitlines()]
-    assert [(row["step"], row["loss"]) for row in rows] == [(1, 1.0), (2, 0.5), (2, 0.1)]
+    assert [(row["step"], row["loss"]) for row in rows] == [(1, 1.0), (2, 0.5), (3, 0.1)]
+    file.path.write_text(file.path.read_text().replace("0.5", "0.4"))
+    with pytest.raises(AntError, match=r"metrics\.jsonl was changed; saw 'sha256 .*expected"):
+        file.begin(kept)
+
+
+def test_the_sum_of_a_stopped_run_is_no_row(tmp_path):
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    state = SimpleNamespace(is_world_process_zero=True, global_step=3, max_steps=8)
+    file.on_log(ARGS, state, control(), logs={"train_runtime": 1.0, "train_loss": 2.0})
+    assert not file.path.exists()
+    state.global_step = 8
+    file.on_log(ARGS, state, control(), logs={"train_runtime": 1.0, "train_loss": 2.0})
+    assert read_metrics(file.path)[0]["train_loss"] == 2.0
 
 
 def test_only_the_first_process_writes(tmp_path):
@@ -65,12 +76,3 @@ def test_only_the_first_process_writes(tmp_path):
     file.on_train_begin(ARGS, state, control())
     file.on_log(ARGS, state, control(), logs={"loss": 1.0})
     assert not file.path.exists()
-
-
-@pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_guard_stops_at_a_loss_that_is_no_number(loss):
-    state = SimpleNamespace(global_step=7)
-    guard = NonFiniteGuard()
-    guard.on_log(ARGS, state, control(), logs={"loss": 1.0, "grad_norm": math.inf})
-    with pytest.raises(AntError, match="at step 7"):
-        guard.on_log(ARGS, state, control(), logs={"loss": loss})

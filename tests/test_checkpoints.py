@@ -87,7 +87,7 @@ def test_incomplete_or_foreign_weights_are_refused(copy):
     save_file({**weights, "extra": torch.zeros(2)}, copy / "model.safetensors", {"format": "pt"})
     with pytest.raises(AntError, match="unexpected keys"):
         load_final(copy)
-    (copy / "model.safetensors").write_bytes(b"junk")
+    (copy / "model.safetensors").write_bytes(b"junk" * 10_000)
     with pytest.raises(AntError, match="cannot be loaded"):
         load_final(copy)
 

@@ -191,7 +191,7 @@ def test_other_conditions_are_refused(model, data_dir):
     with pytest.raises(AntError, match="another limit; saw 'none'; expected 2"):
         evaluate(settings(model, data_dir, limit=2))
     (model / "results.json").write_text("{}")
-    with pytest.raises(AntError, match="damaged"):
+    with pytest.raises(AntError, match="changed after it was written"):
         evaluate(settings(model, data_dir))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ant_hf.artefacts import file_sha256, write_json
+from ant_hf.artefacts import file_sha256, read_sealed, write_json, write_sealed
 from ant_hf.errors import AntError
 from ant_hf.release import gate
 from ant_hf.release.assembling import make_release
@@ -137,9 +137,9 @@ def test_verify_names_what_is_broken(released, tmp_path, quick_gate, breakage, c
     shutil.copy(released / "run.json", tmp_path / "run")
     breakage(final)
     # The record names the whole weights; a broken copy is to be verified as the same run.
-    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    record = read_sealed(tmp_path / "run" / "run.json", "run record", "")
     record["final"]["weights_sha256"] = file_sha256(final / "model.safetensors")
-    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    write_sealed(tmp_path / "run" / "run.json", record)
     report = verify_folder(final, released / "tokens")
     assert report["verdict"] == "refused"
     assert checks(report)[check]["passed"] is False, report
@@ -218,7 +218,7 @@ def test_missing_records_are_named_and_nothing_is_left(run, quick_gate, missing)
         release(run)
     assert "not found" in str(caught.value)
     assert not (run / "release").exists()
-    assert not list(run.glob(".*"))
+    assert not list(run.glob(".release*"))
 
 
 def test_results_of_other_weights_are_refused(run, quick_gate):

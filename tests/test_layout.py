@@ -10,12 +10,13 @@ from conftest import ROOT
 SOURCE = ROOT / "src" / "ant_hf"
 # In the order a reader walks; a module may import from the lines above it only.
 ORDER = [
-    "errors", "artefacts", "metrics", "shipped", "published", "claims", "audit", "processes",
-    "recipe", "report", "plots",
+    "errors", "artefacts", "disk", "metrics", "shipped", "published", "claims", "audit", "processes",
+    "recipe", "report", "locks", "plots",
     "readers", "sources", "corpus", "fragmentation", "tokenizer", "tokens", "packing", "dataset",
-    "architecture", "precision", "plan", "optimizers", "callbacks", "checkpoints",
-    "evaluation.perplexity", "training", "preparation", "run_folder", "run_record",
-    "release.checks", "release.files", "hub.client", "hub.training", "pretraining",
+    "architecture", "precision", "plan", "optimizers", "stopping", "callbacks", "guards", "resume",
+    "checkpoints", "evaluation.perplexity", "training", "preparation", "run_folder", "run_record",
+    "release.checks", "release.files", "hub.client", "hub.training",
+    "run_setup", "dry_run", "pretraining",
     "offline", "evaluation.benchmarks", "evaluation.arithmark", "evaluation.definitions",
     "evaluation.layout", "evaluation.likelihoods", "evaluation.language_model", "evaluation.degeneration",
     "evaluation.statistics", "evaluation.subject", "evaluation.records", "evaluation.results",

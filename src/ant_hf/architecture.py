@@ -33,6 +33,9 @@ _REQUIRED = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "nu
 _ALSO_KNOWN = {"rope_theta", "rope_scaling", "torch_dtype", "dtype", "transformers_version", "architectures"}
 # uint16 shards cannot hold larger ids.
 MAX_VOCAB_SIZE = 65536
+# Far above what this package is for; a config from elsewhere must not ask for the machine's whole memory.
+MAX_PARAMETERS = 2_000_000_000
+_MAX_LAYERS = 1024
 
 
 def load_config(path: str | Path) -> PreTrainedConfig:
@@ -60,9 +63,13 @@ def load_config(path: str | Path) -> PreTrainedConfig:
         raise AntError(f"{file} has {len(problems)} problem{'s'[: len(problems) > 1]}:\n{listing}")
     try:
         # The file may have any name, so AutoConfig gets the values and not the path.
-        return AutoConfig.for_model(**values)
+        config = AutoConfig.for_model(**values)
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:
-        raise AntError(f"{file} is refused by transformers: {' '.join(str(error).split())}") from None
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        raise AntError(f"{file} is refused by transformers: {reason}") from None
+    return config
 
 
 def _problems(values: dict[str, Any]) -> list[str]:
@@ -98,6 +105,13 @@ def _shape_problems(values: dict[str, Any]) -> list[str]:
     head_dim = values.get("head_dim", hidden // heads)
     if head_dim % 2:
         problems.append(f"head_dim is {head_dim}; must be even (rotary embeddings pair its dimensions)")
+    layers, width = values["num_hidden_layers"], values.get("intermediate_size", 11008)
+    total = values["vocab_size"] * hidden + layers * hidden * (2 * (heads + groups) * head_dim + 3 * width)
+    if total > MAX_PARAMETERS or layers > _MAX_LAYERS:
+        problems.append(
+            f"the model would have about {total:,} parameters in {layers:,} layers; must be at most "
+            f"{MAX_PARAMETERS:,} in {_MAX_LAYERS:,}"
+        )
     return problems
 
 

@@ -1,9 +1,10 @@
-"""What a run says about itself while it trains: speed, metrics file, progress bar, non-finite stop."""
+"""What a run says about itself while it trains: speed, metrics file, progress bar."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,12 @@ from typing import Any
 import torch
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ant_hf.artefacts import write_text
+from ant_hf.disk import writing
 from ant_hf.errors import AntError
-from ant_hf.metrics import read_metrics
+from ant_hf.report import say
+
+_WITHOUT_ROWS = "Put the old file back, or remove it to go on without its rows."
 
 
 class ThroughputMeter(TrainerCallback):
@@ -65,21 +70,58 @@ class ThroughputMeter(TrainerCallback):
 
 
 class MetricsFile(TrainerCallback):
-    """Appends every logged row to `metrics.jsonl`; on resume, drops rows past the checkpoint."""
+    """Appends every logged row to `metrics.jsonl`, and goes on from where a checkpoint left it.
+
+    A checkpoint stores the length and hash of the file, so that the rows after it can be cut off
+    to the byte, and rows that were changed since are noticed.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if not state.is_world_process_zero:
-            return
-        kept = [row for row in read_metrics(self.path) if row["step"] <= state.global_step]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if not state.global_step:
-            kept = []
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    def state(self) -> dict[str, Any]:
+        """Length and hash of the rows so far, flushed to the disk."""
+        self.path.touch()
+        with self.path.open("rb") as handle:
+            os.fsync(handle.fileno())
+            rows = handle.read()
+        return {"bytes": len(rows), "sha256": hashlib.sha256(rows).hexdigest()}
+
+    def begin(self, state: dict[str, Any] | None) -> None:
+        """Cut the file back to what `state` described; None begins an empty one.
+
+        Raises:
+            AntError: the rows before the checkpoint are not those that were written.
+        """
+        try:
+            rows = self.path.read_bytes() if state and self.path.exists() else b""
+        except OSError as error:
+            raise AntError(f"{self.path} cannot be read: {error.strerror}", hint=_WITHOUT_ROWS) from None
+        if state and not rows and state["bytes"]:
+            say(f"warning     {self.path} is gone; it begins anew from here")
+        elif state:
+            rows = rows[: state["bytes"]]
+            seen = hashlib.sha256(rows).hexdigest()
+            if seen != state["sha256"]:
+                raise AntError(
+                    f"{self.path} was changed",
+                    seen=f"sha256 {seen[:12]} of its first {len(rows):,} bytes",
+                    expected=f"{state['sha256'][:12]} of {state['bytes']:,} bytes",
+                    hint=_WITHOUT_ROWS,
+                )
+        try:
+            write_text(self.path, rows.decode())
+        except OSError as error:
+            raise AntError(f"{self.path} cannot be written: {error.strerror}", hint=_WITHOUT_ROWS) from None
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add one row."""
+        line = json.dumps(row) + "\n"
+        with (
+            writing("a row of metrics", self.path, len(line)),
+            self.path.open("a", encoding="utf-8") as handle,
+        ):
+            handle.write(line)
 
     def on_log(
         self,
@@ -93,8 +135,9 @@ class MetricsFile(TrainerCallback):
             return
         # Trainer's epoch counts the run as one; tokens_seen says how far the text has been read.
         row = {"step": state.global_step, **{key: value for key, value in logs.items() if key != "epoch"}}
-        with self.path.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(row) + "\n")
+        # Trainer sums up at the end of train(), which is not the end of a run that will be continued.
+        if "train_runtime" not in row or state.global_step >= state.max_steps:
+            self.append(row)
 
 
 class ProgressBar(ProgressCallback):
@@ -120,27 +163,3 @@ class ProgressBar(ProgressCallback):
     def __init__(self) -> None:
         super().__init__()
         self._figures: dict[str, str] = {}
-
-
-class NonFiniteGuard(TrainerCallback):
-    """Stops a run at the first logged loss that is no number.
-
-    A checkpoint saved between two logs may already hold it. The gradient norm is left alone:
-    under fp16 an infinite one only means a skipped step.
-    """
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        loss = (logs or {}).get("loss", 0.0)
-        if not math.isfinite(loss):
-            raise AntError(
-                f"the loss is {loss} at step {state.global_step}",
-                hint="Lower training.learning_rate, or try --set training.precision=fp32; "
-                "start over with --fresh",
-            )

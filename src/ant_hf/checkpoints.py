@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
-from ant_hf.artefacts import file_sha256, whole_folder, write_json
+from ant_hf.architecture import load_config, parameter_ledger
+from ant_hf.artefacts import check_file, file_sha256, read_json, read_sealed, whole_folder, write_json
 from ant_hf.errors import AntError, missing_file
 
 WEIGHTS = "model.safetensors"
@@ -76,6 +75,8 @@ def load_any(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Pr
         AntError: no model is there; weights are missing or of another shape; the tokenizer has more
             entries than the model.
     """
+    if not Path(folder, "config.json").is_file():
+        raise missing_file(Path(folder, "config.json"), "model folder", "Train one: make quickstart")
     loaded, tokenizer = _load(folder, dtype)
     model, info = loaded
     _refuse_keys(folder, info, "missing_keys", "mismatched_keys")
@@ -91,6 +92,9 @@ def load_final(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[
         AntError: no model is there; keys are missing or unexpected; tied weights are not tied;
             the tokenizer has another size than the model; anything was warned about.
     """
+    if not Path(folder, "config.json").is_file():
+        raise missing_file(Path(folder, "config.json"), "model folder", "Train one: make quickstart")
+    _check_before_loading(Path(folder))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         loaded, tokenizer = _load(folder, dtype)
@@ -105,13 +109,15 @@ def load_final(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[
 
 
 def _load(folder: str | Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    if not Path(folder, "config.json").is_file():
-        raise missing_file(folder, "model folder", "Train one: make quickstart")
+    """Model with its loading info, and tokenizer; nothing in the folder is executed."""
     with _quiet_transformers():
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
-            return loaded, AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError, RuntimeError, SafetensorError, Warning) as error:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, output_loading_info=True, use_safetensors=True, trust_remote_code=False
+            )
+            return loaded, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        # The tokenizer's reader raises bare Exception, and damaged JSON a dozen kinds.
+        except Exception as error:
             raise AntError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from None
 
 
@@ -131,10 +137,43 @@ def _other_vocabulary(folder: str | Path, tokenizer: Any, model: PreTrainedModel
     )
 
 
-def latest_checkpoint(output_dir: Path) -> Path | None:
-    """The `checkpoint-N` folder with the highest N, if there is one."""
-    found = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
-    return Path(found) if found else None
+def _check_before_loading(folder: Path) -> None:
+    """Config, size and hashes, as far as they are known, before anything is allocated or run.
+
+    Raises:
+        AntError: the config is none of ours, the weights are smaller than it says, or a file is not
+            the one that was exported (names it and both hashes).
+    """
+    record = folder.parent / "run.json"
+    if folder.name == "final" and record.exists():
+        _check_exported(folder, record)
+    config = load_config(folder)
+    settings = folder / "tokenizer_config.json"
+    if settings.exists() and "auto_map" in read_json(settings, "tokenizer settings", ""):
+        raise AntError(
+            f"{settings} asks for code of its own (auto_map)", hint="Code from models is never run."
+        )
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        raise missing_file(weights, "weights", "Only safetensors are read: pickles can run code.")
+    total, size = parameter_ledger(config).total, weights.stat().st_size
+    if size < total:
+        raise AntError(
+            f"{weights} is cut short, or its config.json is another model's",
+            seen=f"{size:,} bytes",
+            expected=f"more than one for each of {total:,} parameters",
+        )
+
+
+def _check_exported(folder: Path, record: Path) -> None:
+    """Hold an exported folder to the hashes in its run's record."""
+    hint = f"Train it again with --fresh, or remove {record} if it belongs to another model."
+    exported = read_sealed(record, "run record", hint).get("exported_sha256")
+    for name, expected in exported.items() if isinstance(exported, dict) else ():
+        path = folder / Path(name).name
+        if not path.is_file():
+            raise missing_file(path, "a file of the exported model", hint)
+        check_file(path, expected, "was changed after it was exported", hint)
 
 
 def generate_sample(model: PreTrainedModel, tokenizer: Any, prompt: str, seed: int = 0) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ant_hf.errors import AntError
+from ant_hf.errors import AntError, RunStopped
 from ant_hf.release_commands import add_to
 
 if TYPE_CHECKING:
@@ -54,13 +54,24 @@ Model = Annotated[str, typer.Argument(help="Model folder, for example runs/quick
 
 
 def run(command: typer.Typer) -> None:
-    """Run a command line; a mistake of the user's ends in one message and exit code 2."""
+    """Run a command line; a mistake of the user's ends in one message and exit code 2.
+
+    So does what the system refuses (a full disk, a missing right). 75: stopped, to be continued.
+    """
     try:
         command()
     except AntError as error:
         rank = os.environ.get("RANK", "0")
         who = "" if rank == "0" else f" (process {rank})"
         sys.stderr.write(f"error{who}: {error}\n")
+        sys.exit(2)
+    except RunStopped as stopped:
+        # It has been said already, before the launcher could end this process.
+        sys.exit(stopped.exit_code)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        sys.stderr.write(f"error: {error.strerror}: {error.filename or 'no file named'}\n")
         sys.exit(2)
 
 

@@ -32,6 +32,15 @@ class AntError(Exception):
         super().__init__(f"{message}. {hint}" if hint else message)
 
 
+class RunStopped(Exception):  # noqa: N818 (no error: a run that can be continued)
+    """A run left before its end, with a checkpoint; the command line exits with code 75.
+
+    75 is EX_TEMPFAIL of sysexits.h, "try again later", so that a script can tell it from a mistake.
+    """
+
+    exit_code = 75
+
+
 def missing_file(path: object, what: str, hint: str) -> AntError:
     """The error for a path that should exist and does not."""
     return AntError(f"{what} not found: {path}", hint=hint)

@@ -6,15 +6,29 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ant_hf.errors import AntError
+
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a last line cut short by a kill is left out."""
-    if not path.is_file():
+    """The rows of a metrics.jsonl; a last line cut short by a kill is left out.
+
+    Raises:
+        AntError: the file cannot be read, or a line before the last is damaged (names the line).
+    """
+    if not path.exists():
         return []
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise AntError(f"{path} cannot be read: {error}") from None
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    # What stands after the last line end was cut short, or is empty.
+    for number, line in enumerate(lines[:-1], start=1):
         try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise AntError(f"{path} line {number} is damaged: {error}", hint="Remove that line.") from None
+        if not isinstance(row, dict) or type(row.get("step")) is not int:
+            raise AntError(f"{path} line {number} is no row of metrics", seen=line[:80])
+        rows.append(row)
     return rows

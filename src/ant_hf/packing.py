@@ -13,6 +13,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,8 +22,9 @@ import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from ant_hf.artefacts import check_made_of, file_sha256, fingerprint, whole_folder, write_json
+from ant_hf.artefacts import check_made_of, file_sha256, fingerprint, whole_folder, write_sealed
 from ant_hf.corpus import Corpus, Document
+from ant_hf.disk import writing
 from ant_hf.processes import available_cores
 from ant_hf.tokenizer import END_OF_TEXT
 from ant_hf.tokens import FORMAT_VERSION, MANIFEST, TRAIN, VALIDATION, read_manifest
@@ -65,22 +67,30 @@ def pack(
         AntError: the folder holds tokens made of something else, or the corpus is unusable.
     """
     inputs = {
-        "format_version": FORMAT_VERSION,
+        "format_version": 1,
         "corpus": corpus.identity(),
         "tokenizer_sha256": file_sha256(tokenizer_dir / "tokenizer.json"),
         "max_tokens": max_tokens,
     }
-    if (folder / MANIFEST).is_file():
+    if (folder / MANIFEST).exists():
         manifest = read_manifest(folder)
-        check_made_of(folder, "tokens", manifest["inputs_sha256"], inputs)
+        check_made_of(folder, "tokens", manifest, inputs)
         return manifest, True
     tokenizer_file = tokenizer_dir / "tokenizer.json"
     counts = corpus.counts.as_dict()
-    with whole_folder(folder) as partial:
-        writers = {name: _SplitWriter(partial, name, shard_tokens) for name in (TRAIN, VALIDATION)}
+    room = _RoomNeeded(corpus, max_tokens)
+    with ExitStack() as stack:
+        stack.enter_context(writing("the packed tokens", folder, room.bytes))
+        partial = stack.enter_context(whole_folder(folder))
+        writers = {
+            name: stack.enter_context(_SplitWriter(partial, name, shard_tokens))
+            for name in (TRAIN, VALIDATION)
+        }
         with tqdm(desc="packing", unit="B", unit_scale=True, disable=not show_progress, leave=False) as bar:
             for chunk in _encoded(corpus, tokenizer_file, workers or available_cores()):
                 counts = chunk.counts
+                room.read += sum(chunk.sizes)
+                room.written += 2 * len(chunk.ids)
                 past_limit = _write(chunk, writers, max_tokens)
                 bar.update(sum(chunk.sizes))
                 if past_limit:
@@ -95,8 +105,22 @@ def pack(
             "documents": counts,
             "splits": {name: vars(split) for name, split in splits.items()},
         }
-        write_json(partial / MANIFEST, manifest)
+        write_sealed(partial / MANIFEST, manifest)
     return manifest, False
+
+
+class _RoomNeeded:
+    """Bytes all shards will take, from what was read and written so far."""
+
+    def __init__(self, corpus: Corpus, max_tokens: int | None) -> None:
+        self._text_bytes, self._max_tokens = corpus.source.text_bytes(), max_tokens
+        self.read = self.written = 0
+
+    def bytes(self) -> int:
+        estimates = [2 * self._max_tokens] if self._max_tokens else []
+        if self._text_bytes and self.read:
+            estimates.append(self.written * self._text_bytes // self.read)
+        return max(min(estimates, default=0), self.written)
 
 
 def _documents(splits: dict[str, SplitCounts]) -> int:
@@ -201,6 +225,15 @@ class _SplitWriter:
         self._handle: BinaryIO | None = None
         self._digest = hashlib.sha256()
         self._in_shard = 0
+
+    def __enter__(self) -> _SplitWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._handle is not None:
+            # Left open by an error; closing flushes, which on a full disk fails once more.
+            with suppress(OSError):
+                self._handle.close()
 
     def add(self, ids: np.ndarray[Any, np.dtype[np.uint16]], size: int) -> None:
         self.counts.documents += 1

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from ant_hf.artefacts import read_json
 from ant_hf.corpus import Corpus
 from ant_hf.errors import AntError
+from ant_hf.locks import locked
 from ant_hf.packing import pack
 from ant_hf.recipe import Recipe
 from ant_hf.report import say
@@ -24,7 +25,8 @@ def make_tokenizer(recipe: Recipe, model_max_length: int) -> Tokenizer:
     """
     corpus = Corpus.from_recipe(recipe.corpus)
     folder = recipe.tokenizer_dir
-    tokenizer, reused = prepare_tokenizer(corpus, recipe.tokenizer, folder, model_max_length)
+    with locked(folder.parent, "data", wait=True):
+        tokenizer, reused = prepare_tokenizer(corpus, recipe.tokenizer, folder, model_max_length)
     say(f"tokenizer   {folder} ({'reused' if reused else 'trained'}, {tokenizer.get_vocab_size():,} entries)")
     report = read_json(folder / FRAGMENTATION, "fragmentation report", f"Remove {folder} to make it anew.")
     say(
@@ -42,7 +44,8 @@ def make_tokens(recipe: Recipe) -> dict[str, Any]:
     """
     corpus = Corpus.from_recipe(recipe.corpus)
     folder = recipe.tokens_dir
-    manifest, reused = pack(corpus, recipe.tokenizer_dir, folder, recipe.corpus.max_tokens)
+    with locked(folder.parent, "data", wait=True):
+        manifest, reused = pack(corpus, recipe.tokenizer_dir, folder, recipe.corpus.max_tokens)
     if reused:
         verify_shards(folder)
     counts, splits = manifest["documents"], manifest["splits"]

@@ -21,10 +21,14 @@ Count = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Rate = Annotated[float, Field(gt=0.0, le=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
+# A path that no file system refuses outright.
+PathText = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class CorpusRecipe(_Section):
@@ -32,7 +36,7 @@ class CorpusRecipe(_Section):
 
     source: Literal["hub", "files", "embedded"] = "hub"
     """`hub`: a dataset of the Hugging Face Hub; `files`: local files; `embedded`: the World English Bible."""
-    path: str | None = None
+    path: PathText | None = None
     """Dataset id (hub), or a file, folder or glob (files)."""
     subset: str | None = None
     """Configuration name of the Hub dataset."""
@@ -121,7 +125,13 @@ class TrainingRecipe(_Section):
     save_steps: Count = 200
     """Steps between two checkpoints."""
     save_total_limit: Count = 2
-    """Checkpoints kept."""
+    """Checkpoints kept; the oldest goes when the new one is complete."""
+    max_hours: Annotated[float, Field(gt=0.0)] | None = None
+    """Save and leave before the process is this old, with room for a save; for sessions of limited length."""
+    max_skipped_steps: Count = 20
+    """fp16 steps skipped in a row that end the run; each halves the loss scale."""
+    spike_deviations: Annotated[float, Field(gt=0.0)] | None = 6.0
+    """Report a loss this many deviations above the mean of the 128 steps before it; null for never."""
     dataloader_num_workers: Annotated[int, Field(ge=0)] = 0
     """Worker processes of the data loader; the memory map needs none."""
     report_to: list[str] = ["tensorboard"]
@@ -162,11 +172,11 @@ class Recipe(_Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Short name, used in reports and cards."""
-    architecture: str
+    architecture: PathText
     """LlamaConfig JSON."""
-    output_dir: str
+    output_dir: PathText
     """Folder of this run: checkpoints, metrics, plots, final model."""
-    data_dir: str | None = None
+    data_dir: PathText | None = None
     """Folder of tokenizer/ and tokens/, for runs that share them; default: output_dir."""
     sample_prompt: str = "The basic principles of small language models require"
     """Continued once at the end, so that a person sees what was trained."""
@@ -194,7 +204,7 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -
         raise missing_file(path, "recipe", _nearby_recipes(path))
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _RecipeLoader)  # noqa: S506 (a SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
         detail = " ".join(str(error).split())
         raise AntError(f"{path} is not a readable YAML file: {detail}") from None
     if not isinstance(values, dict):
@@ -217,7 +227,14 @@ def _nearby_recipes(path: Path) -> str:
 
 
 class _RecipeLoader(yaml.SafeLoader):
-    """Safe YAML that reads 4e-4 as a number and refuses a key given twice."""
+    """Safe YAML that reads 4e-4 as a number, and refuses aliases and a key given twice."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            # Nine nested aliases can stand for a billion values, in the first message that shows them.
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "aliases are not used in recipes", mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -256,7 +273,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
             raise AntError(f"--set {override}: {section!r} is no section of the recipe")
     try:
         target[last] = yaml.load(text, _RecipeLoader)  # noqa: S506
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise AntError(f"--set {key}: the value is no YAML", seen=text) from None
 
 

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ant_hf.artefacts import read_json, write_json
-from ant_hf.checkpoints import latest_checkpoint
+from ant_hf.artefacts import differences, read_json, read_sealed, write_sealed
+from ant_hf.disk import writing
 from ant_hf.errors import AntError
+from ant_hf.locks import locked
 from ant_hf.recipe import Recipe
-from ant_hf.report import say
+from ant_hf.report import is_first_process, say
+from ant_hf.resume import INCOMPLETE, SAVING, checkpoints, newest_checkpoint
 
 RUN_RECORD = "run.json"
 METRICS = "metrics.jsonl"
 FINAL = "final"
 PLOTS = "plots"
-# May differ between a run and its continuation: they change what is shown or stored, not the weights.
+_RECORD_VERSION = 2
+# A record with the longest of configs and samples.
+_RECORD_BYTES = 20_000
+# May differ between a run and its continuation: they change what is shown, or where things lie, and
+# not the weights. What the config and the tokens hold is compared by hash.
 _FREE_KEYS = {
+    "architecture",
+    "data_dir",
+    "output_dir",
     "sample_prompt",
     "training.cpu_threads",
     "training.dataloader_num_workers",
@@ -29,10 +39,13 @@ _FREE_KEYS = {
     "training.hub_private_repo",
     "training.hub_strategy",
     "training.logging_steps",
+    "training.max_hours",
+    "training.max_skipped_steps",
     "training.push_to_hub",
     "training.report_to",
     "training.save_steps",
     "training.save_total_limit",
+    "training.spike_deviations",
 }
 
 
@@ -44,14 +57,30 @@ class RunFolder:
     record: dict[str, Any]
     """run.json of the run to go on with; empty for a new one."""
     checkpoint: Path | None
-    """Newest checkpoint of the run to go on with."""
+    """Newest complete checkpoint of the run to go on with."""
+    changes: tuple[str, ...] = ()
+    """What the recipe of now changes in the run, all of it allowed."""
 
     @property
     def is_finished(self) -> bool:
         return self.record.get("status") == "finished"
 
     def write_record(self, values: dict[str, Any]) -> None:
-        write_json(self.path / RUN_RECORD, values)
+        values["format_version"] = _RECORD_VERSION
+        with writing("the run record", self.path, _RECORD_BYTES):
+            write_sealed(self.path / RUN_RECORD, values)
+
+
+def lock_run_folder(recipe: Recipe) -> AbstractContextManager[None]:
+    """Hold a run's folder while it trains.
+
+    Raises:
+        AntError: another process does, or the path is a file.
+    """
+    path = Path(recipe.output_dir)
+    if path.exists() and not path.is_dir():
+        raise AntError(f"output_dir {path} is a file", hint="Set another: --output-dir FOLDER")
+    return locked(path, "run")
 
 
 def open_run_folder(recipe: Recipe, fresh: bool = False) -> RunFolder:
@@ -64,52 +93,53 @@ def open_run_folder(recipe: Recipe, fresh: bool = False) -> RunFolder:
         AntError: the folder holds another run (names what differs), or files that are no run.
     """
     path = Path(recipe.output_dir)
-    if path.exists() and not path.is_dir():
-        raise AntError(f"output_dir {path} is a file", hint="Set another: --output-dir FOLDER")
-    if not (path / RUN_RECORD).is_file():
-        if latest_checkpoint(path) or (path / FINAL).exists():
+    if not (path / RUN_RECORD).exists():
+        if checkpoints(path) or (path / FINAL).exists():
             raise AntError(
                 f"{path} holds checkpoints without a {RUN_RECORD}",
                 hint="Set another folder: --output-dir FOLDER",
             )
         return RunFolder(path, {}, None)
     if fresh:
-        say(f"fresh       removing the run in {path}")
+        say(f"fresh       removing the run in {path}: {_described(path)}")
         _remove_run(path)
         return RunFolder(path, {}, None)
-    record = read_json(path / RUN_RECORD, "run record", f"Start over with --fresh, or remove {path}.")
-    differences = _differences(record.get("recipe"), recipe.model_dump())
-    if differences:
-        listing = "\n".join(f"  - {line}" for line in differences)
+    record = read_sealed(path / RUN_RECORD, "run record", f"Start over with --fresh, or remove {path}.")
+    _check_shape(path / RUN_RECORD, record)
+    all_changes = differences(record["recipe"], recipe.model_dump())
+    if refused := differences(record["recipe"], recipe.model_dump(), _FREE_KEYS):
+        listing = "\n".join(f"  - {line}" for line in refused)
         raise AntError(
             f"{path} holds another run, {record.get('name')!r}, {record.get('status')}, "
             f"started {record.get('started')}:\n{listing}\nSet another folder with --output-dir, "
             "or remove that run with --fresh"
         )
-    return RunFolder(path, record, latest_checkpoint(path))
+    # The first process sets damaged ones aside before the others look.
+    newest = newest_checkpoint(path) if is_first_process() else next(reversed(checkpoints(path)), None)
+    return RunFolder(path, record, newest, tuple(all_changes))
+
+
+def _check_shape(path: Path, record: dict[str, Any]) -> None:
+    """A record of format 1 has no seal: hold the parts that are read to their types."""
+    shape = {"recipe": dict, "status": str, "environment": dict, "resumed_from_steps": list}
+    if record.get("status") == "finished":
+        shape |= {"final": dict, "finished": str}
+    if wrong := [name for name, kind in shape.items() if not isinstance(record.get(name), kind)]:
+        raise AntError(f"run record {path} is damaged", seen=f"no {', '.join(wrong)}", hint="Use --fresh.")
+
+
+def _described(path: Path) -> str:
+    try:
+        record = read_json(path / RUN_RECORD, "run record", "")
+    except AntError:
+        return f"its {RUN_RECORD} is damaged"
+    newest = next((saved.name for saved in reversed(checkpoints(path))), "no checkpoint")
+    return f"{record.get('name')!r}, {record.get('status')}, started {record.get('started')}, {newest}"
 
 
 def _remove_run(path: Path) -> None:
-    for child in [*path.glob("checkpoint-*"), path / FINAL, path / PLOTS, path / "tensorboard"]:
+    folders = (FINAL, PLOTS, "tensorboard", SAVING, INCOMPLETE)
+    for child in [*checkpoints(path), *(path / name for name in folders)]:
         shutil.rmtree(child, ignore_errors=True)
     for name in (METRICS, RUN_RECORD):
         (path / name).unlink(missing_ok=True)
-
-
-def _differences(before: Any, now: dict[str, Any]) -> list[str]:
-    old, new = _flat(before if isinstance(before, dict) else {}), _flat(now)
-    return [
-        f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and key not in _FREE_KEYS
-    ]
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

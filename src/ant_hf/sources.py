@@ -32,6 +32,9 @@ class Source(Protocol):
     def documents(self) -> Iterator[str]:
         """The documents, in an order that is the same every time."""
 
+    def text_bytes(self) -> int | None:
+        """About how much text there is, where that is known without reading it."""
+
 
 def open_source(recipe: CorpusRecipe) -> Source:
     """The source a recipe asks for.
@@ -62,6 +65,9 @@ class EmbeddedBible:
 
     def identity(self) -> dict[str, Any]:
         return {"source": "embedded", "text": "World English Bible", "sha256": self.sha256}
+
+    def text_bytes(self) -> int | None:
+        return 4_050_000
 
     def documents(self) -> Iterator[str]:
         try:
@@ -105,6 +111,9 @@ class HubDataset:
         values = asdict(self)
         values.pop("streaming")
         return {"source": "hub", **values}
+
+    def text_bytes(self) -> int | None:
+        return None
 
     def documents(self) -> Iterator[str]:
         import datasets
@@ -175,6 +184,11 @@ class LocalFiles:
         # Names without folders: moving a corpus does not change it, and paths are nobody's business.
         files = [{"name": file.name, "sha256": file_sha256(file)} for file in self.files]
         return {"source": "files", "text_column": self.text_column, "files": files}
+
+    def text_bytes(self) -> int | None:
+        if any(file.suffix not in (".txt", ".jsonl") for file in self.files):
+            return None
+        return sum(file.stat().st_size for file in self.files)
 
     def documents(self) -> Iterator[str]:
         for file in self.files:

@@ -13,8 +13,18 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
-from ant_hf.artefacts import check_made_of, file_sha256, fingerprint, read_json, whole_folder, write_json
+from ant_hf.artefacts import (
+    check_file,
+    check_made_of,
+    file_sha256,
+    fingerprint,
+    read_sealed,
+    whole_folder,
+    write_json,
+    write_sealed,
+)
 from ant_hf.corpus import Corpus
+from ant_hf.disk import writing
 from ant_hf.errors import AntError
 from ant_hf.fragmentation import fragmentation_report
 from ant_hf.plots import plot_fragmentation
@@ -108,25 +118,27 @@ def prepare_tokenizer(
         "tokenizer": recipe.model_dump(),
         "model_max_length": model_max_length,
     }
-    if (folder / _RECORD).is_file():
+    if (folder / _RECORD).exists():
         tokenizer = load_tokenizer(folder)
-        made_of = read_json(folder / _RECORD, "tokenizer record", f"Remove {folder} to train it anew.")
-        check_made_of(folder, "a tokenizer", made_of.get("inputs_sha256"), inputs)
+        made_of = read_sealed(folder / _RECORD, "tokenizer record", f"Remove {folder} to train it anew.")
+        check_made_of(folder, "a tokenizer", made_of, inputs)
         return tokenizer, True
     held_out: list[str] = []
     texts = _training_texts(corpus, recipe.max_bytes, held_out, show_progress)
     tokenizer = train_bpe(texts, recipe, show_progress)
-    with whole_folder(folder) as partial:
+    # Files of about 40 bytes an entry and as much again for the report and its figure.
+    with writing("the tokenizer", folder, 200_000 + 80 * recipe.vocab_size), whole_folder(folder) as partial:
         save_tokenizer(tokenizer, partial, model_max_length)
         report = fragmentation_report(tokenizer, held_out)
         write_json(partial / FRAGMENTATION, report)
         plot_fragmentation(report, partial / "fragmentation.png")
         record = {
+            "format_version": 2,
             "inputs_sha256": fingerprint(inputs),
             "inputs": inputs,
-            "tokenizer_sha256": file_sha256(partial / "tokenizer.json"),
+            "files": {path.name: file_sha256(path) for path in sorted(partial.iterdir())},
         }
-        write_json(partial / _RECORD, record)
+        write_sealed(partial / _RECORD, record)
     return tokenizer, False
 
 
@@ -139,17 +151,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise AntError(f"tokenizer not found: {path}", hint="Train one: ant-hf tokenizer --config RECIPE")
-    if (folder / _RECORD).is_file():
-        expected = read_json(folder / _RECORD, "tokenizer record", f"Remove {folder}.").get(
-            "tokenizer_sha256"
-        )
-        if expected != (seen := file_sha256(path)):
-            raise AntError(
-                f"{path} was changed after it was trained",
-                seen=f"sha256 {seen[:12]}",
-                expected=str(expected)[:12],
-                hint=f"Remove {folder} to train it anew.",
-            )
+    if (folder / _RECORD).exists():
+        _check_files(folder)
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
@@ -158,6 +161,18 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         if tokenizer.token_to_id(token) is None:
             raise AntError(f"{path} has no {token} token", expected=" and ".join(SPECIAL_TOKENS))
     return tokenizer
+
+
+def _check_files(folder: Path) -> None:
+    """Hold a trained tokenizer's files to the hashes of its record."""
+    hint = f"Remove {folder} to train it anew."
+    record = read_sealed(folder / _RECORD, "tokenizer record", hint)
+    # Format 1 named tokenizer.json only.
+    files = record.get("files", {"tokenizer.json": record.get("tokenizer_sha256")})
+    if not isinstance(files, dict):
+        raise AntError(f"tokenizer record {folder / _RECORD} is damaged", seen=files, hint=hint)
+    for name, expected in files.items():
+        check_file(folder / Path(name).name, expected, "was changed after it was trained", hint)
 
 
 def token_byte_lengths(tokenizer: Tokenizer) -> list[int]:

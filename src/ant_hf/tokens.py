@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ant_hf.artefacts import file_sha256, read_json
-from ant_hf.errors import AntError
+from ant_hf.artefacts import check_file, read_sealed
+from ant_hf.errors import AntError, missing_file
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 TRAIN, VALIDATION = "train", "validation"
+# Format 1 differs by having no seal.
+_READABLE = (1, FORMAT_VERSION)
+_SHARD_NAME = re.compile(rf"({TRAIN}|{VALIDATION})-[0-9]{{5,}}\.bin")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -22,8 +26,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         AntError: it is missing, of another format, or a shard is missing or cut short.
     """
     hint = f"Remove {folder} to pack it anew."
-    manifest = read_json(folder / MANIFEST, "token manifest", "Pack first: ant-hf pack --config RECIPE")
-    if manifest.get("format_version") != FORMAT_VERSION:
+    path = folder / MANIFEST
+    if not path.exists():
+        raise missing_file(path, "token manifest", "Pack first: ant-hf pack --config RECIPE")
+    manifest = read_sealed(path, "token manifest", hint)
+    if manifest.get("format_version") not in _READABLE:
         raise AntError(
             f"{folder / MANIFEST} has another format",
             seen=manifest.get("format_version"),
@@ -31,34 +38,50 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             hint=hint,
         )
     try:
+        if not isinstance(manifest["inputs_sha256"] + manifest["inputs"]["tokenizer_sha256"], str):
+            raise TypeError("a hash is no text")
+        for name in ("read", "empty", "duplicate", "past_limit"):
+            _count(manifest["documents"][name])
+        for split in (TRAIN, VALIDATION):
+            for name in ("documents", "tokens", "bytes"):
+                _count(manifest["splits"][split][name])
         shards = [shard for split in (TRAIN, VALIDATION) for shard in manifest["splits"][split]["shards"]]
-        expected_sizes = {folder / Path(shard["file"]).name: 2 * shard["tokens"] for shard in shards}
-    except (KeyError, TypeError) as error:
-        raise AntError(f"{folder / MANIFEST} is damaged: {error!r}", hint=hint) from None
+        expected_sizes = {
+            folder / _shard_name(shard["file"]): 2 * _count(shard["tokens"]) for shard in shards
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise AntError(f"{path} is damaged: {error!r}", hint=hint) from None
     for file, size in expected_sizes.items():
-        seen = file.stat().st_size if file.is_file() else None
-        if seen != size:
-            raise AntError(f"{file} is damaged", seen=f"{seen} bytes", expected=f"{size} bytes", hint=hint)
+        seen = f"{file.stat().st_size} bytes" if file.is_file() else "no file"
+        if seen != f"{size} bytes":
+            raise AntError(f"{file} is damaged", seen=seen, expected=f"{size} bytes", hint=hint)
     return manifest
 
 
-def verify_shards(folder: Path) -> None:
-    """Compare every shard's sha256 with the manifest's.
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no count")
+    return value
+
+
+def _shard_name(value: Any) -> str:
+    """A manifest names files beside it and nothing else on the machine."""
+    if not isinstance(value, str) or not _SHARD_NAME.fullmatch(value):
+        raise ValueError(f"{value!r} is no name of a shard")
+    return value
+
+
+def verify_shards(folder: Path, splits: tuple[str, ...] = (TRAIN, VALIDATION)) -> None:
+    """Compare the sha256 of every shard of some splits with the manifest's.
 
     Raises:
         AntError: a shard differs; names it and both hashes.
     """
     manifest = read_manifest(folder)
-    for split in (TRAIN, VALIDATION):
+    for split in splits:
         for shard in manifest["splits"][split]["shards"]:
-            file = folder / Path(shard["file"]).name
-            if (seen := file_sha256(file)) != shard["sha256"]:
-                raise AntError(
-                    f"{file} is damaged",
-                    seen=f"sha256 {seen[:12]}",
-                    expected=shard["sha256"][:12],
-                    hint=f"Remove {folder} to pack it anew.",
-                )
+            hint = f"Remove {folder} to pack it anew."
+            check_file(folder / shard["file"], shard["sha256"], "is damaged", hint)
 
 
 class PackedTokens:
@@ -71,7 +94,7 @@ class PackedTokens:
         self.documents: int = values["documents"]
         self.bytes: int = values["bytes"]
         self._shards = [
-            np.memmap(folder / Path(shard["file"]).name, dtype="<u2", mode="r") for shard in values["shards"]
+            np.memmap(folder / shard["file"], dtype="<u2", mode="r") for shard in values["shards"]
         ]
         self._starts = np.cumsum([0] + [len(shard) for shard in self._shards])
 

@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import pickle
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     PreTrainedModel,
     ProgressCallback,
     Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
     TrainingArguments,
     default_data_collator,
 )
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import TrainOutput
 
-from ant_hf.callbacks import MetricsFile, NonFiniteGuard, ProgressBar, ThroughputMeter
+from ant_hf.artefacts import read_json, write_json
+from ant_hf.callbacks import MetricsFile, ProgressBar, ThroughputMeter
 from ant_hf.dataset import TrainingOrder
+from ant_hf.disk import writing
+from ant_hf.errors import AntError
 from ant_hf.evaluation.perplexity import TokenScores, score_tokens
+from ant_hf.guards import StepGuard
 from ant_hf.optimizers import muon_adamw
 from ant_hf.plan import Plan
 from ant_hf.precision import Execution
 from ant_hf.recipe import Recipe, TrainingRecipe
+from ant_hf.resume import PROGRESS, SAVING, checkpoint_name, clear_saving, publish
+from ant_hf.stopping import StopRequest
 from ant_hf.tokens import PackedTokens
 
 # The first process may tokenise a whole corpus while the others wait for it.
@@ -41,7 +54,9 @@ def training_arguments(recipe: TrainingRecipe, execution: Execution, output_dir:
         lr_scheduler_type=recipe.lr_scheduler_type,
         lr_scheduler_kwargs=_scheduler_kwargs(recipe),
         warmup_steps=recipe.warmup_steps,
-        optim="adamw_torch_fused",
+        # The fused kernel skips an overflowed step by itself, unseen: accelerate would count it as
+        # taken and Trainer would move the schedule on.
+        optim="adamw_torch" if execution.precision == "fp16" else "adamw_torch_fused",
         weight_decay=recipe.weight_decay,
         adam_beta1=recipe.adam_beta1,
         adam_beta2=recipe.adam_beta2,
@@ -84,7 +99,8 @@ def _scheduler_kwargs(recipe: TrainingRecipe) -> dict[str, Any]:
 
 
 class AntTrainer(Trainer):
-    """`Trainer` with Muon, bits per byte, tokens per second, and a fixed order of blocks.
+    """`Trainer` with Muon, bits per byte, tokens per second, a fixed order of blocks, and checkpoints
+    that are complete or absent.
 
     Args:
         recipe: the whole recipe.
@@ -92,6 +108,7 @@ class AntTrainer(Trainer):
         plan: derived sizes.
         byte_lengths: bytes of text by token id, shape (vocab_size,).
         metrics_file: where rows of metrics go.
+        made_of: sha256 of config, tokenizer and tokens, kept in each checkpoint.
     """
 
     def __init__(
@@ -106,6 +123,7 @@ class AntTrainer(Trainer):
         plan: Plan,
         byte_lengths: Sequence[int],
         metrics_file: Path,
+        made_of: Mapping[str, str],
     ) -> None:
         super().__init__(
             model=model,
@@ -119,10 +137,18 @@ class AntTrainer(Trainer):
         self.plan = plan
         self.byte_lengths = byte_lengths
         self.order = order
+        self.made_of = made_of
         self.meter = ThroughputMeter()
+        self.metrics = MetricsFile(metrics_file)
+        self.stop = StopRequest(recipe.training.max_hours, plan.checkpoint_bytes)
+        self.guard = StepGuard(
+            recipe.training, order, self.metrics, self.stop, self._sum_over_processes, plan.num_processes
+        )
+        self._is_saving = False
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
-        for callback in (self.meter, MetricsFile(metrics_file), NonFiniteGuard()):
+        # The guard first: it may ask for a save, which stops the meter's clock.
+        for callback in (_IntervalsOfNow(), self.guard, self.meter, self.metrics):
             self.add_callback(callback)
         if not args.disable_tqdm:
             self.add_callback(ProgressBar())
@@ -135,11 +161,86 @@ class AntTrainer(Trainer):
             )
         return super().create_optimizer(model)
 
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> TrainOutput:  # type: ignore[override]
+        """Train, or go on from a checkpoint with the counters and the log it stored.
+
+        Raises:
+            AntError: the metrics file or the checkpoint is not what was written.
+        """
+        progress = None
+        if resume_from_checkpoint is not None:
+            file = Path(resume_from_checkpoint) / PROGRESS
+            progress = read_json(file, "progress of the run", "Remove that checkpoint.")
+            self.guard.restore(progress["guard"])
+        if self.is_world_process_zero():
+            self.metrics.begin(progress and progress["metrics"])
+        try:
+            with self.stop.listening():
+                return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        except pickle.UnpicklingError:
+            raise AntError(
+                f"{resume_from_checkpoint} cannot be loaded: a file of it holds more than tensors",
+                hint="Nothing of it was run. Start over with --fresh.",
+            ) from None
+        except SafetensorError as error:
+            raise AntError(f"{resume_from_checkpoint} cannot be loaded: {error}") from None
+
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.guard.add_micro_batch(loss)
+        return loss
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Only a tied projection may be missing from a checkpoint; Trainer would warn and go on."""
+        missing = set(load_result.missing_keys) - set(getattr(self.model, "_tied_weights_keys", None) or ())
+        if missing or load_result.unexpected_keys:
+            raise AntError(
+                "the checkpoint holds other weights than the model",
+                seen=f"missing {sorted(missing)}, unexpected {sorted(load_result.unexpected_keys)}",
+            )
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = super()._get_output_dir(trial)
+        return str(Path(folder, SAVING)) if self._is_saving else folder
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Let Trainer write all its files aside, then give the complete folder its name."""
+        started, output_dir = time.perf_counter(), self.metrics.path.parent
+        wait = self.accelerator.wait_for_everyone
+        needed = self.plan.checkpoint_bytes
+        with writing(f"checkpoint {self.state.global_step}", output_dir, needed):
+            try:
+                if self.args.should_save:
+                    clear_saving(output_dir)
+                wait()
+                self._is_saving = True
+                super()._save_checkpoint(model, trial)
+                wait()
+                if self.args.should_save:
+                    progress = {"guard": self.guard.state(), "metrics": self.metrics.state()}
+                    name = checkpoint_name(self.state.global_step)
+                    write_json(output_dir / SAVING / name / PROGRESS, progress)
+                    keep = self.recipe.training.save_total_limit
+                    publish(output_dir, self.state.global_step, self.made_of, keep)
+            except BaseException:
+                clear_saving(output_dir)
+                raise
+            finally:
+                self._is_saving = False
+        wait()
+        self.stop.save_took(time.perf_counter() - started)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add tokens seen to every row, speed and MFU to those with a training loss."""
         blocks_seen = self.state.global_step * self.recipe.training.sequences_per_step
         logs["tokens_seen"] = self.order.tokens_before(blocks_seen)
         if "loss" in logs:
+            # Trainer forgets the steps between the last row and a checkpoint when it resumes.
+            logs["loss"] = self.guard.mean_loss()
+            if self.accelerator.scaler is not None:
+                logs["skipped_steps"] = self.guard.skipped_steps
             seconds, steps = self.meter.since_last_call()
             if seconds:
                 logs["tokens_per_second"] = steps * self.plan.tokens_per_step / seconds
@@ -177,8 +278,21 @@ class AntTrainer(Trainer):
             self.accelerator.process_index,
             self.accelerator.num_processes,
         )
-        sums = torch.tensor([scores.nats, scores.tokens, scores.bytes], dtype=torch.float64)
-        if self.accelerator.num_processes > 1:
-            total = self.accelerator.reduce(sums.to(self.accelerator.device), reduction="sum")
-            sums = total.cpu()
-        return TokenScores(nats=float(sums[0]), tokens=int(sums[1]), bytes=int(sums[2]))
+        nats, count, size = self._sum_over_processes([scores.nats, scores.tokens, scores.bytes])
+        return TokenScores(nats=nats, tokens=int(count), bytes=int(size))
+
+    def _sum_over_processes(self, numbers: list[float]) -> list[float]:
+        if self.accelerator.num_processes == 1:
+            return numbers
+        sums = torch.tensor(numbers, dtype=torch.float64, device=self.accelerator.device)
+        return self.accelerator.reduce(sums, reduction="sum").tolist()
+
+
+class _IntervalsOfNow(TrainerCallback):
+    """A continued run keeps the intervals of its arguments; Trainer would take those of the checkpoint."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        state.logging_steps, state.eval_steps = int(args.logging_steps), int(args.eval_steps or 0)
+        state.save_steps = int(args.save_steps)

@@ -21,7 +21,7 @@ from ant_hf.artefacts import file_sha256
 from ant_hf.checkpoints import load_final
 from ant_hf.errors import AntError
 from ant_hf.tokenizer import load_tokenizer, token_byte_lengths
-from ant_hf.tokens import VALIDATION, PackedTokens, read_manifest
+from ant_hf.tokens import VALIDATION, PackedTokens, read_manifest, verify_shards
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def score_folder(
         Scores, the context used in tokens, and the byte perplexity of a uniform guess.
 
     Raises:
-        AntError: the folder is no model, or the tokens were made with another tokenizer.
+        AntError: the folder is no model, the tokens are damaged, or were made with another tokenizer.
     """
     model, _ = load_final(model_folder)
     tokenizer_sha256 = file_sha256(Path(model_folder) / "tokenizer.json")
@@ -148,6 +148,7 @@ def score_folder(
             seen=f"sha256 {packed_with[:12]}",
             expected=tokenizer_sha256[:12],
         )
+    verify_shards(tokens_folder, (VALIDATION,))
     context = context or model.config.max_position_embeddings
     lengths = token_byte_lengths(load_tokenizer(Path(model_folder)))
     tokens = PackedTokens(tokens_folder, VALIDATION)

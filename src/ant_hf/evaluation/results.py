@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ant_hf.artefacts import read_json, write_json
+from ant_hf.artefacts import check_file, file_sha256, read_json, read_sealed, write_json, write_sealed
 from ant_hf.errors import AntError
 
 RESULTS = "results.json"
@@ -27,7 +27,7 @@ def previous_results(folder: Path, identity: dict[str, Any], conditions: dict[st
     if not path.exists():
         return {}
     hint = "Pass --fresh to measure anew, or --output-dir to keep both."
-    values = read_json(path, "evaluation results", hint)
+    values = read_sealed(path, "evaluation results", hint, unsealed_format=None)
     try:
         if values["schema"] != SCHEMA:
             raise AntError(f"{path} has another form", seen=values["schema"], expected=str(SCHEMA), hint=hint)
@@ -43,14 +43,19 @@ def previous_results(folder: Path, identity: dict[str, Any], conditions: dict[st
                 )
     except (KeyError, TypeError):
         raise AntError(f"{path} is damaged", hint=hint) from None
+    for name, sha256 in values["files"].items():
+        own = folder / name
+        if own.exists():
+            hint = f"Remove {own} to go on without what it holds of earlier sets."
+            check_file(own, sha256, "was changed after it was written", hint)
     return values
 
 
-def write_results(folder: Path, values: dict[str, Any]) -> Path:
-    """Write results.json."""
-    path = folder / RESULTS
-    write_json(path, values)
-    return path
+def write_results(folder: Path, values: dict[str, Any]) -> None:
+    """Write results.json, with the hashes of the two other files."""
+    files = [folder / name for name in (HARNESS_RESULTS, SAMPLES)]
+    values["files"] = {path.name: file_sha256(path) for path in files if path.is_file()}
+    write_sealed(folder / RESULTS, values)
 
 
 def merge_harness_results(folder: Path, values: dict[str, Any], keep: bool) -> None:

@@ -21,7 +21,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.utils.tqdm import disable_progress_bars
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ant_hf.artefacts import read_json, whole_folder, write_json
+from ant_hf.artefacts import read_json, read_sealed, whole_folder, write_json, write_sealed
 from ant_hf.errors import AntError
 from ant_hf.hub.client import HubClient, HubUnreachableError
 from ant_hf.recipe import Recipe
@@ -168,8 +168,8 @@ class CheckpointUploads(TrainerCallback):
         return stage
 
     def _add_records(self, stage: Path) -> None:
-        record = read_json(self._output_dir / RUN_RECORD, "run record", "")
-        write_json(stage / RUN_RECORD, without_paths(record))
+        record = read_sealed(self._output_dir / RUN_RECORD, "run record", "")
+        write_sealed(stage / RUN_RECORD, without_paths(record))
         if (self._output_dir / METRICS).is_file():
             shutil.copyfile(self._output_dir / METRICS, stage / METRICS)
 
@@ -267,7 +267,7 @@ def fetch_checkpoint(recipe: Recipe, fresh: bool) -> None:
 
 def _put_in_place(found: Path, recipe: Recipe, output_dir: Path) -> None:
     state = read_json(found / "trainer_state.json", "trainer state of the Hub's checkpoint", "")
-    record = read_json(found / RUN_RECORD, "run record of the Hub's checkpoint", "")
+    record = read_sealed(found / RUN_RECORD, "run record of the Hub's checkpoint", "")
     now = recipe.model_dump()
     then = record.get("recipe", {}) | {key: now[key] for key in _PLACES}
     if then == without_paths(now) | {key: now[key] for key in _PLACES}:
@@ -281,5 +281,5 @@ def _put_in_place(found: Path, recipe: Recipe, output_dir: Path) -> None:
     if (found / METRICS).is_file():
         shutil.copyfile(found / METRICS, output_dir / METRICS)
     # Last: a folder with this file counts as the run's.
-    write_json(output_dir / RUN_RECORD, record | {"recipe": then})
+    write_sealed(output_dir / RUN_RECORD, record | {"recipe": then})
     say(f"hub         step {step:,} was fetched from {recipe.training.hub_model_id}")

@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ant_hf.artefacts import file_sha256, fingerprint, read_json, whole_folder, write_json
+from ant_hf.artefacts import (
+    file_sha256,
+    fingerprint,
+    read_json,
+    read_sealed,
+    whole_folder,
+    write_json,
+    write_sealed,
+)
 from ant_hf.audit import audit
 from ant_hf.card.inputs import (
     CARD,
@@ -71,7 +79,7 @@ class Sources:
         run_dir = final.resolve().parent
         if not (final / "config.json").is_file():
             raise missing_file(final, "model folder", "Pass a run's final folder, as runs/quickstart/final.")
-        run = read_json(run_dir / RUN, "run record", "Pass the final folder inside a run's folder.")
+        run = read_sealed(run_dir / RUN, "run record", "Pass the final folder inside a run's folder.")
         if run.get("status") != "finished":
             raise AntError(
                 f"the run in {run_dir} is not finished",
@@ -221,14 +229,15 @@ def _copy(sources: Sources, folder: Path) -> None:
         if not (sources.final / name).is_file():
             raise missing_file(sources.final / name, "exported file", "Train again, or restore it.")
         shutil.copyfile(sources.final / name, folder / name)
-    results = read_json(
+    results = read_sealed(
         sources.final / RESULTS, "results", f"Measure the model first: ant-hf evaluate {sources.final}"
     )
-    manifest = read_json(sources.tokens / "manifest.json", "token manifest", "Pass it: --tokens FOLDER")
+    manifest = read_sealed(sources.tokens / "manifest.json", "token manifest", "Pass it: --tokens FOLDER")
     report = read_json(sources.tokenizer / FRAGMENTATION, "fragmentation report", "Train the tokenizer anew.")
     run = sources.run | {"recipe": _public_recipe(sources.run["recipe"])}
-    for name, values in ((RUN, run), (RESULTS, results), (MANIFEST, manifest), (FRAGMENTATION, report)):
-        write_json(folder / name, without_paths(values))
+    for name, values in ((RUN, run), (RESULTS, results), (MANIFEST, manifest)):
+        write_sealed(folder / name, without_paths(values))
+    write_json(folder / FRAGMENTATION, without_paths(report))
     rows = read_metrics(sources.run_dir / METRICS)
     (folder / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ant_hf.artefacts import file_sha256, read_json
+from ant_hf.artefacts import file_sha256, read_json, read_sealed
 from ant_hf.card.inputs import RELEASE, RESULTS, RUN
 from ant_hf.errors import AntError, missing_file
 from ant_hf.release.assembling import Sources, run_gate
@@ -49,7 +49,7 @@ def _run_record(folder: Path) -> dict[str, Any] | None:
     """run.json inside a release, or beside a `final` folder whose weights it names."""
     for path in (folder / RUN, folder.resolve().parent / RUN):
         if path.is_file():
-            record = read_json(path, "run record", "Remove it to verify without it.")
+            record = read_sealed(path, "run record", "Remove it to verify without it.")
             weights = folder / "model.safetensors"
             named = record.get("final", {}).get("weights_sha256")
             if path.parent == folder or (weights.is_file() and named == file_sha256(weights)):
