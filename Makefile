@@ -6,7 +6,7 @@ RECIPE ?= configs/recipes/quickstart.yaml
 # More flags for pretrain.py, for example ARGS="--set training.max_steps=40"
 ARGS ?=
 
-.PHONY: help quickstart test test-slow soak check clean
+.PHONY: help quickstart test test-slow soak check card clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -48,6 +48,13 @@ check: $(VENV)/.dev ## Lint, format and type checks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+card: $(VENV)/.quickstart ## Make model_card/quickstart anew from runs/quickstart, once that is evaluated
+	$(BIN)/ant-hf card runs/quickstart/final --repo GODELEV/Ant-10M-quickstart
+	rm -rf model_card/quickstart
+	mkdir model_card/quickstart
+	cd runs/quickstart/release && cp -r README.md *.jsonl plots gate.json release.json results.json run.json \
+		fragmentation.json tokens.json ../../../model_card/quickstart/
 
 clean: ## Remove environments and caches, never runs/ or data/
 	rm -rf $(VENV) $(VENV)-transformers4 .pytest_cache .mypy_cache .ruff_cache .hypothesis

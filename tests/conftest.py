@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 # Read at import by the libraries below: no test may reach the network.
@@ -14,9 +15,11 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 import pytest
 import torch
 import yaml
+from records import write_results
 
 from ant_hf.pretraining import pretrain
 from ant_hf.recipe import Recipe, load_recipe
+from ant_hf.release.assembling import make_release
 from ant_hf.sources import EmbeddedBible
 
 torch.set_num_threads(1)
@@ -108,4 +111,25 @@ def tiny_run(tmp_path_factory, shared) -> Path:
     file = folder.parent / "tiny.yaml"
     file.write_text(yaml.safe_dump(tiny_values(shared, folder, report_to=["tensorboard"])))
     pretrain(load_recipe(file))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory, shared) -> Path:
+    """A run of a few seconds that learns enough to be released, with measured-looking results; read-only."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    file = folder.parent / "trained.yaml"
+    longer = {"max_steps": 60, "eval_steps": 20, "save_steps": 60, "logging_steps": 5, "learning_rate": 0.02}
+    file.write_text(yaml.safe_dump(tiny_values(shared, folder, **longer)))
+    pretrain(load_recipe(file))
+    write_results(folder / "final")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def released(trained_run, tmp_path_factory) -> Path:
+    """A run with its release folder, for GODELEV/Ant-10M; read-only."""
+    folder = tmp_path_factory.mktemp("released") / "run"
+    shutil.copytree(trained_run, folder)
+    make_release(folder / "final", "GODELEV/Ant-10M", "apache-2.0")
     return folder

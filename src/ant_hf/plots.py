@@ -102,3 +102,41 @@ def _shares(axes: Any, histogram: dict[str, int], xlabel: str, ylabel: str) -> N
     axes.set_ylabel(ylabel)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
+
+
+def plot_benchmarks(rows: list[dict[str, Any]], names: list[str], path: Path, title: str) -> Path:
+    """Write accuracies as bars with two standard errors, each benchmark's floor, and published figures.
+
+    Args:
+        rows: `label`, `value`, `stderr`, `floor` and `published` (accuracy by model name), as fractions.
+        names: the published models to show as points.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(10, 1.5 + 0.45 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        axes.set_title(f"{title}: accuracy, bars of two standard errors")
+        places = list(range(len(rows)))
+        axes.barh(
+            places, [row["value"] for row in rows], xerr=[2 * row["stderr"] for row in rows], height=0.6,
+            color=BLUE, ecolor="black", capsize=3, label=f"{title} (measured)",
+        )  # fmt: skip
+        for place, row in zip(places, rows, strict=True):
+            if row["floor"] is not None:
+                axes.plot([row["floor"]] * 2, [place - 0.4, place + 0.4], color=ORANGE, linewidth=2.5)
+        axes.plot([], [], color=ORANGE, linewidth=2.5, label="floor")
+        for name, marker in zip(names, "Dosv^", strict=False):
+            shown = [
+                (row["published"][name], place) for place, row in enumerate(rows) if name in row["published"]
+            ]
+            if shown:
+                values, where = zip(*shown, strict=True)
+                axes.plot(
+                    values, where, marker, color="white", markeredgecolor="black", label=f"{name} (published)"
+                )
+        axes.set_yticks(places, [row["label"] for row in rows])
+        axes.invert_yaxis()
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
+        figure.legend(frameon=False, loc="outside lower center", ncols=2 + len(names))
+        figure.savefig(path)
+    return path

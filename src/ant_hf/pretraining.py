@@ -18,6 +18,7 @@ from ant_hf.disk import check_room, writing
 from ant_hf.dry_run import dry_run as run_dry
 from ant_hf.errors import AntError, RunStopped
 from ant_hf.evaluation.perplexity import TokenScores, score_tokens
+from ant_hf.hub.training import fetch_checkpoint, finish_uploads, start_uploads
 from ant_hf.metrics import read_metrics
 from ant_hf.plots import plot_run
 from ant_hf.preparation import make_tokenizer, make_tokens
@@ -59,6 +60,7 @@ def pretrain(recipe: Recipe, fresh: bool = False, dry_run: bool = False) -> None
         with setup.arguments.main_process_first(local=False, desc="preparing data"):
             if is_first_process():
                 held.enter_context(lock_run_folder(recipe))
+            fetch_checkpoint(recipe, fresh)
             folder = open_run_folder(recipe, fresh and is_first_process())
             if not folder.is_finished and is_first_process():
                 make_tokenizer(recipe, setup.config.max_position_embeddings)
@@ -66,6 +68,7 @@ def pretrain(recipe: Recipe, fresh: bool = False, dry_run: bool = False) -> None
         if folder.is_finished:
             say(f"finished    {folder.path / FINAL} is there already ({folder.record['finished']})")
             _say_result(folder.record["final"], folder.path)
+            finish_uploads(start_uploads(recipe), folder.path / FINAL)
             return
         record = folder.record or _new_record(setup)
         _check_inputs(setup, folder, record)
@@ -165,6 +168,7 @@ def _train_and_finish(setup: Setup, folder: RunFolder, record: dict[str, Any]) -
     say(f"training    {positions / len(blocks):.2f} passes over {len(training):,} tokens")
     if folder.record:
         _continue_record(setup, folder, record)
+    uploads = start_uploads(recipe, trainer)
     if is_first_process():
         folder.write_record(record)
     trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
@@ -186,6 +190,7 @@ def _train_and_finish(setup: Setup, folder: RunFolder, record: dict[str, Any]) -
                 folder.path / FINAL,
             )
         _finish(setup, folder, record, validation, in_training, started)
+        finish_uploads(uploads, folder.path / FINAL)
     trainer.accelerator.wait_for_everyone()
 
 

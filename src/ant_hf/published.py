@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
+
+from ant_hf.shipped import shipped_file
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,14 @@ class PublishedModel:
     architecture: dict[str, Any]
     results: dict[str, dict[str, float]]
     """Accuracies as fractions and perplexities, as printed: lm-eval's task name, then the metric."""
+    claims: dict[str, Any] = field(default_factory=dict)
+    """The card's other figures, as printed."""
 
 
 def published_models() -> list[PublishedModel]:
     """Every entry of model_card/published.yaml."""
-    return [
-        PublishedModel(**entry) for entry in yaml.safe_load(_published_file().read_text(encoding="utf-8"))
-    ]
+    entries = yaml.safe_load(shipped_file("published.yaml").read_text(encoding="utf-8"))
+    return [PublishedModel(**entry) for entry in entries]
 
 
 def published_counterpart(config: Any) -> PublishedModel | None:
@@ -38,9 +40,3 @@ def published_counterpart(config: Any) -> PublishedModel | None:
         if all(getattr(config, key, None) == value for key, value in model.architecture.items()):
             return model
     return None
-
-
-def _published_file() -> Path:
-    # A wheel carries the file inside the package; an editable install reads the checkout's own.
-    packaged = Path(__file__).with_name("published.yaml")
-    return packaged if packaged.is_file() else Path(__file__).parents[2] / "model_card" / "published.yaml"

@@ -136,6 +136,16 @@ class TrainingRecipe(_Section):
     """Worker processes of the data loader; the memory map needs none."""
     report_to: list[str] = ["tensorboard"]
     """Trainer integrations."""
+    push_to_hub: bool = False
+    """Send checkpoints to the Hub as they are saved, and go on from there on another machine."""
+    hub_model_id: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
+    """Repository for push_to_hub, as owner/name."""
+    hub_strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] = "checkpoint"
+    """What is sent, in Trainer's words: `checkpoint` adds last-checkpoint/, to go on from elsewhere."""
+    hub_private_repo: bool = True
+    """Whether the repository is created as private."""
+    hub_always_push: bool = False
+    """Send every checkpoint; otherwise one that still waits gives way to the next."""
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingRecipe:
@@ -150,6 +160,8 @@ class TrainingRecipe(_Section):
             problems.append("training.muon_learning_rate is missing; optimizer muon needs it (0.02 is usual)")
         if self.optimizer == "adamw" and self.muon_learning_rate is not None:
             problems.append("training.muon_learning_rate is set; optimizer adamw does not use it")
+        if self.push_to_hub and self.hub_model_id is None:
+            problems.append("training.hub_model_id is missing; push_to_hub needs it, as owner/name")
         if problems:
             raise ValueError("\n".join(problems))
         return self

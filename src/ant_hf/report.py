@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ant_hf.audit import Finding
 from ant_hf.published import PublishedModel
 
 _console = Console(highlight=False, soft_wrap=True)
@@ -59,6 +64,35 @@ def facts_table(title: str, facts: list[tuple[str, str]]) -> Table:
     for name, value in facts:
         table.add_row(name, value)
     return table
+
+
+def audit_table(title: str, findings: Sequence[Finding]) -> Table:
+    """What a card claims, what arithmetic gives, and whether the two go together."""
+    table = Table(title=escape(title), title_justify="left")
+    for column in ("claim", "recomputed", "verdict"):
+        table.add_column(column)
+    for finding in findings:
+        style = "bold" if finding.verdict == "DISAGREES" else None
+        table.add_row(escape(finding.claim), escape(finding.recomputed), finding.verdict, style=style)
+    return table
+
+
+def checks_table(title: str, checks: Sequence[dict[str, Any]]) -> Table:
+    """The gate's checks with what they saw."""
+    table = Table(title=escape(f"Gate: {title}"), title_justify="left")
+    for column in ("check", "outcome", "seen"):
+        table.add_column(column)
+    outcome = {True: "passed", False: "FAILED", None: "not checked"}
+    for check in checks:
+        style = "bold" if check["passed"] is False else None
+        table.add_row(escape(check["name"]), outcome[check["passed"]], escape(check["seen"]), style=style)
+    return table
+
+
+def gate_report(folder: Path) -> None:
+    """Show the gate report of a release folder."""
+    report = json.loads((folder / "gate.json").read_text(encoding="utf-8"))
+    show(checks_table(folder.parent.name, report["checks"]))
 
 
 @contextmanager

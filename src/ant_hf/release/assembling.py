@@ -1,0 +1,288 @@
+"""A run becomes a release folder: exported files, records without paths, figures, gate, card, hashes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ant_hf.artefacts import (
+    file_sha256,
+    fingerprint,
+    read_json,
+    read_sealed,
+    whole_folder,
+    write_json,
+    write_sealed,
+)
+from ant_hf.audit import audit
+from ant_hf.card.inputs import (
+    CARD,
+    FRAGMENTATION,
+    GATE,
+    MANIFEST,
+    METRICS,
+    RELEASE,
+    RESULTS,
+    RUN,
+    read_inputs,
+)
+from ant_hf.card.reading import card_claims
+from ant_hf.card.rendering import TEMPLATE, compared_models, measured_rows, render_card
+from ant_hf.errors import AntError, missing_file
+from ant_hf.metrics import read_metrics
+from ant_hf.plots import plot_benchmarks, plot_fragmentation, plot_run
+from ant_hf.release.checks import PASSED, Check, from_json
+from ant_hf.release.files import check_files, inventory, without_paths
+from ant_hf.release.held_out import expected_scores, write_held_out
+from ant_hf.report import say
+from ant_hf.run_record import now, source_commit
+from ant_hf.shipped import shipped_file
+
+_MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+_REPOSITORY = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the parts of a release come from."""
+
+    final: Path
+    run_dir: Path
+    tokenizer: Path
+    tokens: Path
+    run: dict[str, Any]
+
+    @classmethod
+    def of(cls, final: Path, tokens: Path | None = None) -> Sources:
+        """Find a run's parts from its `final` folder.
+
+        Args:
+            tokens: folder of the packed tokens, when it is not where the run left it.
+
+        Raises:
+            AntError: this is no final folder of a finished run.
+        """
+        run_dir = final.resolve().parent
+        if not (final / "config.json").is_file():
+            raise missing_file(final, "model folder", "Pass a run's final folder, as runs/quickstart/final.")
+        run = read_sealed(run_dir / RUN, "run record", "Pass the final folder inside a run's folder.")
+        if run.get("status") != "finished":
+            raise AntError(
+                f"the run in {run_dir} is not finished",
+                seen=run.get("status"),
+                hint="Finish it: run it again.",
+            )
+        tokens = tokens or Path(run["recipe"]["data_dir"] or run_dir) / "tokens"
+        return cls(final, run_dir, tokens.parent / "tokenizer", tokens, run)
+
+
+def check_repository(repository: str) -> str:
+    """A repository name that the Hub takes.
+
+    Raises:
+        AntError: it has another form than `owner/name`.
+    """
+    name = repository.rpartition("/")[2]
+    if (
+        not _REPOSITORY.match(repository)
+        or "--" in repository
+        or ".." in repository
+        or name.endswith((".git", ".", "-"))
+    ):
+        raise AntError(
+            "the repository's name is not valid",
+            seen=repository,
+            expected="owner/name of letters, digits, '-', '_' and '.'",
+            hint="For example --repo GODELEV/Ant-10M",
+        )
+    return repository
+
+
+def make_release(
+    final: Path, repository: str, license_id: str, tokens: Path | None = None
+) -> tuple[Path, bool]:
+    """Write `release/` beside a run's `final/`, whole or not at all.
+
+    Returns:
+        The folder, and whether it was there already, made of the same files by the same version.
+
+    Raises:
+        AntError: the gate refuses the model (its report stays as `gate.json` beside `final/`), a record is
+            missing, or the card contradicts itself.
+    """
+    check_repository(repository)
+    sources = Sources.of(final, tokens)
+    target, made_of = sources.run_dir / "release", _made_of(sources, repository, license_id)
+    if _is_whole(target, made_of):
+        return target, True
+    with whole_folder(target) as folder:
+        _copy(sources, folder)
+        checked = _gate_made_of(folder)
+        report = _earlier_gate(target, checked)
+        if report is None:
+            say(f"gate        checking {final} in a process of its own, up to a minute on two CPU cores")
+            report = _gate(sources, folder, repository.partition("/")[0]) | {"made_of": checked}
+        write_json(folder / GATE, report)
+        if report["verdict"] != PASSED:
+            write_json(sources.run_dir / GATE, report)
+            raise refusal(final, from_json(report["checks"]), sources.run_dir / GATE)
+        finish(folder, repository, license_id, made_of)
+    return target, False
+
+
+def _made_of(sources: Sources, repository: str, license_id: str) -> str:
+    """Fingerprint of everything a release follows from."""
+    paths = [
+        *sorted(path for path in sources.final.iterdir() if path.is_file()),
+        sources.run_dir / RUN,
+        sources.run_dir / METRICS,
+        shipped_file(TEMPLATE),
+        shipped_file("published.yaml"),
+    ]
+    hashes = {path.name: file_sha256(path) for path in paths if path.is_file()}
+    return fingerprint([hashes, sources.run["sha256"], repository, license_id, source_commit()])
+
+
+def _gate_made_of(folder: Path) -> str:
+    """Fingerprint of what the gate looks at: every file before the card, and this version of the gate."""
+    return fingerprint([inventory(folder), source_commit()])
+
+
+def _earlier_gate(release: Path, made_of: str) -> dict[str, Any] | None:
+    """The report of an earlier release of the same bytes: another licence or name needs no new gate."""
+    if not (release / GATE).is_file():
+        return None
+    report = read_json(release / GATE, "gate report", f"Remove {release} to make it anew.")
+    return report if report.get("made_of") == made_of and report.get("verdict") == PASSED else None
+
+
+def _is_whole(folder: Path, made_of: str) -> bool:
+    if not (folder / RELEASE).is_file():
+        return False
+    release = read_json(folder / RELEASE, "release record", f"Remove {folder} to make it anew.")
+    return release.get("made_of") == made_of and release.get("files") == inventory(folder, without=(RELEASE,))
+
+
+def finish(folder: Path, repository: str, license_id: str, made_of: str) -> None:
+    """Draw the figures, render and audit the card, and write release.json over all of it."""
+    files = inventory(folder, without=(CARD, RELEASE))
+    inputs = read_inputs(folder, repository, license_id, files)
+    plots = folder / "plots"
+    drawn = plot_run(inputs.metrics, plots, inputs.name)
+    for path in drawn:
+        if path.name not in ("loss.png", "learning_rate.png"):
+            path.unlink()
+    plot_fragmentation(inputs.fragmentation, plots / "fragmentation.png")
+    rows = [vars(row) for row in measured_rows(inputs)]
+    if rows:
+        names = [model.name for model in compared_models(inputs)]
+        plot_benchmarks(rows, names, plots / "benchmarks.png", inputs.name)
+    card = render_card(inputs)
+    contradictions = [f for f in audit(card_claims(card, CARD)) if f.verdict == "DISAGREES"]
+    if contradictions:
+        listing = "\n".join(f"  - {f.claim}: {f.recomputed}" for f in contradictions)
+        raise AntError(
+            f"the card contradicts itself:\n{listing}\nNothing was released; train and measure anew"
+        )
+    (folder / CARD).write_text(card, encoding="utf-8")
+    left = check_files(folder, repository.partition("/")[0])
+    if not left.passed:
+        raise refusal(folder, [left])
+    write_json(
+        folder / RELEASE,
+        {
+            "schema": 1,
+            "repository": repository,
+            "license": license_id,
+            "made": now(),
+            "made_of": made_of,
+            "ant_hf_commit": source_commit(),
+            "files": inventory(folder, without=(RELEASE,)),
+        },
+    )
+
+
+def refusal(what: Path | str, checks: list[Check], report: Path | None = None) -> AntError:
+    """The error that names every failed check with its numbers."""
+    failed = "\n".join(f"  - {check.name}: {check.seen}" for check in checks if check.passed is False)
+    where = f"\nThe whole report: {report}" if report else ""
+    return AntError(f"{what} is not fit to be published:\n{failed}{where}")
+
+
+def _copy(sources: Sources, folder: Path) -> None:
+    """Model files as they are; records with paths cut down to names."""
+    for name in _MODEL_FILES:
+        if not (sources.final / name).is_file():
+            raise missing_file(sources.final / name, "exported file", "Train again, or restore it.")
+        shutil.copyfile(sources.final / name, folder / name)
+    results = read_sealed(
+        sources.final / RESULTS, "results", f"Measure the model first: ant-hf evaluate {sources.final}"
+    )
+    manifest = read_sealed(sources.tokens / "manifest.json", "token manifest", "Pass it: --tokens FOLDER")
+    report = read_json(sources.tokenizer / FRAGMENTATION, "fragmentation report", "Train the tokenizer anew.")
+    run = sources.run | {"recipe": _public_recipe(sources.run["recipe"])}
+    for name, values in ((RUN, run), (RESULTS, results), (MANIFEST, manifest)):
+        write_sealed(folder / name, without_paths(values))
+    write_json(folder / FRAGMENTATION, without_paths(report))
+    rows = read_metrics(sources.run_dir / METRICS)
+    (folder / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _public_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe without folders of this machine; local texts keep their names only."""
+    corpus = recipe["corpus"]
+    if corpus["source"] == "files":
+        corpus = corpus | {"path": Path(corpus["path"]).name}
+    return recipe | {"corpus": corpus}
+
+
+def _gate(sources: Sources, folder: Path, owner: str) -> dict[str, Any]:
+    """Run the gate on the folder in a fresh process and read its report."""
+    with tempfile.TemporaryDirectory() as scratch:
+        held_out = Path(scratch) / "held_out.jsonl"
+        write_held_out(sources.run, sources.tokens, sources.tokenizer, held_out)
+        results = read_json(folder / RESULTS, "results", "")
+        job = {
+            "held_out": str(held_out),
+            "expected": expected_scores(sources.run),
+            "parameters": sources.run["parameters"]["total"],
+            "degeneration": results.get("degeneration"),
+            "owner": owner,
+        }
+        return run_gate(folder, job, Path(scratch))
+
+
+def run_gate(folder: Path, job: dict[str, Any], scratch: Path) -> dict[str, Any]:
+    """Start the gate's own process, offline, in an empty working directory.
+
+    Raises:
+        AntError: the process died before it could report.
+    """
+    values = job | {"folder": str(folder.resolve()), "report": str(scratch / GATE)}
+    write_json(scratch / "job.json", values)
+    offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    result = subprocess.run(  # noqa: S603 (our own module)
+        [sys.executable, "-m", "ant_hf.release.gate", str(scratch / "job.json")],
+        cwd=scratch,
+        env=os.environ | offline,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if result.returncode:
+        raise AntError("the gate's process failed", seen=result.stderr.strip().splitlines()[-1:])
+    return read_json(scratch / GATE, "gate report", "")

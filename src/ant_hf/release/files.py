@@ -1,0 +1,179 @@
+"""What may lie in a release folder: safetensors, texts without secrets or paths, nothing that runs."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from ant_hf.artefacts import file_sha256
+from ant_hf.release.checks import Check
+
+_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz"}
+_TRAINING_STATE = re.compile(r"^(optimizer|scheduler|rng_state|scaler|training_args|trainer_state)\b")
+_RUNS = {".py", ".so", ".sh", ".exe", ".dll", ".ipynb"}
+_TEXTS = {".json", ".jsonl", ".md", ".txt", ".yaml", ".yml", ".jinja", ""}
+# The tokens of the Hub, of GitHub, of OpenAI, of AWS and private keys.
+_SECRETS = re.compile(
+    r"\bhf_[A-Za-z0-9]{20,}|\bgh[pousr]_[A-Za-z0-9]{30,}|\bsk-[A-Za-z0-9_-]{20,}|\bAKIA[0-9A-Z]{16}\b"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+)
+_PATHS = re.compile(
+    r"(?<![\w.:/~-])/(?:home|root|Users|tmp|var|mnt|media|data|opt|srv|work|workspace|scratch|kaggle|content)/[\w.-]+"
+    r"|\b[A-Za-z]:\\{1,2}(?:Users|Documents|home|temp|data)\b"
+)
+# Accounts that say nothing of a person, and are words of their own.
+_NOBODY = {
+    "root",
+    "user",
+    "ubuntu",
+    "admin",
+    "runner",
+    "kaggle",
+    "jovyan",
+    "nobody",
+    "app",
+    "vscode",
+    "codespace",
+}
+# Vocabularies hold pieces of any text; secrets in them would still be found.
+_VOCABULARIES = {"tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model"}
+
+
+def file_problems(folder: Path, owner: str = "") -> list[str]:
+    """Everything in a folder that must not be published, one line each.
+
+    Args:
+        owner: the Hub account it will belong to, whose name is no secret.
+    """
+    return [
+        f"{path.relative_to(folder).as_posix()}: {problem}"
+        for path in sorted(folder.rglob("*"))
+        if path.is_symlink() or path.is_file()
+        for problem in _problems(path, owner)
+    ]
+
+
+def dangerous_files(folder: Path) -> list[str]:
+    """Files beside the weights that a loader might execute: reasons not to load at all."""
+    return [
+        f"{path.name}: {problem}"
+        for path in sorted(folder.iterdir())
+        if path.is_file()
+        for problem in _executable(path)
+    ]
+
+
+def is_dangerous_name(name: str) -> bool:
+    """Whether a file of this name has no place in a released repository."""
+    path = PurePosixPath(name)
+    return path.suffix in _PICKLES | _RUNS or bool(_TRAINING_STATE.match(path.name))
+
+
+def _problems(path: Path, owner: str) -> Iterator[str]:
+    # A downloaded snapshot links into the Hub's cache: what counts is what it links to.
+    if not path.is_file():
+        yield "a link to nothing"
+        return
+    if _TRAINING_STATE.match(path.name):
+        yield "training state"
+    yield from _executable(path)
+    if path.suffix in _TEXTS:
+        text = path.read_bytes().decode("utf-8", "replace")
+        yield from _text_problems(text, path.name, owner)
+
+
+def _executable(path: Path) -> Iterator[str]:
+    if path.suffix in _PICKLES or _is_pickle(path):
+        yield "a pickle, or a file that may hold one; weights belong into safetensors"
+    if path.suffix in _RUNS:
+        yield "code; the model must load without any"
+
+
+def _is_pickle(path: Path) -> bool:
+    with path.open("rb") as handle:
+        head = handle.read(4)
+    # Protocol 2 and later, or the zip that torch.save writes.
+    return (head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05") or head == b"PK\x03\x04"
+
+
+def _text_problems(text: str, name: str, owner: str) -> Iterator[str]:
+    if match := _SECRETS.search(text):
+        yield f"something like an access token: {match[0][:6]}..."
+    if name in _VOCABULARIES:
+        return
+    if match := _PATHS.search(text):
+        yield f"an absolute path: {match[0]}"
+    elif name.endswith(".json") and (found := next(_absolute_paths(_parsed(text)), None)):
+        yield f"an absolute path: {found}"
+    user = _user()
+    if user and user != owner and re.search(rf"(?<!\w){re.escape(user)}(?!\w)", text):
+        yield f"the name of this computer's user: {user}"
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _absolute_paths(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for item in value.values():
+            yield from _absolute_paths(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _absolute_paths(item)
+    elif isinstance(value, str) and is_absolute_path(value):
+        yield value
+
+
+def is_absolute_path(text: str) -> bool:
+    """Whether a text is an absolute path with a folder in it, of either kind of system."""
+    if any(character.isspace() for character in text):
+        return False
+    posix, windows = PurePosixPath(text), PureWindowsPath(text)
+    return (posix.is_absolute() and len(posix.parts) > 2) or (bool(windows.drive) and windows.is_absolute())
+
+
+def without_paths(value: Any) -> Any:
+    """JSON values with every absolute path cut down to its last name."""
+    if isinstance(value, dict):
+        return {key: without_paths(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_paths(item) for item in value]
+    if isinstance(value, str) and is_absolute_path(value):
+        return (PureWindowsPath(value) if ":" in value[:3] else PurePosixPath(value)).name
+    return value
+
+
+def _user() -> str | None:
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        return None
+    return user if len(user) > 2 and user.lower() not in _NOBODY else None
+
+
+def check_files(folder: Path, owner: str = "") -> Check:
+    """The check of a folder's files as they are now."""
+    problems = file_problems(folder, owner)
+    names = [path for path in folder.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in names)
+    seen = f"{len(names)} files, {size:,} bytes; safetensors only, no code, no paths, no tokens"
+    return Check(
+        "files", not problems, "; ".join(problems) if problems else seen, {"files": len(names), "bytes": size}
+    )
+
+
+def inventory(folder: Path, without: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
+    """Size in bytes and sha256 of every file, by its name in the folder."""
+    return {
+        name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and (name := path.relative_to(folder).as_posix()) not in without
+    }

@@ -1,0 +1,141 @@
+"""`ant-hf audit`, `card`, `verify` and `publish`: parse, call the library, print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Final = Annotated[Path, typer.Argument(help="A run's final folder, for example runs/quickstart/final.")]
+Repo = Annotated[
+    str, typer.Option("--repo", metavar="OWNER/NAME", help="Hub repository, for example GODELEV/Ant-10M.")
+]
+License = Annotated[
+    str, typer.Option("--license", metavar="ID", help="Licence of the model, as the Hub spells it.")
+]
+Tokens = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the run's packed tokens, if it was moved; its held-out text is scored."),
+]
+Attempts = Annotated[int, typer.Option(min=1, help="How often a failing step is tried.")]
+Timeout = Annotated[float, typer.Option(min=1, help="Seconds without an answer that count as a failure.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    for name, command in (("audit", audit), ("card", card), ("verify", verify), ("publish", publish)):
+        app.command(name)(command)
+
+
+def audit(
+    card: Annotated[
+        Path | None,
+        typer.Argument(
+            help="README.md, or the folder of it, that ant-hf card wrote; default: the public cards."
+        ),
+    ] = None,
+) -> None:
+    """Check a card's figures against each other by arithmetic alone."""
+    from ant_hf.audit import audit as check
+    from ant_hf.card.reading import read_card
+    from ant_hf.claims import published_claims
+    from ant_hf.errors import AntError
+    from ant_hf.published import published_models
+    from ant_hf.report import audit_table, say, show
+
+    claims = [read_card(card)] if card else [published_claims(model) for model in published_models()]
+    wrong = 0
+    for claimed in claims:
+        findings = check(claimed)
+        show(audit_table(f"{claimed.name} ({claimed.source})", findings))
+        wrong += sum(finding.verdict == "DISAGREES" for finding in findings)
+    say(f"{wrong} figures disagree with the arithmetic")
+    # That the public cards contradict themselves is a finding; that ours does is a fault.
+    if card and wrong:
+        raise AntError(f"{card} contradicts itself", seen=f"{wrong} figures")
+
+
+def card(model: Final, repo: Repo, license_id: License = "apache-2.0", tokens: Tokens = None) -> None:
+    """Make the release folder of a run: gate, figures, card, hashes. Sends nothing.
+
+    Needs results.json (ant-hf evaluate). Everything lies in release/ beside the final folder then.
+    """
+    from ant_hf.release.assembling import make_release
+    from ant_hf.report import gate_report, say
+
+    folder, reused = make_release(model, repo, license_id, tokens)
+    gate_report(folder)
+    say(f"release     {folder}{' (reused: nothing it is made of has changed)' if reused else ''}")
+    say(f"card        {folder / 'README.md'}")
+    say(f"next        ant-hf publish {model} --repo {repo}")
+
+
+def verify(
+    model: Annotated[str, typer.Argument(metavar="FOLDER_OR_REPO", help="Model folder or Hub repository.")],
+    tokens: Tokens = None,
+    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of the repository.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Also write the report to this JSON file.")] = None,
+) -> None:
+    """Check any model, anyone's: does it load, do weights and tokenizer belong together, are its files safe?
+
+    With a run's tokens the recorded loss is reproduced; without, all is checked that can be from outside.
+    """
+    from ant_hf.artefacts import write_json
+    from ant_hf.release.assembling import refusal
+    from ant_hf.release.checks import from_json
+    from ant_hf.release.verifying import verify_folder
+    from ant_hf.report import checks_table, say, show
+
+    folder, left_out = Path(model), tuple[str, ...]()
+    if not folder.is_dir():
+        from ant_hf.hub.client import HubClient
+        from ant_hf.hub.fetching import fetch_model
+        from ant_hf.release.assembling import check_repository
+
+        folder, left_out = fetch_model(HubClient(anonymous=True), check_repository(model), revision)
+    values = verify_folder(folder, tokens, left_out)
+    if report:
+        write_json(report, values)
+    show(checks_table(model, values["checks"]))
+    if values["verdict"] != "passed":
+        raise refusal(model, from_json(values["checks"]), report)
+    say("passed      nothing speaks against this model" if not tokens else "passed")
+
+
+def publish(
+    model: Final,
+    repo: Repo,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Really publish; without it, only show the plan.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan (the default).")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Create the repository as private.")] = False,
+    license_id: License = "apache-2.0",
+    tag: Annotated[
+        str | None, typer.Option(help="Name of this version; default: the next of v1, v2, ...")
+    ] = None,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove files from the repository that the release does not have.")
+    ] = False,
+    tokens: Tokens = None,
+    attempts: Attempts = 5,
+    timeout: Timeout = 60.0,
+) -> None:
+    """Gate, card, and one commit to the Hub, which is then read back and tagged.
+
+    Without --yes nothing is sent. Interrupted or failed, the same command continues.
+    """
+    from ant_hf.errors import AntError
+    from ant_hf.hub.client import HubClient
+    from ant_hf.hub.publishing import publish as publish_release
+    from ant_hf.release.assembling import make_release
+    from ant_hf.report import gate_report
+
+    if yes and dry_run:
+        raise AntError("--yes and --dry-run were both given", hint="Leave one out")
+    # A missing token should not cost the minute that the gate takes.
+    client = HubClient(attempts=attempts, timeout=timeout)
+    folder, _ = make_release(model, repo, license_id, tokens)
+    gate_report(folder)
+    publish_release(client, folder, repo, private, tag, prune, yes)

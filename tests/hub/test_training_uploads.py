@@ -1,0 +1,133 @@
+"""`push_to_hub`: checkpoints go up while training goes on, and another machine goes on from the last one."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+from conftest import tiny_values
+from safetensors.torch import load_file
+
+from ant_hf.errors import AntError
+from ant_hf.recipe import load_recipe
+from hub.conftest import READ_TOKEN, WRITE_TOKEN
+
+REPO = "GODELEV/training"
+
+
+@pytest.fixture
+def recipes(shared, tmp_path):
+    """A function that writes a pushing recipe for a machine of its own, with the tokens packed anew there."""
+
+    def make(machine, **training):
+        values = tiny_values(shared, tmp_path / machine / "run", push_to_hub=True, hub_model_id=REPO)
+        values["training"] |= training
+        file = tmp_path / f"{machine}.yaml"
+        file.write_text(yaml.safe_dump(values))
+        return file
+
+    return make
+
+
+@pytest.fixture
+def pretrain(client):
+    """A function that trains recipes one after the other in a fresh process; returns what was said."""
+
+    def run(*files):
+        script = f"""
+from ant_hf.pretraining import pretrain
+from ant_hf.recipe import load_recipe
+for file in {[str(file) for file in files]!r}:
+    print("=====", flush=True)
+    pretrain(load_recipe(file))
+"""
+        return client(script).stdout.split("=====")[1:]
+
+    return run
+
+
+def test_another_machine_goes_on_from_the_last_checkpoint_that_arrived(hub, recipes, pretrain, tmp_path):
+    # A step 4 that gives way to step 8 before the thread takes it would leave nothing to go on from.
+    first, second = recipes("first", hub_always_push=True), recipes("second")
+    # Step 4 arrives. From then on the Hub refuses every commit: step 8 and the final model are lost to it.
+    fault = hub.faults.add("POST", "/commit/", 403, times=99, skip=1)
+    (said,) = pretrain(first)
+    assert fault.met == 2
+    assert "step 8 was not sent, training goes on" in said
+    assert "run the same command again to send the final model" in said
+    assert (tmp_path / "first" / "run" / "checkpoint-8").is_dir()
+    final = load_file(tmp_path / "first" / "run" / "final" / "model.safetensors")
+
+    repository = hub.repository(REPO)
+    assert repository.state["private"]
+    files = set(repository.files())
+    assert {"config.json", "model.safetensors", "tokenizer.json", "last-checkpoint/optimizer.pt"} <= files
+    assert not [name for name in files if "training_args" in name or "tokens/" in name]
+    assert str(tmp_path) not in repository.content("run.json").decode()
+
+    secret = WRITE_TOKEN.encode()
+    assert [p for p in tmp_path.rglob("*") if p.is_file() and secret in p.read_bytes()] == []
+    assert WRITE_TOKEN not in said
+
+    hub.faults.clear()
+    resumed, finished = pretrain(second, first)
+    assert f"step 4 was fetched from {REPO}" in resumed
+    assert "resuming    from step 4" in resumed
+    again = load_file(tmp_path / "second" / "run" / "final" / "model.safetensors")
+    assert all((again[name] == tensor).all() for name, tensor in final.items())
+    rows = [json.loads(line) for line in (tmp_path / "second/run/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 9))
+    # The first machine's run is finished: the same command sends what had not arrived.
+    assert "1 uploads to" in finished
+    titles = [commit["title"] for commit in repository.history()]
+    assert titles.count("Training in progress, step 8") == 1
+    sent = repository.content("model.safetensors")
+    assert sent == (tmp_path / "first" / "run" / "final" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_hub_that_is_slow_or_down_changes_nothing_in_the_training(hub, recipes, pretrain, tmp_path):
+    slow, down = recipes("slow", save_steps=1, save_total_limit=1), recipes("down", hub_strategy="every_save")
+    hub.faults.add("POST", "/commit/", "slow", times=1, delay=3)
+    hub.faults.add("GET", "/api/whoami-v2", 503, times=6, skip=3)
+    slow_said, _ = pretrain(slow, slow)
+    # While step 1 was on its way, newer checkpoints took the place of those that waited.
+    assert "is not sent: a newer checkpoint" in slow_said
+    remote = hub.repository(REPO)
+    state = json.loads(remote.content("last-checkpoint/trainer_state.json"))
+    assert state["global_step"] == 8
+    shutil.rmtree(tmp_path / "slow")
+    hub.repository(REPO).folder.rename(tmp_path / "away")
+    (down_said,) = pretrain(down)
+    assert "training goes on, and every save tries again" in down_said
+    assert (tmp_path / "down" / "run" / "final" / "model.safetensors").is_file()
+    assert not [name for name in hub.repository(REPO).files() if name.startswith("last-checkpoint")]
+
+
+def test_what_cannot_work_is_said_before_anything_is_spent(hub, client, recipes, tmp_path):
+    recipe = recipes("machine")
+    hub.faults.add("GET", f"/api/models/{REPO}", 503, times=99)
+    script = f"""
+import os
+from ant_hf.errors import AntError
+from ant_hf.pretraining import pretrain
+from ant_hf.recipe import load_recipe
+for token in (None, {READ_TOKEN!r}, {WRITE_TOKEN!r}):
+    os.environ.pop("HF_TOKEN", None)
+    if token:
+        os.environ["HF_TOKEN"] = token
+    try:
+        pretrain(load_recipe({str(recipe)!r}))
+    except AntError as error:
+        print("=====", error)
+"""
+    _, missing, read_only, unknown = client(script).stdout.split("=====")
+    assert "no Hub token found" in missing
+    assert "may only read" in read_only
+    assert "whether GODELEV/training holds a checkpoint of this run is not known" in unknown
+    assert not list((tmp_path / "machine").rglob("*.json"))
+
+
+def test_recipe_names_the_repository(recipes):
+    with pytest.raises(AntError, match=r"training\.hub_model_id is missing"):
+        load_recipe(recipes("x", hub_model_id=None))

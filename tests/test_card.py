@@ -1,0 +1,208 @@
+"""The card: nothing missing, nothing typed, nothing foreign gets out of its cell."""
+
+import copy
+import json
+import re
+
+import markdown_it
+import pytest
+import yaml
+from conftest import ROOT
+from hub.metadata_rules import problems
+from huggingface_hub import ModelCard
+
+from ant_hf.audit import audit
+from ant_hf.card.energy import co2_estimate
+from ant_hf.card.inputs import read_inputs
+from ant_hf.card.markdown import Safe, code, escape, quote, read_tables, table
+from ant_hf.card.metadata import KEYS
+from ant_hf.card.reading import card_claims
+from ant_hf.card.rendering import render_card
+from ant_hf.errors import AntError
+from ant_hf.release.files import inventory
+
+REPO = "GODELEV/Ant-10M"
+
+
+@pytest.fixture
+def inputs(released):
+    """The records of a released run; a copy that a test may change."""
+    folder = released / "release"
+    files = inventory(folder, without=("README.md", "release.json"))
+    return copy.deepcopy(read_inputs(folder, REPO, "apache-2.0", files))
+
+
+def metadata(card):
+    return yaml.safe_load(re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)[1])
+
+
+def html(card):
+    body = ModelCard(card).text
+    return markdown_it.MarkdownIt("commonmark", {"html": True}).enable("table").render(body)
+
+
+def test_card_has_every_part(inputs):
+    card = render_card(inputs)
+    for part in (
+        "Disclaimer and evaluation frame", "perplexity trap", "Architecture", "Hardware and training",
+        "Training dynamics", "Perplexity", "Benchmarks, zero-shot", "Arithmetic by number of operators",
+        "Key takeaways", "Use the model", "Release gate", "Reproduce", "Data and licence", "Limits",
+        "plots/loss.png", "plots/learning_rate.png", "plots/fragmentation.png", "plots/benchmarks.png",
+        "Ant-5M (published)", "Ant-10M (published)", "Ant-10M (measured)", f'model_id = "{REPO}"', "CO2",
+    ):  # fmt: skip
+        assert part in card, part
+    assert "88,520,100.69" in card
+    assert str(inputs.run["environment"]["commit"]) in card
+
+
+def test_metadata_has_only_real_keys_and_passes_the_strict_check(inputs):
+    card = render_card(inputs)
+    values = metadata(card)
+    assert set(values) <= KEYS
+    assert problems(card) == []
+    (model,) = values["model-index"]
+    assert model["name"] == "Ant-10M"
+    by_set = {r["dataset"]["name"]: r["metrics"][0] for r in model["results"]}
+    assert by_set["PIQA"]["value"] == round(990 / 1838, 4)
+    assert "perplexity" in by_set["WikiText-2"]["type"]
+
+
+def test_our_own_card_has_no_finding(inputs):
+    findings = audit(card_claims(render_card(inputs), "card"))
+    assert len(findings) > 20
+    assert [finding for finding in findings if finding.verdict == "DISAGREES"] == []
+
+
+@pytest.mark.parametrize(
+    ("printed", "changed"),
+    [
+        ("| Tokens a step | 512 |", "| Tokens a step | 640 |"),
+        (
+            "| PIQA | `acc_norm` | 0.4951 | 0.5032 | 0.5386 |",
+            "| PIQA | `acc_norm` | 0.4951 | 0.5032 | 0.5388 |",
+        ),
+        ("| Hidden size (`hidden_size`) | 32 |", "| Hidden size (`hidden_size`) | 48 |"),
+    ],
+    ids=["tokens", "accuracy", "shape"],
+)
+def test_a_figure_typed_by_hand_is_found(inputs, printed, changed):
+    card = render_card(inputs)
+    assert printed in card
+    findings = audit(card_claims(card.replace(printed, changed), "card"))
+    assert [finding for finding in findings if finding.verdict == "DISAGREES"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("results", "conditions", "context_length"),
+        ("results", "perplexity", "wikitext", "byte_perplexity"),
+        ("results", "tasks", "piqa", "stderr"),
+        ("run", "final", "bits_per_byte"),
+        ("run", "environment", "device_name"),
+        ("run", "sample"),
+        ("fragmentation", "bytes_per_token"),
+        ("manifest", "splits", "train", "documents"),
+        ("gate", "verdict"),
+    ],
+    ids=".".join,
+)
+def test_a_missing_number_does_not_render(inputs, path):
+    values = getattr(inputs, path[0])
+    for key in path[1:-1]:
+        values = values[key]
+    del values[path[-1]]
+    with pytest.raises(AntError, match="the card does not render"):
+        render_card(inputs)
+
+
+HOSTILE = (
+    "x\n---\nlicense: evil\n---\n| a | b |\n<script>alert(1)</script> "
+    "![](http://evil) [l](j:x) `c` **b** $m$ &lt; \u202e"
+)
+
+
+def test_hostile_values_stay_text(inputs):
+    clean = render_card(inputs)
+    inputs.run["environment"]["device_name"] = HOSTILE
+    inputs.run["sample"] = HOSTILE + "\n```\n# heading\n- list\n1. list\n<img src=x onerror=y>"
+    inputs.run["recipe"]["sample_prompt"] = "``` \n````\n</code>"
+    inputs.run["recipe"]["corpus"]["path"] = HOSTILE
+    inputs.run["recipe"]["corpus"]["source"] = "hub"
+    inputs.fragmentation["worst_shattered_words"][0]["word"] = "`|<b>`` x"
+    inputs.results["tasks"]["piqa"]["label"] = HOSTILE
+    card = render_card(inputs)
+    assert metadata(card)["license"] == "apache-2.0"
+    assert "evil" not in str(metadata(card).get("datasets"))
+    assert problems(card) == []
+    page, clean_page = html(card), html(clean)
+    for tag in ("script", "img", "a", "h1", "h2", "table", "tr", "strong", "pre", "ol", "hr"):
+        assert page.count(f"<{tag}") == clean_page.count(f"<{tag}"), tag
+    assert "&lt;script&gt;" in page
+    assert "\u202e" not in card
+    assert [row for rows in read_tables(card) for row in rows if len(row) != len(rows[0])] == []
+
+
+def test_cells_survive_the_way_into_markdown_and_back():
+    cells = ["a|b", "*x* _y_ `z`", "<i>&amp;", "back\\slash", "#1 [l](u) !$~"]
+    ((header, row),) = read_tables(table(cells, [cells]))
+    assert row[0] == "a|b"
+    assert row[2:] == cells[2:]
+    assert header == row
+    assert escape(Safe("**ours**")) == "**ours**"
+    assert code("a`b") == "`` a`b ``"
+    assert quote("one\n> two") == "> one  \n> &gt; two  "
+
+
+def test_incomplete_sets_are_labelled_and_stay_out_of_the_index(inputs):
+    inputs.results["tasks"]["piqa"] |= {"n": 20, "complete": False, "value": 0.55, "stderr": 0.11}
+    card = render_card(inputs)
+    assert "| 20 of 1,838 |" in card
+    (model,) = metadata(card)["model-index"]
+    assert "PIQA" not in {result["dataset"]["name"] for result in model["results"]}
+    assert "not compared with published figures: PIQA." in card
+    assert "better on PIQA" not in card
+
+
+def test_takeaways_follow_the_numbers(inputs):
+    assert "above it on PIQA (+3.3 standard errors)" in render_card(inputs)
+    assert "better on PIQA" in render_card(inputs)
+    inputs.results["tasks"]["piqa"] |= {"value": 800 / 1838, "verdict": "below"}
+    card = render_card(inputs)
+    assert "above it on PIQA" not in card
+    assert "worse on PIQA" in card
+    inputs.results["perplexity"]["wikitext"]["uniform_guess_byte_perplexity"] = 2.0
+    assert "on this text the model is broken" in render_card(inputs)
+
+
+def test_co2_needs_a_known_device_and_the_whole_time(inputs):
+    run = inputs.run
+    assert co2_estimate(run) is None
+    run["environment"]["device_name"], run["training_seconds"] = "Tesla T4", 9.63 * 3600
+    estimate = co2_estimate(run)
+    # 70 W x 9.63 h x 445 g/kWh
+    assert estimate["emissions"] == pytest.approx(300.0, abs=0.1)
+    card = render_card(inputs)
+    assert metadata(card)["co2_eq_emissions"]["hardware_used"] == "1 x Tesla T4"
+    assert problems(card) == []
+    run["resumed_from_steps"] = [4]
+    assert co2_estimate(run) is None
+
+
+def test_release_json_holds_every_file(released):
+    release = json.loads((released / "release" / "release.json").read_text())
+    assert release["files"] == inventory(released / "release", without=("release.json",))
+
+
+def test_the_committed_card_is_what_its_records_give():
+    folder = ROOT / "model_card" / "quickstart"
+    release = json.loads((folder / "release.json").read_text())
+    files = {name: values for name, values in release["files"].items() if name != "README.md"}
+    files = {name: values for name, values in files.items() if not name.startswith("plots/")}
+    inputs = read_inputs(folder, release["repository"], release["license"], files)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert render_card(inputs) == card
+    assert problems(card) == []
+    assert [f for f in audit(card_claims(card, "card")) if f.verdict == "DISAGREES"] == []
+    for image in re.findall(r"\]\((plots/[^)]+)\)", card):
+        assert (folder / image).is_file()

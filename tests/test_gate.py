@@ -1,0 +1,230 @@
+"""The gate lets a true export through and stops each way in which a release has been or could be broken."""
+
+import json
+import random
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ant_hf.artefacts import file_sha256, read_sealed, write_json, write_sealed
+from ant_hf.errors import AntError
+from ant_hf.release import gate
+from ant_hf.release.assembling import make_release
+from ant_hf.release.files import file_problems, without_paths
+from ant_hf.release.verifying import verify_folder
+
+
+@pytest.fixture
+def run(trained_run, tmp_path):
+    shutil.copytree(trained_run, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def quick_gate(monkeypatch):
+    """The gate in this process: the same checks without the seconds a fresh one takes to start."""
+
+    def run_here(folder, job, scratch):
+        write_json(scratch / "job.json", job | {"folder": str(folder), "report": str(scratch / "gate.json")})
+        gate.main(str(scratch / "job.json"))
+        return json.loads((scratch / "gate.json").read_text())
+
+    monkeypatch.setattr("ant_hf.release.assembling.run_gate", run_here)
+    monkeypatch.setattr("ant_hf.release.verifying.run_gate", run_here)
+
+
+def release(run):
+    return make_release(run / "final", "GODELEV/Ant-10M", "apache-2.0")
+
+
+def checks(report):
+    return {check["name"]: check for check in report["checks"]}
+
+
+def test_a_true_export_passes_every_check(released):
+    report = json.loads((released / "release" / "gate.json").read_text())
+    assert report["verdict"] == "passed"
+    assert {name for name, check in checks(report).items() if check["passed"] is not True} == set()
+    loss = checks(report)["held-out loss, float32"]["numbers"]
+    recorded = json.loads((released / "run.json").read_text())["final"]["loss_in_training"]
+    assert loss["loss"] == pytest.approx(recorded, rel=1e-5)
+
+
+def shuffle_tokenizer(final):
+    """The same entries and merges under other ids: what the public release most likely was."""
+    path = final / "tokenizer.json"
+    values = json.loads(path.read_text())
+    vocabulary = values["model"]["vocab"]
+    special = {token["content"] for token in values["added_tokens"]}
+    entries = [entry for entry in vocabulary if entry not in special]
+    ids = [vocabulary[entry] for entry in entries]
+    random.Random(0).shuffle(ids)
+    vocabulary.update(zip(entries, ids, strict=True))
+    path.write_text(json.dumps(values))
+
+
+def test_a_shuffled_tokenizer_is_refused_with_its_numbers(run, quick_gate):
+    shuffle_tokenizer(run / "final")
+    with pytest.raises(AntError) as caught:
+        release(run)
+    message = str(caught.value)
+    report = checks(json.loads((run / "gate.json").read_text()))
+    # It loads without a word and round-trips every text: only the loss can tell.
+    assert report["loading"]["passed"]
+    assert report["tokenizer round trip"]["passed"]
+    loss = report["held-out loss, float32"]["numbers"]
+    assert loss["loss"] > 1.3 * loss["expected"]
+    assert f"{loss['loss']:.4f} nats a token" in message
+    assert f"expected {loss['expected']:.4f}" in message
+    english = report["plain English against a uniform guess"]["numbers"]
+    assert english["byte_perplexity"] > 0.9 * english["uniform"]
+    assert "plain English against a uniform guess" in message
+    assert not (run / "release").exists()
+
+
+def break_weights(final):
+    tensors = load_file(final / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] * 3
+    save_file(tensors, final / "model.safetensors", metadata={"format": "pt"})
+
+
+def add_head(final):
+    tensors = load_file(final / "model.safetensors")
+    tensors["unknown.weight"] = torch.zeros(3)
+    save_file(tensors, final / "model.safetensors", metadata={"format": "pt"})
+
+
+def drop_tensor(final):
+    tensors = load_file(final / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, final / "model.safetensors", metadata={"format": "pt"})
+
+
+def change_config(**values):
+    def change(final):
+        path = final / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return change
+
+
+def lossy_tokenizer(final):
+    path = final / "tokenizer.json"
+    values = json.loads(path.read_text())
+    values["normalizer"] = {"type": "Lowercase"}
+    path.write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("breakage", "check"),
+    [
+        (break_weights, "held-out loss, float32"),
+        (add_head, "loading"),
+        (drop_tensor, "loading"),
+        (change_config(auto_map={"AutoModelForCausalLM": "code.Model"}), "loading"),
+        (change_config(tie_word_embeddings=False), "loading"),
+        (change_config(num_hidden_layers=1), "loading"),
+        (change_config(_name_or_path="/home/someone/models/x"), "files"),
+        (lossy_tokenizer, "tokenizer round trip"),
+    ],
+    ids=["weights", "extra tensor", "missing tensor", "auto_map", "untied", "layers", "path", "lossy"],
+)
+def test_verify_names_what_is_broken(released, tmp_path, quick_gate, breakage, check):
+    final = tmp_path / "run" / "final"
+    shutil.copytree(released / "final", final)
+    shutil.copy(released / "run.json", tmp_path / "run")
+    breakage(final)
+    # The record names the whole weights; a broken copy is to be verified as the same run.
+    record = read_sealed(tmp_path / "run" / "run.json", "run record", "")
+    record["final"]["weights_sha256"] = file_sha256(final / "model.safetensors")
+    write_sealed(tmp_path / "run" / "run.json", record)
+    report = verify_folder(final, released / "tokens")
+    assert report["verdict"] == "refused"
+    assert checks(report)[check]["passed"] is False, report
+
+
+def test_a_model_from_outside_is_checked_without_its_records(released, tmp_path, quick_gate):
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "theirs").mkdir(exist_ok=True)
+        shutil.copy(released / "final" / name, tmp_path / "theirs")
+    report = verify_folder(tmp_path / "theirs")
+    assert report["verdict"] == "passed"
+    assert checks(report)["held-out loss"]["passed"] is None
+    assert checks(report)["generation"]["passed"] is None
+    (tmp_path / "theirs" / "pytorch_model.bin").write_bytes(b"\x80\x02.")
+    report = verify_folder(tmp_path / "theirs")
+    assert checks(report)["loading"]["passed"] is False
+
+
+def test_a_release_folder_is_verified_by_its_hashes(released, tmp_path, quick_gate):
+    shutil.copytree(released / "release", tmp_path / "release")
+    assert verify_folder(tmp_path / "release")["verdict"] == "passed"
+    with (tmp_path / "release" / "README.md").open("a") as card:
+        card.write("typed by hand")
+    report = verify_folder(tmp_path / "release")
+    assert checks(report)["hashes"]["passed"] is False
+    assert "README.md" in checks(report)["hashes"]["seen"]
+
+
+BAD_FILES = {
+    "optimizer.pt": b"x",
+    "pytorch_model.bin": b"x",
+    "weights.dat": b"\x80\x04x",
+    "archive": b"PK\x03\x04",
+    "modeling.py": b"import os",
+    "a.json": b'{"x": "/data/corpora/mine.txt"}',
+    "b.md": b"see /home/jane/x",
+    "c.txt": b"C:\\Users\\jane\\x",
+    "d.json": b'{"x": "hf_' + b"abcdefghijklmnopqrstuvwxyz1234" + b'"}',
+    "training_args.json": b"{}",
+}
+
+
+def test_files_that_must_not_be_published_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("getpass.getuser", lambda: "jdoe42")
+    for name, content in BAD_FILES.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "e.md").write_text("made by jdoe42")
+    (tmp_path / "good.md").write_text("a / b, https://x.org/home/page, 1/2 and runs/quickstart/final")
+    found = {line.partition(":")[0] for line in file_problems(tmp_path)}
+    assert found == {*BAD_FILES, "e.md"}
+    assert not any("abcdefgh" in line for line in file_problems(tmp_path))
+    assert not [line for line in file_problems(tmp_path, owner="jdoe42") if line.startswith("e.md")]
+
+
+def test_paths_in_records_are_cut_down_to_names():
+    values = {"a": "/home/x/text.txt", "b": ["D:\\x\\y.txt", "runs/q", "https://x.org/a"], "c": "/ or /"}
+    assert without_paths(values) == {
+        "a": "text.txt",
+        "b": ["y.txt", "runs/q", "https://x.org/a"],
+        "c": "/ or /",
+    }
+
+
+def test_release_is_reused_until_something_it_is_made_of_changes(run, quick_gate):
+    assert not release(run)[1]
+    assert release(run)[1]
+    assert not make_release(run / "final", "GODELEV/Other", "apache-2.0")[1]
+
+
+@pytest.mark.parametrize(
+    "missing", ["final/results.json", "run.json", "tokens/manifest.json", "final/config.json"]
+)
+def test_missing_records_are_named_and_nothing_is_left(run, quick_gate, missing):
+    (run / missing).unlink()
+    with pytest.raises(AntError) as caught:
+        release(run)
+    assert "not found" in str(caught.value)
+    assert not (run / "release").exists()
+    assert not list(run.glob(".release*"))
+
+
+def test_results_of_other_weights_are_refused(run, quick_gate):
+    path = run / "final" / "results.json"
+    values = json.loads(path.read_text())
+    values["model"]["weights_sha256"] = "0" * 64
+    path.write_text(json.dumps(values))
+    with pytest.raises(AntError, match=r"results\.json is about other weights"):
+        release(run)
