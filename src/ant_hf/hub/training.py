@@ -265,13 +265,18 @@ def fetch_checkpoint(recipe: Recipe, fresh: bool) -> None:
         _put_in_place(found, recipe, output_dir)
 
 
+def _with_paths(then: Any, now: Any) -> Any:
+    """The recorded recipe with the paths of this machine where only the folders were cut off."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        return {key: _with_paths(value, now.get(key)) for key, value in then.items()}
+    return now if then == without_paths(now) else then
+
+
 def _put_in_place(found: Path, recipe: Recipe, output_dir: Path) -> None:
     state = read_json(found / "trainer_state.json", "trainer state of the Hub's checkpoint", "")
     record = read_sealed(found / RUN_RECORD, "run record of the Hub's checkpoint", "")
     now = recipe.model_dump()
-    then = record.get("recipe", {}) | {key: now[key] for key in _PLACES}
-    if then == without_paths(now) | {key: now[key] for key in _PLACES}:
-        then = now
+    then = _with_paths(record.get("recipe", {}), now) | {key: now[key] for key in _PLACES}
     step = int(state["global_step"])
     output_dir.mkdir(parents=True, exist_ok=True)
     with whole_folder(output_dir / f"checkpoint-{step}") as partial:
