@@ -105,6 +105,15 @@ def test_rolling_windows_score_every_token_once(language_model, loaded, chapters
     assert total == pytest.approx(expected, abs=1e-3)
 
 
+def test_windows_of_a_text_are_not_laid_side_by_side(language_model):
+    """All begin behind the one end-of-text token; together they would be a row as long as the text."""
+    scorer = language_model()
+    windows = [(None, [0], list(range(5, 69))) for _ in range(6)] + [(None, [0], [7, 8, 9])] * 3
+    rows = scorer._rows(windows, list(range(9)))
+    assert max(len(row) for row in rows) <= scorer.max_length
+    assert sorted(index for row in rows for index in row.requests) == list(range(9))
+
+
 def test_a_score_that_is_no_number_names_task_and_document(language_model, loaded, chapters, monkeypatch):
     scorer = language_model()
     head = loaded[0].get_output_embeddings().weight

@@ -1,5 +1,6 @@
 """The README's code block and commands are run as they stand, with the model's folder swapped in."""
 
+import json
 import os
 import re
 import shlex
@@ -14,6 +15,7 @@ from conftest import ROOT
 from test_benchmarks import COPA
 
 from ant_hf.evaluation.benchmarks import known_benchmarks
+from ant_hf.published import published_models
 from ant_hf.recipe import load_recipe
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -96,3 +98,31 @@ def test_evaluation_notes_list_every_default_set_with_its_size():
         assert f"`{item.file}`" in text
     (own,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     assert own.strip() == COPA.strip()
+
+
+def test_the_table_of_the_evaluation_is_that_of_the_committed_results():
+    results = json.loads((ROOT / "model_card" / "quickstart" / "results.json").read_text(encoding="utf-8"))
+    published = {model.name: model.results for model in published_models()}
+
+    def claim(model, name, metric):
+        value = published[model].get(name, {}).get(metric)
+        return "" if value is None else f"{value if 'perplexity' in metric else 100 * value:.2f}"
+
+    for name, values in results["tasks"].items():
+        metric = values["metric"]
+        verdict = {"indistinguishable": "same"}.get(values["verdict"], values["verdict"])
+        measured = f"{100 * values['value']:.2f} \u00b1 {100 * values['stderr']:.2f}"
+        row = (
+            f"| {values['label']} | {metric} | {measured} "
+            f"| {100 * values['floor']:.2f} | {verdict} "
+            f"| {claim('Ant-10M', name, metric)} | {claim('Ant-5M', name, metric)} |"
+        )
+        assert row in README, row
+    text = results["perplexity"]["wikitext"]
+    measured = f"{text['byte_perplexity']:.2f} \u00b1 {text['byte_perplexity_stderr']:.2f}"
+    uniform = f"{text['uniform_guess_byte_perplexity']:.2f}"
+    row = f"| WikiText-2 | byte_perplexity | {measured} | {uniform} | better | 30.62 | 48.91 |"
+    assert row in README, row
+    for way in ("greedy", "sampled"):
+        values = results["degeneration"][way]
+        assert f"{100 * values['loop_rate']:.1f} % of the {way} outputs" in README

@@ -102,6 +102,8 @@ def evaluate(settings: Settings) -> tuple[dict[str, Any], Path]:
         measured = _score(settings, work, language_model)
         outputs = _generate(subject, settings.limit) if work.degeneration else {}
         conditions["wall_time_seconds"] = round(time.perf_counter() - started, 1)
+        # Scored before an interruption, and not in that time.
+        conditions["resumed_requests"] = store.resumed
         values = _results(subject, conditions, old, measured, outputs, table)
         merge_samples(folder, _sample_lines(measured, outputs), keep=bool(old))
         if measured:
@@ -224,7 +226,8 @@ def _results(
         else:
             tasks[item.benchmark.name] = record(item)
     order = {name: position for position, name in enumerate(table)}
-    conditions["wall_time_seconds"] += old.get("conditions", {}).get("wall_time_seconds", 0.0)
+    for key in ("wall_time_seconds", "resumed_requests"):
+        conditions[key] += old.get("conditions", {}).get(key, 0)
     values: dict[str, Any] = {
         "schema": SCHEMA,
         "model": subject.identity,

@@ -109,18 +109,23 @@ class BatchedLM(HFLM):
     def _rows(self, requests: list[tuple[Any, list[int], list[int]]], pending: list[int]) -> list[Row]:
         """Rows of one context each, longest first: a batch too large for the memory fails at once."""
         rows: dict[tuple[int, ...], Row] = {}
-        alone: list[Row] = []
+        closed: list[Row] = []
         for index in pending:
             _, context, continuation = requests[index]
             too_long = len(context) + len(continuation) - (self.max_length + 1)
             if too_long > 0 or not self.shares_contexts:
                 # lm-eval cuts the context from the left, by another length for each continuation.
-                alone.append(Row(context[max(too_long, 0) :], [continuation], [index]))
+                closed.append(Row(context[max(too_long, 0) :], [continuation], [index]))
                 continue
             row = rows.setdefault(tuple(context), Row(context, [], []))
+            if len(row) + len(continuation) - 1 > self.max_length and row.continuations:
+                # Attention grows with the square of a row: windows of a text, which may all begin
+                # behind the same token, stay apart.
+                closed.append(row)
+                row = rows[tuple(context)] = Row(context, [], [])
             row.continuations.append(continuation)
             row.requests.append(index)
-        return sorted([*rows.values(), *alone], key=len, reverse=True)
+        return sorted([*rows.values(), *closed], key=len, reverse=True)
 
     def _batches(self, rows: list[Row]) -> Iterator[list[Row]]:
         while rows:
