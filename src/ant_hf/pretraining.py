@@ -173,6 +173,8 @@ def _train_and_finish(setup: Setup, folder: RunFolder, record: dict[str, Any]) -
         folder.write_record(record)
     trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
     if trainer.guard.stopped_by:
+        # The machine may be gone in a moment, and another one goes on from what has arrived.
+        finish_uploads(uploads, None)
         _leave(trainer, folder, record)
     in_training = trainer.score(validation)
     if is_first_process():

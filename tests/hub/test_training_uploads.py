@@ -54,7 +54,7 @@ def test_another_machine_goes_on_from_the_last_checkpoint_that_arrived(hub, reci
     (said,) = pretrain(first)
     assert fault.met == 2
     assert "step 8 was not sent, training goes on" in said
-    assert "run the same command again to send the final model" in said
+    assert "run the same command again to go on" in said
     assert (tmp_path / "first" / "run" / "checkpoint-8").is_dir()
     final = load_file(tmp_path / "first" / "run" / "final" / "model.safetensors")
 
@@ -83,6 +83,26 @@ def test_another_machine_goes_on_from_the_last_checkpoint_that_arrived(hub, reci
     assert titles.count("Training in progress, step 8") == 1
     sent = repository.content("model.safetensors")
     assert sent == (tmp_path / "first" / "run" / "final" / "model.safetensors").read_bytes()
+
+
+def test_a_run_out_of_time_leaves_when_its_last_checkpoint_has_arrived(hub, client, recipes):
+    hub.faults.add("POST", "/commit/", "slow", times=1, delay=1)
+    script = f"""
+import os
+from ant_hf.errors import RunStopped
+from ant_hf.pretraining import pretrain
+from ant_hf.recipe import load_recipe
+try:
+    pretrain(load_recipe({str(recipes("machine", max_hours=0.0001))!r}))
+except RunStopped:
+    print("=====", flush=True)
+    os._exit(0)
+"""
+    said = client(script).stdout
+    assert "1 uploads to" in said
+    assert "stopped     by training.max_hours at step 1 of 8" in said
+    state = json.loads(hub.repository(REPO).content("last-checkpoint/trainer_state.json"))
+    assert state["global_step"] == 1
 
 
 @pytest.mark.slow

@@ -84,13 +84,21 @@ class CheckpointUploads(TrainerCallback):
                 _link(path, stage / path.name)
         self._add_records(stage)
         self._jobs.put(("the final model", stage))
+        self.close("the final model")
+
+    def close(self, last: str) -> None:
+        """Wait until everything is there, or has failed.
+
+        Args:
+            last: what was put in line last, for the message.
+        """
         self._jobs.put(None)
         say(f"hub         waiting for the uploads to {self._recipe.training.hub_model_id}")
         self._thread.join(_WAIT_SECONDS)
         if self._thread.is_alive():
-            self._fail("the final model", f"no end after {_WAIT_SECONDS:.0f} s")
+            self._fail(last, f"no end after {_WAIT_SECONDS:.0f} s")
         if self.failed:
-            say("hub         not everything arrived; run the same command again to send the final model")
+            say("hub         not everything arrived; run the same command again to go on")
         else:
             say(f"hub         {len(self.sent)} uploads to {self._recipe.training.hub_model_id} arrived")
 
@@ -193,10 +201,12 @@ def _reseal(checkpoint: Path) -> None:
         write_json(path, seal)
 
 
-def finish_uploads(uploads: CheckpointUploads | None, final: Path) -> None:
-    """Send the exported model, if the recipe pushes to the Hub."""
-    if uploads:
+def finish_uploads(uploads: CheckpointUploads | None, final: Path | None) -> None:
+    """Send the exported model, if the recipe pushes to the Hub; without one, wait for the last checkpoint."""
+    if uploads and final:
         uploads.finish(final)
+    elif uploads:
+        uploads.close("the last checkpoint")
 
 
 def start_uploads(recipe: Recipe, trainer: Trainer | None = None) -> CheckpointUploads | None:
