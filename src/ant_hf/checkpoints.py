@@ -19,6 +19,7 @@ from ant_hf.artefacts import check_file, file_sha256, read_json, read_sealed, wh
 from ant_hf.errors import AntError, missing_file
 
 WEIGHTS = "model.safetensors"
+_LOADERS = r"(transformers|tokenizers|safetensors|torch|ant_hf)\b"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -96,7 +97,8 @@ def load_final(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[
         raise missing_file(Path(folder, "config.json"), "model folder", "Train one: make quickstart")
     _check_before_loading(Path(folder))
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        # Of the loading libraries alone: filters are the whole process's, and an upload may run beside.
+        warnings.filterwarnings("error", module=_LOADERS)
         loaded, tokenizer = _load(folder, dtype)
     model, info = loaded
     _refuse_keys(folder, info, "missing_keys", "unexpected_keys", "mismatched_keys")

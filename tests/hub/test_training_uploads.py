@@ -52,7 +52,7 @@ def test_another_machine_goes_on_from_the_last_checkpoint_that_arrived(hub, reci
     # Step 4 arrives. From then on the Hub refuses every commit: step 8 and the final model are lost to it.
     fault = hub.faults.add("POST", "/commit/", 403, times=99, skip=1)
     (said,) = pretrain(first)
-    assert fault.met == 2
+    assert fault.met == 2, said
     assert "step 8 was not sent, training goes on" in said
     assert "run the same command again to go on" in said
     assert (tmp_path / "first" / "run" / "checkpoint-8").is_dir()
