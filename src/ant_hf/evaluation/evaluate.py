@@ -72,8 +72,6 @@ class Work:
 
     benchmarks: list[Benchmark]
     degeneration: bool
-    absent: list[str]
-    """Sets of the table that the data folder has no file for."""
 
 
 def evaluate(settings: Settings) -> tuple[dict[str, Any], Path]:
@@ -110,7 +108,6 @@ def evaluate(settings: Settings) -> tuple[dict[str, Any], Path]:
             config = {key: conditions[key] for key in ("dtype", "device", "limit", "batch_size")}
             own = harness_results(measured, language_model, subject.name, config)
             merge_harness_results(folder, own, keep=bool(old))
-        values["absent"] = work.absent
         write_results(folder, values)
         store.remove()
     else:
@@ -171,7 +168,7 @@ def _remaining(settings: Settings, chosen: list[Benchmark], absent: list[str], o
     if absent:
         say(f"not measured, no file in {settings.data_dir}: {', '.join(absent)}")
     wanted = not settings.tasks or DEGENERATION in settings.tasks
-    return Work(pending, wanted and DEGENERATION not in old, absent)
+    return Work(pending, wanted and DEGENERATION not in old)
 
 
 def _open_store(folder: Path, subject: Subject, conditions: dict[str, Any], fresh: bool) -> LikelihoodStore:

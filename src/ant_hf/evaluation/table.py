@@ -60,7 +60,7 @@ def _rows(results: dict[str, Any], published: list[PublishedModel]) -> Iterator[
             claims = [other.results.get(name, {}).get(f"slice_{operators}") for other in published]
             label = f"  {operators} operator{'s' if operators != '1' else ''}"
             value = _percent(part["value"], part["stderr"])
-            yield [label, "acc", value, "25.00", "", *map(_percent, claims)]
+            yield [label, "acc", value, _percent(values["floor"]), "", *map(_percent, claims)]
     for name, values in results["perplexity"].items():
         first = True
         for metric, short in _PERPLEXITIES.items():
