@@ -32,11 +32,11 @@ def test_speed_leaves_evaluation_out_and_keeps_waiting_for_data(monkeypatch):
     clock.now += 0.5  # waiting for the data of the next step
     step(1.0, evaluate=True)
     clock.now += 100.0  # evaluation
-    assert meter.since_last_call() == (2.5, 2)
+    assert meter.since_last_call() == (2.5, 2, 0.0)
     step(2.0, save=True)
     clock.now += 100.0  # saving
     step(2.0)
-    assert meter.since_last_call() == (4.0, 2)
+    assert meter.since_last_call() == (4.0, 2, 0.0)
     meter.on_train_end(ARGS, None, control(stop=True))
     assert (meter.seconds, meter.steps) == (6.5, 4)
 

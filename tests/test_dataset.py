@@ -2,6 +2,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 
 from ant_hf.dataset import PackedDataset, TrainingOrder
 from ant_hf.errors import AntError
@@ -62,3 +63,14 @@ def test_positions_outside_are_refused(tokens):
     for position in (-1, 10):
         with pytest.raises(IndexError):
             order[position]
+
+
+def test_a_batch_is_its_blocks(tokens):
+    blocks = PackedDataset(tokens, 60, pad_token_id=3)
+    order = TrainingOrder(blocks, 2 * len(blocks), seed=1)
+    positions = range(len(blocks))  # a whole epoch, so the padded block is among them
+    batch = order.__getitems__(positions)
+    single = [order[position] for position in positions]
+    for name in ("input_ids", "labels"):
+        assert torch.equal(batch[name], torch.stack([block[name] for block in single]))
+    assert (batch["labels"] == -100).any()

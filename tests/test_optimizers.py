@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from ant_hf.architecture import build_model, load_config
-from ant_hf.errors import AntError
 from ant_hf.optimizers import muon_adamw
 
 
@@ -88,12 +87,6 @@ def test_schedulers_scale_both_parts(model, recipe):
     train(model, optimizer, 1, seed=1)
     assert all(torch.equal(value, before[name]) for name, value in weights(model).items())
     assert scheduler.get_last_lr()
-
-
-def test_old_torch_gets_a_clear_error(model, recipe, monkeypatch):
-    monkeypatch.delattr(torch.optim, "Muon")
-    with pytest.raises(AntError, match=r"torch 2\.9 or newer"):
-        muon_adamw(model, names(model), recipe)
 
 
 def test_gradient_scaling_works_and_skips_infinite_steps(model, recipe):

@@ -41,9 +41,16 @@ def test_cpus_by_instruction_set(monkeypatch, make_recipe, flags, expected):
     assert (execution.precision, execution.torch_compile) == (expected, False)
 
 
-def test_short_blocks_on_a_cpu_use_eager_attention(make_recipe, shared):
-    assert choose_execution(make_recipe().training).attn_implementation == "eager"
-    assert choose_execution(make_recipe(attn_implementation="sdpa").training).attn_implementation == "sdpa"
+@pytest.mark.parametrize(
+    ("flags", "sequence_length", "expected"),
+    [({"avx2"}, 64, "eager"), ({"avx2"}, 512, "sdpa"), ({"avx512_bf16"}, 64, "causal_blocks")],
+)
+def test_attention_on_a_cpu(monkeypatch, make_recipe, flags, sequence_length, expected):
+    monkeypatch.setattr(precision, "_cpu_flags", lambda: flags)
+    shape = {"precision": "auto", "sequence_length": sequence_length}
+    assert choose_execution(make_recipe(**shape).training).attn_implementation == expected
+    explicit = make_recipe(**shape, attn_implementation="sdpa").training
+    assert choose_execution(explicit).attn_implementation == "sdpa"
 
 
 def test_what_the_machine_cannot_do_is_refused(monkeypatch, make_recipe):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +32,18 @@ class ThroughputMeter(TrainerCallback):
     def __init__(self) -> None:
         self.seconds = 0.0
         self.steps = 0
+        self.loading_seconds = 0.0
         self._running_since: float | None = None
-        self._last = (0.0, 0)
+        self._last = (0.0, 0, 0.0)
+
+    @contextlib.contextmanager
+    def loading(self) -> Iterator[None]:
+        """Around what fetches the batches of a step: the loop does nothing else meanwhile."""
+        started = time.perf_counter()
+        if self._running_since is None:
+            self._running_since = started
+        yield
+        self.loading_seconds += time.perf_counter() - started
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -59,14 +71,14 @@ class ThroughputMeter(TrainerCallback):
             self.seconds += time.perf_counter() - self._running_since
             self._running_since = None
 
-    def since_last_call(self) -> tuple[float, int]:
-        """Training seconds and steps since this was last asked."""
+    def since_last_call(self) -> tuple[float, int, float]:
+        """Training seconds, steps, and seconds of loading data, since this was last asked."""
         seconds = self.seconds
         if self._running_since is not None:
             seconds += time.perf_counter() - self._running_since
-        then_seconds, then_steps = self._last
-        self._last = (seconds, self.steps)
-        return seconds - then_seconds, self.steps - then_steps
+        then_seconds, then_steps, then_loading = self._last
+        self._last = (seconds, self.steps, self.loading_seconds)
+        return seconds - then_seconds, self.steps - then_steps, self.loading_seconds - then_loading
 
 
 class MetricsFile(TrainerCallback):

@@ -26,8 +26,9 @@ class _RandomTokens(PackedTokens):
     def __len__(self) -> int:
         return self._length
 
-    def slice(self, start: int, stop: int) -> np.ndarray[Any, np.dtype[np.uint16]]:
-        return np.random.default_rng(start).integers(self._vocab_size, size=stop - start).astype(np.uint16)
+    def read_into(self, row: np.ndarray[Any, Any], start: int) -> int:
+        row[:] = np.random.default_rng(start).integers(self._vocab_size, size=len(row))
+        return len(row)
 
 
 def dry_run(recipe: Recipe) -> None:

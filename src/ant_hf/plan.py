@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -33,8 +34,18 @@ class Plan:
     """One checkpoint: fp32 weights and two moments (Muon keeps one for its matrices)."""
 
     @classmethod
-    def of(cls, recipe: Recipe, config: PreTrainedConfig, ledger: Ledger, num_processes: int) -> Plan:
+    def of(
+        cls,
+        recipe: Recipe,
+        config: PreTrainedConfig,
+        ledger: Ledger,
+        num_processes: int,
+        micro_batch: Callable[[int], int],
+    ) -> Plan:
         """Derive the plan.
+
+        Args:
+            micro_batch: blocks at once for a number of blocks a process, where the recipe says `auto`.
 
         Raises:
             AntError: the batch does not divide over the processes.
@@ -48,7 +59,8 @@ class Plan:
                 expected=f"a multiple of the {num_processes} processes",
                 hint=f"Use --set training.sequences_per_step={nearest}",
             )
-        most = min(training.per_device_batch_size, per_process)
+        at_most = training.per_device_batch_size
+        most = micro_batch(per_process) if at_most == "auto" else min(at_most, per_process)
         at_once = next(size for size in range(most, 0, -1) if per_process % size == 0)
         tokens_per_step = training.sequences_per_step * training.sequence_length
         total_tokens = tokens_per_step * training.max_steps

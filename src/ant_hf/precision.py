@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from ant_hf.attention import CAUSAL_BLOCKS
 from ant_hf.errors import AntError
 from ant_hf.recipe import TrainingRecipe
 
@@ -23,7 +24,7 @@ _PEAK_FLOPS = (
     ("V100", 125e12),
     ("P100", 18.7e12),
 )
-# SDPA on a CPU pays per call and wins from longer blocks on; see docs/decisions.md.
+# In fp32 on a CPU, SDPA pays per call and wins from longer blocks on; see docs/decisions.md.
 _EAGER_UP_TO_TOKENS = 256
 
 
@@ -56,9 +57,9 @@ def choose_execution(recipe: TrainingRecipe) -> Execution:
     """
     device = _choose_device(recipe.device)
     precision, reason = _choose_precision(device, recipe.precision)
-    attention = recipe.attn_implementation
+    attention: str = recipe.attn_implementation
     if attention == "auto":
-        attention = "eager" if device == "cpu" and recipe.sequence_length <= _EAGER_UP_TO_TOKENS else "sdpa"
+        attention = _best_attention(device, precision, recipe.sequence_length)
     name = (
         torch.cuda.get_device_name() if device == "cuda" else cpu_name() if device == "cpu" else "Apple GPU"
     )
@@ -72,6 +73,14 @@ def choose_execution(recipe: TrainingRecipe) -> Execution:
         attn_implementation=attention,
         peak_flops=peak,
     )
+
+
+def _best_attention(device: str, precision: str, sequence_length: int) -> str:
+    if device != "cpu":
+        return "sdpa"
+    if precision == "bf16":
+        return CAUSAL_BLOCKS
+    return "eager" if sequence_length <= _EAGER_UP_TO_TOKENS else "sdpa"
 
 
 def _choose_device(requested: str) -> str:

@@ -233,7 +233,7 @@ def _finish(
         validation,
         token_byte_lengths(tokenizer.backend_tokenizer),
         recipe.training.sequence_length,
-        recipe.training.per_device_batch_size,
+        setup.plan.per_device_batch_size,
         recipe.training.eval_max_tokens,
     )
     difference = scores.loss / in_training.loss - 1

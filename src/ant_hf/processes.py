@@ -7,6 +7,7 @@ Both would train the right model at half the speed.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,10 @@ from collections.abc import Mapping, Sequence
 import psutil
 
 from ant_hf.errors import AntError
+
+# From malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEEP_UP_TO_BYTES = 2**31 - 1
 
 
 def available_cores() -> int:
@@ -26,6 +31,21 @@ def available_cores() -> int:
 def threads_per_process() -> int:
     """Cores divided by the processes on this machine, at least one."""
     return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def keep_freed_memory() -> None:
+    """Let glibc reuse large buffers instead of returning them to the system after each use.
+
+    A training step asks for the same gigabyte again and again, and every page that comes from the
+    system is cleared first. Worth a tenth of a step at 4 x 1,024 tokens; costs that the process
+    keeps its peak memory. Does nothing where the C library is another.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _KEEP_UP_TO_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _KEEP_UP_TO_BYTES)
 
 
 def start_missing_processes() -> None:

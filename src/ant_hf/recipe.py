@@ -78,10 +78,10 @@ class TrainingRecipe(_Section):
     """Tokens a block."""
     sequences_per_step: Count
     """Blocks an optimizer step, over all processes and accumulation."""
-    per_device_batch_size: Count
-    """Blocks one process handles at once, at most; the actual number and the accumulation follow."""
     max_steps: Count
     """Optimizer steps."""
+    per_device_batch_size: Count | Literal["auto"] = "auto"
+    """Blocks one process handles at once, at most; the accumulation follows. `auto` tries what fits a GPU."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """`muon`: torch.optim.Muon for matrices, AdamW for embeddings and norms."""
     learning_rate: Rate
@@ -112,8 +112,8 @@ class TrainingRecipe(_Section):
     """Threads of one process when training on a CPU; default: the cores over the processes."""
     torch_compile: Literal["auto", "on", "off"] = "auto"
     """`auto` compiles on CUDA only."""
-    attn_implementation: Literal["auto", "sdpa", "eager"] = "auto"
-    """`auto` takes sdpa, and eager on a CPU for blocks of at most 256 tokens."""
+    attn_implementation: Literal["auto", "causal_blocks", "sdpa", "eager"] = "auto"
+    """`auto` takes sdpa; on a CPU our causal_blocks in bf16, and in fp32 eager for at most 256 tokens."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Initialisation and data order."""
     logging_steps: Count = 10

@@ -41,6 +41,8 @@ _FREE_KEYS = {
     "training.logging_steps",
     "training.max_hours",
     "training.max_skipped_steps",
+    # Where memory runs out it must be lowered; the batch of a step stays the same.
+    "training.per_device_batch_size",
     "training.push_to_hub",
     "training.report_to",
     "training.save_steps",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ import torch
 from transformers import PreTrainedConfig, TrainingArguments
 
 from ant_hf.architecture import Ledger, build_model, load_config, parameter_ledger
+from ant_hf.arguments import training_arguments
 from ant_hf.dataset import TrainingOrder
 from ant_hf.errors import AntError
+from ant_hf.micro_batch import choose_micro_batch
 from ant_hf.plan import Plan, show_plan
 from ant_hf.precision import Execution, choose_execution
-from ant_hf.processes import threads_per_process
+from ant_hf.processes import keep_freed_memory, threads_per_process
 from ant_hf.recipe import Recipe
-from ant_hf.training import AntTrainer, training_arguments
+from ant_hf.training import AntTrainer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +60,10 @@ def set_up(recipe: Recipe, output_dir: Path) -> Setup:
     if execution.device == "cpu":
         # accelerate launch exports OMP_NUM_THREADS=1, which would leave all other cores idle.
         torch.set_num_threads(training.cpu_threads or threads_per_process())
+        keep_freed_memory()
     arguments = training_arguments(training, execution, output_dir)
-    plan = Plan.of(recipe, config, ledger, arguments.world_size)
+    micro_batch = partial(choose_micro_batch, config, execution, training.sequence_length)
+    plan = Plan.of(recipe, config, ledger, arguments.world_size, micro_batch)
     arguments.per_device_train_batch_size = plan.per_device_batch_size
     arguments.gradient_accumulation_steps = plan.gradient_accumulation_steps
     show_plan(recipe, ledger, execution, plan, config)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -96,18 +98,25 @@ class PackedTokens:
         self._shards = [
             np.memmap(folder / shard["file"], dtype="<u2", mode="r") for shard in values["shards"]
         ]
-        self._starts = np.cumsum([0] + [len(shard) for shard in self._shards])
+        self._starts = list(itertools.accumulate(map(len, self._shards), initial=0))
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self._starts[-1]
 
     def slice(self, start: int, stop: int) -> np.ndarray[Any, np.dtype[np.uint16]]:
         """Tokens [start, stop) as a copy, shape (stop - start,); shorter at the end of the split."""
-        stop = min(stop, len(self))
-        pieces = []
-        shard = int(np.searchsorted(self._starts, start, side="right")) - 1
-        while start < stop:
-            end = min(stop, int(self._starts[shard + 1]))
-            pieces.append(self._shards[shard][start - self._starts[shard] : end - self._starts[shard]])
-            start, shard = end, shard + 1
-        return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.uint16)
+        tokens = np.empty(max(0, min(stop, len(self)) - start), dtype=np.uint16)
+        self.read_into(tokens, start)
+        return tokens
+
+    def read_into(self, row: np.ndarray[Any, Any], start: int) -> int:
+        """Write the tokens from `start` on into `row`, shape (n,), and return how many there were."""
+        wanted = min(len(row), len(self) - start)
+        shard = bisect.bisect_right(self._starts, start) - 1
+        done = 0
+        while done < wanted:
+            first = start + done - self._starts[shard]
+            piece = self._shards[shard][first : first + wanted - done]
+            row[done : done + len(piece)] = piece
+            done, shard = done + len(piece), shard + 1
+        return done

@@ -1,11 +1,10 @@
-"""A recipe as `TrainingArguments` and a `Trainer` that logs what small-model people compare."""
+"""A `Trainer` that logs what small-model people compare, and whose checkpoints are complete or absent."""
 
 from __future__ import annotations
 
-import os
 import pickle
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,83 +18,25 @@ from transformers import (
     TrainerControl,
     TrainerState,
     TrainingArguments,
-    default_data_collator,
 )
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import TrainOutput
 
 from ant_hf.artefacts import read_json, write_json
 from ant_hf.callbacks import MetricsFile, ProgressBar, ThroughputMeter
-from ant_hf.dataset import TrainingOrder
+from ant_hf.dataset import TrainingOrder, whole_batch
 from ant_hf.disk import writing
 from ant_hf.errors import AntError
 from ant_hf.evaluation.perplexity import TokenScores, score_tokens
 from ant_hf.guards import StepGuard
+from ant_hf.micro_batch import ran_out_of_memory
 from ant_hf.optimizers import muon_adamw
 from ant_hf.plan import Plan
 from ant_hf.precision import Execution
-from ant_hf.recipe import Recipe, TrainingRecipe
+from ant_hf.recipe import Recipe
 from ant_hf.resume import PROGRESS, SAVING, checkpoint_name, clear_saving, publish
 from ant_hf.stopping import StopRequest
 from ant_hf.tokens import PackedTokens
-
-# The first process may tokenise a whole corpus while the others wait for it.
-_WAIT_SECONDS = 24 * 3600
-
-
-def training_arguments(recipe: TrainingRecipe, execution: Execution, output_dir: Path) -> TrainingArguments:
-    """The recipe in Trainer's words; creating them also joins the other processes."""
-    # The only way to tell Trainer's TensorBoard callback where to write.
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(output_dir / "tensorboard")
-    return TrainingArguments(
-        output_dir=str(output_dir),
-        max_steps=recipe.max_steps,
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type=recipe.lr_scheduler_type,
-        lr_scheduler_kwargs=_scheduler_kwargs(recipe),
-        warmup_steps=recipe.warmup_steps,
-        # The fused kernel skips an overflowed step by itself, unseen: accelerate would count it as
-        # taken and Trainer would move the schedule on.
-        optim="adamw_torch" if execution.precision == "fp16" else "adamw_torch_fused",
-        weight_decay=recipe.weight_decay,
-        adam_beta1=recipe.adam_beta1,
-        adam_beta2=recipe.adam_beta2,
-        max_grad_norm=recipe.max_grad_norm,
-        bf16=execution.precision == "bf16",
-        fp16=execution.precision == "fp16",
-        torch_compile=execution.torch_compile,
-        use_cpu=execution.device == "cpu",
-        seed=recipe.seed,
-        # TrainingOrder has shuffled already.
-        train_sampling_strategy="sequential",
-        dataloader_num_workers=recipe.dataloader_num_workers,
-        dataloader_pin_memory=execution.device == "cuda",
-        remove_unused_columns=False,
-        logging_steps=recipe.logging_steps,
-        logging_first_step=True,
-        # The guard must see a NaN; Trainer would put the running mean in its place.
-        logging_nan_inf_filter=False,
-        eval_strategy="steps",
-        eval_steps=recipe.eval_steps,
-        save_strategy="steps",
-        save_steps=recipe.save_steps,
-        save_total_limit=recipe.save_total_limit,
-        report_to=recipe.report_to,
-        ddp_timeout=_WAIT_SECONDS,
-        ddp_find_unused_parameters=False,
-    )
-
-
-def _scheduler_kwargs(recipe: TrainingRecipe) -> dict[str, Any]:
-    if recipe.lr_scheduler_type == "cosine_with_min_lr":
-        return {"min_lr_rate": recipe.min_lr_rate}
-    after_warmup = recipe.max_steps - recipe.warmup_steps
-    return {
-        # The steps between warmup and decay are the stable ones.
-        "num_decay_steps": after_warmup - round(after_warmup * recipe.stable_fraction),
-        "decay_type": "linear",
-        "min_lr_ratio": recipe.min_lr_rate,
-    }
 
 
 class AntTrainer(Trainer):
@@ -130,7 +71,7 @@ class AntTrainer(Trainer):
             args=args,
             train_dataset=order,
             eval_dataset=validation,  # read by our own evaluate() only
-            data_collator=default_data_collator,
+            data_collator=whole_batch,  # type: ignore[arg-type]  # our batches come collated
         )
         self.recipe = recipe
         self.execution = execution
@@ -184,6 +125,22 @@ class AntTrainer(Trainer):
             ) from None
         except SafetensorError as error:
             raise AntError(f"{resume_from_checkpoint} cannot be loaded: {error}") from None
+        except RuntimeError as error:
+            if not ran_out_of_memory(error):
+                raise
+            at_once = self.plan.per_device_batch_size
+            raise AntError(
+                f"a step with {at_once} blocks at once does not fit the memory",
+                seen=str(error).splitlines()[0],
+                hint=f"Use --set training.per_device_batch_size={max(1, at_once // 2)}; the batch of a step, "
+                "and so the recipe, stays as it is. The last checkpoint is kept.",
+            ) from None
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | int | None]:
+        with self.meter.loading():
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
@@ -241,8 +198,9 @@ class AntTrainer(Trainer):
             logs["loss"] = self.guard.mean_loss()
             if self.accelerator.scaler is not None:
                 logs["skipped_steps"] = self.guard.skipped_steps
-            seconds, steps = self.meter.since_last_call()
+            seconds, steps, loading = self.meter.since_last_call()
             if seconds:
+                logs["data_loading_share"] = loading / seconds
                 logs["tokens_per_second"] = steps * self.plan.tokens_per_step / seconds
                 if self.execution.peak_flops:
                     peak = self.execution.peak_flops * self.plan.num_processes
@@ -272,7 +230,7 @@ class AntTrainer(Trainer):
             tokens,
             self.byte_lengths,
             training.sequence_length,
-            training.per_device_batch_size,
+            self.plan.per_device_batch_size,
             training.eval_max_tokens,
             self.execution.autocast_dtype,
             self.accelerator.process_index,

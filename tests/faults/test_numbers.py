@@ -10,6 +10,7 @@ import pytest
 import torch
 from faultlog import tried
 
+from ant_hf.arguments import training_arguments
 from ant_hf.errors import AntError
 from ant_hf.guards import StepGuard
 from ant_hf.metrics import read_metrics
@@ -18,7 +19,7 @@ from ant_hf.pretraining import pretrain
 from ant_hf.resume import newest_checkpoint
 from ant_hf.run_folder import open_run_folder
 from ant_hf.stopping import StopRequest
-from ant_hf.training import AntTrainer, training_arguments
+from ant_hf.training import AntTrainer
 
 
 def spoil_loss(monkeypatch, at_step, value):

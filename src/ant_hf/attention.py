@@ -1,0 +1,110 @@
+"""Causal attention for training on CPUs: queries in blocks, so that little above the diagonal is computed.
+
+PyTorch's CPU flash kernel reaches a quarter of the matrix rate that the same processor reaches in
+plain bf16 products. This does the same sums as products over blocks of queries, and keeps the
+probabilities for the backward pass instead of computing them again: it costs
+`num_attention_heads x sequence_length / 2` numbers of 16 bits a token and layer, 4 KiB for Ant-10M
+at 1,024 tokens. Measured in docs/performance.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+CAUSAL_BLOCKS = "causal_blocks"
+"""The name under which Transformers finds it, as `attn_implementation`."""
+_BLOCK = 128
+
+
+class _CausalBlocks(torch.autograd.Function):
+    """softmax(Q K^T / sqrt(head_dim)) V for queries and keys of the same positions.
+
+    Shapes: queries (groups, heads, tokens, head_dim), keys and values (groups, tokens, head_dim),
+    where a group is one key-value head of one sequence and `heads` are the query heads that share it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        groups, heads, tokens, head_dim = queries.shape
+        output = torch.empty_like(queries)
+        probabilities = []
+        future = torch.full((_BLOCK, _BLOCK), -torch.inf, dtype=queries.dtype).triu(1)
+        for start in range(0, tokens, _BLOCK):
+            stop = min(start + _BLOCK, tokens)
+            size = stop - start
+            block = queries[:, :, start:stop].reshape(groups, heads * size, head_dim)
+            scores = torch.bmm(block, keys[:, :stop].mT)
+            scores.view(groups, heads, size, stop)[..., start:] += future[:size, :size]
+            weights = torch.softmax(scores, dim=-1)
+            output[:, :, start:stop] = torch.bmm(weights, values[:, :stop]).view_as(output[:, :, start:stop])
+            probabilities.append(weights)
+        ctx.save_for_backward(queries, keys, values, *probabilities)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        queries, keys, values, *probabilities = ctx.saved_tensors
+        groups, _, _, head_dim = queries.shape
+        d_queries = torch.empty_like(queries)
+        # Every block of queries adds to these; in 16 bits the sum would lose digits.
+        d_keys = torch.zeros_like(keys, dtype=torch.float32)
+        d_values = torch.zeros_like(values, dtype=torch.float32)
+        for start, weights in zip(range(0, queries.shape[2], _BLOCK), probabilities, strict=True):
+            stop = weights.shape[-1]
+            block = queries[:, :, start:stop].reshape(groups, -1, head_dim)
+            d_block = gradients[0][:, :, start:stop].reshape(groups, -1, head_dim)
+            d_weights = torch.bmm(d_block, values[:, :stop].mT)
+            # Of softmax: p (dp - sum(p dp)).
+            d_scores = torch.ops.aten._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+            d_queries[:, :, start:stop] = torch.bmm(d_scores, keys[:, :stop]).view_as(
+                d_queries[:, :, start:stop]
+            )
+            d_keys[:, :stop] += torch.bmm(d_scores.mT, block)
+            d_values[:, :stop] += torch.bmm(weights.mT, d_block)
+        return d_queries, d_keys.to(keys.dtype), d_values.to(values.dtype)
+
+
+def causal_blocks_forward(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention as Transformers calls it; anything but whole causal blocks in 16 bits goes to SDPA.
+
+    Args:
+        query: (batch, heads, tokens, head_dim).
+        key: (batch, key_value_heads, tokens, head_dim), and so `value`.
+
+    Returns:
+        (batch, tokens, heads, head_dim), and no attention weights.
+    """
+    batch, heads, tokens, head_dim = query.shape
+    whole = attention_mask is None and key.shape[2] == tokens and not dropout
+    if not whole or value.dtype == torch.float32 or not torch.is_grad_enabled():
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+        )
+    groups = batch * key.shape[1]
+    # Under autocast the rotary embedding has made fp32 of queries and keys.
+    scaled = (query * (scaling if scaling is not None else head_dim**-0.5)).to(value.dtype)
+    output = _CausalBlocks.apply(
+        scaled.reshape(groups, heads // key.shape[1], tokens, head_dim),
+        key.to(value.dtype).reshape(groups, tokens, head_dim),
+        value.reshape(groups, tokens, head_dim),
+    )
+    return output.view(batch, heads, tokens, head_dim).transpose(1, 2), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(CAUSAL_BLOCKS, causal_blocks_forward)
+# SDPA's rule leaves the mask out where it would be plainly causal.
+ALL_MASK_ATTENTION_FUNCTIONS.register(CAUSAL_BLOCKS, sdpa_mask)
