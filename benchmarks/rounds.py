@@ -1,0 +1,145 @@
+"""Contenders that take turns: started one after the other, then a round each until all rounds are done."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from contenders import flops_per_token
+
+from ant_hf.corpus import Corpus
+from ant_hf.packing import pack
+from ant_hf.recipe import TokenizerRecipe
+from ant_hf.report import progress_bar, say
+from ant_hf.sources import EmbeddedBible
+from ant_hf.tokenizer import prepare_tokenizer
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass
+class Contender:
+    """One row: its label, and what contenders.py is told."""
+
+    label: str
+    spec: dict[str, Any]
+
+
+@contextlib.contextmanager
+def packed_text() -> Iterator[Path]:
+    """The embedded English text, packed with a tokenizer of 4,096 entries."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        corpus = Corpus(EmbeddedBible(), 0.05)
+        prepare_tokenizer(corpus, TokenizerRecipe(), folder / "tokenizer", 1024)
+        pack(corpus, folder / "tokenizer", folder / "tokens")
+        yield folder / "tokens"
+
+
+def take_turns(contenders: list[Contender], rounds: int) -> list[dict[str, Any]]:
+    """Run all contenders and return a row of figures each, in their order.
+
+    A contender that fails gets a row with `error`, and the others go on.
+    """
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+        workers = [_Worker(contender, Path(scratch), index) for index, contender in enumerate(contenders)]
+        for worker in workers:
+            stack.callback(worker.stop)
+        bar = stack.enter_context(progress_bar("rounds"))
+        total = rounds * len(workers)
+        # One at a time: compiling beside another's rounds would slow both.
+        for worker in workers:
+            worker.start()
+        for index in range(total):
+            workers[index % len(workers)].round("round")
+            bar(index + 1, total)
+        if torch.cuda.is_available():
+            for worker in workers:
+                worker.round("profile")
+        return [worker.figures() for worker in workers]
+
+
+class _Worker:
+    def __init__(self, contender: Contender, folder: Path, index: int) -> None:
+        self.contender = contender
+        self._spec_file = folder / f"{index}.json"
+        self._spec_file.write_text(json.dumps(contender.spec))
+        self._log = folder / f"{index}.log"
+        self._process: subprocess.Popen[str] | None = None
+        self._answers: list[dict[str, Any]] = []
+        self._error: str | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, str(ROOT / "benchmarks/contenders.py"), str(self._spec_file)]
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+            )
+        self._answer()
+
+    def round(self, kind: str) -> None:
+        if self._error is None:
+            assert self._process is not None
+            assert self._process.stdin is not None
+            self._process.stdin.write(f"{kind}\n")
+            self._process.stdin.flush()
+            if answer := self._answer():
+                self._answers.append(answer | {"kind": kind})
+
+    def _answer(self) -> Any:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if line:
+            return json.loads(line)
+        last = self._log.read_text().strip().splitlines()[-1:]
+        self._error = last[0] if last else "it ended without a word"
+        say(f"warning     {self.contender.label}: {self._error}")
+        return None
+
+    def figures(self) -> dict[str, Any]:
+        spec = self.contender.spec
+        row: dict[str, Any] = {
+            "contender": self.contender.label,
+            **{key: spec[key] for key in ("sequence_length", "blocks", "precision")},
+        }
+        measured = [answer for answer in self._answers if answer["kind"] == "round"]
+        if self._error or not measured:
+            return row | {"error": self._error}
+        tokens = spec["steps"] * spec["blocks"] * spec["sequence_length"]
+        rates = [tokens / answer["seconds"] for answer in measured]
+        parameters, flops = flops_per_token(spec)
+        last = self._answers[-1]
+        row |= {
+            "parameters": parameters,
+            "tokens_per_second": statistics.median(rates),
+            "slowest_round": min(rates),
+            "fastest_round": max(rates),
+            "flops_per_token": flops,
+            "peak_memory_bytes": last["peak_bytes"].get("cuda", last["peak_bytes"]["process"]),
+            # A graph compiled after the warm-up is a recompilation.
+            "recompilations": last["graphs"] - measured[0]["graphs"],
+        }
+        if "gpu_idle_share" in last:
+            row["gpu_idle_share"] = last["gpu_idle_share"]
+        return row
+
+    def stop(self) -> None:
+        if self._process is None:
+            return
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
