@@ -25,7 +25,9 @@ ORDER = [
     "card.facts", "card.rendering", "card.reading",
     "release.texts", "release.loading", "release.scoring", "release.loops",
     "release.gate", "release.held_out", "release.assembling", "release.verifying",
-    "hub.preflight", "hub.publishing", "hub.fetching", "release_commands", "cli",
+    "hub.preflight", "hub.publishing", "hub.fetching",
+    "inspection.vocabulary", "inspection.colours", "inspection.fragments",
+    "release_commands", "cli",
 ]  # fmt: skip
 
 
