@@ -26,8 +26,11 @@ ORDER = [
     "release.texts", "release.loading", "release.scoring", "release.loops",
     "release.gate", "release.held_out", "release.assembling", "release.verifying",
     "hub.preflight", "hub.publishing", "hub.fetching",
-    "inspection.vocabulary", "inspection.colours", "inspection.fragments",
-    "release_commands", "cli",
+    "inspection.vocabulary", "inspection.colours", "inspection.fragments", "inspection.weights",
+    "inspection.heads", "inspection.embeddings", "inspection.activations", "inspection.texts",
+    "inspection.examination", "inspection.findings", "inspection.figures", "inspection.record",
+    "inspection.report", "inspection.terminal", "inspection.comparison",
+    "release_commands", "inspection_commands", "cli",
 ]  # fmt: skip
 
 

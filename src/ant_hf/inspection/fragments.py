@@ -14,6 +14,9 @@ from transformers import PreTrainedModel
 from ant_hf.errors import AntError
 from ant_hf.inspection.vocabulary import Vocabulary, readable, vocabulary
 
+# Tokens whose probabilities over the vocabulary are held at once.
+_PIECE = 256
+
 
 @dataclass(frozen=True)
 class Fragment:
@@ -119,7 +122,7 @@ def read_text(model: PreTrainedModel, tokenizer: Any, text: str, top: int = 5) -
     prefix = prefix_ids(tokenizer)
     nats: list[float | None] = [] if prefix else [None]
     expected: list[NextTokens | None] = [] if prefix else [None]
-    for logits_TV, targets in _windows(model, prefix + ids):
+    for logits_TV, targets in _pieces(model, prefix + ids):
         log_p_TV = torch.log_softmax(logits_TV, dim=-1)
         nats += (-log_p_TV.gather(1, torch.tensor(targets)[:, None])[:, 0]).tolist()
         # Without a prefix the first token is none of the targets.
@@ -159,14 +162,18 @@ def prefix_ids(tokenizer: Any) -> list[int]:
     return [] if prefix is None else [prefix]
 
 
-def _windows(model: PreTrainedModel, ids: list[int]) -> Iterator[tuple[torch.Tensor, list[int]]]:
-    """Logits in fp32 on the CPU, shape (T, V), with their T targets, each token but the first once."""
+def _pieces(model: PreTrainedModel, ids: list[int]) -> Iterator[tuple[torch.Tensor, list[int]]]:
+    """Logits in fp32 on the CPU, shape (T, V), with their T targets, each token but the first once.
+
+    Pieces of a window, because large vocabularies make large tables.
+    """
     context = model.config.max_position_embeddings
     for start in range(0, len(ids) - 1, context):
         window = ids[start : start + context + 1]
         inputs_1T = torch.tensor([window[:-1]], device=model.device)
         logits_1TV = model(input_ids=inputs_1T, use_cache=False).logits
-        yield logits_1TV[0].float().cpu(), window[1:]
+        for first in range(0, len(window) - 1, _PIECE):
+            yield logits_1TV[0, first : first + _PIECE].float().cpu(), window[1 + first :][:_PIECE]
 
 
 def _next_tokens(log_p_V: torch.Tensor, entries: Vocabulary, pending: bytes, top: int) -> NextTokens:
