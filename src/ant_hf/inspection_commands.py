@@ -37,15 +37,14 @@ def inspect(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Where the report goes. Default: inspection.html in the run's folder; for other models, "
-            "here.",
+            help="Where the report goes. Default: inspection.html in the run's folder; for others, here.",
         ),
     ] = None,
     json: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write every figure to this JSON file.")
     ] = None,
 ) -> None:
-    """Look inside any Llama-like model: weights, heads, embeddings, and a text in fragments with their losses.
+    """Look inside any Llama-like model: weights, heads, embeddings, a text in fragments and their losses.
 
     Prints a summary and writes one HTML file that needs no network.
     """

@@ -155,6 +155,8 @@ def _facts(subject: Subject) -> list[tuple[str, str]]:
     heads, groups = (projection.out_features // size for projection in (attention.q_proj, attention.k_proj))
     hidden, layers = config.hidden_size, config.num_hidden_layers
     ledger = parameter_ledger(config)
+    prefix = prefix_ids(subject.tokenizer)
+    names = "".join(vocabulary(subject.tokenizer).text(index) for index in prefix)
     mlp = getattr(config, "intermediate_size", None)
     return [
         ("parameters", f"{ledger.total:,}"),
@@ -169,5 +171,5 @@ def _facts(subject: Subject) -> list[tuple[str, str]]:
         ("vocabulary", f"{config.vocab_size:,}"),
         ("context", f"{subject.context_length:,} tokens"),
         ("embeddings and output tied", "yes" if ledger.tied else "no"),
-        ("before a text", subject.bos_policy),
+        ("read before a text", names or "nothing"),
     ]

@@ -8,6 +8,7 @@ Ito's two and cividis: told apart with any colour vision, and in grey.
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -58,6 +59,16 @@ def _svg(figure: Figure, salt: str) -> Markup:
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, variable)
     return Markup(re.sub(r">\s+<", "><", text))  # noqa: S704 (matplotlib escapes what it draws)
+
+
+def number_ids(page: str) -> str:
+    """Put each figure's number before its ids: equal figures have equal ones, and a page may have no two."""
+    numbers = itertools.count()
+
+    def numbered(figure: re.Match[str]) -> str:
+        return re.sub(r'( id="| href="#|url\(#)', rf"\g<1>f{next(numbers)}-", figure[0])
+
+    return re.sub(r"<svg .*?</svg>", numbered, page, flags=re.DOTALL)
 
 
 def _axes(width: float, height: float, title: str, xlabel: str, ylabel: str) -> tuple[Figure, Any]:

@@ -9,8 +9,9 @@ from ant_hf.inspection.examination import Inspection
 from ant_hf.inspection.heads import DEAD_SHARE, DUPLICATE_COSINE
 from ant_hf.inspection.weights import OUTLIER_DEVIATIONS
 
-# Even attention carries no information about which token is needed.
+# Even attention carries no information about which token is needed; first layers often have some.
 EVEN_ATTENTION = 0.95
+_MANY_EVEN = 0.25
 # Of the dimensions there are (or that the text can show).
 LOW_RANK = 0.1
 _NAMED = 12
@@ -73,7 +74,7 @@ def _even(inspection: Inspection) -> Finding:
             f"none: the most even head has {entropy.max():.2f} of the largest entropy",
         )
     return Finding(
-        "even attention", True,
+        "even attention", len(even) > _MANY_EVEN * entropy.size,
         f"{len(even)} of {entropy.size} heads look at everything alike (over {EVEN_ATTENTION} of the largest "
         f"entropy): {_listed(even)} (layer.head)",
     )  # fmt: skip

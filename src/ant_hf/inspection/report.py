@@ -18,6 +18,7 @@ from ant_hf.inspection.figures import (
     embedding_figure,
     head_map,
     matrix_map,
+    number_ids,
     rank_figure,
     spectrum_figures,
 )
@@ -42,7 +43,7 @@ def render_report(inspections: Sequence[Inspection]) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string(Path(__file__).with_name(TEMPLATE).read_text(encoding="utf-8"))
-    return template.render(
+    page = template.render(
         title=" and ".join(each.name for each in inspections),
         models=[_model(each) for each in inspections],
         facts=_side_by_side([each.facts for each in inspections]),
@@ -59,6 +60,7 @@ def render_report(inspections: Sequence[Inspection]) -> str:
         shown=SHOWN_FRAGMENTS,
         candidates=CANDIDATES,
     )
+    return number_ids(page)
 
 
 def _model(inspection: Inspection) -> dict[str, Any]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-import numpy as np
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -51,8 +50,8 @@ def _facts(inspections: Sequence[Inspection]) -> Table:
 
 def _layers(inspections: Sequence[Inspection]) -> Table:
     """Effective ranks and attention by layer, for each model."""
-    columns = ("weights: rank / full", "stream: rank / width", "attention entropy, least to most even")
-    table = _table("By layer", "layer", *(f"{each.name}: {name}" for each in inspections for name in columns))
+    columns = ("weights, rank / full", "stream, rank / width", "attention entropy")
+    table = _table("By layer", "layer", *(f"{each.name}\n{name}" for each in inspections for name in columns))
     for layer in range(max(each.ledger.num_hidden_layers for each in inspections)):
         cells: list[str] = []
         for each in inspections:
@@ -61,11 +60,15 @@ def _layers(inspections: Sequence[Inspection]) -> Table:
                 continue
             ranks = [matrix.rank_share for matrix in each.matrices if matrix.layer == layer]
             stream = each.activations.hidden_rank[layer + 1] / each.activations.hidden_size
-            entropy = np.sort(each.activations.entropy[layer])
-            shown = " ".join(f"{value:.2f}" for value in entropy[:8]) + (" ..." if len(entropy) > 8 else "")
-            cells += [f"{min(ranks):.2f} to {max(ranks):.2f}", f"{stream:.0%}", shown]
+            entropy = each.activations.entropy[layer]
+            cells += [_range(ranks), f"{stream:.0%}", _range(entropy)]
         table.add_row(str(layer), *cells)
     return table
+
+
+def _range(values: Iterable[float]) -> str:
+    ordered = sorted(values)
+    return f"{ordered[0]:.2f} to {ordered[-1]:.2f}"
 
 
 def _findings(inspection: Inspection) -> Table:
@@ -113,7 +116,7 @@ def _fragments(inspection: Inspection) -> Table:
 def _next(inspection: Inspection) -> Table:
     place = inspection.place
     title = (
-        f"After {place.position} tokens, {place.before} : {place.expected.entropy_bits:.2f} bits, "
+        f"After {place.position:,} tokens, {place.before} : {place.expected.entropy_bits:.2f} bits, "
         f"{place.expected.invalid_utf8_share:.3%} on invalid UTF-8"
     )
     table = _table(title, "next token", "id", "probability", "", numbers=True)
