@@ -9,13 +9,13 @@ import pytest
 import torch
 from conftest import TINY_CONFIG
 from safetensors.torch import load_file, save_file
-from test_cli import call
 
 from ant_hf.errors import AntError
 from ant_hf.inspection.colours import SURPRISE_STEPS, contrast, surprise_colours, surprise_step
 from ant_hf.inspection.comparison import compare, default_report
 from ant_hf.inspection.record import as_json
 from ant_hf.inspection.report import SHOWN_FRAGMENTS, render_report
+from ant_hf.inspection_commands import inspect
 from ant_hf.report import progress_bar
 
 HOSTILE = "a <script>alert(1)</script> & \"q\" 'r' </span><img src=x onerror=y> $x^2$ {{ 7*7 }} "
@@ -111,7 +111,9 @@ def test_ids_are_unique_and_references_lead_somewhere(page):
     tags = Page(page).tags
     ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
     assert len(ids) == len(set(ids))
-    used = {value[1:] for _, attributes in tags for name, value in attributes.items() if name == "href"}
+    links = {attributes["href"] for _, attributes in tags if "href" in attributes}
+    used = {link[1:] for link in links if link.startswith("#")}
+    assert used
     assert used | set(re.findall(r"url\(#([^)]+)\)", page)) <= set(ids)
 
 
@@ -165,13 +167,11 @@ def test_report_never_lands_in_a_model_folder(folder, wide, monkeypatch, tmp_pat
     assert default_report(str(folder / "final"), str(wide)).name == "inspection-beside-wide.html"
 
 
-def test_command_prints_and_writes(folder, tmp_path):
+def test_command_prints_and_writes(folder, tmp_path, capsys):
     files = (tmp_path / "a.html", tmp_path / "a.json")
-    result = call(
-        "ant-hf", "inspect", str(folder / "final"), "--text", "In the beginning", "--position", "2",
-        "--html", str(files[0]), "--json", str(files[1]),
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
+    # Called as the command line calls it; that it is reached from there, the README's commands show.
+    inspect(str(folder / "final"), None, "In the beginning", 2, None, *files)
+    printed = capsys.readouterr().out
     for part in (
         "dead heads",
         "never-trained tokens",
@@ -180,7 +180,7 @@ def test_command_prints_and_writes(folder, tmp_path):
         "After 2 tokens",
         "bits per byte",
     ):
-        assert part in result.stdout
+        assert part in printed
     assert files[0].read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert json.loads(files[1].read_text())["models"][0]["text"]["position"] == 2
     assert not list((folder / "final").glob("*.html"))

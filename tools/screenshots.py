@@ -33,12 +33,12 @@ def shoot(page: Path, target: Path, width: int, height: int) -> None:
 
 
 def inspect(model: str) -> None:
-    """The report of `ant-hf inspect`, as far down as the fragments."""
+    """The report of `ant-hf inspect`, down to the fragments."""
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "inspect.html"
         command = [sys.executable, "-c", "from ant_hf.cli import main; main()", "inspect", model]
         subprocess.run([*command, "--html", str(page)], check=True, stdout=subprocess.DEVNULL)
-        shoot(page, IMAGES / "inspect.png", 1100, 1560)
+        shoot(page, IMAGES / "inspect.png", 1100, 1300)
 
 
 if __name__ == "__main__":

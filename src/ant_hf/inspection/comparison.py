@@ -28,16 +28,17 @@ def compare(
             position do not fit.
     """
     subject = load_subject(model, "float32", "cpu")
+    # Both before any work: a mistake in the second should not cost the minute that the first takes.
+    beside = load_subject(other, "float32", "cpu") if other is not None else None
     found = run_tokens(subject.folder, tokens)
     chosen = choose_text(text, found, subject.tokenizer)
     first = inspect_model(subject, chosen, found, position, bar)
-    if other is None:
+    if beside is None:
         return [first]
-    subject = load_subject(other, "float32", "cpu")
-    own = run_tokens(subject.folder)
-    if own is None and found and fits_tokenizer(found, subject.folder):
+    own = run_tokens(beside.folder)
+    if own is None and found and fits_tokenizer(found, beside.folder):
         own = found
-    return [first, inspect_model(subject, chosen, own, None, bar, beside=first)]
+    return [first, inspect_model(beside, chosen, own, None, bar, beside=first)]
 
 
 def default_report(model: str, other: str | None) -> Path:
