@@ -312,9 +312,27 @@ def test_activations_against_transformers_own_outputs(loaded, chapters):
     assert found.logit_std == pytest.approx(logits.std(-1, ddof=1).mean(), rel=1e-4)
 
 
+@pytest.mark.parametrize("model_type", ["qwen3", "gemma2", "olmo2", "mistral"])
+def test_relatives_of_llama_are_measured(model_type):
+    """Norms of queries, soft caps, windows, norms behind the blocks, an output of its own."""
+    values = TINY_CONFIG | {"model_type": model_type, "tie_word_embeddings": False}
+    del values["rope_parameters"]
+    model = build_model(AutoConfig.for_model(**values), seed=0, attn_implementation="eager")
+    check_finite(model)
+    assert len(read_matrices(model)) == 2 * 7
+    assert not [head for head in read_heads(model) if head.is_dead or head.like is not None]
+    seen = read_activations(model, list(range(2, 40)))
+    assert seen.entropy.shape == (2, 4)
+    assert (seen.entropy >= 0).all()
+    assert (seen.entropy <= 1.0001).all()
+
+
 def test_other_architectures_and_broken_weights_are_refused(model):
     with pytest.raises(AntError, match=r"only models built like a Llama.*GPT2LMHeadModel"):
         layers_of(GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=8)))
+    experts = AutoConfig.for_model(**TINY_CONFIG | {"model_type": "mixtral", "num_local_experts": 2})
+    with pytest.raises(AntError, match=r"MixtralForCausalLM.*dense layers"):
+        layers_of(build_model(experts, seed=0))
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[0, :3] = math.nan
     with pytest.raises(AntError, match=r"layers\.1\.mlp\.up_proj\.weight holds NaN.*3 of 2,048"):

@@ -145,9 +145,7 @@ def matrix_map(inspection: Inspection, key: str, title: str, limits: tuple[float
     kinds = _kinds([inspection])
     values = np.full((len(kinds), inspection.ledger.num_hidden_layers), np.nan)
     for matrix in inspection.matrices:
-        # Experts of a layer share a name: the largest stands for them.
-        cell = kinds.index(matrix.name), matrix.layer
-        values[cell] = np.nanmax([values[cell], getattr(matrix, key)])
+        values[kinds.index(matrix.name), matrix.layer] = getattr(matrix, key)
     return _map(values, title, limits, "layer", "", kinds)
 
 

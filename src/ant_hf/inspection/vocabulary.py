@@ -104,6 +104,9 @@ def _tail(data: bytes) -> bytes | None:
 
 
 def _may_follow(pending: bytes, raw: bytes) -> bool:
+    # Most entries end here, which makes large vocabularies quick.
+    if pending and raw and not 0x80 <= raw[0] <= 0xBF:
+        return False
     return _tail(pending + raw) is not None
 
 

@@ -78,7 +78,7 @@ def layers_of(model: PreTrainedModel) -> torch.nn.ModuleList:
         raise AntError(
             "only models built like a Llama can be inspected",
             seen=type(model).__name__,
-            expected="layers with self_attn of " + ", ".join(ATTENTION),
+            expected="dense layers with self_attn of " + ", ".join(ATTENTION),
         )
     return layers
 
@@ -86,7 +86,9 @@ def layers_of(model: PreTrainedModel) -> torch.nn.ModuleList:
 def _is_llama_like(layer: torch.nn.Module) -> bool:
     attention = getattr(layer, "self_attn", None)
     linear = (isinstance(getattr(attention, name, None), torch.nn.Linear) for name in ATTENTION)
-    return hasattr(attention, "head_dim") and all(linear)
+    # Experts are stacked in tensors of three dimensions, which none of the measures here is made for.
+    dense = all(parameter.dim() <= 2 for parameter in layer.parameters())
+    return hasattr(attention, "head_dim") and all(linear) and dense
 
 
 def linear_weights(layer: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
