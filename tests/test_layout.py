@@ -26,7 +26,12 @@ ORDER = [
     "card.facts", "card.rendering", "card.reading",
     "release.texts", "release.loading", "release.scoring", "release.loops",
     "release.gate", "release.held_out", "release.assembling", "release.verifying",
-    "hub.preflight", "hub.publishing", "hub.fetching", "release_commands", "cli",
+    "hub.preflight", "hub.publishing", "hub.fetching",
+    "inspection.vocabulary", "inspection.colours", "inspection.fragments", "inspection.weights",
+    "inspection.heads", "inspection.embeddings", "inspection.activations", "inspection.texts",
+    "inspection.examination", "inspection.findings", "inspection.figures", "inspection.record",
+    "inspection.report", "inspection.terminal", "inspection.comparison",
+    "release_commands", "inspection_commands", "cli",
 ]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 # Okabe and Ito's palette: told apart with any colour vision, and in grey.
 BLUE, ORANGE = "#0072B2", "#D55E00"
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
@@ -30,7 +30,7 @@ def plot_run(rows: list[dict[str, Any]], folder: Path, title: str) -> list[Path]
     folder.mkdir(parents=True, exist_ok=True)
     training = [row for row in rows if "loss" in row]
     evaluation = [row for row in rows if "eval_loss" in row]
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         return [
             _loss(training, evaluation, folder / "loss.png", title),
             _line(training, "learning_rate", "learning rate", folder / "learning_rate.png", title),
@@ -81,7 +81,7 @@ def _millions(rows: list[dict[str, Any]]) -> list[float]:
 
 def plot_fragmentation(report: dict[str, Any], path: Path) -> Path:
     """Write how many tokens words need, and how long tokens are."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10, 4.5), layout="constrained")
         words, lengths = figure.subplots(1, 2)
         figure.suptitle(
@@ -111,7 +111,7 @@ def plot_benchmarks(rows: list[dict[str, Any]], names: list[str], path: Path, ti
         rows: `label`, `value`, `stderr`, `floor` and `published` (accuracy by model name), as fractions.
         names: the published models to show as points.
     """
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10, 1.5 + 0.45 * len(rows)), layout="constrained")
         axes = figure.subplots()
         axes.set_title(f"{title}: accuracy, bars of two standard errors")

@@ -1,0 +1,1 @@
+"""Look inside a model: what it reads and expects, what its weights are like."""
