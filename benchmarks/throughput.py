@@ -37,6 +37,7 @@ from ant_hf.run_record import environment
 
 _SHAPES = {"cpu": "8x256,4x1024,2x2048", "cuda": "256x256,64x1024,16x4096"}
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_GPU_COLUMNS = ("MFU", "GPU idle", "recompiled")
 _TOKENS_A_ROUND = {"cpu": 8192, "cuda": 4_000_000}
 # One change to ours at a time, by the keys of contenders.py.
 _CPU_CANDIDATES: dict[str, dict[str, Any]] = {
@@ -99,8 +100,7 @@ def table(rows: list[dict[str, Any]], title: str, ceiling: float | None, peak: f
     """Figures of one shape; ratios are against its first row."""
     shown = Table(title=title, title_justify="left")
     shown.add_column("contender")
-    columns = ["tokens/s", "min to max", "ratio", "of matrix rate", "MFU", "memory", "GPU idle", "recompiled"]
-    for column in columns:
+    for column in ("tokens/s", "ratio", "of matrix rate", "memory", *(_GPU_COLUMNS if peak else ())):
         shown.add_column(column, justify="right")
     for row in rows:
         if "error" in row:
@@ -114,13 +114,18 @@ def table(rows: list[dict[str, Any]], title: str, ceiling: float | None, peak: f
         shown.add_row(
             row["contender"],
             f"{speed:,.0f}",
-            f"{row['slowest_round']:,.0f} to {row['fastest_round']:,.0f}",
             f"{row['ratio_to_first']:.2f}",
             _percent(None if gpt else row["share_of_matrix_rate"]),
-            _percent(None if gpt else row["mfu"]),
             f"{row['peak_memory_bytes'] / 1e9:.2f} GB",
-            _percent(row.get("gpu_idle_share")),
-            str(row["recompilations"]),
+            *(
+                [
+                    _percent(None if gpt else row["mfu"]),
+                    _percent(row.get("gpu_idle_share")),
+                    str(row["recompilations"]),
+                ]
+                if peak
+                else []
+            ),
         )
     return shown
 

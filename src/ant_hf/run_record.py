@@ -68,12 +68,14 @@ def peak_memory_bytes() -> dict[str, int]:
     """Largest resident memory of this process so far, and of the GPU's allocator where there is one."""
     if sys.platform == "win32":
         peak = {"process": psutil.Process().memory_info().peak_wset}
+    elif sys.platform == "linux":
+        # Not ru_maxrss: that begins with the memory of the process that started this one.
+        status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
+        peak = {"process": int(status.partition("VmHWM:")[2].split()[0]) * 1024}
     else:
         import resource
 
-        # Linux counts KiB, macOS bytes.
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+        peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}  # in bytes on macOS
     if torch.cuda.is_available():
         peak["cuda"] = torch.cuda.max_memory_allocated()
     return peak

@@ -1,0 +1,139 @@
+"""Whether a fast path learns what fp32 learns: one batch compared, then 200 steps on real text.
+
+    python benchmarks/drift.py --output docs/performance
+
+Every path trains the real Ant-10M from the same weights on the same blocks. On the first batch the
+loss and the whole gradient are held against the fp32 reference; over the steps, the loss. Not a
+measurement of speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rounds import ROOT, packed_text
+
+from ant_hf.architecture import build_model, load_config
+from ant_hf.attention import CAUSAL_BLOCKS
+from ant_hf.dataset import PackedDataset, TrainingOrder
+from ant_hf.plots import STYLE
+from ant_hf.report import progress_bar, say
+from ant_hf.tokens import TRAIN, PackedTokens
+
+_LEARNING_RATE, _WARM_UP_STEPS = 3e-3, 20
+
+
+@dataclass(frozen=True)
+class Path16:
+    """How a path computes."""
+
+    attention: str
+    dtype: torch.dtype | None
+    compiled: bool = False
+
+
+_CPU = {
+    "fp32": Path16("sdpa", None),
+    "bf16, SDPA": Path16("sdpa", torch.bfloat16),
+    "bf16, causal blocks": Path16(CAUSAL_BLOCKS, torch.bfloat16),
+}
+_CUDA = {
+    "fp32": Path16("sdpa", None),
+    "bf16": Path16("sdpa", torch.bfloat16),
+    "bf16, compiled": Path16("sdpa", torch.bfloat16, compiled=True),
+    "fp16, compiled": Path16("sdpa", torch.float16, compiled=True),
+}
+
+
+def train(path: Path16, order: TrainingOrder, size: int, steps: int, seen: Callable[[], None]) -> Any:
+    """Losses of all steps, and the gradient of the first, flattened, on the CPU."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = build_model(load_config(ROOT / "configs/llama_ant10m.json"), 0, path.attention)
+    model.to(device)  # type: ignore[arg-type]  # wrapped by a decorator of transformers
+    forward: Callable[..., Any] = torch.compile(model) if path.compiled else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, betas=(0.9, 0.95))
+    scaler = torch.amp.GradScaler(device, enabled=path.dtype is torch.float16)
+    losses, first_gradient = [], None
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = _LEARNING_RATE * min(1.0, (step + 1) / _WARM_UP_STEPS)
+        ids = order.__getitems__(range(step * size, (step + 1) * size))["input_ids"].to(device)
+        with torch.autocast(device, dtype=path.dtype, enabled=path.dtype is not None):
+            loss = forward(input_ids=ids, labels=ids, use_cache=False).loss
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        if first_gradient is None:
+            first_gradient = torch.cat([p.grad.flatten().float().cpu() for p in model.parameters()])  # type: ignore[union-attr]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        seen()
+    return losses, first_gradient
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder of drift.json and drift.png")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--blocks", type=int, default=4, help="blocks of 256 tokens a step (default 4)")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    paths = _CUDA if torch.cuda.is_available() else _CPU
+    runs: dict[str, Any] = {}
+    with packed_text() as tokens, progress_bar("steps") as bar:
+        order = TrainingOrder(PackedDataset(PackedTokens(tokens, TRAIN), 256, 0), 10**9, 0)
+        done, total = 0, options.steps * len(paths)
+
+        def seen() -> None:
+            nonlocal done
+            done += 1
+            bar(done, total)
+
+        for name, path in paths.items():
+            runs[name] = train(path, order, options.blocks, options.steps, seen)
+    report(runs, options.output)
+
+
+def report(runs: dict[str, Any], folder: Path) -> None:
+    """Print and write the differences from fp32, and draw the curves."""
+    reference, gradient = runs["fp32"]
+    results = {}
+    for name, (losses, own_gradient) in runs.items():
+        apart = [abs(own - other) for own, other in zip(losses, reference, strict=True)]
+        results[name] = {
+            "first_loss": losses[0],
+            "first_loss_relative_difference": abs(losses[0] / reference[0] - 1),
+            "gradient_relative_difference": float((own_gradient - gradient).norm() / gradient.norm()),
+            "mean_loss_of_last_quarter": sum(losses[-len(losses) // 4 :]) / len(losses[-len(losses) // 4 :]),
+            "mean_absolute_difference_of_losses": sum(apart) / len(apart),
+            "losses": losses,
+        }
+        shown = ", ".join(f"{key} {value:.3g}" for key, value in results[name].items() if key != "losses")
+        say(f"{name}: {shown}")
+    (folder / "drift.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
+        for (name, (losses, _)), style in zip(runs.items(), ("-", "--", ":", "-."), strict=False):
+            axes.plot(losses, style, label=name)
+        axes.set(
+            title="Loss by precision, same weights and blocks", xlabel="step", ylabel="loss (nats a token)"
+        )
+        axes.legend()
+        figure.savefig(folder / "drift.png", dpi=110)
+        plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
