@@ -1,3 +1,7 @@
+import platform
+import subprocess
+import sys
+
 import pytest
 
 from ant_hf.processes import _several_were_asked_for, requested_processes, threads_per_process
@@ -30,3 +34,26 @@ def test_threads_are_shared_out(monkeypatch):
     assert threads_per_process() == max(1, alone // 2)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
     assert threads_per_process() == 1
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_freed_buffers_are_used_again():
+    script = """
+import psutil, sys
+from ant_hf.processes import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+for _ in range(50):
+    buffer = bytes(64 * 2**20)
+    del buffer
+import resource
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+"""
+    faults = {
+        mode: int(
+            subprocess.run([sys.executable, "-c", script, mode], capture_output=True, check=True).stdout
+        )
+        for mode in ("keep", "return")
+    }
+    # 64 MiB are 16,384 pages, and without it each buffer's are new.
+    assert faults["return"] - faults["keep"] > 40 * 16384

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file
+from transformers import Trainer
 
 from ant_hf import pretraining
 from ant_hf.errors import AntError
@@ -40,6 +41,7 @@ def test_metrics_hold_what_people_compare(tiny_run):
     for row in training:
         for key in ("learning_rate", "grad_norm", "tokens_seen", "tokens_per_second"):
             assert math.isfinite(row[key]), key
+        assert 0 < row["data_loading_share"] < 1
     assert training[-1]["tokens_seen"] <= 8 * 8 * 64
     evaluation = [row for row in rows if "eval_loss" in row]
     assert [row["step"] for row in evaluation] == [4, 8]
@@ -47,6 +49,15 @@ def test_metrics_hold_what_people_compare(tiny_run):
     assert last["eval_perplexity"] == pytest.approx(math.exp(last["eval_loss"]))
     assert last["eval_byte_perplexity"] == pytest.approx(2 ** last["eval_bits_per_byte"])
     assert training[-1]["loss"] < training[0]["loss"]
+
+
+def test_a_step_that_does_not_fit_the_memory_says_what_to_lower(make_recipe, monkeypatch):
+    def too_large(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(Trainer, "training_step", too_large)
+    with pytest.raises(AntError, match=r"8 blocks at once.*Tried to allocate.*per_device_batch_size=4"):
+        pretrain(make_recipe("large", max_steps=1))
 
 
 def test_learning_rate_warms_up_and_follows_the_cosine(tiny_run):
