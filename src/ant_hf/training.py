@@ -35,6 +35,7 @@ from ant_hf.optimizers import muon_adamw
 from ant_hf.plan import Plan
 from ant_hf.precision import Execution
 from ant_hf.recipe import Recipe, TrainingRecipe
+from ant_hf.reporting import PROJECT
 from ant_hf.resume import PROGRESS, SAVING, checkpoint_name, clear_saving, publish
 from ant_hf.stopping import StopRequest
 from ant_hf.tokens import PackedTokens
@@ -80,7 +81,8 @@ def training_arguments(recipe: TrainingRecipe, execution: Execution, output_dir:
         save_strategy="steps",
         save_steps=recipe.save_steps,
         save_total_limit=recipe.save_total_limit,
-        report_to=recipe.report_to,
+        report_to=[*recipe.report_to],
+        project=PROJECT,
         ddp_timeout=_WAIT_SECONDS,
         ddp_find_unused_parameters=False,
     )
