@@ -110,7 +110,8 @@ def session(client_environment, repository, tmp_path, monkeypatch):
         "SOURCE": repository,
         # Everything is there already, and there is no network.
         "INSTALL": "python -c 'import ant_hf, lm_eval'",
-        "EVALUATE_OPTIONS": f"--data-dir {write_benchmarks(tmp_path / 'benchmarks')} --limit 2",
+        "EVALUATE_OPTIONS": f"--data-dir {write_benchmarks(tmp_path / 'benchmarks')} --limit 2 "
+        "--tasks arc_easy,wikitext,degeneration",
     }
 
     def run(folder, until=None, token=True, **changed):
