@@ -54,8 +54,8 @@ def _check_wandb() -> None:
     try:
         known = wandb.login(prompt=False)
     except TypeError:
-        # Before it had this argument, wandb could only ask.
-        return
+        # An older wandb, as in Colab's image, without that argument.
+        known = bool(wandb.api.api_key)
     if not known:
         raise AntError(
             "training.report_to names wandb, and no account is logged in",
