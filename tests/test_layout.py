@@ -11,7 +11,7 @@ SOURCE = ROOT / "src" / "ant_hf"
 # In the order a reader walks; a module may import from the lines above it only.
 ORDER = [
     "errors", "artefacts", "disk", "metrics", "shipped", "published", "claims", "audit", "processes",
-    "recipe", "report", "locks", "plots",
+    "report", "reporting", "recipe", "locks", "plots",
     "readers", "sources", "corpus", "fragmentation", "tokenizer", "tokens", "packing", "dataset",
     "architecture", "attention", "precision", "arguments", "micro_batch",
     "plan", "optimizers", "stopping", "callbacks", "guards", "resume",

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,12 +12,13 @@ from conftest import ROOT
 from safetensors.torch import load_file
 from transformers import Trainer
 
-from ant_hf import pretraining
+from ant_hf import pretraining, run_setup
 from ant_hf.errors import AntError
 from ant_hf.metrics import read_metrics
 from ant_hf.precision import choose_execution
 from ant_hf.pretraining import pretrain
 from ant_hf.run_folder import open_run_folder
+from ant_hf.training import training_arguments
 
 
 def losses(folder):
@@ -292,3 +294,17 @@ def test_cuda_trains_in_16_bit(make_recipe, tmp_path, precision):
     pretrain(recipe)
     curve = losses(tmp_path / "run")
     assert curve[-1] < curve[0]
+
+
+def test_one_process_keeps_to_one_gpu_and_to_the_batch_of_the_recipe(make_recipe, monkeypatch, capsys):
+    def arguments_on_two_gpus(*given):
+        made = training_arguments(*given)
+        made._n_gpu = 2
+        return made
+
+    monkeypatch.setattr(run_setup, "training_arguments", arguments_on_two_gpus)
+    recipe = make_recipe()
+    setup = run_setup.set_up(recipe, Path(recipe.output_dir))
+    blocks = setup.arguments.train_batch_size * setup.arguments.gradient_accumulation_steps
+    assert blocks == recipe.training.sequences_per_step
+    assert "uses one of the 2 GPUs" in capsys.readouterr().out

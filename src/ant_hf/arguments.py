@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 
 from ant_hf.precision import Execution
 from ant_hf.recipe import TrainingRecipe
+from ant_hf.reporting import PROJECT
 
 # The first process may tokenise a whole corpus while the others wait for it.
 _WAIT_SECONDS = 24 * 3600
@@ -54,7 +55,8 @@ def training_arguments(recipe: TrainingRecipe, execution: Execution, output_dir:
         save_strategy="steps",
         save_steps=recipe.save_steps,
         save_total_limit=recipe.save_total_limit,
-        report_to=recipe.report_to,
+        report_to=[*recipe.report_to],
+        project=PROJECT,
         ddp_timeout=_WAIT_SECONDS,
         ddp_find_unused_parameters=False,
     )

@@ -99,6 +99,14 @@ def pretrain(
     data: Data = None,
     output_dir: OutputDir = None,
     overrides: Set = None,
+    report_to: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Send the metrics to tensorboard (the default, in the run's folder), trackio, wandb or "
+            "another of Trainer's integrations. May be repeated; none for metrics.jsonl alone.",
+        ),
+    ] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Remove the run in the output folder first.")
     ] = False,
@@ -117,7 +125,9 @@ def pretrain(
     start_missing_processes()
     from ant_hf.pretraining import pretrain as run_recipe
 
-    run_recipe(_recipe(config, data, output_dir, overrides), fresh=fresh, dry_run=dry_run)
+    reporting = [f"training.report_to={json.dumps(report_to)}"] if report_to else []
+    recipe = _recipe(config, data, output_dir, [*(overrides or []), *reporting])
+    run_recipe(recipe, fresh=fresh, dry_run=dry_run)
 
 
 @tokenizer_app.command()

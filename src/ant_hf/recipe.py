@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ant_hf.errors import AntError, missing_file
+from ant_hf.reporting import ReportTo
 
 Count = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -134,8 +135,8 @@ class TrainingRecipe(_Section):
     """Report a loss this many deviations above the mean of the 128 steps before it; null for never."""
     dataloader_num_workers: Annotated[int, Field(ge=0)] = 0
     """Worker processes of the data loader; the memory map needs none."""
-    report_to: list[str] = ["tensorboard"]
-    """Trainer integrations."""
+    report_to: ReportTo = ["tensorboard"]
+    """Trainer integrations that get the metrics too; `none` or an empty list for none."""
     push_to_hub: bool = False
     """Send checkpoints to the Hub as they are saved, and go on from there on another machine."""
     hub_model_id: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None

@@ -20,6 +20,8 @@ from ant_hf.plan import Plan, show_plan
 from ant_hf.precision import Execution, choose_execution
 from ant_hf.processes import keep_freed_memory, threads_per_process
 from ant_hf.recipe import Recipe
+from ant_hf.report import say
+from ant_hf.reporting import check_reporting
 from ant_hf.training import AntTrainer
 
 
@@ -61,13 +63,26 @@ def set_up(recipe: Recipe, output_dir: Path) -> Setup:
         # accelerate launch exports OMP_NUM_THREADS=1, which would leave all other cores idle.
         torch.set_num_threads(training.cpu_threads or threads_per_process())
         keep_freed_memory()
+    check_reporting(training.report_to)
     arguments = training_arguments(training, execution, output_dir)
+    arguments.run_name = recipe.name
+    _use_one_gpu(arguments)
     micro_batch = partial(choose_micro_batch, config, execution, training.sequence_length)
     plan = Plan.of(recipe, config, ledger, arguments.world_size, micro_batch)
     arguments.per_device_train_batch_size = plan.per_device_batch_size
     arguments.gradient_accumulation_steps = plan.gradient_accumulation_steps
     show_plan(recipe, ledger, execution, plan, config)
     return Setup(recipe, config, ledger, execution, plan, arguments)
+
+
+def _use_one_gpu(arguments: TrainingArguments) -> None:
+    """Keep one process to one GPU: over several, Trainer (DataParallel) would multiply the recipe's batch."""
+    if arguments.n_gpu > 1:
+        say(
+            f"note        one process uses one of the {arguments.n_gpu} GPUs; for all of them: "
+            f"accelerate launch --num_processes {arguments.n_gpu} pretrain.py ..."
+        )
+        arguments._n_gpu = 1
 
 
 def make_trainer(
