@@ -44,7 +44,7 @@ from ant_hf.processes import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 for _ in range(50):
-    buffer = bytes(64 * 2**20)
+    buffer = b"x" * (64 * 2**20)
     del buffer
 import resource
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)

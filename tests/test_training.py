@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from transformers import Trainer
 
 from ant_hf import pretraining, run_setup
+from ant_hf.arguments import training_arguments
 from ant_hf.errors import AntError
 from ant_hf.metrics import read_metrics
 from ant_hf.precision import choose_execution
 from ant_hf.pretraining import pretrain
 from ant_hf.run_folder import open_run_folder
-from ant_hf.training import training_arguments
 
 
 def losses(folder):
@@ -59,7 +59,7 @@ def test_a_step_that_does_not_fit_the_memory_says_what_to_lower(make_recipe, mon
 
     monkeypatch.setattr(Trainer, "training_step", too_large)
     with pytest.raises(AntError, match=r"8 blocks at once.*Tried to allocate.*per_device_batch_size=4"):
-        pretrain(make_recipe("large", max_steps=1))
+        pretrain(make_recipe("large"))
 
 
 def test_learning_rate_warms_up_and_follows_the_cosine(tiny_run):
