@@ -24,8 +24,11 @@ ORDER = [
     "card.markdown", "card.inputs", "card.benchmarks", "card.takeaways", "card.energy", "card.metadata",
     "card.facts", "card.rendering", "card.reading",
     "release.texts", "release.loading", "release.scoring", "release.loops",
-    "release.gate", "release.held_out", "release.assembling", "release.verifying",
-    "hub.preflight", "hub.publishing", "hub.fetching", "release_commands", "cli",
+    "release.gate", "release.held_out", "release.exports", "release.assembling", "release.verifying",
+    "export.texts", "export.gguf_vocabulary", "export.gguf_tensors", "export.gguf_file", "export.ollama",
+    "export.llama_cpp", "export.greedy", "export.gguf_checks", "export.onnx_graph", "export.exporting",
+    "export.table",
+    "hub.preflight", "hub.publishing", "hub.fetching", "release_commands", "export_commands", "cli",
 ]  # fmt: skip
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ant_hf.errors import AntError, RunStopped
-from ant_hf.release_commands import add_to
+from ant_hf.export_commands import add_to as add_export
+from ant_hf.release_commands import add_to as add_release
 
 if TYPE_CHECKING:
     from ant_hf.recipe import Recipe
@@ -27,7 +28,8 @@ def _typer(help_text: str | None = None) -> typer.Typer:
 
 
 app = _typer("Train, check and publish tiny Llama language models with stock Transformers.")
-add_to(app)
+add_release(app)
+add_export(app)
 pretrain_app = _typer()
 tokenizer_app = _typer()
 
