@@ -16,12 +16,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from ant_hf.checkpoints import quiet_transformers
 from ant_hf.errors import AntError
 from ant_hf.export.gguf_tensors import rounded
-from ant_hf.export.greedy import continue_greedily, first_difference
+from ant_hf.export.greedy import check_greedy, room_for
 from ant_hf.export.llama_cpp import Questions, ask
 from ant_hf.export.texts import check_texts, greedy_prompts
 from ant_hf.release.texts import ENGLISH
 
-NEW_TOKENS = 32
 _SCORED_TOKENS = 48
 
 
@@ -130,12 +129,15 @@ def run_in_llama_cpp(
     context = model.config.max_position_embeddings
     sequences = scored_ids(tokenizer, context)
     questions = Questions(
-        texts, prompts, sequences, (1,), _new_tokens(tokenizer, prompts, context), min(context, 512),
+        texts, prompts, sequences, (1,), room_for(prompts, tokenizer, context), min(context, 512),
         threads, model.config.vocab_size,
     )  # fmt: skip
     answers = ask(file, questions)
     _compare_tokens(file, texts, tokenizer, answers.tokens)
-    figures = _compare_greedy(file, loaded, tokenizer, questions, answers.greedy, kind)
+    outputs = dict(zip(prompts, answers.greedy, strict=True))
+    figures = check_greedy(
+        f"llama.cpp with {file.name}", loaded, tokenizer, outputs, questions.new_tokens, TOLERANCES[kind].tie
+    )
     count = sum(map(len, answers.log_likelihoods))
     theirs = -sum(map(sum, answers.log_likelihoods)) / count
     ours = _mean_loss(model, sequences)
@@ -156,13 +158,6 @@ def run_in_llama_cpp(
     }
 
 
-def _new_tokens(tokenizer: Any, prompts: Sequence[str], context: int) -> int:
-    longest = max(len(tokenizer(prompt)["input_ids"]) for prompt in prompts)
-    if (room := min(NEW_TOKENS, context - longest)) < 1:
-        raise AntError("the check's prompts fill the model's context", seen=f"{context} tokens")
-    return room
-
-
 def _compare_tokens(file: Path, texts: Sequence[str], tokenizer: Any, tokens: list[list[int]]) -> None:
     differ = [text for text, ids in zip(texts, tokens, strict=True) if tokenizer(text)["input_ids"] != ids]
     if differ:
@@ -171,27 +166,3 @@ def _compare_tokens(file: Path, texts: Sequence[str], tokenizer: Any, tokens: li
             seen=min(differ, key=len)[:80],
             hint="Export to ONNX, which leaves the tokenizer as it is: --to onnx",
         )
-
-
-def _compare_greedy(
-    file: Path, loaded: PreTrainedModel, tokenizer: Any, asked: Questions, theirs: list[list[int]], kind: str
-) -> dict[str, Any]:
-    """Greedy outputs may part only where two tokens are as good as equally likely."""
-    ties = []
-    for prompt, other in zip(asked.prompts, theirs, strict=True):
-        ours = continue_greedily(loaded, tokenizer, prompt, asked.new_tokens)
-        gap = first_difference(loaded, tokenizer, prompt, ours, other)
-        if gap is not None:
-            if gap > TOLERANCES[kind].tie:
-                raise AntError(
-                    f"llama.cpp continues otherwise with {file.name}: {prompt!r}",
-                    seen=tokenizer.decode(other),
-                    expected=repr(tokenizer.decode(ours)),
-                )
-            ties.append(gap)
-    return {
-        "prompts": len(asked.prompts),
-        "new_tokens": asked.new_tokens,
-        "prompts_with_equal_output": len(asked.prompts) - len(ties),
-        "largest_logit_gap_where_they_part": max(ties, default=None),
-    }

@@ -141,11 +141,15 @@ class _Server:
 
     def score(self, ids: list[int], vocab_size: int) -> list[float]:
         """Every next token's log-likelihood, a request each: the server gives none of a prompt's own."""
+        # A sampled piece of a character would be held back with its probabilities, which are those before
+        # the bias: so a whole letter is sampled.
+        letter = self.tokenize("a")[-1]
+        question = {"n_predict": 1, "temperature": 0, "n_probs": vocab_size, "logit_bias": [[letter, 1000]]}
         found = []
         for length in range(1, len(ids)):
-            question = {"prompt": ids[:length], "n_predict": 1, "temperature": 0, "n_probs": vocab_size}
-            answer = self._ask("/completion", question)["completion_probabilities"][0]["top_logprobs"]
-            found.append(next(entry["logprob"] for entry in answer if entry["id"] == ids[length]))
+            answer = self._ask("/completion", {**question, "prompt": ids[:length]})
+            entries = answer["completion_probabilities"][0]["top_logprobs"]
+            found.append(next(entry["logprob"] for entry in entries if entry["id"] == ids[length]))
         return found
 
     def speed(self, size: int, new_tokens: int, repeats: int) -> list[float]:

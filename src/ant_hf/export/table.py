@@ -23,7 +23,9 @@ def verified_table(record: dict[str, Any]) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     for name, values in record["files"].items():
         if "verified" in values:
-            table.add_row(name, f"{values['bytes']:,}", *_cells(values["verified"]))
+            # An ONNX graph keeps its weights in a file beside it.
+            size = sum(other["bytes"] for path, other in record["files"].items() if path.startswith(name))
+            table.add_row(name, f"{size:,}", *_cells(values["verified"]))
     return table
 
 
