@@ -1,5 +1,6 @@
 """Exports: what llama.cpp, transformers and ONNX Runtime make of the files, and what is refused."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -7,18 +8,23 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ant_hf.artefacts import read_sealed
+from ant_hf.card.inputs import read_inputs
+from ant_hf.card.markdown import read_tables
+from ant_hf.card.rendering import render_card
 from ant_hf.errors import AntError
-from ant_hf.export import exporting, gguf_tensors
+from ant_hf.export import exporting, gguf_checks, gguf_tensors
 from ant_hf.export.exporting import Export, export
 from ant_hf.export.gguf_checks import read_back, run_in_llama_cpp, scored_ids
 from ant_hf.export.gguf_file import Origin, write_gguf
 from ant_hf.export.gguf_vocabulary import read_vocabulary
-from ant_hf.export.llama_cpp import Questions, ask
+from ant_hf.export.llama_cpp import Answers, Questions, ask
 from ant_hf.export.texts import check_texts, greedy_prompts
 from ant_hf.recipe import TokenizerRecipe
+from ant_hf.release.exports import copy_gguf
+from ant_hf.release.files import file_problems, inventory
 from ant_hf.tokenizer import save_tokenizer, train_bpe
 
 REPO = "GODELEV/Ant-10M"
@@ -111,7 +117,8 @@ def test_metadata_is_complete(final, exported):
         "llama.embedding_length": 32, "llama.block_count": 2, "llama.feed_forward_length": 64,
         "llama.attention.head_count": 4, "llama.attention.head_count_kv": 2, "llama.rope.freq_base": 10000.0,
         "llama.rope.dimension_count": 8, "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm",
-        "tokenizer.ggml.bos_token_id": 0, "tokenizer.ggml.eos_token_id": 0, "tokenizer.ggml.padding_token_id": 1,
+        "tokenizer.ggml.bos_token_id": 0, "tokenizer.ggml.eos_token_id": 0,
+        "tokenizer.ggml.padding_token_id": 1,
         "tokenizer.ggml.add_bos_token": False,
     }  # fmt: skip
     seen = {name: reader.get_field(name).contents() for name in expected}
@@ -182,43 +189,48 @@ def test_halves_of_heads_left_as_they_are_do_not_pass(final, tmp_path, monkeypat
         layer.self_attn.q_proj.weight.data *= 40
     vocabulary = read_vocabulary(final, tokenizer, model.config.vocab_size)
     write_gguf(file, model, vocabulary, "f32", Origin("tiny"))
-    with pytest.raises(AntError, match=r"llama\.cpp (with wrong.gguf continues|finds plain English)"):
+    with pytest.raises(AntError, match=r"llama\.cpp (with wrong\.gguf continues|finds plain English)"):
         run_in_llama_cpp(file, model, model, tokenizer, "f32", 1)
 
 
-def test_a_wrong_pre_tokenizer_does_not_pass(final, tmp_path, monkeypatch):
-    """GPT-2's own puts a digit with the space before it, so runs of spaces before digits are cut otherwise."""
+def cut_alike(final, folder, texts, recipe, tmp_path):
+    """How many check texts llama.cpp cuts as a tokenizer trained on these texts does, by pre-tokenizer."""
+    save_tokenizer(train_bpe(texts, recipe), folder, 64)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(final)
+    config.vocab_size = recipe.vocab_size + 7
+    model = AutoModelForCausalLM.from_config(config)
+    vocabulary = read_vocabulary(folder, tokenizer, config.vocab_size)
+    texts, alike = check_texts(), {}
+    for name in ("smollm", "gpt-2"):
+        file = tmp_path / f"{name}.gguf"
+        write_gguf(file, model, dataclasses.replace(vocabulary, pre_tokenizer=name), "f32", Origin("tiny"))
+        tokens = ask(file, Questions(texts=texts, context=64)).tokens
+        alike[name] = sum(tokenizer(t)["input_ids"] == ids for t, ids in zip(texts, tokens, strict=True))
+    return vocabulary.pre_tokenizer, alike
+
+
+def test_single_digits_need_a_pre_tokenizer_that_cuts_them_out(final, tmp_path):
+    """GPT-2's own leaves the last of several spaces to a digit after them."""
     texts = ["x = 1\n    y = 2\n        z  =  3\n"] * 50 + ["the  river   and    king"] * 50
-    tokenizer = train_bpe(texts, TokenizerRecipe(vocab_size=280))
-    folder = tmp_path / "model"
-    save_tokenizer(tokenizer, folder, 64)
-    model, _ = load(final)
-    small = AutoModelForCausalLM.from_config(
-        type(model.config)(**model.config.to_dict() | {"vocab_size": 280})
-    )
-    small.save_pretrained(folder)
-    export(Export(str(folder), "gguf", ("f32",), tmp_path / "right"))
-    monkeypatch.setattr("ant_hf.export.gguf_vocabulary._pre_tokenizer", lambda values: "gpt-2")
-    with pytest.raises(AntError, match=r"llama\.cpp cuts \d+ of 1299 texts otherwise"):
-        export(Export(str(folder), "gguf", ("f32",), tmp_path / "wrong"))
-    assert not (tmp_path / "wrong").exists()
+    chosen, alike = cut_alike(final, tmp_path / "model", texts, TokenizerRecipe(vocab_size=280), tmp_path)
+    assert chosen == "smollm"
+    assert alike["smollm"] == 1299 > alike["gpt-2"]
 
 
-def test_digits_kept_together_need_the_plain_pre_tokenizer(final, tmp_path):
+def test_digits_kept_together_need_the_plain_one(final, tmp_path):
     texts = ["in 1999 and 2000 and 2026 there were 365 days"] * 50
-    tokenizer = train_bpe(texts, TokenizerRecipe(vocab_size=280, split_digits=False))
-    folder = tmp_path / "model"
-    save_tokenizer(tokenizer, folder, 64)
-    model, _ = load(final)
-    small = AutoModelForCausalLM.from_config(
-        type(model.config)(**model.config.to_dict() | {"vocab_size": 290})
-    )
-    small.save_pretrained(folder)
-    assert read_vocabulary(folder, AutoTokenizer.from_pretrained(folder), 290).pre_tokenizer == "gpt-2"
-    exported, _ = export(Export(str(folder), "gguf", ("f32",), tmp_path / "out"))
-    (file,) = exported.glob("*.gguf")
-    (ids,) = ask(file, Questions(texts=["2026"], context=64)).tokens
-    assert len(ids) < 4
+    recipe = TokenizerRecipe(vocab_size=280, split_digits=False)
+    chosen, alike = cut_alike(final, tmp_path / "model", texts, recipe, tmp_path)
+    assert chosen == "gpt-2"
+    assert alike["gpt-2"] == 1299 > alike["smollm"]
+
+
+def test_texts_that_llama_cpp_cuts_otherwise_stop_the_export(final, tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf_checks, "ask", lambda *_: Answers(tokens=[[5]] * 1299))
+    with pytest.raises(AntError, match=r"llama\.cpp cuts 1299 of 1299 texts otherwise with run-F32\.gguf"):
+        export(Export(str(final), "gguf", ("f32",), tmp_path / "wrong"))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -269,7 +281,7 @@ def test_without_llama_cpp_it_says_what_was_left_out(final, tmp_path, monkeypatc
 
 
 def test_no_model_and_a_folder_of_other_things_are_refused(final, tmp_path):
-    with pytest.raises(AntError, match="it has no config.json"):
+    with pytest.raises(AntError, match="it has no config"):
         export(Export(str(final.parent), "gguf"))
     (tmp_path / "letter.txt").write_text("mine")
     with pytest.raises(AntError, match="holds no export"):
@@ -352,3 +364,40 @@ def test_onnx_gives_equal_logits_and_outputs_through_its_cache(final, tmp_path):
     # transformers loads its own export back, tokenizer and all.
     assert AutoTokenizer.from_pretrained(folder)("In 1999")["input_ids"]
     assert json.loads((folder / "export.json").read_text())["export_format"] == "onnx"
+
+
+def test_the_card_lists_the_files_with_what_was_verified(released, exported):
+    folder = released / "release"
+    files = inventory(folder, without=("README.md", "release.json"))
+    inputs = read_inputs(folder, REPO, "apache-2.0", files)
+    assert "GGUF" not in render_card(inputs)
+    record = exported[1]
+    card = render_card(dataclasses.replace(inputs, exported=record))
+    (table,) = [table for table in read_tables(card) if table[0][0] == "GGUF file"]
+    rows = {row[0]: row[1:] for row in table[1:]}
+    run = record["files"]["Ant-10M-Q8_0.gguf"]["verified"]["llama_cpp"]
+    size, _, texts, prompts, nats = rows["Ant-10M-Q8_0.gguf"]
+    assert size == f"{record['files']['Ant-10M-Q8_0.gguf']['bytes']:,}"
+    assert (texts, prompts) == ("1,299 of 1,299", f"{run['prompts_with_equal_output']} of 20")
+    assert nats == f"{run['nats_per_token']:.4f} ({run['nats_per_token_difference']:+.4f})"
+    assert "- gguf\n" in card
+
+
+def test_only_verified_files_of_the_same_weights_are_published(
+    final, exported, released, tmp_path, monkeypatch
+):
+    with pytest.raises(AntError, match="was made of another model"):
+        copy_gguf(exported[0], released / "release")
+    target = tmp_path / "release"
+    shutil.copytree(final, target)
+    copy_gguf(exported[0], target)
+    assert not file_problems(target, "GODELEV")
+    changed = tmp_path / "gguf"
+    shutil.copytree(exported[0], changed)
+    (changed / "Modelfile").write_text("FROM elsewhere\n")
+    with pytest.raises(AntError, match="Modelfile was changed after it was verified"):
+        copy_gguf(changed, target)
+    monkeypatch.setattr(exporting, "is_installed", lambda: False)
+    half, _ = export(Export(str(final), "gguf", ("f32",), tmp_path / "half"))
+    with pytest.raises(AntError, match=r"only after llama\.cpp has verified them; saw .llama\.cpp: not run"):
+        copy_gguf(half, target)
