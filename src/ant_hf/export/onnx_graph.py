@@ -50,7 +50,7 @@ def write_onnx(folder: Path, model: PreTrainedModel) -> None:
             parts = decompose(model, {"input_ids": ids, "attention_mask": mask}, multi_token_decode=True)
             graph, inputs = parts["decode"]
             shapes = {name: free for name, free in all_free(inputs).items() if free is not None}
-            # Free heads and widths as well would triple the time of the export.
+            # Heads and their width are the model's own.
             shapes["past_key_values"] = [{0: free[0], 2: free[2]} for free in shapes["past_key_values"]]
             exported = exporter().export(graph, inputs, configuration(dynamic=True, dynamic_shapes=shapes))
             exported.generation_config = model.generation_config
@@ -109,10 +109,9 @@ class OnnxModel:
         self._outputs = [value.name for value in self._session.get_outputs()]
 
     def empty_cache(self, batch: int) -> dict[str, NDArray[Any]]:
-        heads_and_width = {name: (int(shape[1]), int(shape[3])) for name, shape in self._cache.items()}
         return {
-            name: np.zeros((batch, heads, 0, width), dtype=np.float32)
-            for name, (heads, width) in heads_and_width.items()
+            name: np.zeros((batch, shape[1], 0, shape[3]), dtype=np.float32)
+            for name, shape in self._cache.items()
         }
 
     def __call__(

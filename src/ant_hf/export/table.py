@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-_COLUMNS = ("bytes", "logits", "tokens", "greedy", "nats", "tokens/s")
+_COLUMNS = ("MB", "logits", "texts", "greedy", "nats", "tokens/s")
 
 
 def verified_table(record: dict[str, Any]) -> Table:
@@ -14,7 +14,7 @@ def verified_table(record: dict[str, Any]) -> Table:
     table = Table(
         title=f"{record['name']}: verified against Transformers in float32",
         title_justify="left",
-        caption="logits: largest difference; tokens: texts cut alike; greedy: prompts continued alike; "
+        caption="logits: largest difference; texts: cut into the same tokens; greedy: prompts continued alike; "
         "nats: difference of a token's mean likelihood in llama.cpp; tokens/s: one greedy output there",
         caption_justify="left",
     )
@@ -25,7 +25,7 @@ def verified_table(record: dict[str, Any]) -> Table:
         if "verified" in values:
             # An ONNX graph keeps its weights in a file beside it.
             size = sum(other["bytes"] for path, other in record["files"].items() if path.startswith(name))
-            table.add_row(name, f"{size:,}", *_cells(values["verified"]))
+            table.add_row(name, f"{size / 1e6:.1f}", *_cells(values["verified"]))
     return table
 
 
@@ -37,7 +37,7 @@ def _cells(verified: dict[str, Any]) -> list[str]:
         return [difference, *["not run"] * 4]
     return [
         difference,
-        f"{run['texts_with_equal_tokens']:,}/{run['texts']:,}",
+        f"{run['texts_with_equal_tokens']:,}",
         _outputs(run),
         f"{run['nats_per_token_difference']:+.4f}",
         f"{run['tokens_per_second']:,.0f}",
