@@ -14,8 +14,8 @@ def verified_table(record: dict[str, Any]) -> Table:
     table = Table(
         title=f"{record['name']}: verified against Transformers in float32",
         title_justify="left",
-        caption="logits: largest difference; texts: cut into the same tokens; greedy: prompts continued alike; "
-        "nats: difference of a token's mean likelihood in llama.cpp; tokens/s: one greedy output there",
+        caption="logits: largest difference; texts: cut into the same tokens; greedy: prompts continued "
+        "alike; nats: difference of a token's mean likelihood in llama.cpp; tokens/s: one output there",
         caption_justify="left",
     )
     table.add_column("file", no_wrap=True)
