@@ -40,7 +40,7 @@ def test_flags_of_pretrain_are_few_and_frozen():
 def test_every_command_explains_itself():
     text = call("ant-hf", "--help").stdout
     names = ("tokenizer", "pack", "params", "generate", "perplexity", "evaluate", "plots")
-    for name in (*names, "audit", "card", "verify", "publish", "inspect"):
+    for name in (*names, "audit", "card", "verify", "publish", "inspect", "export"):
         assert name in text
         result = call("ant-hf", name, "--help")
         assert result.returncode == 0

@@ -25,13 +25,16 @@ ORDER = [
     "card.markdown", "card.inputs", "card.benchmarks", "card.takeaways", "card.energy", "card.metadata",
     "card.facts", "card.rendering", "card.reading",
     "release.texts", "release.loading", "release.scoring", "release.loops",
-    "release.gate", "release.held_out", "release.assembling", "release.verifying",
-    "hub.preflight", "hub.publishing", "hub.fetching",
+    "release.gate", "release.held_out", "release.exports", "release.assembling", "release.verifying",
     "inspection.vocabulary", "inspection.colours", "inspection.fragments", "inspection.weights",
     "inspection.heads", "inspection.embeddings", "inspection.activations", "inspection.texts",
     "inspection.examination", "inspection.findings", "inspection.figures", "inspection.record",
     "inspection.report", "inspection.terminal", "inspection.comparison",
-    "release_commands", "inspection_commands", "cli",
+    "export.texts", "export.gguf_vocabulary", "export.gguf_tensors", "export.gguf_file", "export.ollama",
+    "export.llama_cpp", "export.greedy", "export.gguf_checks", "export.onnx_graph", "export.exporting",
+    "export.table",
+    "hub.preflight", "hub.publishing", "hub.fetching",
+    "release_commands", "inspection_commands", "export_commands", "cli",
 ]  # fmt: skip
 
 

@@ -37,7 +37,7 @@ def export_final(model: PreTrainedModel, tokenizer_dir: Path, folder: Path) -> d
             eos_token_id=model.config.eos_token_id,
             pad_token_id=model.config.pad_token_id,
         )
-        with _quiet_transformers():
+        with quiet_transformers():
             model.save_pretrained(partial)
         _make_config_portable(partial / "config.json")
         for name in TOKENIZER_FILES:
@@ -55,7 +55,7 @@ def _make_config_portable(path: Path) -> None:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No bars for files of 40 MB, and no printed key report where the keys are checked anyway."""
     verbosity = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
@@ -112,7 +112,7 @@ def load_final(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[
 
 def _load(folder: str | Path, dtype: torch.dtype) -> tuple[Any, Any]:
     """Model with its loading info, and tokenizer; nothing in the folder is executed."""
-    with _quiet_transformers():
+    with quiet_transformers():
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, output_loading_info=True, use_safetensors=True, trust_remote_code=False

@@ -119,6 +119,9 @@ def publish(
         bool, typer.Option("--prune", help="Remove files from the repository that the release does not have.")
     ] = False,
     tokens: Tokens = None,
+    with_gguf: Annotated[
+        bool, typer.Option("--with-gguf", help="Export to GGUF too (F32, F16, Q8_0) and publish the files.")
+    ] = False,
     attempts: Attempts = 5,
     timeout: Timeout = 60.0,
 ) -> None:
@@ -136,6 +139,11 @@ def publish(
         raise AntError("--yes and --dry-run were both given", hint="Leave one out")
     # A missing token should not cost the minute that the gate takes.
     client = HubClient(attempts=attempts, timeout=timeout)
-    folder, _ = make_release(model, repo, license_id, tokens)
+    gguf = None
+    if with_gguf:
+        from ant_hf.export.exporting import Export, export
+
+        gguf, _ = export(Export(str(model), "gguf", repository=repo, license=license_id))
+    folder, _ = make_release(model, repo, license_id, tokens, gguf)
     gate_report(folder)
     publish_release(client, folder, repo, private, tag, prune, yes)

@@ -241,6 +241,24 @@ def files_table(inputs: CardInputs) -> Safe:
     return table(["file", "bytes", "sha256, first 16 digits"], rows)
 
 
+def exported_table(inputs: CardInputs) -> Safe:
+    """The GGUF files with what their verification saw; empty without any."""
+    rows = []
+    for name, values in (inputs.exported or {"files": {}})["files"].items():
+        if "verified" in values:
+            run, read = values["verified"]["llama_cpp"], values["verified"]["transformers"]
+            rows.append([
+                code(name),
+                f"{values['bytes']:,}",
+                f"{read['largest_logit_difference']:.1e}",
+                f"{run['texts_with_equal_tokens']:,} of {run['texts']:,}",
+                f"{run['prompts_with_equal_output']} of {run['prompts']}",
+                f"{run['nats_per_token']:.4f} ({run['nats_per_token_difference']:+.4f})",
+            ])  # fmt: skip
+    header = ["GGUF file", "bytes", "largest logit difference", "same tokens", "same greedy output"]
+    return table([*header, "nats a token in llama.cpp (difference)"], rows)
+
+
 def data_source(inputs: CardInputs) -> tuple[str, str]:
     """What the training text is, and its licence."""
     corpus = inputs.recipe["corpus"]

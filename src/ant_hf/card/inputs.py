@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ant_hf.artefacts import read_json
+from ant_hf.artefacts import read_json, read_sealed
 from ant_hf.errors import AntError
 from ant_hf.metrics import read_metrics
 
@@ -16,6 +16,8 @@ RUN, RESULTS, GATE, FRAGMENTATION, METRICS, MANIFEST = (
 RELEASE = "release.json"
 CARD = "README.md"
 WEIGHTS = "model.safetensors"
+# Of the GGUF files, where a release has some.
+VERIFIED = "verified.json"
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class CardInputs:
     metrics: list[dict[str, Any]]
     files: dict[str, dict[str, Any]]
     """Size in bytes and sha256 by file name."""
+    exported: dict[str, Any] | None = None
+    """The record of the GGUF files' verification."""
 
     @property
     def name(self) -> str:
@@ -73,4 +77,7 @@ def read_inputs(
                 expected=weights[:12],
                 hint="Measure this model: ant-hf evaluate MODEL_FOLDER" if what == RESULTS else None,
             )
-    return CardInputs(repository, license_id, run, results, gate, report, manifest, metrics, files)
+    exported = None
+    if VERIFIED in files:
+        exported = read_sealed(folder / VERIFIED, "record of the export", "Export anew: ant-hf export")
+    return CardInputs(repository, license_id, run, results, gate, report, manifest, metrics, files, exported)

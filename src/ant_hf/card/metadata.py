@@ -17,6 +17,7 @@ KEYS = {
     "language", "license", "license_name", "library_name", "pipeline_tag", "tags", "datasets", "metrics",
     "co2_eq_emissions", "model-index",
 }  # fmt: skip
+_TAGS = ["llama", "small-language-model", "trained-from-scratch", "ant-hf"]
 _DATASET_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 _LICENSE_ID = re.compile(r"^[a-z0-9][a-z0-9.+-]*$")
 # Where the Hub keeps each set: dataset, configuration, split.
@@ -58,7 +59,7 @@ def card_data(
         license_name="see-card" if inputs.license == "other" else None,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["llama", "small-language-model", "trained-from-scratch", "ant-hf"],
+        tags=[*_TAGS, "gguf"] if inputs.exported else _TAGS,
         datasets=[dataset] if dataset and _DATASET_ID.match(dataset) else None,
         metrics=["accuracy", "perplexity"] if results else None,
         eval_results=results or None,

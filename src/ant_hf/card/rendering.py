@@ -16,6 +16,7 @@ from ant_hf.card.facts import (
     benchmark_table,
     data_source,
     dynamics_table,
+    exported_table,
     files_table,
     gate_table,
     hardware,
@@ -116,6 +117,7 @@ def _context(inputs: CardInputs) -> dict[str, Any]:
         "manifest": inputs.manifest,
         "gate": inputs.gate,
         "license": inputs.license,
+        "exported": inputs.exported,
         "hardware": hardware(run["environment"]),
         "data": data,
         "data_license": data_license,
@@ -136,6 +138,7 @@ def _context(inputs: CardInputs) -> dict[str, Any]:
             "published_wikitext": _published_wikitext(published),
             "gate": gate_table(inputs),
             "files": files_table(inputs),
+            "exported": exported_table(inputs),
             "versions": table(["package", "version"], sorted(run["environment"]["packages"].items())),
         },
     }

@@ -32,6 +32,7 @@ from ant_hf.card.inputs import (
     RELEASE,
     RESULTS,
     RUN,
+    VERIFIED,
     read_inputs,
 )
 from ant_hf.card.reading import card_claims
@@ -40,6 +41,7 @@ from ant_hf.errors import AntError, missing_file
 from ant_hf.metrics import read_metrics
 from ant_hf.plots import plot_benchmarks, plot_fragmentation, plot_run
 from ant_hf.release.checks import PASSED, Check, from_json
+from ant_hf.release.exports import copy_gguf
 from ant_hf.release.files import check_files, inventory, without_paths
 from ant_hf.release.held_out import expected_scores, write_held_out
 from ant_hf.report import say
@@ -113,9 +115,12 @@ def check_repository(repository: str) -> str:
 
 
 def make_release(
-    final: Path, repository: str, license_id: str, tokens: Path | None = None
+    final: Path, repository: str, license_id: str, tokens: Path | None = None, gguf: Path | None = None
 ) -> tuple[Path, bool]:
     """Write `release/` beside a run's `final/`, whole or not at all.
+
+    Args:
+        gguf: a verified GGUF export of the same weights, which becomes part of the release.
 
     Returns:
         The folder, and whether it was there already, made of the same files by the same version.
@@ -126,11 +131,13 @@ def make_release(
     """
     check_repository(repository)
     sources = Sources.of(final, tokens)
-    target, made_of = sources.run_dir / "release", _made_of(sources, repository, license_id)
+    target, made_of = sources.run_dir / "release", _made_of(sources, repository, license_id, gguf)
     if _is_whole(target, made_of):
         return target, True
     with whole_folder(target) as folder:
         _copy(sources, folder)
+        if gguf:
+            copy_gguf(gguf, folder)
         checked = _gate_made_of(folder)
         report = _earlier_gate(target, checked)
         if report is None:
@@ -144,7 +151,7 @@ def make_release(
     return target, False
 
 
-def _made_of(sources: Sources, repository: str, license_id: str) -> str:
+def _made_of(sources: Sources, repository: str, license_id: str, gguf: Path | None) -> str:
     """Fingerprint of everything a release follows from."""
     paths = [
         *sorted(path for path in sources.final.iterdir() if path.is_file()),
@@ -152,6 +159,7 @@ def _made_of(sources: Sources, repository: str, license_id: str) -> str:
         sources.run_dir / METRICS,
         shipped_file(TEMPLATE),
         shipped_file("published.yaml"),
+        *([gguf / VERIFIED] if gguf else []),
     ]
     hashes = {path.name: file_sha256(path) for path in paths if path.is_file()}
     return fingerprint([hashes, sources.run["sha256"], repository, license_id, source_commit()])

@@ -164,7 +164,10 @@ def check_files(folder: Path, owner: str = "") -> Check:
     problems = file_problems(folder, owner)
     names = [path for path in folder.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in names)
-    seen = f"{len(names)} files, {size:,} bytes; safetensors only, no code, no paths, no tokens"
+    weights = (
+        "safetensors and GGUF only" if any(path.suffix == ".gguf" for path in names) else "safetensors only"
+    )
+    seen = f"{len(names)} files, {size:,} bytes; {weights}, no code, no paths, no tokens"
     return Check(
         "files", not problems, "; ".join(problems) if problems else seen, {"files": len(names), "bytes": size}
     )

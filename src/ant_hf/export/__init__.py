@@ -1,0 +1,1 @@
+"""A trained model in the formats of other programs: GGUF and ONNX, verified before it gets its name."""

@@ -1,0 +1,175 @@
+"""llama.cpp itself, as the wheel `xllamacpp` carries it, in a process of its own, which it may end.
+
+`python -m ant_hf.export.llama_cpp JOB.json` loads the GGUF file that the job names, answers the job's
+questions and writes them to the job's report. The server inside the wheel is asked over loopback, as
+llama-server would be.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import secrets
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ant_hf.artefacts import read_json, write_json
+from ant_hf.errors import AntError
+
+_SECONDS_A_REQUEST = 300
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What to ask llama.cpp about a file."""
+
+    texts: Sequence[str] = ()
+    """To be cut into tokens."""
+    prompts: Sequence[str] = ()
+    """To be continued greedily."""
+    scored: Sequence[Sequence[int]] = ()
+    """Token ids, of which every one after the first is scored."""
+    speed_batches: Sequence[int] = ()
+    """How many continuations at once to time."""
+    new_tokens: int = 32
+    context: int = 256
+    """Tokens of each continuation with its prompt."""
+    threads: int = 1
+    vocab_size: int = 0
+    repeats: int = 1
+    """Timed repeats of each batch."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What llama.cpp said."""
+
+    tokens: list[list[int]] = field(default_factory=list)
+    greedy: list[list[int]] = field(default_factory=list)
+    log_likelihoods: list[list[float]] = field(default_factory=list)
+    """Nats of each scored token given those before it."""
+    tokens_per_second: dict[str, list[float]] = field(default_factory=dict)
+    """New tokens a second of wall time by batch size, one figure a repeat."""
+
+
+def is_installed() -> bool:
+    return importlib.util.find_spec("xllamacpp") is not None
+
+
+def ask(file: Path, questions: Questions) -> Answers:
+    """Load a GGUF file in a fresh process and answer.
+
+    Raises:
+        AntError: llama.cpp does not load the file, or failed on a question; with its last words.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        job, report = Path(scratch, "job.json"), Path(scratch, "report.json")
+        write_json(job, {**vars(questions), "file": str(file.resolve()), "report": str(report)})
+        result = subprocess.run(  # noqa: S603 (our own module)
+            [sys.executable, "-m", "ant_hf.export.llama_cpp", str(job)],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+        if result.returncode or not report.is_file():
+            lines = [line for line in result.stderr.splitlines() if line.strip()]
+            said = [line for line in lines if " E " in line or "rror" in line] or lines
+            raise AntError(f"llama.cpp failed on {file.name}", seen=" ".join(said[-3:])[-500:])
+        return Answers(**read_json(report, "llama.cpp's answers", ""))
+
+
+def main(job_file: str) -> None:
+    """Answer one job."""
+    job = read_json(Path(job_file), "job of llama.cpp", "It is written by ant-hf itself.")
+    batches = job["speed_batches"]
+    server = _Server(job["file"], job["context"], max([1, *batches]), job["threads"])
+    answers = Answers(
+        tokens=[server.tokenize(text) for text in job["texts"]],
+        greedy=[server.greedy(prompt, job["new_tokens"]) for prompt in job["prompts"]],
+        log_likelihoods=[server.score(ids, job["vocab_size"]) for ids in job["scored"]],
+        tokens_per_second={
+            str(size): server.speed(size, job["new_tokens"], job["repeats"]) for size in batches
+        },
+    )
+    write_json(Path(job["report"]), vars(answers))
+
+
+class _Server:
+    """llama-server inside this process, behind a key that only we know."""
+
+    def __init__(self, file: str, context: int, parallel: int, threads: int) -> None:
+        import xllamacpp
+
+        parameters = xllamacpp.CommonParams()
+        parameters.model.path = file
+        parameters.n_ctx, parameters.n_parallel = context * parallel, parallel
+        parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
+        # The default cache is F16, which would be measured instead of the file.
+        parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        parameters.warmup = False
+        parameters.ui = False
+        self._key = secrets.token_hex(16)
+        parameters.api_keys = [self._key]
+        self._server = xllamacpp.Server(parameters)
+        # No proxy stands between two ends of one machine.
+        self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+
+    def _ask(self, path: str, question: dict[str, Any]) -> Any:
+        request = urllib.request.Request(  # noqa: S310 (http on loopback)
+            self._server.listening_address + path,
+            json.dumps(question).encode(),
+            {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"},
+        )
+        with self._open(request, timeout=_SECONDS_A_REQUEST) as response:
+            return json.loads(response.read())
+
+    def tokenize(self, text: str) -> list[int]:
+        return list(
+            self._ask("/tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"]
+        )
+
+    def greedy(self, prompt: str, new_tokens: int) -> list[int]:
+        question = {"prompt": prompt, "n_predict": new_tokens, "temperature": 0, "return_tokens": True}
+        return list(self._ask("/completion", question)["tokens"])
+
+    def score(self, ids: list[int], vocab_size: int) -> list[float]:
+        """Every next token's log-likelihood, a request each: the server gives none of a prompt's own."""
+        # A sampled piece of a character would be held back with its probabilities, which are those before
+        # the bias: so a whole letter is sampled.
+        letter = self.tokenize("a")[-1]
+        question = {"n_predict": 1, "temperature": 0, "n_probs": vocab_size, "logit_bias": [[letter, 1000]]}
+        found = []
+        for length in range(1, len(ids)):
+            answer = self._ask("/completion", {**question, "prompt": ids[:length]})
+            entries = answer["completion_probabilities"][0]["top_logprobs"]
+            found.append(next(entry["logprob"] for entry in entries if entry["id"] == ids[length]))
+        return found
+
+    def speed(self, size: int, new_tokens: int, repeats: int) -> list[float]:
+        """Tokens a second of `size` greedy continuations at once, after one that is not counted."""
+        import time
+        from concurrent.futures import ThreadPoolExecutor
+
+        def one(index: int) -> None:
+            prompt = [2 + (7 * index + place) % 200 for place in range(8)]
+            question = {"prompt": prompt, "n_predict": new_tokens, "temperature": 0, "ignore_eos": True}
+            self._ask("/completion", question | {"cache_prompt": False})
+
+        figures = []
+        with ThreadPoolExecutor(size) as pool:
+            for _ in range(1 + repeats):
+                started = time.perf_counter()
+                list(pool.map(one, range(size)))
+                figures.append(size * new_tokens / (time.perf_counter() - started))
+        return figures[1:]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

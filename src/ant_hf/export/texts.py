@@ -1,0 +1,91 @@
+"""Texts that an exported tokenizer must cut as the original does: the same ones every time, made by rule.
+
+Nothing is read or downloaded: words of each kind below are strung together by a seeded generator. Code
+points are written as escapes where an editor would hide or change them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+from ant_hf.evaluation.degeneration import prompts
+from ant_hf.release.texts import ENGLISH, ROUND_TRIP
+
+TEXTS_PER_KIND = 90
+_SEED = 7
+_DIGITS = (
+    "0", "7", "42", "007", "1234567890", " 3", "  15", "1,234,567.89", "-0.5", "3e-4", "0x1F", "1/2",
+    "2026-11-22", "12:30", "v2.0.1", "x9y8", "\u0663\u0664\u0665", "\u096a\u0968", "\u2460", "\u00bd",
+    "\u2163", "\uff11\uff12", "H\u2082O", "10\u00b2", "\n5", "\t6 ", "1st", "2nd", "50%", "$9", "#1",
+)  # fmt: skip
+_EMOJI = (
+    "\U0001f600", "\U0001f469\u200d\U0001f680", "\u2764\ufe0f", "\U0001f1fa\U0001f1f3",
+    "\U0001f44d\U0001f3fd", " \U0001f525\U0001f525", "1\ufe0f\u20e3", "\u2603", "ok\U0001f44c",
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467",
+)  # fmt: skip
+_CODE = (
+    "def f(x):\n    return x ** 2\n", "for (int i = 0; i < n; ++i) {\n\tsum += a[i];\n}\n", "if x!=y:",
+    "# comment\n", "return {'key': [1, None]}", "<div class=\"a b\">&nbsp;</div>",
+    "SELECT * FROM t WHERE id=5;", "a->b::c<T>", "\\n\\t\\\\", "/* ... */",
+    "https://example.org/a?b=c&d=%20", "~/.config", "import os, sys\r\n", "fn main() {}", "```python\n",
+    "__init__", "camelCaseName", "snake_case_name", "CONST_1", "$(echo \"$HOME\")", "1 << 31",
+)  # fmt: skip
+_WHITESPACE = (
+    " ", "  ", "   ", "        ", "\n", "\n\n", "\n\n\n", "\r\n", "\r", "\t", "\t\t", " \n", "\n ", "  \n  ",
+    "\u00a0", "\u2003", "\u3000", "\u2028", "\u0085", "\u200b", "\v", "\f", "\ufeff", "\x1c", "word", "a",
+    ".", "7",
+)  # fmt: skip
+_SCRIPTS = (
+    "\u4f60\u597d\u3001\u4e16\u754c", "\u3053\u3093\u306b\u3061\u306f", "\u30ab\u30bf\u30ab\u30ca",
+    "\uc548\ub155", "\u041f\u0440\u0438\u0432\u0435\u0442", "\u03ba\u03b1\u03bb\u03b7",
+    "\u05e9\u05dc\u05d5\u05dd", "\u0645\u0631\u062d\u0628\u0627", "\u0928\u092e\u0938\u094d\u0924\u0947",
+    "\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35", "\u10d2\u10d0\u10db\u10d0\u10e0\u10ef\u10dd\u10d1\u10d0",
+    "Stra\u00dfe", "na\u00efve", "\u0130stanbul", " ", "\u3002", "\uff01", "3", "\U00020000", "\U0001d49c",
+)  # fmt: skip
+_MARKS = (
+    "e\u0301", "n\u0303", "A\u030a", "\u0301", "q\u0307\u0323", "\u0b95\u0bcd\u0bb7", "\u1100\u1161\u11a8",
+    "a\u20dd", "\u064e", "z\u0351\u036b\u0343", "\u200d", "\u200c", "x", " ", "1\u0302", "\ufb01", "\u00e9",
+    "\u0344",
+)  # fmt: skip
+_CONTRACTIONS = (
+    "it's", "I'm", "we'll", "they've", "you're", "he'd", "don't", "IT'S", "WE'LL", "o'clock", "'tis",
+    "rock 'n' roll", "y'all'd've", "''", "'s", " 's", "'S", "the dogs'", "it\u2019s", "don\u2019t", "'",
+    "\"'re\"", "l'eau", "'m'",
+)  # fmt: skip
+_ODD = (
+    "\ufffd", "\x00", "\x01", "\x7f", "\u00ad", "\u202e", "\u2066", "\ufff9", "\ufffe", "\U0010ffff",
+    "\ue000", "\u0378", "\U000e0001", "\u180e", "\u00c3\u00a9", "\u00e2\u20ac\u2122", "a", " ", "\n",
+    "\\u0041", "%FF%FE", "&#0;",
+)  # fmt: skip
+_SPECIAL = (
+    "<|endoftext|>", "<|pad|>", "<|endoftext", "|>", "<|", "< |endoftext|>", "<|ENDOFTEXT|>", "<s>", "</s>",
+    "<unk>", "[INST]", "<0x0A>", "\u2581", "\u0120", "<|im_start|>", "word", " ", "\n", "3",
+)  # fmt: skip
+_WORDS = (
+    "the", "The", "river", "king", "small", "language", "model", "antidisestablishmentarianism", "Xyzzy",
+    "I", "a", ",", ".", ";", "?!", "...", "--", "(see", "above)", "\u201cquoted\u201d", "\u2014", "[1]",
+    "e.g.", "U.S.A.",
+)  # fmt: skip
+_KINDS = (
+    (_DIGITS, ""), (_DIGITS, " "), (_EMOJI, ""), (_CODE, ""), (_WHITESPACE, ""), (_SCRIPTS, ""), (_MARKS, ""),
+    (_CONTRACTIONS, " "), (_ODD, ""), (_SPECIAL, ""), (_WORDS, " "),
+)  # fmt: skip
+_EVERYTHING = tuple(dict.fromkeys(piece for pieces, _ in _KINDS for piece in pieces))
+
+
+def check_texts() -> list[str]:
+    """1,299 texts of every kind above, the same ones every time."""
+    return [*ROUND_TRIP, *ENGLISH, *prompts(), *_strung()]
+
+
+def _strung() -> Iterator[str]:
+    generator = random.Random(_SEED)
+    for pieces, separator in (*_KINDS, (_EVERYTHING, "")):
+        for _ in range(TEXTS_PER_KIND):
+            yield separator.join(generator.choices(pieces, k=generator.randint(1, 12)))
+
+
+def greedy_prompts() -> list[str]:
+    """Twenty prompts, two of each opening of the degeneration test."""
+    return prompts()[3::10][:20]

@@ -1,0 +1,403 @@
+"""Exports: what llama.cpp, transformers and ONNX Runtime make of the files, and what is refused."""
+
+import dataclasses
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from ant_hf.artefacts import read_sealed
+from ant_hf.card.inputs import read_inputs
+from ant_hf.card.markdown import read_tables
+from ant_hf.card.rendering import render_card
+from ant_hf.errors import AntError
+from ant_hf.export import exporting, gguf_checks, gguf_tensors
+from ant_hf.export.exporting import Export, export
+from ant_hf.export.gguf_checks import read_back, run_in_llama_cpp, scored_ids
+from ant_hf.export.gguf_file import Origin, write_gguf
+from ant_hf.export.gguf_vocabulary import read_vocabulary
+from ant_hf.export.llama_cpp import Answers, Questions, ask
+from ant_hf.export.texts import check_texts, greedy_prompts
+from ant_hf.recipe import TokenizerRecipe
+from ant_hf.release.exports import copy_gguf
+from ant_hf.release.files import file_problems, inventory
+from ant_hf.tokenizer import save_tokenizer, train_bpe
+
+REPO = "GODELEV/Ant-10M"
+
+
+@pytest.fixture(scope="module")
+def final(tiny_run, tmp_path_factory):
+    """A copy of the tiny model, so that exports land beside it."""
+    folder = tmp_path_factory.mktemp("export") / "run" / "final"
+    shutil.copytree(tiny_run / "final", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(final):
+    """Folder and record of two types, verified in both programs."""
+    return export(Export(str(final), "gguf", ("f32", "q8_0"), None, REPO, "apache-2.0"))
+
+
+def load(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(
+        folder
+    )
+
+
+def write(path, folder, kind="f32"):
+    model, tokenizer = load(folder)
+    vocabulary = read_vocabulary(folder, tokenizer, model.config.vocab_size)
+    write_gguf(path, model, vocabulary, kind, Origin("tiny"))
+    return model, tokenizer
+
+
+def test_the_check_texts_are_many_unusual_and_always_the_same():
+    texts = check_texts()
+    assert len(texts) >= 1000
+    assert texts == check_texts()
+    joined = "".join(texts)
+    for piece in (
+        "2026",
+        "\U0001f600",
+        "return",
+        "\n\n",
+        "   ",
+        "\u4e16",
+        "e\u0301",
+        "'ll",
+        "\ufffd",
+        "<|endoftext|>",
+    ):
+        assert piece in joined
+
+
+def test_types_are_verified_and_said_so(final, exported):
+    folder, record = exported
+    assert folder == final.parent / "gguf"
+    files = record["files"]
+    assert set(files) == {f"Ant-10M-{kind}.gguf" for kind in ("F32", "Q8_0")} | {"Modelfile"}
+    assert record == read_sealed(folder / "verified.json", "record", "")
+    assert record["left_out"] == []
+    for name in files.keys() - {"Modelfile"}:
+        run = files[name]["verified"]["llama_cpp"]
+        assert run["texts_with_equal_tokens"] == run["texts"] >= 1000
+        assert run["prompts"] == 20
+        assert abs(run["nats_per_token_difference"]) < 0.01
+    exact = files["Ant-10M-F32.gguf"]["verified"]
+    assert exact["transformers"]["largest_logit_difference"] == 0
+    assert exact["llama_cpp"]["prompts_with_equal_output"] == 20
+    assert files["Ant-10M-Q8_0.gguf"]["bytes"] < files["Ant-10M-F32.gguf"]["bytes"]
+    assert not list(final.parent.glob(".*"))
+
+
+def test_a_stranger_loads_the_file_with_equal_logits(final, exported):
+    folder, _ = exported
+    model, tokenizer = load(final)
+    ids = torch.tensor([tokenizer("In the beginning God created the heavens")["input_ids"]])
+    other = AutoModelForCausalLM.from_pretrained(folder, gguf_file="Ant-10M-F32.gguf", dtype=torch.float32)
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, other(ids).logits)
+    assert other.config.tie_word_embeddings
+
+
+def test_metadata_is_complete(final, exported):
+    gguf = pytest.importorskip("gguf")
+    reader = gguf.GGUFReader(exported[0] / "Ant-10M-Q8_0.gguf")
+    config = json.loads((final / "config.json").read_text())
+    expected = {
+        "general.architecture": "llama", "general.name": "Ant-10M", "general.license": "apache-2.0",
+        "general.source.repo_url": f"https://huggingface.co/{REPO}", "general.file_type": 7,
+        "llama.context_length": config["max_position_embeddings"], "llama.vocab_size": config["vocab_size"],
+        "llama.embedding_length": 32, "llama.block_count": 2, "llama.feed_forward_length": 64,
+        "llama.attention.head_count": 4, "llama.attention.head_count_kv": 2, "llama.rope.freq_base": 10000.0,
+        "llama.rope.dimension_count": 8, "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.bos_token_id": 0, "tokenizer.ggml.eos_token_id": 0,
+        "tokenizer.ggml.padding_token_id": 1,
+        "tokenizer.ggml.add_bos_token": False,
+    }  # fmt: skip
+    seen = {name: reader.get_field(name).contents() for name in expected}
+    assert seen == expected
+    assert reader.get_field("llama.attention.layer_norm_rms_epsilon").contents() == pytest.approx(
+        config["rms_norm_eps"]
+    )
+    types = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+    assert "output.weight" not in types
+    assert {kind for name, kind in types.items() if "norm" in name} == {"F32"}
+    assert {kind for name, kind in types.items() if "norm" not in name} == {"Q8_0"}
+
+
+def test_the_modelfile_has_the_cards_sampling(exported):
+    text = (exported[0] / "Modelfile").read_text()
+    assert text.startswith("FROM ./Ant-10M-Q8_0.gguf\n")
+    for line in ("temperature 0.7", "top_p 0.9", "repeat_penalty 1.5", "num_ctx 64"):
+        assert f"PARAMETER {line}\n" in text
+
+
+def test_the_same_export_again_is_reused_and_a_damaged_one_made_anew(final, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "is_installed", lambda: False)
+    job = Export(str(final), "gguf", ("f16",), tmp_path / "out", REPO)
+    first = export(job)
+    assert export(job) == first
+    file = first[0] / "Ant-10M-F16.gguf"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    assert export(job)[1]["made"] >= first[1]["made"]
+    assert file.read_bytes() == whole
+
+
+def test_greedy_outputs_are_those_of_generate(final, exported):
+    model, tokenizer = load(final)
+    prompts = greedy_prompts()
+    answers = ask(exported[0] / "Ant-10M-F32.gguf", Questions(prompts=prompts, new_tokens=16, context=64))
+    for prompt, theirs in zip(prompts, answers.greedy, strict=True):
+        inputs = tokenizer(prompt, return_tensors="pt")
+        length = inputs["input_ids"].shape[1]
+        ids = model.generate(**inputs, do_sample=False, max_new_tokens=16)[0, length:]
+        assert theirs == ids.tolist()
+
+
+def test_untied_models_keep_their_output_projection(final, tmp_path):
+    model, tokenizer = load(final)
+    config = model.config
+    config.tie_word_embeddings = False
+    torch.manual_seed(1)
+    untied = AutoModelForCausalLM.from_config(config)
+    untied.save_pretrained(tmp_path / "untied")
+    tokenizer.save_pretrained(tmp_path / "untied")
+    _, record = export(Export(str(tmp_path / "untied"), "gguf", ("f32",), tmp_path / "out"))
+    (verified,) = [values["verified"] for values in record["files"].values() if "verified" in values]
+    assert verified["transformers"]["largest_logit_difference"] == 0
+    assert verified["llama_cpp"]["prompts_with_equal_output"] == 20
+
+
+def test_halves_of_heads_left_as_they_are_do_not_pass(final, tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf_tensors, "interleave", lambda weight, heads: weight)
+    with pytest.raises(AntError, match=r"holds another model\.layers\.0\.self_attn\.[qk]_proj\.weight"):
+        export(Export(str(final), "gguf", ("f32",), tmp_path / "out"))
+    assert list(tmp_path.iterdir()) == []
+    # llama.cpp alone would have found it too: what it says of the texts and prompts is no longer the model's.
+    file = tmp_path / "wrong.gguf"
+    model, tokenizer = write(file, final)
+    # Eight steps of training leave attention nearly even, so it is sharpened here.
+    for layer in model.model.layers:
+        layer.self_attn.q_proj.weight.data *= 40
+    vocabulary = read_vocabulary(final, tokenizer, model.config.vocab_size)
+    write_gguf(file, model, vocabulary, "f32", Origin("tiny"))
+    with pytest.raises(AntError, match=r"llama\.cpp (with wrong\.gguf continues|finds plain English)"):
+        run_in_llama_cpp(file, model, model, tokenizer, "f32", 1)
+
+
+def cut_alike(final, folder, texts, recipe, tmp_path):
+    """How many check texts llama.cpp cuts as a tokenizer trained on these texts does, by pre-tokenizer."""
+    save_tokenizer(train_bpe(texts, recipe), folder, 64)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(final)
+    config.vocab_size = recipe.vocab_size + 7
+    model = AutoModelForCausalLM.from_config(config)
+    vocabulary = read_vocabulary(folder, tokenizer, config.vocab_size)
+    texts, alike = check_texts(), {}
+    for name in ("smollm", "gpt-2"):
+        file = tmp_path / f"{name}.gguf"
+        write_gguf(file, model, dataclasses.replace(vocabulary, pre_tokenizer=name), "f32", Origin("tiny"))
+        tokens = ask(file, Questions(texts=texts, context=64)).tokens
+        alike[name] = sum(tokenizer(t)["input_ids"] == ids for t, ids in zip(texts, tokens, strict=True))
+    return vocabulary.pre_tokenizer, alike
+
+
+def test_single_digits_need_a_pre_tokenizer_that_cuts_them_out(final, tmp_path):
+    """GPT-2's own leaves the last of several spaces to a digit after them."""
+    texts = ["x = 1\n    y = 2\n        z  =  3\n"] * 50 + ["the  river   and    king"] * 50
+    chosen, alike = cut_alike(final, tmp_path / "model", texts, TokenizerRecipe(vocab_size=280), tmp_path)
+    assert chosen == "smollm"
+    assert alike["smollm"] == 1299 > alike["gpt-2"]
+
+
+def test_digits_kept_together_need_the_plain_one(final, tmp_path):
+    texts = ["in 1999 and 2000 and 2026 there were 365 days"] * 50
+    recipe = TokenizerRecipe(vocab_size=280, split_digits=False)
+    chosen, alike = cut_alike(final, tmp_path / "model", texts, recipe, tmp_path)
+    assert chosen == "gpt-2"
+    assert alike["gpt-2"] == 1299 > alike["smollm"]
+
+
+def test_texts_that_llama_cpp_cuts_otherwise_stop_the_export(final, tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf_checks, "ask", lambda *_: Answers(tokens=[[5]] * 1299))
+    with pytest.raises(AntError, match=r"llama\.cpp cuts 1299 of 1299 texts otherwise with run-F32\.gguf"):
+        export(Export(str(final), "gguf", ("f32",), tmp_path / "wrong"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.update(normalizer={"type": "NFKC"}), "it normalizes texts"),
+        (lambda t: t.update(pre_tokenizer={"type": "Whitespace"}), "its pre-tokenizer is another one"),
+        (lambda t: t["model"].update(ignore_merges=True), "its BPE has options"),
+        (lambda t: t["added_tokens"][0].update(lstrip=True), "takes spaces around it"),
+    ],
+)
+def test_a_tokenizer_that_llama_cpp_lacks_is_refused(final, tmp_path, change, message):
+    folder = tmp_path / "model"
+    shutil.copytree(final, folder)
+    values = json.loads((folder / "tokenizer.json").read_text())
+    change(values)
+    (folder / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(AntError, match=f"{message}.*--to onnx"):
+        read_vocabulary(folder, AutoTokenizer.from_pretrained(final), 384)
+
+
+@pytest.mark.parametrize(
+    ("job", "message"),
+    [
+        (("gguf", ("q4_0",)), "unknown GGUF type; saw 'q4_0'; expected f32, f16, q8_0 or all"),
+        (("mlx", ()), "unknown format; saw 'mlx'; expected gguf or onnx"),
+        (("onnx", ("f16",)), "--type is for GGUF"),
+    ],
+)
+def test_unknown_formats_and_types_are_named(final, job, message):
+    with pytest.raises(AntError, match=message):
+        export(Export(str(final), *job))
+
+
+def test_a_missing_package_is_named_with_its_extra(final, monkeypatch):
+    monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(AntError, match=r"needs gguf\. pip install 'ant-hf\[gguf\]'"):
+        export(Export(str(final), "gguf"))
+
+
+def test_without_llama_cpp_it_says_what_was_left_out(final, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "is_installed", lambda: False)
+    _, record = export(Export(str(final), "gguf", ("f32",), tmp_path / "out"))
+    (line,) = record["left_out"]
+    assert "xllamacpp is not installed; pip install 'ant-hf[gguf]'" in line
+    (verified,) = [values["verified"] for values in record["files"].values() if "verified" in values]
+    assert verified["llama_cpp"] is None
+
+
+def test_no_model_and_a_folder_of_other_things_are_refused(final, tmp_path):
+    with pytest.raises(AntError, match="it has no config"):
+        export(Export(str(final.parent), "gguf"))
+    (tmp_path / "letter.txt").write_text("mine")
+    with pytest.raises(AntError, match="holds no export"):
+        export(Export(str(final), "gguf", output=tmp_path))
+    assert (tmp_path / "letter.txt").read_text() == "mine"
+
+
+def test_widths_that_fill_no_blocks_are_refused_for_q8_0(final, tmp_path):
+    model, tokenizer = load(final)
+    values = model.config.to_dict() | {"intermediate_size": 72}
+    AutoModelForCausalLM.from_config(type(model.config)(**values)).save_pretrained(tmp_path / "odd")
+    tokenizer.save_pretrained(tmp_path / "odd")
+    with pytest.raises(AntError, match=r"blocks of 32 numbers.*down_proj.*saw 72.*--type f32"):
+        export(Export(str(tmp_path / "odd"), "gguf", output=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_what_was_there(final, exported, tmp_path, monkeypatch):
+    target = tmp_path / "gguf"
+    shutil.copytree(exported[0], target)
+    before = {path.name: path.stat().st_mtime_ns for path in target.iterdir()}
+
+    def full(path, *arguments):
+        path.write_bytes(b"half")
+        raise OSError(28, os.strerror(28), str(path))
+
+    monkeypatch.setattr(exporting, "write_gguf", full)
+    with pytest.raises(AntError, match="no room for the export"):
+        export(Export(str(final), "gguf", ("f32",), target, REPO))
+    assert {path.name: path.stat().st_mtime_ns for path in target.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["gguf"]
+
+
+def test_a_file_that_llama_cpp_cannot_load_is_one_error(final, tmp_path):
+    file = tmp_path / "cut.gguf"
+    write(file, final)
+    file.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(AntError, match=r"llama\.cpp failed on cut\.gguf"):
+        ask(file, Questions(texts=["a"], context=64))
+
+
+def test_f16_and_q8_0_are_rounded_and_nothing_else(final, tmp_path):
+    for kind in ("f16", "q8_0"):
+        file = tmp_path / f"{kind}.gguf"
+        model, tokenizer = write(file, final, kind)
+        loaded, figures = read_back(file, model, tokenizer, kind)
+        assert 0 < figures["largest_logit_difference"] < figures["logits_standard_deviation"]
+        if kind == "f16":
+            for name, weight in loaded.state_dict().items():
+                expected = model.state_dict()[name]
+                assert torch.equal(weight, expected.half().float() if expected.ndim == 2 else expected)
+
+
+def test_scored_text_is_long_enough_to_say_something(final):
+    _, tokenizer = load(final)
+    assert sum(map(len, scored_ids(tokenizer, 64))) > 100
+
+
+def test_an_older_transformers_has_no_onnx_exporter(final, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "transformers.exporters.exporter_onnx", None)
+    with pytest.raises(AntError, match=r"saw 'transformers [\d.]+'; expected 5\.23 or newer"):
+        export(Export(str(final), "onnx", output=tmp_path / "out"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_onnx_gives_equal_logits_and_outputs_through_its_cache(final, tmp_path):
+    from ant_hf.export.onnx_graph import OnnxModel
+
+    folder, record = export(Export(str(final), "onnx", output=tmp_path / "onnx"))
+    verified = record["files"]["model.onnx"]["verified"]["onnxruntime"]
+    assert verified["largest_logit_difference"] < 1e-3
+    assert verified["prompts_with_equal_output"] == verified["prompts"] == 20
+    assert record == read_sealed(folder / "verified.json", "record", "")
+    model, _ = load(final)
+    ids = np.arange(20, dtype=np.int64).reshape(4, 5)
+    with torch.no_grad():
+        wanted = model(torch.from_numpy(ids)).logits.numpy()
+    assert np.abs(OnnxModel(folder, 1)(ids)[0] - wanted).max() < 1e-3
+    # transformers loads its own export back, tokenizer and all.
+    assert AutoTokenizer.from_pretrained(folder)("In 1999")["input_ids"]
+    assert json.loads((folder / "export.json").read_text())["export_format"] == "onnx"
+
+
+def test_the_card_lists_the_files_with_what_was_verified(released, exported):
+    folder = released / "release"
+    files = inventory(folder, without=("README.md", "release.json"))
+    inputs = read_inputs(folder, REPO, "apache-2.0", files)
+    assert "GGUF" not in render_card(inputs)
+    record = exported[1]
+    card = render_card(dataclasses.replace(inputs, exported=record))
+    (table,) = [table for table in read_tables(card) if table[0][0] == "GGUF file"]
+    rows = {row[0]: row[1:] for row in table[1:]}
+    run = record["files"]["Ant-10M-Q8_0.gguf"]["verified"]["llama_cpp"]
+    size, _, texts, prompts, nats = rows["Ant-10M-Q8_0.gguf"]
+    assert size == f"{record['files']['Ant-10M-Q8_0.gguf']['bytes']:,}"
+    assert (texts, prompts) == ("1,299 of 1,299", f"{run['prompts_with_equal_output']} of 20")
+    assert nats == f"{run['nats_per_token']:.4f} ({run['nats_per_token_difference']:+.4f})"
+    assert "- gguf\n" in card
+
+
+def test_only_verified_files_of_the_same_weights_are_published(
+    final, exported, released, tmp_path, monkeypatch
+):
+    with pytest.raises(AntError, match="was made of another model"):
+        copy_gguf(exported[0], released / "release")
+    target = tmp_path / "release"
+    shutil.copytree(final, target)
+    copy_gguf(exported[0], target)
+    assert not file_problems(target, "GODELEV")
+    changed = tmp_path / "gguf"
+    shutil.copytree(exported[0], changed)
+    (changed / "Modelfile").write_text("FROM elsewhere\n")
+    with pytest.raises(AntError, match="Modelfile was changed after it was verified"):
+        copy_gguf(changed, target)
+    monkeypatch.setattr(exporting, "is_installed", lambda: False)
+    half, _ = export(Export(str(final), "gguf", ("f32",), tmp_path / "half"))
+    with pytest.raises(AntError, match=r"only after llama\.cpp has verified them; saw .llama\.cpp: not run"):
+        copy_gguf(half, target)
