@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ant_hf import demo_commands, release_commands
 from ant_hf.errors import AntError, RunStopped
-from ant_hf.release_commands import add_to
 
 if TYPE_CHECKING:
     from ant_hf.recipe import Recipe
@@ -27,7 +27,8 @@ def _typer(help_text: str | None = None) -> typer.Typer:
 
 
 app = _typer("Train, check and publish tiny Llama language models with stock Transformers.")
-add_to(app)
+release_commands.add_to(app)
+demo_commands.add_to(app)
 pretrain_app = _typer()
 tokenizer_app = _typer()
 
