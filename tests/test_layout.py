@@ -27,7 +27,8 @@ ORDER = [
     "release.gate", "release.held_out", "release.assembling", "release.verifying",
     "hub.preflight", "hub.publishing", "hub.fetching",
     "inspection.vocabulary", "inspection.colours", "inspection.fragments",
-    "demo.sampling", "demo.fragments_view", "demo.page", "demo.look", "demo.serving",
+    "demo.sampling", "demo.fragments_view", "demo.page", "demo.look", "demo.launching",
+    "demo.serving", "demo.space",
     "release_commands", "demo_commands", "cli",
 ]  # fmt: skip
 

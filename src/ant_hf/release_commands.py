@@ -119,10 +119,15 @@ def publish(
         bool, typer.Option("--prune", help="Remove files from the repository that the release does not have.")
     ] = False,
     tokens: Tokens = None,
+    space: Annotated[
+        bool, typer.Option("--space", help="Then publish a Space of the same name in which to try the model.")
+    ] = False,
     attempts: Attempts = 5,
     timeout: Timeout = 60.0,
 ) -> None:
     """Gate, card, and one commit to the Hub, which is then read back and tagged.
+
+    With --space, a second commit makes the demo a Space (spaces/OWNER/NAME).
 
     Without --yes nothing is sent. Interrupted or failed, the same command continues.
     """
@@ -138,4 +143,12 @@ def publish(
     client = HubClient(attempts=attempts, timeout=timeout)
     folder, _ = make_release(model, repo, license_id, tokens)
     gate_report(folder)
+    space_folder = None
+    if space:
+        from ant_hf.demo.space import make_space
+
+        # Before the model is sent, so that a missing package stops both.
+        space_folder = make_space(folder.parent, repo, license_id)
     publish_release(client, folder, repo, private, tag, prune, yes)
+    if space_folder:
+        publish_release(client, space_folder, repo, private, None, prune, yes, kind="space")

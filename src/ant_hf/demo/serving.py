@@ -1,25 +1,17 @@
-"""Serve the page: on this computer alone, or where a Space puts it."""
+"""Serve the page on this computer alone, until Ctrl-C."""
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from collections.abc import Sequence
 from typing import Any
 
-# Read when Gradio is imported: nobody is told that this page was opened.
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-
-import gradio as gr
-import torch
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ant_hf.demo.look import launch_options
-from ant_hf.demo.page import build_page
+from ant_hf.demo.launching import launch, load_page
 from ant_hf.errors import AntError
-from ant_hf.evaluation.subject import load_subject
 from ant_hf.report import say
 
 HOST = "127.0.0.1"
@@ -61,10 +53,10 @@ def serve(models: Sequence[str], port: int | None = None, share: bool = False) -
     """
     if port is not None:
         _refuse_busy(port)
-    page = _load(models)
+    page = load_page(models)
     secured: dict[str, Any] = {"app_kwargs": {"middleware": [Middleware(OnlyFromHere)]}}
     try:
-        _launch(page, server_name=HOST, server_port=port, share=share, **({} if share else secured))
+        launch(page, server_name=HOST, server_port=port, share=share, **({} if share else secured))
     except OSError as error:
         raise AntError(f"the page cannot be served: {error}", hint="Try another --port.") from None
     say(f"demo        {page.local_url}  (Ctrl-C ends it)")
@@ -77,30 +69,6 @@ def serve(models: Sequence[str], port: int | None = None, share: bool = False) -
         say("demo        ended")
     finally:
         page.close(verbose=False)
-
-
-def serve_space(models: Sequence[str]) -> None:
-    """Serve the page in a Space, which says where by Gradio's environment variables."""
-    _launch(_load(models)).block_thread()
-
-
-def _load(models: Sequence[str]) -> gr.Blocks:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return build_page([load_subject(model, "float32", device) for model in models])
-
-
-def _launch(page: gr.Blocks, **where: Any) -> gr.Blocks:
-    page.launch(
-        **launch_options(),
-        **where,
-        prevent_thread_lock=True,
-        quiet=True,
-        footer_links=[],
-        run_history=False,
-        ssr_mode=False,
-        enable_monitoring=False,
-    )
-    return page
 
 
 def _refuse_busy(port: int) -> None:
