@@ -18,6 +18,8 @@ from ant_hf.inspection.fragments import Fragment, read_fragments
 from ant_hf.inspection.vocabulary import vocabulary
 
 EXAMPLE = "The basic principles of small language models require"
+# Seconds between two updates: more than people can see would only keep the browser busy.
+_PAUSE = 0.04
 # Generations that run at the same time; more wait for their turn.
 AT_ONCE = 4
 _RUNNING = '<p role="status" class="running">Generating ...</p>'
@@ -55,8 +57,9 @@ def build_page(subjects: Sequence[Subject]) -> gr.Blocks:
             trigger_mode="once",
             api_visibility="private",
         )
-        stop.click(
-            _stopped, status, status, cancels=started, show_progress="hidden", api_visibility="private"
+        # After the cancellation, lest a last update overtakes the word.
+        stop.click(None, cancels=started, api_visibility="private").then(
+            _stopped, status, status, show_progress="hidden", api_visibility="private"
         )
     return page
 
@@ -105,9 +108,12 @@ def _respond(subjects: Sequence[Subject], prompt: str, *values: Any) -> Iterator
         sampling = Sampling(*values)
         generations = [_start(subject, prompt, sampling, len(subjects) > 1) for subject in subjects]
         given = [read_fragments(subject.model, subject.tokenizer, prompt) for subject in subjects]
-        began = time.perf_counter()
+        began = shown = time.perf_counter()
         for _ in generate_together(generations):
-            seconds = time.perf_counter() - began
+            now = time.perf_counter()
+            if now - shown < _PAUSE and not all(generation.finished for generation in generations):
+                continue
+            shown, seconds = now, now - began
             panes = [
                 part
                 for subject, generation, fragments in zip(subjects, generations, given, strict=True)

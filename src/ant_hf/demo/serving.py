@@ -68,6 +68,8 @@ def serve(models: Sequence[str], port: int | None = None, share: bool = False) -
     except KeyboardInterrupt:
         say("demo        ended")
     finally:
+        # Open pages keep connections for ever.
+        page.server.force_exit = True
         page.close(verbose=False)
 
 
