@@ -1,6 +1,7 @@
 """What the demo's page is made of: seeds of one's own, the library's sampling, text that is never markup."""
 
 import html
+import importlib.util
 import re
 import threading
 
@@ -11,8 +12,15 @@ from transformers import LogitsProcessorList
 from ant_hf.checkpoints import CARD_SAMPLING, encode_prompt, load_final
 from ant_hf.demo.fragments_view import describe, fragments_html, output_html, safe
 from ant_hf.demo.sampling import Draw, Generation, Sampling, generate_together, processors
+from ant_hf.demo_commands import demo
 from ant_hf.errors import AntError
 from ant_hf.inspection.fragments import Fragment
+
+
+def test_a_missing_extra_is_one_line(monkeypatch, tiny_run):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(AntError, match=re.escape("pip install 'ant-hf[demo]'")):
+        demo(str(tiny_run / "final"))
 
 
 @pytest.fixture(scope="module")

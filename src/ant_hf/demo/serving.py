@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import time
 from collections.abc import Sequence
@@ -68,7 +69,8 @@ def serve(models: Sequence[str], port: int | None = None, share: bool = False) -
     except KeyboardInterrupt:
         say("demo        ended")
     finally:
-        # Open pages keep connections for ever.
+        # Open pages keep connections for ever; that they are cut is no error to report.
+        logging.getLogger("uvicorn.error").disabled = True
         page.server.force_exit = True
         page.close(verbose=False)
 
