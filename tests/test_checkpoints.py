@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from ant_hf.checkpoints import generate_sample, load_final
+from ant_hf.checkpoints import encode_prompt, generate_sample, load_final
 from ant_hf.errors import AntError
 
 
@@ -70,11 +70,26 @@ def test_sampling_is_repeatable_and_continues_the_prompt(tiny_run):
     assert first.startswith("In the")
 
 
-@pytest.mark.parametrize("prompt", ["", "and so on " * 40])
-def test_prompts_without_room_are_refused(tiny_run, prompt):
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("", "the prompt is empty"),
+        ("and so on " * 40, r"has 1\d\d tokens and the model takes at most 63"),
+        ("\udc80", "no valid Unicode"),
+    ],
+    ids=["empty", "long", "surrogate"],
+)
+def test_prompts_without_room_are_refused(tiny_run, prompt, message):
     model, tokenizer = load_final(tiny_run / "final")
-    with pytest.raises(AntError, match="expected 1 to 63"):
+    with pytest.raises(AntError, match=message):
         generate_sample(model, tokenizer, prompt)
+
+
+def test_names_of_special_tokens_in_a_prompt_are_plain_text(tiny_run):
+    model, tokenizer = load_final(tiny_run / "final")
+    ids = encode_prompt(model, tokenizer, "a<|endoftext|>b")
+    assert tokenizer.eos_token_id not in ids
+    assert tokenizer.decode(ids) == "a<|endoftext|>b"
 
 
 def test_incomplete_or_foreign_weights_are_refused(copy):

@@ -34,7 +34,7 @@ ORDER = [
     "export.llama_cpp", "export.greedy", "export.gguf_checks", "export.onnx_graph", "export.exporting",
     "export.table",
     "hub.preflight", "hub.publishing", "hub.fetching",
-    "release_commands", "inspection_commands", "export_commands", "cli",
+    "release_commands", "inspection_commands", "demo_commands", "export_commands", "cli",
 ]  # fmt: skip
 
 

@@ -21,6 +21,8 @@ from ant_hf.errors import AntError, missing_file
 WEIGHTS = "model.safetensors"
 _LOADERS = r"(transformers|tokenizers|safetensors|torch|ant_hf)\b"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+# The public card's snippet.
+CARD_SAMPLING: dict[str, Any] = {"temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.5}
 
 
 def export_final(model: PreTrainedModel, tokenizer_dir: Path, folder: Path) -> dict[str, str]:
@@ -178,26 +180,42 @@ def _check_exported(folder: Path, record: Path) -> None:
         check_file(path, expected, "was changed after it was exported", hint)
 
 
+def encode_prompt(model: PreTrainedModel, tokenizer: Any, prompt: str) -> list[int]:
+    """Token ids of a prompt; names of special tokens in it are read as plain text, as in training.
+
+    Raises:
+        AntError: the prompt is empty, no valid Unicode, or leaves no room in the model's context.
+    """
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise AntError(f"the prompt is no valid Unicode: {error}") from None
+    ids = tokenizer(prompt, split_special_tokens=True, verbose=False)["input_ids"]
+    if not ids:
+        raise AntError("the prompt is empty", hint="Write a few words for the model to go on from.")
+    if len(ids) >= (context := model.config.max_position_embeddings):
+        raise AntError(
+            f"the prompt has {len(ids):,} tokens and the model takes at most {context - 1:,}",
+            hint=f"Its context of {context:,} must hold one new token too; shorten the prompt.",
+        )
+    return list(ids)
+
+
 def generate_sample(model: PreTrainedModel, tokenizer: Any, prompt: str, seed: int = 0) -> str:
     """Continue a prompt by up to 64 tokens with the public card's sampling settings.
 
     Raises:
-        AntError: the prompt is empty or fills the model's context.
+        AntError: as `encode_prompt`.
     """
-    inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
-    length, context = inputs["input_ids"].shape[1], model.config.max_position_embeddings
-    if not 0 < length < context:
-        raise AntError(
-            "the prompt has no usable length", seen=f"{length} tokens", expected=f"1 to {context - 1}"
-        )
+    ids = encode_prompt(model, tokenizer, prompt)
+    inputs = torch.tensor([ids], device=model.device)
     torch.manual_seed(seed)
     with torch.no_grad():
         output = model.generate(  # type: ignore[operator]
-            **inputs,
-            max_new_tokens=min(64, context - length),
+            input_ids=inputs,
+            attention_mask=torch.ones_like(inputs),
+            max_new_tokens=min(64, model.config.max_position_embeddings - len(ids)),
             do_sample=True,
-            temperature=0.7,
-            top_p=0.9,
-            repetition_penalty=1.5,
+            **CARD_SAMPLING,
         )
     return str(tokenizer.decode(output[0], skip_special_tokens=True))

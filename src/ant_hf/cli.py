@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ant_hf import export_commands, inspection_commands, release_commands
+from ant_hf import demo_commands, export_commands, inspection_commands, release_commands
 from ant_hf.errors import AntError, RunStopped
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def _typer(help_text: str | None = None) -> typer.Typer:
 
 
 app = _typer("Train, check and publish tiny Llama language models with stock Transformers.")
-for commands in (release_commands, inspection_commands, export_commands):
+for commands in (release_commands, inspection_commands, demo_commands, export_commands):
     commands.add_to(app)
 pretrain_app = _typer()
 tokenizer_app = _typer()

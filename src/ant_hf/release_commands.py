@@ -122,10 +122,15 @@ def publish(
     with_gguf: Annotated[
         bool, typer.Option("--with-gguf", help="Export to GGUF too (F32, F16, Q8_0) and publish the files.")
     ] = False,
+    space: Annotated[
+        bool, typer.Option("--space", help="Then publish a Space of the same name in which to try the model.")
+    ] = False,
     attempts: Attempts = 5,
     timeout: Timeout = 60.0,
 ) -> None:
     """Gate, card, and one commit to the Hub, which is then read back and tagged.
+
+    With --space, a second commit makes the demo a Space (spaces/OWNER/NAME).
 
     Without --yes nothing is sent. Interrupted or failed, the same command continues.
     """
@@ -146,4 +151,12 @@ def publish(
         gguf, _ = export(Export(str(model), "gguf", repository=repo, license=license_id))
     folder, _ = make_release(model, repo, license_id, tokens, gguf)
     gate_report(folder)
+    space_folder = None
+    if space:
+        from ant_hf.demo.space import make_space
+
+        # Before the model is sent, so that a missing package stops both.
+        space_folder = make_space(folder.parent, repo, license_id)
     publish_release(client, folder, repo, private, tag, prune, yes)
+    if space_folder:
+        publish_release(client, space_folder, repo, private, None, prune, yes, kind="space")

@@ -1,8 +1,8 @@
 """Publish again and again while the server fails at one step; what happens is written down.
 
-`python -m hub.fault_runs RELEASE OUT.json [--quick]` in tests/. One process with its own server, because
-the endpoint is read when huggingface_hub is imported. The clients are unmodified; only their waits are
-cut short.
+`python -m hub.fault_runs RELEASE OUT.json [--quick] [--space]` in tests/. One process with its own
+server, because the endpoint is read when huggingface_hub is imported. The clients are unmodified; only
+their waits are cut short.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ FOREVER = 10_000
 # step: method, path, faults tried once; "always" faults never end
 STEPS = {
     "who am I": ("GET", r"/api/whoami-v2"),
-    "read the repository": ("GET", r"/api/models/[^/]+/[^/]+$"),
+    "read the repository": ("GET", r"/api/(models|spaces)/[^/]+/[^/]+$"),
     "list its files": ("GET", r"/tree/"),
     "list its tags": ("GET", r"/refs$"),
     "validate the card": ("POST", r"/api/validate-yaml"),
@@ -73,7 +73,7 @@ def digest(folder: Path) -> str:
     return json.dumps(hashes, sort_keys=True)
 
 
-def run_case(hub: Hub, release: Path, number: int, step: str, kind: object) -> dict:
+def run_case(hub: Hub, release: Path, number: int, step: str, kind: object, what: str) -> dict:
     """One publication under a fault, then one without it if it failed."""
     from ant_hf.errors import AntError
     from ant_hf.hub.client import HubClient
@@ -87,7 +87,7 @@ def run_case(hub: Hub, release: Path, number: int, step: str, kind: object) -> d
 
     def attempt() -> str:
         try:
-            publish(HubClient(attempts=3, timeout=TIMEOUT), release, repository, yes=True)
+            publish(HubClient(attempts=3, timeout=TIMEOUT), release, repository, yes=True, kind=what)
         except AntError as error:
             outcome["message"] = outcome["message"] or str(error)
             return "refused"
@@ -102,10 +102,10 @@ def run_case(hub: Hub, release: Path, number: int, step: str, kind: object) -> d
     outcome["seconds"] = round(time.perf_counter() - began, 2)
     outcome["met"] = sum(fault.met for fault in hub.faults._faults)
     hub.faults.clear()
-    outcome["overwritten"] = kind == "race" and "theirs.txt" not in hub.repository(repository).files()
+    remote = hub.repository(repository, f"{what}s")
+    outcome["overwritten"] = kind == "race" and "theirs.txt" not in remote.files()
     outcome["then"] = outcome["first"] if outcome["first"] == "published" else attempt()
     outcome["release whole"] = digest(release) == before
-    remote = hub.repository(repository)
     files = remote.files()
     outcome["remote whole"] = all(
         remote.content(name) == (release / name).read_bytes()
@@ -132,8 +132,11 @@ def main(release: str, out: str, *flags: str) -> None:
             really_sleep = time.sleep
             time.sleep = lambda seconds: really_sleep(min(seconds, 0.01))
             outcomes = []
+            what = "space" if "--space" in flags else "model"
             for number, (step, kind) in enumerate(cases("--quick" in flags)):
-                outcomes.append(run_case(hub, copy, number, step, kind))
+                # A Space has texts only.
+                if what == "model" or "weights" not in step:
+                    outcomes.append(run_case(hub, copy, number, step, kind, what))
                 print(json.dumps(outcomes[-1]), flush=True)
     Path(out).write_text(json.dumps(outcomes, indent=1))
 

@@ -13,11 +13,16 @@ KEYS = {
     "base_model", "base_model_relation", "new_version", "pipeline_tag", "model-index", "thumbnail",
     "co2_eq_emissions", "inference", "widget", "mask_token", "extra_gated_prompt",
 }  # fmt: skip
+SPACE_KEYS = {
+    "title", "emoji", "colorFrom", "colorTo", "sdk", "sdk_version", "python_version", "app_file", "models",
+    "license", "short_description", "pinned", "tags", "header",
+}  # fmt: skip
+_COLOURS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
 LICENSES = {"apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc0-1.0", "odc-by", "other", "unknown"}
 _DATASET_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
 
-def problems(content: str) -> list[str]:
+def problems(content: str, kind: str = "model") -> list[str]:
     """Why a README.md would be refused; an empty list if it would not."""
     match = re.match(r"^---\n(.*?)\n---\n", content, re.DOTALL)
     if not match:
@@ -28,7 +33,8 @@ def problems(content: str) -> list[str]:
         return [f"invalid YAML: {error}"]
     if not isinstance(values, dict):
         return ["metadata is no mapping"]
-    found = [f'"{key}" is not allowed' for key in sorted(values.keys() - KEYS)]
+    keys = SPACE_KEYS if kind == "space" else KEYS
+    found = [f'"{key}" is not allowed' for key in sorted(values.keys() - keys)]
     if values.get("license", "unknown") not in LICENSES:
         found.append(f'"license" must be one of {sorted(LICENSES)}')
     if values.get("license") == "other" and "license_name" not in values:
@@ -40,6 +46,12 @@ def problems(content: str) -> list[str]:
             found.append(f'"{key}" must be texts')
         elif key == "datasets" and not all(_DATASET_ID.match(entry) for entry in entries):
             found.append(f'"datasets" has an invalid id among {entries}')
+    if kind == "space":
+        found += [f'"{key}" is required' for key in ("title", "sdk") if not values.get(key)]
+        colours = {values.get("colorFrom", "red"), values.get("colorTo", "red")}
+        found += [f'"{colour}" is no colour' for colour in colours - _COLOURS]
+        found += [f'"{key}" must be a text' for key in ("sdk_version", "python_version")
+                  if not isinstance(values.get(key, ""), str)]  # fmt: skip
     return found + [p for model in values.get("model-index") or [] for p in _model_index(model)]
 
 

@@ -102,8 +102,8 @@ class Hub:
             return error.response()
 
     def _someone_else_commits(self, path: str) -> None:
-        owner, name = path.split("/")[3:5]
-        self.repository(f"{owner}/{name}").commit("main", "by someone else", {"theirs.txt": b"theirs"})
+        kind, owner, name = path.split("/")[2:5]
+        self.repository(f"{owner}/{name}", kind).commit("main", "by someone else", {"theirs.txt": b"theirs"})
 
     # Who asks, and for what
 
@@ -155,7 +155,8 @@ class Hub:
         return JSONResponse(answer)
 
     def _validate_yaml(self, request: Request, body: bytes) -> Response:
-        found = problems(json.loads(body)["content"])
+        values = json.loads(body)
+        found = problems(values["content"], values["repoType"])
         errors = [{"message": problem} for problem in found]
         return JSONResponse({"errors": errors, "warnings": []}, 400 if found else 200)
 
@@ -174,7 +175,7 @@ class Hub:
         return JSONResponse({"files": answers})
 
     def _lfs_batch(self, request: Request, body: bytes, owner: str, name: str, kind: str | None) -> Response:
-        repository = self.repository(f"{owner}/{name}", "datasets" if kind else "models")
+        repository = self.repository(f"{owner}/{name}", (kind or "models/").rstrip("/"))
         self._writer(request, owner)
         objects = []
         for entry in json.loads(body)["objects"]:
@@ -191,14 +192,14 @@ class Hub:
     ) -> Response:
         if hashlib.sha256(body).hexdigest() != oid:
             raise HubError(400, "the bytes do not have this sha256")
-        repository = self.repository(f"{owner}/{name}", "datasets" if kind else "models")
+        repository = self.repository(f"{owner}/{name}", (kind or "models/").rstrip("/"))
         repository.lfs_path(oid).write_bytes(body)
         return Response()
 
     def _lfs_verify(
         self, request: Request, body: bytes, owner: str, name: str, oid: str, kind: str | None
     ) -> Response:
-        repository = self.repository(f"{owner}/{name}", "datasets" if kind else "models")
+        repository = self.repository(f"{owner}/{name}", (kind or "models/").rstrip("/"))
         path = repository.lfs_path(oid)
         if not path.is_file() or path.stat().st_size != json.loads(body)["size"]:
             raise HubError(404, "no such object")
@@ -225,7 +226,7 @@ class Hub:
                 lfs[value["path"]] = (value["oid"], value["size"])
             else:
                 deleted.append(value["path"])
-        if (card := regular.get("README.md")) and (found := problems(card.decode())):
+        if (card := regular.get("README.md")) and (found := problems(card.decode(), kind.rstrip("s"))):
             raise HubError(400, "; ".join(found))
         oid = repository.commit(revision, header["summary"], regular, lfs, tuple(deleted))
         url = f"{self.endpoint}/{repository.id}/commit/{oid}"
@@ -330,7 +331,7 @@ class Hub:
     def _resolve(
         self, request: Request, body: bytes, kind: str | None, owner: str, name: str, revision: str, path: str
     ) -> Response:
-        repository = self._readable(request, "datasets" if kind else "models", owner, name)
+        repository = self._readable(request, (kind or "models/").rstrip("/"), owner, name)
         oid = self._revision(repository, revision)
         file = repository.files(oid).get(path)
         if file is None:
@@ -346,19 +347,23 @@ ROUTES = [
     ("GET", r"/api/whoami-v2", "whoami"),
     ("POST", r"/api/repos/create", "create"),
     ("POST", r"/api/validate-yaml", "validate_yaml"),
-    ("POST", rf"/api/(?P<kind>models|datasets)/{_ID}/preupload/(?P<revision>[^/]+)", "preupload"),
-    ("POST", rf"/(?P<kind>datasets/)?{_ID}\.git/info/lfs/objects/batch", "lfs_batch"),
-    ("PUT", rf"/lfs/(?P<kind>datasets/)?{_ID}/(?P<oid>[0-9a-f]{{64}})", "lfs_put"),
-    ("POST", rf"/lfs/(?P<kind>datasets/)?{_ID}/(?P<oid>[0-9a-f]{{64}})/verify", "lfs_verify"),
-    ("POST", rf"/api/(?P<kind>models|datasets)/{_ID}/commit/(?P<revision>[^/]+)", "commit"),
-    ("GET", rf"/api/(?P<kind>models|datasets)/{_ID}", "info"),
-    ("GET", rf"/api/(?P<kind>models|datasets)/{_ID}/revision/(?P<revision>[^/]+)", "info"),
-    ("GET", rf"/api/(?P<kind>models|datasets)/{_ID}/tree/(?P<revision>[^/]+)(/(?P<path>.+))?", "tree"),
-    ("POST", rf"/api/(?P<kind>models|datasets)/{_ID}/paths-info/(?P<revision>[^/]+)", "paths_info"),
-    ("GET", rf"/api/(?P<kind>models|datasets)/{_ID}/refs", "refs"),
-    ("GET", rf"/api/(?P<kind>models|datasets)/{_ID}/commits/(?P<revision>[^/]+)", "commits"),
-    ("POST", rf"/api/(?P<kind>models|datasets)/{_ID}/(?P<what>tag|branch)/(?P<revision>[^/]+)", "add_ref"),
-    ("GET|HEAD", rf"/(?P<kind>datasets/)?{_ID}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
+    ("POST", rf"/api/(?P<kind>models|datasets|spaces)/{_ID}/preupload/(?P<revision>[^/]+)", "preupload"),
+    ("POST", rf"/(?P<kind>datasets/|spaces/)?{_ID}\.git/info/lfs/objects/batch", "lfs_batch"),
+    ("PUT", rf"/lfs/(?P<kind>datasets/|spaces/)?{_ID}/(?P<oid>[0-9a-f]{{64}})", "lfs_put"),
+    ("POST", rf"/lfs/(?P<kind>datasets/|spaces/)?{_ID}/(?P<oid>[0-9a-f]{{64}})/verify", "lfs_verify"),
+    ("POST", rf"/api/(?P<kind>models|datasets|spaces)/{_ID}/commit/(?P<revision>[^/]+)", "commit"),
+    ("GET", rf"/api/(?P<kind>models|datasets|spaces)/{_ID}", "info"),
+    ("GET", rf"/api/(?P<kind>models|datasets|spaces)/{_ID}/revision/(?P<revision>[^/]+)", "info"),
+    ("GET", rf"/api/(?P<kind>models|datasets|spaces)/{_ID}/tree/(?P<revision>[^/]+)(/(?P<path>.+))?", "tree"),
+    ("POST", rf"/api/(?P<kind>models|datasets|spaces)/{_ID}/paths-info/(?P<revision>[^/]+)", "paths_info"),
+    ("GET", rf"/api/(?P<kind>models|datasets|spaces)/{_ID}/refs", "refs"),
+    ("GET", rf"/api/(?P<kind>models|datasets|spaces)/{_ID}/commits/(?P<revision>[^/]+)", "commits"),
+    (
+        "POST",
+        rf"/api/(?P<kind>models|datasets|spaces)/{_ID}/(?P<what>tag|branch)/(?P<revision>[^/]+)",
+        "add_ref",
+    ),
+    ("GET|HEAD", rf"/(?P<kind>datasets/|spaces/)?{_ID}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
 ]
 
 

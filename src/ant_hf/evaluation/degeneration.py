@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ant_hf.checkpoints import CARD_SAMPLING
 from ant_hf.errors import AntError
 
 NEW_TOKENS = 128
-# The public card's snippet.
-CARD_SAMPLING: dict[str, Any] = {"temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.5}
 SEED = 0
 # A loop is at least this long and holds its span at least this often: three spaces are no loop.
 LOOP_TOKENS, LOOP_TIMES = 16, 3

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard
+from huggingface_hub import RepoCard
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
@@ -43,6 +43,13 @@ class Plan:
     tag: str
     states: dict[str, str] = field(default_factory=dict)
     """`new`, `changed` or `same` by file of the release; `kept` or `removed` for other files there."""
+    kind: str = "model"
+    """Or `space`."""
+
+    @property
+    def address(self) -> str:
+        """Where the repository is seen, below the Hub's own address."""
+        return f"spaces/{self.repository}" if self.kind == "space" else self.repository
 
     @property
     def changes(self) -> list[str]:
@@ -50,7 +57,13 @@ class Plan:
 
 
 def preflight(
-    client: HubClient, folder: Path, repository: str, private: bool, tag: str | None, prune: bool
+    client: HubClient,
+    folder: Path,
+    repository: str,
+    private: bool,
+    tag: str | None,
+    prune: bool,
+    kind: str = "model",
 ) -> Plan:
     """Check token, name, metadata and what is there.
 
@@ -58,16 +71,17 @@ def preflight(
         AntError: anything that would fail later, or that the user must decide.
     """
     user = _account(client, repository.partition("/")[0])
-    remote = read_remote(client, repository)
+    remote = read_remote(client, repository, kind)
     if remote and private and not remote.private:
         raise AntError(
             f"{repository} is public and --private was given",
             hint="Change the repository's visibility on the Hub first, or leave --private out",
         )
-    _metadata(client, (folder / "README.md").read_text(encoding="utf-8"))
+    _metadata(client, (folder / "README.md").read_text(encoding="utf-8"), kind)
     states = compare(folder, remote, prune)
     left = [path for path, state in states.items() if state == "kept" and is_dangerous_name(path)]
-    if left:
+    # A Space is code anyway.
+    if left and kind == "model":
         raise AntError(
             f"{repository} holds files that a release must not have beside it",
             seen=left[:5],
@@ -75,7 +89,7 @@ def preflight(
         )
     wanted = tag or _next_tag(remote)
     _check_tag(remote, wanted, given=tag is not None)
-    return Plan(repository, user, remote, remote.private if remote else private, wanted, states)
+    return Plan(repository, user, remote, remote.private if remote else private, wanted, states, kind)
 
 
 def _account(client: HubClient, owner: str) -> str:
@@ -113,17 +127,17 @@ def _may_write(rights: dict[str, Any], owner: str) -> bool:
     )
 
 
-def read_remote(client: HubClient, repository: str) -> Remote | None:
+def read_remote(client: HubClient, repository: str, kind: str = "model") -> Remote | None:
     """The repository's state; None if there is none (or it is another's private one)."""
 
     def read() -> Remote | None:
         try:
-            info = client.api.model_info(repository)
+            info = client.api.repo_info(repository, repo_type=kind)
         except RepositoryNotFoundError:
             return None
         head = info.sha or ""
-        entries = client.api.list_repo_tree(repository, recursive=True, revision=head)
-        tags = client.api.list_repo_refs(repository).tags
+        entries = client.api.list_repo_tree(repository, recursive=True, revision=head, repo_type=kind)
+        tags = client.api.list_repo_refs(repository, repo_type=kind).tags
         return Remote(
             head=head,
             private=bool(info.private),
@@ -134,10 +148,10 @@ def read_remote(client: HubClient, repository: str) -> Remote | None:
     return client.step(f"reading {repository}", read)
 
 
-def _metadata(client: HubClient, card: str) -> None:
+def _metadata(client: HubClient, card: str, kind: str) -> None:
     def validate() -> None:
         try:
-            ModelCard(card).validate()
+            RepoCard(card).validate(repo_type=kind)
         except ValueError as error:
             raise AntError(f"the Hub refuses the card's metadata: {client.redact(str(error))}") from None
 

@@ -27,13 +27,15 @@ def publish(
     tag: str | None = None,
     prune: bool = False,
     yes: bool = False,
+    kind: str = "model",
 ) -> str | None:
     """Show what would happen and, with `yes`, do it.
 
     Args:
-        folder: a release folder, as `make_release` writes it.
+        folder: a release folder, as `make_release` writes it, or a Space's, as `make_space` does.
         tag: name of the version; default: the next free v1, v2, ...
         prune: remove files from the repository that the release does not have.
+        kind: `model` or `space`.
 
     Returns:
         The commit that holds the release; None after a dry run.
@@ -43,18 +45,18 @@ def publish(
             folder stays as it is, and the same command continues.
     """
     release = check_release(folder, repository)
-    plan = preflight(client, folder, repository, private, tag, prune)
+    plan = preflight(client, folder, repository, private, tag, prune, kind)
     _show(plan, folder)
     if not yes:
         say("dry run     nothing was sent; add --yes to publish")
         return None
     try:
         commit = _upload(client, folder, plan)
-        _read_back(client, repository, commit, folder, release)
+        _read_back(client, plan, commit, folder, release)
         _tag(client, plan, commit)
     except AntError as error:
         raise AntError(f"{error}. The release itself is whole, in {folder}") from None
-    say(f"published   {client.api.endpoint}/{repository} at {commit[:12]}, tagged {plan.tag}")
+    say(f"published   {client.api.endpoint}/{plan.address} at {commit[:12]}, tagged {plan.tag}")
     return commit
 
 
@@ -89,7 +91,7 @@ def check_release(folder: Path, repository: str) -> dict[str, Any]:
 
 
 def _show(plan: Plan, folder: Path) -> None:
-    table = Table(title=f"Release to {plan.repository}", title_justify="left")
+    table = Table(title=f"Release to {plan.address}", title_justify="left")
     table.add_column("file")
     table.add_column("bytes", justify="right")
     table.add_column("what happens")
@@ -101,7 +103,7 @@ def _show(plan: Plan, folder: Path) -> None:
     visibility = "private" if plan.private else "public"
     where = f"exists, head {plan.remote.head[:12]}" if plan.remote else "will be created"
     say(f"account     {plan.user}, may write")
-    say(f"repository  {plan.repository}: {where}, {visibility}")
+    say(f"repository  {plan.address}: {where}, {visibility}")
     say(f"commit      one, with {len(plan.changes)} changes; then read back and tagged {plan.tag}")
 
 
@@ -110,12 +112,18 @@ def _upload(client: HubClient, folder: Path, plan: Plan) -> str:
     remote = plan.remote
     if remote is None:
         client.step(
-            f"creating {plan.repository}",
-            lambda: client.api.create_repo(plan.repository, private=plan.private, exist_ok=True),
+            f"creating {plan.address}",
+            lambda: client.api.create_repo(
+                plan.repository,
+                private=plan.private,
+                exist_ok=True,
+                repo_type=plan.kind,
+                space_sdk="gradio" if plan.kind == "space" else None,
+            ),
         )
-        remote = read_remote(client, plan.repository)
+        remote = read_remote(client, plan.repository, plan.kind)
         if remote is None:
-            raise AntError(f"{plan.repository} was created and cannot be read")
+            raise AntError(f"{plan.address} was created and cannot be read")
     if not plan.changes:
         say("commit      nothing to change")
         return remote.head
@@ -123,12 +131,12 @@ def _upload(client: HubClient, folder: Path, plan: Plan) -> str:
 
     def arrived() -> str | None:
         """The head, if it holds the whole release; a conflict, if it holds anything else that is new."""
-        now = read_remote(client, plan.repository)
+        now = read_remote(client, plan.repository, plan.kind)
         if now is None or now.head == start.head:
             return None
         if _holds(folder, now, plan):
             return now.head
-        raise _conflict(plan.repository, start, now)
+        raise _conflict(plan.address, start, now)
 
     def commit() -> str:
         commit = client.api.create_commit(
@@ -136,6 +144,7 @@ def _upload(client: HubClient, folder: Path, plan: Plan) -> str:
             operations=_operations(folder, plan),
             commit_message=f"Release {plan.tag}",
             parent_commit=start.head,
+            repo_type=plan.kind,
         )
         return commit.oid
 
@@ -168,9 +177,7 @@ def _conflict(repository: str, before: Remote, now: Remote) -> AntError:
     )
 
 
-def _read_back(
-    client: HubClient, repository: str, commit: str, folder: Path, release: dict[str, Any]
-) -> None:
+def _read_back(client: HubClient, plan: Plan, commit: str, folder: Path, release: dict[str, Any]) -> None:
     """Download what was published into an empty cache and compare every hash.
 
     Raises:
@@ -183,7 +190,8 @@ def _read_back(
         def download() -> Path:
             return Path(
                 snapshot_download(
-                    repository,
+                    plan.repository,
+                    repo_type=plan.kind,
                     revision=commit,
                     cache_dir=cache,
                     token=client.api.token,
@@ -197,7 +205,7 @@ def _read_back(
             seen = file_sha256(path) if path.is_file() else "nothing"
             if seen != sha256:
                 raise AntError(
-                    f"{repository} gives back another {name} than was sent",
+                    f"{plan.address} gives back another {name} than was sent",
                     seen=f"sha256 {seen[:12]}",
                     expected=sha256[:12],
                     hint="It was not tagged. Run the same command again",
@@ -211,12 +219,15 @@ def _tag(client: HubClient, plan: Plan, commit: str) -> None:
 
     def tag() -> None:
         try:
-            client.api.create_tag(plan.repository, tag=plan.tag, revision=commit)
+            client.api.create_tag(plan.repository, tag=plan.tag, revision=commit, repo_type=plan.kind)
         except Exception as error:
             if status_of(error) != 409:
                 raise
             # Ours, if an earlier answer was lost.
-            tags = {t.name: t.target_commit for t in client.api.list_repo_refs(plan.repository).tags}
+            tags = {
+                t.name: t.target_commit
+                for t in client.api.list_repo_refs(plan.repository, repo_type=plan.kind).tags
+            }
             if tags.get(plan.tag) != commit:
                 raise AntError(
                     f"the tag {plan.tag} was taken meanwhile", hint="Pass another one: --tag NAME"

@@ -1,0 +1,224 @@
+"""Several generations at once, token by token, each with random numbers of its own."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    RepetitionPenaltyLogitsProcessor,
+    StoppingCriteria,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.generation.streamers import BaseStreamer
+
+from ant_hf.checkpoints import CARD_SAMPLING
+from ant_hf.errors import AntError
+
+# What `generate` samples from when, as in the card's snippet, nothing is said.
+TOP_K = 50
+LIMITS: dict[str, tuple[float, float]] = {
+    "temperature": (0.05, 2.0),
+    "top_p": (0.05, 1.0),
+    "repetition_penalty": (1.0, 3.0),
+    "max_new_tokens": (1, 1024),
+    "seed": (0, 2**32 - 1),
+}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to choose tokens; the defaults are the public card's, seed 0.
+
+    Raises:
+        AntError: a value is no number, or outside LIMITS.
+    """
+
+    temperature: float = CARD_SAMPLING["temperature"]
+    top_p: float = CARD_SAMPLING["top_p"]
+    repetition_penalty: float = CARD_SAMPLING["repetition_penalty"]
+    max_new_tokens: int = 32
+    seed: int = 0
+    greedy: bool = False
+    """Always the most probable token, after the repetition penalty; the rest is then without effect."""
+
+    def __post_init__(self) -> None:
+        for key in fields(self)[:-1]:
+            value, (low, high) = getattr(self, key.name), LIMITS[key.name]
+            kinds = int if isinstance(key.default, int) else (int, float)
+            if not isinstance(value, kinds) or isinstance(value, bool) or not low <= value <= high:
+                what = "a whole number" if kinds is int else "a number"
+                name = key.name.replace("_", " ")
+                problem = f"{name} is {'empty' if value is None else 'out of range'}"
+                raise AntError(problem, seen=value, expected=f"{what} from {low:g} to {high:,}")
+
+
+@dataclass
+class Generation:
+    """One prompt's continuation so far."""
+
+    model: PreTrainedModel
+    prompt_ids: list[int]
+    sampling: Sampling
+    ids: list[int] = field(default_factory=list)
+    """The new tokens, with the end-of-text token if it came."""
+    nats: list[float] = field(default_factory=list)
+    """-ln p of each new token before penalty and temperature: the model's own surprise."""
+    finished: bool = False
+
+
+def generate_together(generations: Sequence[Generation]) -> Iterator[None]:
+    """Run generations side by side, filling them in; yields whenever some have grown.
+
+    Closing the iterator stops them. Nothing is shared between two calls, so that people who generate
+    at the same time get what each would get alone.
+
+    Raises:
+        AntError: a model failed.
+    """
+    news: queue.Queue[tuple[Generation, int, float] | Generation | Exception] = queue.Queue()
+    stop = threading.Event()
+    threads = [
+        threading.Thread(target=_run, args=(generation, news, stop), name="generation", daemon=True)
+        for generation in generations
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        while not all(generation.finished for generation in generations):
+            _take(news.get())
+            # A page slower than the model gets several tokens at a time.
+            while not news.empty():
+                _take(news.get())
+            yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def _take(item: tuple[Generation, int, float] | Generation | Exception) -> None:
+    if isinstance(item, Exception):
+        raise AntError(f"the model failed: {' '.join(str(item).split())[:200]}") from item
+    if isinstance(item, Generation):
+        item.finished = True
+    else:
+        generation, token_id, nats = item
+        generation.ids.append(token_id)
+        generation.nats.append(nats)
+
+
+def _run(generation: Generation, news: queue.Queue[Any], stop: threading.Event) -> None:
+    model, sampling = generation.model, generation.sampling
+    surprise = _Surprise()
+    inputs = torch.tensor([generation.prompt_ids], device=model.device)
+    room = model.config.max_position_embeddings - len(generation.prompt_ids)
+    # Every choice is made by our processors: whatever the model's own defaults are, they come on top.
+    config = GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=TOP_K,
+        repetition_penalty=1.0,
+        max_new_tokens=min(sampling.max_new_tokens, room),
+        pad_token_id=model.generation_config.pad_token_id,
+        eos_token_id=model.generation_config.eos_token_id,
+    )
+    try:
+        model.generate(  # type: ignore[operator]
+            input_ids=inputs,
+            attention_mask=torch.ones_like(inputs),
+            generation_config=config,
+            logits_processor=LogitsProcessorList([surprise, *processors(sampling)]),
+            stopping_criteria=[_Stopped(stop)],
+            streamer=_Feed(generation, surprise, news),
+        )
+    # Whatever happens in this thread must be said on the page.
+    except Exception as error:
+        news.put(error)
+    else:
+        news.put(generation)
+
+
+def processors(sampling: Sampling) -> list[LogitsProcessor]:
+    """Transformers' own, in `generate`'s order; the last one draws, so that the argmax is the sample.
+
+    `generate` itself draws from torch's global random numbers, which several people cannot share.
+    """
+    chain: list[LogitsProcessor] = [RepetitionPenaltyLogitsProcessor(float(sampling.repetition_penalty))]
+    if sampling.greedy:
+        return chain
+    return [
+        *chain,
+        TemperatureLogitsWarper(float(sampling.temperature)),
+        TopKLogitsWarper(TOP_K),
+        TopPLogitsWarper(float(sampling.top_p)),
+        Draw(sampling.seed),
+    ]
+
+
+class Draw(LogitsProcessor):
+    """Add Gumbel noise: the largest of the sums is a draw from the softmax (Gumbel 1954).
+
+    The noise is made on the CPU, so that a seed means the same on any device.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._random = torch.Generator().manual_seed(seed)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores of shape (1, vocabulary), each plus -ln of an exponential variate."""
+        noise = torch.empty(scores.shape).exponential_(generator=self._random)
+        return scores - noise.clamp_min(torch.finfo(noise.dtype).tiny).log().to(scores)
+
+
+class _Surprise(LogitsProcessor):
+    """Keeps the model's log-probabilities of each next token; changes nothing."""
+
+    def __init__(self) -> None:
+        # On some devices `generate` streams a token one step late.
+        self.expected: deque[torch.Tensor] = deque()
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.expected.append(torch.log_softmax(scores[0].float(), dim=-1))
+        return scores
+
+
+class _Feed(BaseStreamer):
+    """Sends each new token with its surprise."""
+
+    def __init__(self, generation: Generation, surprise: _Surprise, news: queue.Queue[Any]) -> None:
+        self._generation, self._surprise, self._news = generation, surprise, news
+        self._prompt_seen = False
+
+    def put(self, value: torch.Tensor) -> None:
+        """The prompt, shape (1, tokens), then each new token, shape (1,)."""
+        if not self._prompt_seen:
+            self._prompt_seen = True
+            return
+        token_id = int(value.item())
+        nats = -float(self._surprise.expected.popleft()[token_id])
+        self._news.put((self._generation, token_id, nats))
+
+    def end(self) -> None:
+        """Nothing is held back that would have to be sent now."""
+
+
+class _Stopped(StoppingCriteria):
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop = stop
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+        return torch.full((len(input_ids),), self._stop.is_set(), device=input_ids.device)

@@ -1,0 +1,88 @@
+"""Serve the page on this computer alone, until Ctrl-C."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ant_hf.demo.launching import launch, load_page
+from ant_hf.errors import AntError
+from ant_hf.report import say
+
+HOST = "127.0.0.1"
+# The page's own library needs inline scripts and templates; nothing else may come from anywhere.
+_POLICY = (
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval'; img-src 'self' data: blob:; font-src 'self' data:; "
+    "connect-src 'self'; worker-src 'self' blob:; object-src 'none'; form-action 'self'"
+)
+
+
+class OnlyFromHere:
+    """Tell the browser to load nothing from other hosts (Content-Security-Policy)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, its answer with the header added."""
+
+        async def with_header(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = [*message.get("headers", []), (b"content-security-policy", _POLICY.encode())]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        await self.app(scope, receive, with_header)
+
+
+def serve(models: Sequence[str], port: int | None = None, share: bool = False) -> None:
+    """Load the models and serve the page on 127.0.0.1 until Ctrl-C.
+
+    Args:
+        models: one folder or Hub id, or two to compare.
+        port: default: the first free one from 7860.
+        share: also give it a public address, through Gradio's servers, for a week at most.
+
+    Raises:
+        AntError: a model cannot be loaded, or the port cannot be had.
+    """
+    if port is not None:
+        _refuse_busy(port)
+    page = load_page(models)
+    secured: dict[str, Any] = {"app_kwargs": {"middleware": [Middleware(OnlyFromHere)]}}
+    try:
+        launch(page, server_name=HOST, server_port=port, share=share, **({} if share else secured))
+    except OSError as error:
+        raise AntError(f"the page cannot be served: {error}", hint="Try another --port.") from None
+    say(f"demo        {page.local_url}  (Ctrl-C ends it)")
+    if page.share_url:
+        say(f"public      {page.share_url}")
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        say("demo        ended")
+    finally:
+        # Open pages keep connections for ever; that they are cut is no error to report.
+        logging.getLogger("uvicorn.error").disabled = True
+        page.server.force_exit = True
+        page.close(verbose=False)
+
+
+def _refuse_busy(port: int) -> None:
+    with socket.socket() as trial:
+        # As the server will do it: a port that has just been given back is free.
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((HOST, port))
+        except OSError as error:
+            raise AntError(
+                f"port {port} of {HOST} cannot be used: {error.strerror}",
+                hint="Pass another --port, or none to take the first free one from 7860.",
+            ) from None

@@ -1,0 +1,137 @@
+"""The files of a Space that serves the demo of a published model."""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions, version
+from pathlib import Path
+
+from ant_hf.artefacts import whole_folder, write_json
+from ant_hf.card.inputs import CARD, RELEASE
+from ant_hf.errors import AntError
+from ant_hf.release.files import inventory
+from ant_hf.run_record import source_commit
+
+PACKAGE = "ant_hf"
+_SOURCE = Path(__file__).parents[1]
+# What app.py imports; everything that this needs is copied with it.
+_ENTRY = f"{PACKAGE}.demo.launching"
+
+
+def make_space(run_dir: Path, repository: str, license_id: str) -> Path:
+    """Write `space/` into a run's folder, whole or not at all.
+
+    The Space needs no release of this package on PyPI: it carries the modules that the page is made of.
+
+    Args:
+        repository: `owner/name` of the model on the Hub, and of the Space.
+
+    Raises:
+        AntError: Gradio, whose version the Space is to run, is not installed.
+    """
+    modules, needed = _closure()
+    if "gradio" not in packages_distributions():
+        raise AntError("a Space runs the Gradio that is installed here", hint="pip install 'ant-hf[demo]'")
+    with whole_folder(run_dir / "space") as folder:
+        for path in modules:
+            target = folder / PACKAGE / path.relative_to(_SOURCE)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+        (folder / "app.py").write_text(_app(repository), encoding="utf-8")
+        (folder / "requirements.txt").write_text(_requirements(needed), encoding="utf-8")
+        (folder / CARD).write_text(_readme(repository, license_id), encoding="utf-8")
+        # Without a date: the same Space again is the same bytes, and nothing is sent.
+        write_json(
+            folder / RELEASE,
+            {
+                "schema": 1,
+                "repository": repository,
+                "license": license_id,
+                "ant_hf_commit": source_commit(),
+                "files": inventory(folder, without=(RELEASE,)),
+            },
+        )
+    return run_dir / "space"
+
+
+def _app(repository: str) -> str:
+    return f'''"""Try {repository} in the browser: ant-hf demo, as a Space."""
+
+from {_ENTRY} import serve_space
+
+MODELS = ["{repository}"]
+
+if __name__ == "__main__":
+    serve_space(MODELS)
+'''
+
+
+def _readme(repository: str, license_id: str) -> str:
+    name = repository.rpartition("/")[2]
+    values = {
+        "title": f"Try {name}",
+        "emoji": "\N{ANT}",
+        "colorFrom": "yellow",
+        "colorTo": "red",
+        "sdk": "gradio",
+        "sdk_version": version("gradio"),
+        "python_version": f"{sys.version_info.major}.{sys.version_info.minor}",
+        "app_file": "app.py",
+        "models": [repository],
+        "license": license_id,
+    }
+    # JSON values are YAML.
+    metadata = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items())
+    return f"""---
+{metadata}
+---
+
+# Try {name}
+
+A page to try [{repository}](https://huggingface.co/{repository}): its text as it grows, the surprise of every
+fragment, and a warning when it runs into a loop. Made by `ant-hf publish --space`; the same page runs on any
+computer with `ant-hf demo {repository}`.
+"""
+
+
+def _requirements(imported: set[str]) -> str:
+    """The versions installed here; the SDK brings Gradio itself."""
+    owners = packages_distributions()
+    names = sorted({owners[name][0].lower() for name in imported if name in owners} - {"gradio"})
+    # A local build's suffix (+cpu) is on no index.
+    return "".join(f"{name}=={version(name).partition('+')[0]}\n" for name in names)
+
+
+def _closure() -> tuple[list[Path], set[str]]:
+    """Files of this package that the page imports, packages among them, and other packages it imports."""
+    waiting, files, others = [_ENTRY], set[Path](), set[str]()
+    while waiting:
+        for path in _files_of(waiting.pop()):
+            if path in files:
+                continue
+            files.add(path)
+            for name in _imported(path):
+                if name.partition(".")[0] == PACKAGE:
+                    waiting.append(name)
+                elif (top := name.partition(".")[0]) not in sys.stdlib_module_names:
+                    others.add(top)
+    return sorted(files), others
+
+
+def _files_of(name: str) -> Iterator[Path]:
+    """A module's file and those of the packages it lies in; an imported object has none of its own."""
+    parts = name.split(".")[1:]
+    for depth in range(len(parts) + 1):
+        path = _SOURCE.joinpath(*parts[:depth])
+        yield from (p for p in (path / "__init__.py", path.with_suffix(".py")) if p.is_file())
+
+
+def _imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
