@@ -60,10 +60,11 @@ def serve(models: Sequence[str], port: int | None = None, share: bool = False) -
         launch(page, server_name=HOST, server_port=port, share=share, **({} if share else secured))
     except OSError as error:
         raise AntError(f"the page cannot be served: {error}", hint="Try another --port.") from None
-    say(f"demo        {page.local_url}  (Ctrl-C ends it)")
-    if page.share_url:
-        say(f"public      {page.share_url}")
     try:
+        # Within, because Ctrl-C may come at once.
+        say(f"demo        {page.local_url}  (Ctrl-C ends it)")
+        if page.share_url:
+            say(f"public      {page.share_url}")
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:
