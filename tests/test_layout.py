@@ -30,6 +30,8 @@ ORDER = [
     "inspection.heads", "inspection.embeddings", "inspection.activations", "inspection.texts",
     "inspection.examination", "inspection.findings", "inspection.figures", "inspection.record",
     "inspection.report", "inspection.terminal", "inspection.comparison",
+    "demo.sampling", "demo.fragments_view", "demo.page", "demo.look", "demo.launching",
+    "demo.serving", "demo.space",
     "export.texts", "export.gguf_vocabulary", "export.gguf_tensors", "export.gguf_file", "export.ollama",
     "export.llama_cpp", "export.greedy", "export.gguf_checks", "export.onnx_graph", "export.exporting",
     "export.table",
