@@ -11,7 +11,7 @@ SOURCE = ROOT / "src" / "ant_hf"
 # In the order a reader walks; a module may import from the lines above it only.
 ORDER = [
     "errors", "artefacts", "disk", "metrics", "shipped", "published", "claims", "audit", "processes",
-    "recipe", "report", "locks", "plots",
+    "recipe", "report", "locks", "machines", "plots",
     "readers", "sources", "corpus", "fragmentation", "tokenizer", "tokens", "packing", "dataset",
     "architecture", "precision", "plan", "optimizers", "stopping", "callbacks", "guards", "resume",
     "checkpoints", "evaluation.perplexity", "training", "preparation", "run_folder", "run_record",

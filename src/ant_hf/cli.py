@@ -134,11 +134,10 @@ def tokenizer(config: Config, data: Data = None, output_dir: OutputDir = None, o
 def pack(config: Config, data: Data = None, output_dir: OutputDir = None, overrides: Set = None) -> None:
     """Pack the recipe's corpus into token shards, with its tokenizer (trained first if missing)."""
     from ant_hf.architecture import load_config
-    from ant_hf.preparation import make_tokenizer, make_tokens
+    from ant_hf.preparation import make_data
 
     recipe = _recipe(config, data, output_dir, overrides)
-    make_tokenizer(recipe, load_config(recipe.architecture).max_position_embeddings)
-    make_tokens(recipe)
+    make_data(recipe, load_config(recipe.architecture).max_position_embeddings)
 
 
 @app.command("params")
