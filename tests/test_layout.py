@@ -12,7 +12,7 @@ SOURCE = ROOT / "src" / "ant_hf"
 ORDER = [
     "errors", "artefacts", "disk", "metrics", "shipped", "published", "claims", "audit", "processes",
     "recipe", "report", "locks", "machines", "plots",
-    "readers", "sources", "corpus", "fragmentation", "tokenizer", "tokens", "packing", "dataset",
+    "readers", "sources", "corpus", "fragmentation", "tokenizer", "tokens", "encoding", "packing", "dataset",
     "architecture", "precision", "plan", "optimizers", "stopping", "callbacks", "guards", "resume",
     "checkpoints", "evaluation.perplexity", "training", "preparation", "run_folder", "run_record",
     "release.checks", "release.files", "hub.client", "hub.training",
