@@ -32,9 +32,8 @@ def test_machines_are_read_from_command_line_and_config_file(tmp_path):
     assert requested_launch([*launch, "--config_file", str(file), "pretrain.py"]) == wanted
     flags = ["--cpu", "--num_processes", "4", *TWO_MACHINES]
     assert requested_launch([*launch, *flags, "pretrain.py"]) == wanted
-    assert wanted.torchrun_options() == (
-        ["--nproc_per_node", "2", "--nnodes", "2", "--node_rank", "1", "--master_addr", "10.0.0.1", "--master_port", "29500"]
-    )
+    options = " ".join(wanted.torchrun_options())
+    assert options == "--nproc_per_node 2 --nnodes 2 --node_rank 1 --master_addr 10.0.0.1 --master_port 29500"
     with pytest.raises(AntError, match=r"--num_processes is 3.*multiple of the 2 machines"):
         Launch(3, machines=2).torchrun_options()
 
