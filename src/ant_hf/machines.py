@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch.distributed
 from accelerate.utils import broadcast_object_list, gather_object
@@ -44,6 +45,27 @@ def check_run_folder_is_shared(folder: Path) -> None:
             f"process writes to, on {held.get('host')}",
             hint="Several machines need a folder on a file system that they share: --output-dir FOLDER. "
             "data_dir may be on each machine's own disk.",
+        )
+
+
+def check_fsdp(plugin: Any) -> None:
+    """Refuse an FSDP that would not be done, or not be saved as whole files.
+
+    Args:
+        plugin: accelerate's, as it took effect; None for none.
+
+    Raises:
+        AntError: the launcher asked for FSDP and accelerate does not do it; or another kind than ours was set.
+    """
+    hint = "Take configs/accelerate/fsdp-8.yaml as it is, with your number of processes."
+    if plugin is None:
+        if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+            raise AntError("FSDP was asked for, and accelerate shards models on several GPUs only", hint=hint)
+        return
+    seen = f"version {plugin.fsdp_version}, {plugin.state_dict_type}"
+    if plugin.fsdp_version != 2 or "FULL_STATE_DICT" not in seen:
+        raise AntError(
+            "FSDP is set up in another way", seen=seen, expected="version 2, FULL_STATE_DICT", hint=hint
         )
 
 

@@ -182,6 +182,7 @@ def _train_and_finish(setup: Setup, folder: RunFolder, record: dict[str, Any]) -
         finish_uploads(uploads, None)
         _leave(trainer, folder, record)
     in_training = trainer.score(validation)
+    model, weights = trainer.whole_model()
     if is_first_process():
         record["training_seconds"] = round(trainer.meter.seconds, 1)
         record["tokens_per_second"] = round(
@@ -190,11 +191,7 @@ def _train_and_finish(setup: Setup, folder: RunFolder, record: dict[str, Any]) -
         record["skipped_steps"] = trainer.guard.skipped_steps
         with writing("the final model", folder.path, 4 * setup.ledger.total):
             record["exported_sha256"] = export_final(
-                trainer.accelerator.unwrap_model(
-                    trainer.model, keep_fp32_wrapper=False, keep_torch_compile=False
-                ),
-                recipe.tokenizer_dir,
-                folder.path / FINAL,
+                model, recipe.tokenizer_dir, folder.path / FINAL, weights
             )
         _finish(setup, folder, record, validation, in_training, started)
         finish_uploads(uploads, folder.path / FINAL)
