@@ -49,7 +49,7 @@ def test_nodes_are_told_apart_by_rank():
     for rank in ("0", "1"):
         arguments, _ = launch_environment("nodes-2x8", "--machine_rank", rank)
         assert (arguments.nnodes, arguments.nproc_per_node, arguments.node_rank) == ("2", "8", int(rank))
-        assert (arguments.master_addr, arguments.master_port) == ("10.0.0.1", "29500")
+        assert (arguments.rdzv_backend, arguments.rdzv_endpoint) == ("static", "10.0.0.1:29500")
 
 
 def test_fsdp_reaches_the_training():

@@ -55,7 +55,7 @@ def check_fsdp(plugin: Any) -> None:
         plugin: accelerate's, as it took effect; None for none.
 
     Raises:
-        AntError: the launcher asked for FSDP and accelerate does not do it; or another kind than ours was set.
+        AntError: FSDP was asked for and accelerate does not do it; or another kind than ours was set.
     """
     hint = "Take configs/accelerate/fsdp-8.yaml as it is, with your number of processes."
     if plugin is None:
