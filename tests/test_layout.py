@@ -11,13 +11,14 @@ SOURCE = ROOT / "src" / "ant_hf"
 # In the order a reader walks; a module may import from the lines above it only.
 ORDER = [
     "errors", "artefacts", "disk", "metrics", "shipped", "published", "claims", "audit", "processes",
-    "report", "reporting", "recipe", "locks", "plots",
-    "readers", "sources", "corpus", "fragmentation", "tokenizer", "tokens", "packing", "dataset",
+    "report", "reporting", "recipe", "locks", "machines", "plots",
+    "readers", "sources", "corpus", "fragmentation", "tokenizer", "tokens", "encoding", "packing", "parts",
+    "dataset",
     "architecture", "attention", "precision", "arguments", "micro_batch",
     "plan", "optimizers", "stopping", "callbacks", "guards", "resume",
     "checkpoints", "evaluation.perplexity", "training", "preparation", "run_folder", "run_record",
     "release.checks", "release.files", "hub.client", "hub.training",
-    "run_setup", "dry_run", "pretraining",
+    "run_setup", "dry_run", "pretraining", "cluster",
     "offline", "evaluation.benchmarks", "evaluation.arithmark", "evaluation.definitions",
     "evaluation.layout", "evaluation.likelihoods", "evaluation.language_model", "evaluation.degeneration",
     "evaluation.statistics", "evaluation.subject", "evaluation.records", "evaluation.results",

@@ -203,11 +203,11 @@ def test_files_that_do_not_reproduce_the_training_fail_the_run(make_recipe, monk
     """The check that a release with mismatched weights would have met."""
     original = pretraining.export_final
 
-    def export_shuffled(model, tokenizer_dir, folder):
+    def export_shuffled(model, tokenizer_dir, folder, weights):
         with torch.no_grad():
             weight = model.get_input_embeddings().weight
             weight.copy_(weight.flip(0))
-        return original(model, tokenizer_dir, folder)
+        return original(model, tokenizer_dir, folder, weights)
 
     monkeypatch.setattr(pretraining, "export_final", export_shuffled)
     with pytest.raises(AntError, match="reloaded, does not reproduce the trained model"):

@@ -25,10 +25,18 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 CARD_SAMPLING: dict[str, Any] = {"temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.5}
 
 
-def export_final(model: PreTrainedModel, tokenizer_dir: Path, folder: Path) -> dict[str, str]:
+def export_final(
+    model: PreTrainedModel,
+    tokenizer_dir: Path,
+    folder: Path,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> dict[str, str]:
     """Write weights, configs and tokenizer as one folder, whole or not at all.
 
     The tied output projection is stored once, under the embedding's name.
+
+    Args:
+        weights: those of the model, where it holds a slice of them only.
 
     Returns:
         sha256 by file name.
@@ -40,7 +48,7 @@ def export_final(model: PreTrainedModel, tokenizer_dir: Path, folder: Path) -> d
             pad_token_id=model.config.pad_token_id,
         )
         with quiet_transformers():
-            model.save_pretrained(partial)
+            model.save_pretrained(partial, state_dict=weights)
         _make_config_portable(partial / "config.json")
         for name in TOKENIZER_FILES:
             if (tokenizer_dir / name).is_file():

@@ -142,13 +142,30 @@ def tokenizer(config: Config, data: Data = None, output_dir: OutputDir = None, o
 
 
 @app.command("pack")
-def pack(config: Config, data: Data = None, output_dir: OutputDir = None, overrides: Set = None) -> None:
+def pack(
+    config: Config,
+    data: Data = None,
+    output_dir: OutputDir = None,
+    overrides: Set = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Encode file by file in N processes with datatrove: the same tokens, and an interrupted "
+            "command goes on with the files that are left. Default: one pass over the corpus on all cores.",
+        ),
+    ] = None,
+) -> None:
     """Pack the recipe's corpus into token shards, with its tokenizer (trained first if missing)."""
     from ant_hf.architecture import load_config
     from ant_hf.preparation import make_tokenizer, make_tokens
 
+    if workers:
+        from ant_hf.cluster import pack_with_workers
     recipe = _recipe(config, data, output_dir, overrides)
     make_tokenizer(recipe, load_config(recipe.architecture).max_position_embeddings)
+    if workers:
+        pack_with_workers(recipe, workers)
     make_tokens(recipe)
 
 

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 from ant_hf.recipe import CorpusRecipe
 from ant_hf.sources import Source, open_source
 
+# Of a sha256, enough to tell documents apart.
+DIGEST_BYTES = 16
 _DEDUPLICATION_CACHE_KIB = 128 * 1024
 
 
@@ -59,17 +61,15 @@ class Corpus:
 
     def __iter__(self) -> Iterator[Document]:
         self.counts = CorpusCounts()
-        seen = _SeenDigests()
+        seen = SeenDigests()
         for raw in self.source.documents():
             self.counts.read += 1
-            text = unicodedata.normalize("NFC", raw)
-            if not text.strip():
+            data = normalised(raw)
+            if not data:
                 self.counts.empty += 1
                 continue
-            # A lone surrogate (JSON can carry one) has no UTF-8 form: it becomes a question mark.
-            data = text.encode("utf-8", errors="replace")
             digest = hashlib.sha256(data).digest()
-            if not seen.add(digest[:16]):
+            if not seen.add(digest[:DIGEST_BYTES]):
                 self.counts.duplicate += 1
                 continue
             is_validation = in_validation_split(digest, self.validation_fraction)
@@ -80,13 +80,20 @@ class Corpus:
             yield Document(data.decode("utf-8"), is_validation)
 
 
+def normalised(raw: str) -> bytes:
+    """A document's text in NFC as UTF-8; nothing if it is only white space."""
+    text = unicodedata.normalize("NFC", raw)
+    # A lone surrogate (JSON can carry one) has no UTF-8 form: it becomes a question mark.
+    return text.encode("utf-8", errors="replace") if text.strip() else b""
+
+
 def in_validation_split(digest: bytes, fraction: float) -> bool:
     """Whether a document with this sha256 is held out: its first 8 bytes as a number in [0, 1)."""
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
-class _SeenDigests:
-    """A set of 16-byte digests in bounded memory."""
+class SeenDigests:
+    """A set of digests of `DIGEST_BYTES` in bounded memory."""
 
     def __init__(self) -> None:
         # An empty name is SQLite's private temporary database: a cache first, a file when that is full.

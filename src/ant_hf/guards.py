@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ant_hf.callbacks import MetricsFile
@@ -97,6 +98,8 @@ class StepGuard(TrainerCallback):
     ) -> None:
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
         loss = torch.stack(self._micro_losses).sum()
         self._micro_losses = []
         self._loss, gradient_norm = torch.stack([loss, norm.to(loss)]).tolist()

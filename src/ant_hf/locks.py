@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -39,7 +40,7 @@ def locked(folder: Path, name: str, wait: bool = False) -> Iterator[None]:
         # A read-only mount of prepared data: nobody can write there, so nothing needs to be held.
         yield
         return
-    lock, owner = FileLock(folder / f".{name}.lock"), folder / f".{name}.owner.json"
+    lock, owner = FileLock(folder / f".{name}.lock"), _owner_file(folder, name)
     try:
         lock.acquire(blocking=False)
     except Timeout:
@@ -60,10 +61,25 @@ def locked(folder: Path, name: str, wait: bool = False) -> Iterator[None]:
         lock.release()
 
 
-def _described(owner: Path) -> str:
+def owner_of(folder: Path, name: str) -> dict[str, Any]:
+    """Process, host and time of whoever holds a folder's lock; empty if nobody says so."""
+    return _read(_owner_file(folder, name))
+
+
+def _owner_file(folder: Path, name: str) -> Path:
+    return folder / f".{name}.owner.json"
+
+
+def _read(owner: Path) -> dict[str, Any]:
     try:
-        values = read_json(owner, "lock", "")
+        return read_json(owner, "lock", "")
     except AntError:
+        return {}
+
+
+def _described(owner: Path) -> str:
+    values = _read(owner)
+    if not values:
         return "another process"
     return f"process {values.get('pid')} on {values.get('host')} (since {values.get('since')})"
 

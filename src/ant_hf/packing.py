@@ -1,38 +1,31 @@
 """Documents become flat uint16 shards and a manifest that accounts for every document and token.
 
 An end-of-text token follows each document, and blocks later run across documents: no position is
-wasted, at the price that attention can see the end of an unrelated text. Encoding runs in worker
-processes, a bounded number of chunks ahead, so that memory does not grow with the corpus.
+wasted, at the price that attention can see the end of an unrelated text. Encoding runs a bounded
+number of chunks ahead, so that memory does not grow with the corpus.
 """
 
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from ant_hf.artefacts import check_made_of, file_sha256, fingerprint, whole_folder, write_sealed
-from ant_hf.corpus import Corpus, Document
+from ant_hf.corpus import Corpus, CorpusCounts
 from ant_hf.disk import writing
+from ant_hf.encoding import EncodedChunk, encoded
 from ant_hf.processes import available_cores
-from ant_hf.tokenizer import END_OF_TEXT
 from ant_hf.tokens import FORMAT_VERSION, MANIFEST, TRAIN, VALIDATION, read_manifest
 
 SHARD_TOKENS = 1 << 26
-# Text a worker gets at once: large enough to hide the transfer, small enough to stay in cache.
-_CHUNK_CHARACTERS = 1 << 19
-_CHUNKS_AHEAD = 3
 
 
 @dataclass
@@ -66,19 +59,51 @@ def pack(
     Raises:
         AntError: the folder holds tokens made of something else, or the corpus is unusable.
     """
-    inputs = {
+    inputs = packing_inputs(corpus, tokenizer_dir, max_tokens)
+    if manifest := packed_before(folder, inputs):
+        return manifest, True
+    stream = encoded(corpus, tokenizer_dir / "tokenizer.json", workers or available_cores())
+    room = RoomNeeded(corpus.source.text_bytes(), max_tokens)
+    return write_tokens(stream, folder, inputs, room, shard_tokens, show_progress), False
+
+
+def packing_inputs(corpus: Corpus, tokenizer_dir: Path, max_tokens: int | None) -> dict[str, Any]:
+    """What decides every packed token, as JSON values."""
+    return {
         "format_version": 1,
         "corpus": corpus.identity(),
         "tokenizer_sha256": file_sha256(tokenizer_dir / "tokenizer.json"),
         "max_tokens": max_tokens,
     }
-    if (folder / MANIFEST).exists():
-        manifest = read_manifest(folder)
-        check_made_of(folder, "tokens", manifest, inputs)
-        return manifest, True
-    tokenizer_file = tokenizer_dir / "tokenizer.json"
-    counts = corpus.counts.as_dict()
-    room = _RoomNeeded(corpus, max_tokens)
+
+
+def packed_before(folder: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest of a folder that holds these tokens already; None where there is none.
+
+    Raises:
+        AntError: the folder holds tokens made of something else.
+    """
+    if not (folder / MANIFEST).exists():
+        return None
+    manifest = read_manifest(folder)
+    check_made_of(folder, "tokens", manifest, inputs)
+    return manifest
+
+
+def write_tokens(
+    stream: Iterable[EncodedChunk],
+    folder: Path,
+    inputs: dict[str, Any],
+    room: RoomNeeded,
+    shard_tokens: int = SHARD_TOKENS,
+    show_progress: bool = True,
+) -> dict[str, Any]:
+    """Write encoded documents, in the order of the corpus, as shards and a manifest.
+
+    Returns:
+        The manifest.
+    """
+    max_tokens, counts = inputs["max_tokens"], CorpusCounts().as_dict()
     with ExitStack() as stack:
         stack.enter_context(writing("the packed tokens", folder, room.bytes))
         partial = stack.enter_context(whole_folder(folder))
@@ -87,7 +112,7 @@ def pack(
             for name in (TRAIN, VALIDATION)
         }
         with tqdm(desc="packing", unit="B", unit_scale=True, disable=not show_progress, leave=False) as bar:
-            for chunk in _encoded(corpus, tokenizer_file, workers or available_cores()):
+            for chunk in stream:
                 counts = chunk.counts
                 room.read += sum(chunk.sizes)
                 room.written += 2 * len(chunk.ids)
@@ -106,14 +131,14 @@ def pack(
             "splits": {name: vars(split) for name, split in splits.items()},
         }
         write_sealed(partial / MANIFEST, manifest)
-    return manifest, False
+    return manifest
 
 
-class _RoomNeeded:
+class RoomNeeded:
     """Bytes all shards will take, from what was read and written so far."""
 
-    def __init__(self, corpus: Corpus, max_tokens: int | None) -> None:
-        self._text_bytes, self._max_tokens = corpus.source.text_bytes(), max_tokens
+    def __init__(self, text_bytes: int | None, max_tokens: int | None) -> None:
+        self._text_bytes, self._max_tokens = text_bytes, max_tokens
         self.read = self.written = 0
 
     def bytes(self) -> int:
@@ -127,84 +152,7 @@ def _documents(splits: dict[str, SplitCounts]) -> int:
     return sum(split.documents for split in splits.values())
 
 
-@dataclass(frozen=True)
-class _EncodedChunk:
-    """Documents encoded by a worker: `ids` is all of them in a row, the lists have one entry each."""
-
-    counts: dict[str, int]
-    """The corpus's counts when the last of these documents had been read."""
-
-    ids: np.ndarray[Any, np.dtype[np.uint16]]
-    lengths: list[int]
-    sizes: list[int]
-    validation: list[bool]
-
-
-_worker_tokenizer: Tokenizer
-_worker_end_of_text: int
-
-
-def _start_worker(tokenizer_file: str) -> None:
-    global _worker_tokenizer, _worker_end_of_text
-    # The processes are the parallelism; threads inside each would only compete.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _worker_tokenizer = Tokenizer.from_file(tokenizer_file)
-    # A document that spells out a special token is text and not a command.
-    _worker_tokenizer.encode_special_tokens = True
-    end_of_text = _worker_tokenizer.token_to_id(END_OF_TEXT)
-    assert end_of_text is not None, "load_tokenizer checked it"
-    _worker_end_of_text = end_of_text
-
-
-def _encode(documents: list[Document], counts: dict[str, int]) -> _EncodedChunk:
-    encodings = _worker_tokenizer.encode_batch_fast([d.text for d in documents], add_special_tokens=False)
-    pieces, lengths = [], []
-    for encoding in encodings:
-        ids = encoding.ids
-        ids.append(_worker_end_of_text)
-        pieces.append(np.array(ids, dtype=np.uint16))
-        lengths.append(len(ids))
-    return _EncodedChunk(
-        counts=counts,
-        ids=np.concatenate(pieces),
-        lengths=lengths,
-        sizes=[len(d.text.encode()) for d in documents],
-        validation=[d.is_validation for d in documents],
-    )
-
-
-def _encoded(corpus: Corpus, tokenizer_file: Path, workers: int) -> Iterator[_EncodedChunk]:
-    """Encoded chunks in the order of the corpus, at most a few ahead of the consumer."""
-    # Spawned and not forked: the parent may have threads (torch, tokenizers) that a fork would break.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start_worker, (str(tokenizer_file),)) as pool:
-        pending: deque[Future[_EncodedChunk]] = deque()
-        try:
-            for documents in _chunks(corpus):
-                pending.append(pool.submit(_encode, documents, corpus.counts.as_dict()))
-                if len(pending) > workers * _CHUNKS_AHEAD:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
-
-
-def _chunks(corpus: Corpus) -> Iterator[list[Document]]:
-    chunk: list[Document] = []
-    size = 0
-    for document in corpus:
-        chunk.append(document)
-        size += len(document.text)
-        if size >= _CHUNK_CHARACTERS:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
-
-
-def _write(chunk: _EncodedChunk, writers: dict[str, _SplitWriter], max_tokens: int | None) -> int:
+def _write(chunk: EncodedChunk, writers: dict[str, _SplitWriter], max_tokens: int | None) -> int:
     """Hand a chunk's documents to their splits; returns how many lie past the limit."""
     position = 0
     for index, (length, size) in enumerate(zip(chunk.lengths, chunk.sizes, strict=True)):

@@ -14,7 +14,31 @@ from ant_hf.packing import pack
 from ant_hf.recipe import Recipe
 from ant_hf.report import say
 from ant_hf.tokenizer import FRAGMENTATION, prepare_tokenizer
-from ant_hf.tokens import TRAIN, VALIDATION, verify_shards
+from ant_hf.tokens import MANIFEST, TRAIN, VALIDATION, verify_shards
+
+
+def make_data(recipe: Recipe, model_max_length: int) -> None:
+    """Make or reuse tokenizer and tokens.
+
+    Raises:
+        AntError: see `make_tokenizer` and `make_tokens`.
+    """
+    make_tokenizer(recipe, model_max_length)
+    make_tokens(recipe)
+
+
+def find_data(recipe: Recipe, model_max_length: int) -> None:
+    """On a machine that is not the first: check the tokens the first one made, or make them here too.
+
+    Where data_dir is shared they are there already, and this machine needs no corpus.
+
+    Raises:
+        AntError: a shard is damaged; or see `make_data`.
+    """
+    if (recipe.tokens_dir / MANIFEST).exists():
+        verify_shards(recipe.tokens_dir)
+    else:
+        make_data(recipe, model_max_length)
 
 
 def make_tokenizer(recipe: Recipe, model_max_length: int) -> Tokenizer:

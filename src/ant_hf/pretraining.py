@@ -19,9 +19,10 @@ from ant_hf.dry_run import dry_run as run_dry
 from ant_hf.errors import AntError, RunStopped
 from ant_hf.evaluation.perplexity import TokenScores, score_tokens
 from ant_hf.hub.training import fetch_checkpoint, finish_uploads, start_uploads
+from ant_hf.machines import check_equal_inputs, check_run_folder_is_shared, is_first_on_another_machine
 from ant_hf.metrics import read_metrics
 from ant_hf.plots import plot_run
-from ant_hf.preparation import make_tokenizer, make_tokens
+from ant_hf.preparation import find_data, make_data
 from ant_hf.recipe import Recipe
 from ant_hf.report import is_first_process, say
 from ant_hf.resume import check_made_of, checkpoint_name, checkpoints, step_of
@@ -63,8 +64,11 @@ def pretrain(recipe: Recipe, fresh: bool = False, dry_run: bool = False) -> None
             fetch_checkpoint(recipe, fresh)
             folder = open_run_folder(recipe, fresh and is_first_process())
             if not folder.is_finished and is_first_process():
-                make_tokenizer(recipe, setup.config.max_position_embeddings)
-                make_tokens(recipe)
+                make_data(recipe, setup.config.max_position_embeddings)
+        check_run_folder_is_shared(folder.path)
+        with setup.arguments.main_process_first(local=True, desc="preparing data"):
+            if not folder.is_finished and is_first_on_another_machine():
+                find_data(recipe, setup.config.max_position_embeddings)
         if folder.is_finished:
             say(f"finished    {folder.path / FINAL} is there already ({folder.record['finished']})")
             _say_result(folder.record["final"], folder.path)
@@ -83,6 +87,7 @@ def _check_inputs(setup: Setup, folder: RunFolder, record: dict[str, Any]) -> No
         "tokenizer": file_sha256(recipe.tokenizer_dir / "tokenizer.json"),
         "tokens": file_sha256(recipe.tokens_dir / MANIFEST),
     }
+    check_equal_inputs(hashes)
     before = record.setdefault("sha256", hashes)
     config = json.loads(json.dumps(setup.config.to_dict()))
     for name, seen in hashes.items():
@@ -177,6 +182,7 @@ def _train_and_finish(setup: Setup, folder: RunFolder, record: dict[str, Any]) -
         finish_uploads(uploads, None)
         _leave(trainer, folder, record)
     in_training = trainer.score(validation)
+    model, weights = trainer.whole_model()
     if is_first_process():
         record["training_seconds"] = round(trainer.meter.seconds, 1)
         record["tokens_per_second"] = round(
@@ -185,11 +191,7 @@ def _train_and_finish(setup: Setup, folder: RunFolder, record: dict[str, Any]) -
         record["skipped_steps"] = trainer.guard.skipped_steps
         with writing("the final model", folder.path, 4 * setup.ledger.total):
             record["exported_sha256"] = export_final(
-                trainer.accelerator.unwrap_model(
-                    trainer.model, keep_fp32_wrapper=False, keep_torch_compile=False
-                ),
-                recipe.tokenizer_dir,
-                folder.path / FINAL,
+                model, recipe.tokenizer_dir, folder.path / FINAL, weights
             )
         _finish(setup, folder, record, validation, in_training, started)
         finish_uploads(uploads, folder.path / FINAL)

@@ -25,7 +25,9 @@ INCOMPLETE = "incomplete"
 SEAL = "checkpoint.json"
 PROGRESS = "progress.json"
 _FORMAT_VERSION = 1
-_REQUIRED = {"model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", PROGRESS}
+_REQUIRED = {"model.safetensors", "scheduler.pt", "trainer_state.json", PROGRESS}
+# The second is what accelerate writes under FSDP.
+_OPTIMIZERS = {"optimizer.pt", "optimizer.bin"}
 
 
 def checkpoint_name(step: int) -> str:
@@ -122,6 +124,8 @@ def damage(checkpoint: Path) -> str | None:
         there = {path.name for path in checkpoint.iterdir()} - {SEAL}
         if unexpected := sorted(there ^ (files.keys() | _REQUIRED)):
             return f"{', '.join(unexpected)} missing or not in {SEAL}"
+        if not there & _OPTIMIZERS:
+            return "optimizer.pt missing"
         for name, expected in files.items():
             problem = _file_damage(checkpoint / name, expected)
             if problem:

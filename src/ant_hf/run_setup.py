@@ -15,6 +15,7 @@ from ant_hf.architecture import Ledger, build_model, load_config, parameter_ledg
 from ant_hf.arguments import training_arguments
 from ant_hf.dataset import TrainingOrder
 from ant_hf.errors import AntError
+from ant_hf.machines import check_fsdp
 from ant_hf.micro_batch import choose_micro_batch
 from ant_hf.plan import Plan, show_plan
 from ant_hf.precision import Execution, choose_execution
@@ -95,7 +96,7 @@ def make_trainer(
 ) -> AntTrainer:
     """The model, freshly initialised, and the trainer around it."""
     seed = setup.recipe.training.seed
-    return AntTrainer(
+    trainer = AntTrainer(
         build_model(setup.config, seed, setup.execution.attn_implementation),
         setup.arguments,
         order,
@@ -107,3 +108,5 @@ def make_trainer(
         metrics_file=metrics_file,
         made_of=made_of,
     )
+    check_fsdp(getattr(trainer.accelerator.state, "fsdp_plugin", None))
+    return trainer

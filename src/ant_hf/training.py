@@ -223,6 +223,8 @@ class AntTrainer(Trainer):
     def score(self, tokens: PackedTokens) -> TokenScores:
         """Score tokens over all processes."""
         training = self.recipe.training
+        # Each forward pass of FSDP gathers weights from every process, so that all must make the same ones.
+        share = (0, 1) if self.is_fsdp_enabled else (self.accelerator.process_index, self.args.world_size)
         # Not unwrap_model(): it takes off accelerate's autocast, and training would go on in fp32.
         model: Any = self.model
         scores = score_tokens(
@@ -233,11 +235,20 @@ class AntTrainer(Trainer):
             self.plan.per_device_batch_size,
             training.eval_max_tokens,
             self.execution.autocast_dtype,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
+            *share,
         )
+        if self.is_fsdp_enabled:
+            return scores
         nats, count, size = self._sum_over_processes([scores.nats, scores.tokens, scores.bytes])
         return TokenScores(nats=nats, tokens=int(count), bytes=int(size))
+
+    def whole_model(self) -> tuple[PreTrainedModel, dict[str, torch.Tensor] | None]:
+        """The bare model, and its weights where they are spread over processes, which all must ask for."""
+        weights = self.accelerator.get_state_dict(self.model) if self.is_fsdp_enabled else None
+        unwrapped = self.accelerator.unwrap_model(
+            self.model, keep_fp32_wrapper=False, keep_torch_compile=False
+        )
+        return unwrapped, weights
 
     def _sum_over_processes(self, numbers: list[float]) -> list[float]:
         if self.accelerator.num_processes == 1:

@@ -1,0 +1,90 @@
+"""What several machines must agree on before a run starts: where it is written, and what it reads.
+
+The run's folder has to be on a file system that all machines share: the first process writes, all read
+when a run goes on. Tokenizer and tokens may lie there too, or on a disk of each machine; their hashes decide.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch.distributed
+from accelerate.utils import broadcast_object_list, gather_object
+
+from ant_hf.errors import AntError
+from ant_hf.locks import owner_of
+from ant_hf.report import is_first_process
+
+
+def is_first_on_another_machine() -> bool:
+    """Whether this is the first process of its machine, and that is not the first machine."""
+    return os.environ.get("LOCAL_RANK", "0") == "0" and not is_first_process()
+
+
+def _is_alone() -> bool:
+    return not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1
+
+
+def check_run_folder_is_shared(folder: Path) -> None:
+    """Let every process look for the lock that the first one holds on the run's folder.
+
+    Raises:
+        AntError: it is not there, so this machine's folder is another one.
+    """
+    if _is_alone():
+        return
+    seen = owner_of(folder, "run")
+    (held,) = broadcast_object_list([seen if is_first_process() else None])
+    if seen != held:
+        raise AntError(
+            f"output_dir {folder.absolute()} on {socket.gethostname()} is not the folder that the first "
+            f"process writes to, on {held.get('host')}",
+            hint="Several machines need a folder on a file system that they share: --output-dir FOLDER. "
+            "data_dir may be on each machine's own disk.",
+        )
+
+
+def check_fsdp(plugin: Any) -> None:
+    """Refuse an FSDP that would not be done, or not be saved as whole files.
+
+    Args:
+        plugin: accelerate's, as it took effect; None for none.
+
+    Raises:
+        AntError: FSDP was asked for and accelerate does not do it; or another kind than ours was set.
+    """
+    hint = "Take configs/accelerate/fsdp-8.yaml as it is, with your number of processes."
+    if plugin is None:
+        if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+            raise AntError("FSDP was asked for, and accelerate shards models on several GPUs only", hint=hint)
+        return
+    seen = f"version {plugin.fsdp_version}, {plugin.state_dict_type}"
+    if plugin.fsdp_version != 2 or "FULL_STATE_DICT" not in seen:
+        raise AntError(
+            "FSDP is set up in another way", seen=seen, expected="version 2, FULL_STATE_DICT", hint=hint
+        )
+
+
+def check_equal_inputs(hashes: Mapping[str, str]) -> None:
+    """Hold the config, tokenizer and tokens of all processes against each other.
+
+    Raises:
+        AntError: a machine has others; names the first that differs, and both hashes.
+    """
+    if _is_alone():
+        return
+    everyone = gather_object([(socket.gethostname(), dict(hashes))])
+    first_host, first = everyone[0]
+    for host, seen in everyone:
+        for name, wanted in first.items():
+            if seen[name] != wanted:
+                raise AntError(
+                    f"the {name} on {host} differ from those on {first_host}",
+                    seen=f"sha256 {seen[name][:12]}",
+                    expected=wanted[:12],
+                    hint="Copy them from there, or let the machines share data_dir.",
+                )

@@ -1,0 +1,179 @@
+"""Packing by datatrove tasks gives the folder that packing in one process gives, whatever goes wrong."""
+
+import dataclasses
+import gzip
+import json
+import re
+import sys
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from conftest import ROOT
+from typer.testing import CliRunner
+
+from ant_hf.cli import app
+from ant_hf.cluster import merge, pack_with_workers, plan_packing
+from ant_hf.corpus import Corpus
+from ant_hf.errors import AntError
+from ant_hf.packing import pack
+
+
+@pytest.fixture
+def files(tmp_path, chapters):
+    """Four files of three kinds, with duplicates inside and across them, empty ones and a lone surrogate."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+
+    def jsonl(texts):
+        return "".join(json.dumps({"text": text}) + "\n" for text in texts)
+
+    first = [" \n", chapters[0], "two\ud800", *chapters[1:15], chapters[3]]
+    (folder / "a.jsonl").write_text(jsonl(first))
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(jsonl([chapters[0], "", *chapters[15:30]]).encode()))
+    texts = [*chapters[30:45], chapters[14], chapters[29], "\t"]
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), folder / "c.parquet")
+    (folder / "d.txt").write_text("\n<|endoftext|>\n".join([*chapters[45:60], chapters[45], ""]))
+    return folder
+
+
+@pytest.fixture
+def recipe(make_recipe, files, tiny_run, tmp_path):
+    recipe = make_recipe()
+    corpus = recipe.corpus.model_copy(update={"path": str(files)})
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "tokenizer").symlink_to(tiny_run / "tokenizer")
+    return recipe.model_copy(update={"corpus": corpus})
+
+
+def packed_by_one(recipe, folder):
+    pack(
+        Corpus.from_recipe(recipe.corpus),
+        recipe.tokenizer_dir,
+        folder,
+        recipe.corpus.max_tokens,
+        workers=1,
+        show_progress=False,
+    )
+    return contents(folder)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def encode(packing, rank=0, world_size=1):
+    list(packing.encode.run(rank=rank, world_size=world_size))
+
+
+@pytest.mark.parametrize("max_tokens", [None, 30_000])
+def test_number_of_tasks_changes_nothing(recipe, tmp_path, monkeypatch, max_tokens):
+    """Also with chunks far smaller than the corpus, where the limit falls between two files."""
+    for module in ("encoding", "parts"):
+        monkeypatch.setattr(f"ant_hf.{module}.CHUNK_CHARACTERS", 10_000)
+    corpus = recipe.corpus.model_copy(update={"max_tokens": max_tokens})
+    recipe = recipe.model_copy(update={"corpus": corpus})
+    packing = plan_packing(recipe)
+    for rank in (2, 0, 1):
+        encode(packing, rank, world_size=3)
+    merge(packing, show_progress=False)
+    assert contents(recipe.tokens_dir) == packed_by_one(recipe, tmp_path / "single")
+
+
+@pytest.mark.slow
+def test_a_failed_task_alone_is_done_again(recipe, files, tmp_path):
+    good = (files / "d.txt").read_bytes()
+    (files / "d.txt").write_bytes(good + b"\xff")
+    with pytest.raises(AntError, match=r"1 of 4 tasks failed:\n  - .*d\.txt is not UTF-8") as caught:
+        pack_with_workers(recipe, workers=2)
+    assert "run the same command again" in str(caught.value)
+    assert not recipe.tokens_dir.exists()
+    packing = plan_packing(recipe)
+    completed = sorted(path.name for path in (packing.logs / "encode" / "completions").iterdir())
+    assert completed == ["00000", "00001", "00002"]
+    parts = {
+        packing.part(index): (packing.part(index) / "part.json").stat().st_mtime_ns for index in range(3)
+    }
+    with pytest.raises(AntError, match="1 of 4 tasks failed"):
+        pack_with_workers(recipe, workers=2)
+    # Mended, it is another corpus, and still only that file is encoded.
+    (files / "d.txt").write_bytes(good)
+    mended = plan_packing(recipe)
+    assert mended.inputs != packing.inputs
+    assert {part: (part / "part.json").stat().st_mtime_ns for part in map(mended.part, range(3))} == parts
+    pack_with_workers(recipe, workers=1)
+    assert contents(recipe.tokens_dir) == packed_by_one(recipe, tmp_path / "single")
+
+
+def test_a_killed_task_is_done_again_and_the_tokens_are_the_same(recipe, tmp_path, monkeypatch):
+    packing = plan_packing(recipe)
+    encode(packing, 0, world_size=4)
+
+    class KilledError(BaseException):
+        pass
+
+    def killed(*_):
+        raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("ant_hf.encoding.Encoder.encode", killed)
+        with pytest.raises(KilledError):
+            encode(packing, 2, world_size=4)
+    with pytest.raises(AntError, match=r"3 of 4 files are not encoded yet.*b\.jsonl\.gz"):
+        merge(packing)
+    first = (packing.part(0) / "part.json").stat().st_mtime_ns
+    encode(packing)
+    assert (packing.part(0) / "part.json").stat().st_mtime_ns == first
+    merge(packing, show_progress=False)
+    assert contents(recipe.tokens_dir) == packed_by_one(recipe, tmp_path / "single")
+
+
+@pytest.mark.parametrize("name", ["ids.bin", "documents.bin", "part.json"])
+def test_damaged_parts_are_refused_by_name(recipe, name):
+    packing = plan_packing(recipe)
+    encode(packing)
+    file = packing.part(1) / name
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(AntError, match=rf"00001-\w+/{re.escape(name)}.*Remove .*00001"):
+        merge(packing, show_progress=False)
+    assert not recipe.tokens_dir.exists()
+
+
+def test_other_files_and_tokenizers_have_parts_of_their_own(recipe, files):
+    before = plan_packing(recipe)
+    (files / "a.jsonl").write_text('{"text": "changed"}\n')
+    now = plan_packing(recipe)
+    assert now.part(0) != before.part(0)
+    assert now.part(1) == before.part(1)
+    other = dataclasses.replace(now, inputs={**now.inputs, "tokenizer_sha256": "0"})
+    assert other.part(1) != now.part(1)
+
+
+def test_only_files_are_handed_out(recipe):
+    corpus = recipe.corpus.model_copy(update={"source": "embedded", "path": None})
+    with pytest.raises(AntError, match=r"hands out files; saw 'corpus.source embedded'.*hf download"):
+        plan_packing(recipe.model_copy(update={"corpus": corpus}))
+
+
+def test_command_with_workers_writes_what_one_process_writes(recipe, files, tmp_path):
+    (tmp_path / "data" / "tokenizer").unlink()
+    arguments = ["pack", "--config", str(tmp_path / "run.yaml"), "--data", str(files), "--workers", "2"]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "reused, hashes verified" in result.output
+    assert "70 documents read: 4 empty, 5 duplicates" in result.output
+    assert contents(recipe.tokens_dir) == packed_by_one(recipe, tmp_path / "single")
+    left = {path.name for path in recipe.tokens_dir.parent.iterdir() if not path.name.startswith(".")}
+    assert left == {"tokenizer", "tokens"}
+    manifest = pack_with_workers(recipe, workers=2)
+    assert manifest["splits"]["validation"]["documents"] > 0
+
+
+def test_missing_extra_is_one_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datatrove.executor", None)
+    monkeypatch.delitem(sys.modules, "ant_hf.cluster")
+    arguments = ["pack", "--config", str(ROOT / "configs/recipes/quickstart.yaml"), "--workers", "2"]
+    with pytest.raises(AntError, match=r"needs datatrove.*pip install 'ant-hf\[cluster\]'"):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
