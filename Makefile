@@ -6,7 +6,10 @@ RECIPE ?= configs/recipes/quickstart.yaml
 # More flags for pretrain.py, for example ARGS="--set training.max_steps=40"
 ARGS ?=
 
-.PHONY: help quickstart test test-slow soak check card clean
+# Where `make bench` writes its figures and plots.
+OUT ?= docs/performance
+
+.PHONY: help quickstart test test-slow soak check card bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -55,6 +58,15 @@ card: $(VENV)/.quickstart ## Make model_card/quickstart anew from runs/quickstar
 	mkdir model_card/quickstart
 	cd runs/quickstart/release && cp -r README.md *.jsonl plots gate.json release.json results.json run.json \
 		fragmentation.json tokens.json ../../../model_card/quickstart/
+
+bench: $(VENV)/.dev ## Measure all of docs/performance.md on this machine, on a GPU if there is one (45 minutes on 2 cores)
+	mkdir -p $(OUT)
+	$(BIN)/python benchmarks/throughput.py --json $(OUT)/throughput.json
+	$(BIN)/python benchmarks/throughput.py --candidates --json $(OUT)/candidates.json
+	$(BIN)/python benchmarks/drift.py --output $(OUT)
+	$(BIN)/python benchmarks/scaling.py --output $(OUT)
+	$(BIN)/python benchmarks/scale_out.py --json $(OUT)/scale_out.json
+	$(BIN)/python benchmarks/generation.py runs/quickstart/final --json $(OUT)/generation.json
 
 clean: ## Remove environments and caches, never runs/ or data/
 	rm -rf $(VENV) $(VENV)-transformers4 .pytest_cache .mypy_cache .ruff_cache .hypothesis

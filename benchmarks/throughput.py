@@ -1,7 +1,7 @@
 """Training speed: this package against a plain `Trainer`, and against a bare PyTorch loop, in one run.
 
     python benchmarks/throughput.py
-    python benchmarks/throughput.py --shapes 4x1024 --candidates
+    python benchmarks/throughput.py --candidates
 
 Ant-10M on real text, every contender a process of its own, taking turns, medians of several rounds
 after a warm-up:
@@ -36,6 +36,7 @@ from ant_hf.report import say, show
 from ant_hf.run_record import environment
 
 _SHAPES = {"cpu": "8x256,4x1024,2x2048", "cuda": "256x256,64x1024,16x4096"}
+_CANDIDATES_SHAPE = {"cpu": "4x1024", "cuda": "64x1024"}
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _GPU_COLUMNS = ("MFU", "GPU idle", "recompiled")
 _TOKENS_A_ROUND = {"cpu": 8192, "cuda": 4_000_000}
@@ -150,8 +151,9 @@ def main() -> None:
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument(
-        "--shapes", type=shapes, default=shapes(_SHAPES[device]), metavar="BLOCKSxTOKENS,...",
-        help=f"blocks at once and tokens a block (default here: {_SHAPES[device]})",
+        "--shapes", type=shapes, metavar="BLOCKSxTOKENS,...",
+        help="blocks at once and tokens a block (default here: "
+        f"{_SHAPES[device]}, and {_CANDIDATES_SHAPE[device]} for candidates)",
     )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds of each (default 5)")
     parser.add_argument("--precisions", help="bf16, fp16, fp32, separated by commas (default: what fits)")
@@ -159,6 +161,7 @@ def main() -> None:
     parser.add_argument("--architecture", type=Path, default=ROOT / "configs/llama_ant10m.json")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     options = parser.parse_args()
+    chosen = options.shapes or shapes((_CANDIDATES_SHAPE if options.candidates else _SHAPES)[device])
     some_recipe = TrainingRecipe(sequences_per_step=1, max_steps=1, learning_rate=1e-3)
     execution = choose_execution(some_recipe)
     both = execution.precision == "bf16" and device == "cuda"
@@ -167,7 +170,7 @@ def main() -> None:
     ceilings = measure_ceilings(device, dtypes)
     results: list[dict[str, Any]] = []
     with packed_text() as tokens:
-        for blocks, length in options.shapes:
+        for blocks, length in chosen:
             for precision in precisions:
                 base = {
                     "tokens": str(tokens), "architecture": str(options.architecture), "device": device,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ant_hf.errors import AntError, missing_file
 from ant_hf.reporting import ReportTo
@@ -24,6 +24,12 @@ Rate = Annotated[float, Field(gt=0.0, le=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 # A path that no file system refuses outright.
 PathText = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
+
+
+def _blocks(value: object) -> object:
+    if value != "auto" and (type(value) is not int or value < 1):
+        raise ValueError(f"training.per_device_batch_size is {value!r}; should be greater than 0, or auto")
+    return value
 
 
 class _Section(BaseModel):
@@ -81,7 +87,7 @@ class TrainingRecipe(_Section):
     """Blocks an optimizer step, over all processes and accumulation."""
     max_steps: Count
     """Optimizer steps."""
-    per_device_batch_size: Count | Literal["auto"] = "auto"
+    per_device_batch_size: Annotated[int | Literal["auto"], BeforeValidator(_blocks)] = "auto"
     """Blocks one process handles at once, at most; the accumulation follows. `auto` tries what fits a GPU."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """`muon`: torch.optim.Muon for matrices, AdamW for embeddings and norms."""
@@ -218,8 +224,7 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -
         lines = [_explain(item) for item in error.errors()]
         problems = "\n".join(f"  - {line}" for text in lines for line in text.splitlines())
         count = problems.count("\n") + 1
-        plural = "problem" if count == 1 else "problems"
-        raise AntError(f"{path} has {count} {plural}:\n{problems}") from None
+        raise AntError(f"{path} has {count} problem{'s'[: count > 1]}:\n{problems}") from None
 
 
 def _nearby_recipes(path: Path) -> str:
