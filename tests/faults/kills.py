@@ -222,7 +222,13 @@ def log_rows(folder: Path) -> list[tuple]:
     """What the loss log says, without what depends on the clock."""
     from ant_hf.metrics import read_metrics
 
-    clock = {"data_loading_share", "tokens_per_second", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
+    clock = {
+        "data_loading_share",
+        "tokens_per_second",
+        "train_runtime",
+        "train_samples_per_second",
+        "train_steps_per_second",
+    }
     rows = [row for row in read_metrics(folder / "metrics.jsonl") if "train_runtime" not in row]
     return [tuple(sorted((k, v) for k, v in row.items() if k not in clock)) for row in rows]
 
