@@ -64,8 +64,8 @@ bench: $(VENV)/.dev ## Measure all of docs/performance.md on this machine, on a 
 	$(BIN)/python benchmarks/throughput.py --json $(OUT)/throughput.json
 	$(BIN)/python benchmarks/throughput.py --candidates --json $(OUT)/candidates.json
 	$(BIN)/python benchmarks/drift.py --output $(OUT)
-	$(BIN)/python benchmarks/scaling.py --output $(OUT)
 	$(BIN)/python benchmarks/scale_out.py --json $(OUT)/scale_out.json
+	$(BIN)/python benchmarks/scaling.py --output $(OUT)
 	$(BIN)/python benchmarks/generation.py runs/quickstart/final --json $(OUT)/generation.json
 
 clean: ## Remove environments and caches, never runs/ or data/

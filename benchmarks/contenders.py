@@ -28,7 +28,7 @@ from ant_hf.dataset import PackedDataset, TrainingOrder
 from ant_hf.optimizers import muon_adamw
 from ant_hf.precision import choose_execution
 from ant_hf.processes import keep_freed_memory, threads_per_process
-from ant_hf.recipe import Recipe
+from ant_hf.recipe import CorpusRecipe, Recipe, TokenizerRecipe, TrainingRecipe
 from ant_hf.run_record import peak_memory_bytes
 from ant_hf.run_setup import make_trainer, set_up
 from ant_hf.tokens import TRAIN, VALIDATION, PackedTokens
@@ -123,7 +123,7 @@ def plain_trainer(spec: dict[str, Any], config: PreTrainedConfig, pacer: Pacer, 
 
 def ours(spec: dict[str, Any], config: PreTrainedConfig, pacer: Pacer, folder: Path) -> None:
     """A run as `pretrain.py` sets it up, with its records and guards; no evaluation, no checkpoint."""
-    setup = set_up(_recipe(spec, folder), folder)
+    setup = set_up(_recipe(spec, config, folder), folder)
     setup.arguments.save_strategy = setup.arguments.eval_strategy = "no"
     setup.arguments.disable_tqdm = True
     for name, value in spec.get("arguments", {}).items():
@@ -140,7 +140,7 @@ def ours(spec: dict[str, Any], config: PreTrainedConfig, pacer: Pacer, folder: P
 
 def bare_loop(spec: dict[str, Any], config: PreTrainedConfig, pacer: Pacer, folder: Path) -> None:
     """The same model and kernels in the shortest loop: data on the device, nothing logged or checked."""
-    execution = choose_execution(_recipe(spec, folder).training)
+    execution = choose_execution(_training(spec))
     loop(spec, build_model(config, 0, execution.attn_implementation), pacer, execution.torch_compile)
 
 
@@ -162,7 +162,7 @@ def loop(spec: dict[str, Any], model: nn.Module, pacer: Pacer, compiled: bool) -
     optimizer: torch.optim.Optimizer
     if spec.get("optimizer") == "muon":
         decayed = {name for name, parameter in model.named_parameters() if parameter.ndim == 2}
-        optimizer = muon_adamw(model, decayed, _recipe(spec, Path()).training)
+        optimizer = muon_adamw(model, decayed, _training(spec))
     else:
         optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, fused=True)
     scaler = torch.amp.GradScaler(device, enabled=dtype is torch.float16)
@@ -224,28 +224,31 @@ class SmallGPT(nn.Module):
         return _Result(nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels[:, 1:].flatten()))
 
 
-def _recipe(spec: dict[str, Any], folder: Path) -> Recipe:
-    training: dict[str, Any] = {
-        "sequence_length": spec["sequence_length"],
-        "sequences_per_step": spec["blocks"],
-        "per_device_batch_size": spec["blocks"],
-        "max_steps": 10**6,
-        "learning_rate": _LEARNING_RATE,
-        "precision": spec["precision"],
-        "device": spec["device"],
-        "optimizer": spec.get("optimizer", "adamw"),
-        "muon_learning_rate": 0.02 if spec.get("optimizer") == "muon" else None,
-        **spec.get("recipe", {}),
-    }
-    return Recipe.model_validate(
+def _training(spec: dict[str, Any]) -> TrainingRecipe:
+    return TrainingRecipe.model_validate(
         {
-            "name": "throughput",
-            "architecture": str(folder / "config.json"),
-            "output_dir": str(folder),
-            "corpus": {"source": "embedded"},
-            "tokenizer": {},
-            "training": training,
+            "sequence_length": spec["sequence_length"],
+            "sequences_per_step": spec["blocks"],
+            "per_device_batch_size": spec["blocks"],
+            "max_steps": 10**6,
+            "learning_rate": _LEARNING_RATE,
+            "precision": spec["precision"],
+            "device": spec["device"],
+            "optimizer": spec.get("optimizer", "adamw"),
+            "muon_learning_rate": 0.02 if spec.get("optimizer") == "muon" else None,
+            **spec.get("recipe", {}),
         }
+    )
+
+
+def _recipe(spec: dict[str, Any], config: PreTrainedConfig, folder: Path) -> Recipe:
+    return Recipe(
+        name="throughput",
+        architecture=str(folder / "config.json"),
+        output_dir=str(folder),
+        corpus=CorpusRecipe(source="embedded"),
+        tokenizer=TokenizerRecipe(vocab_size=config.vocab_size),
+        training=_training(spec),
     )
 
 

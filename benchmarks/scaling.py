@@ -4,7 +4,8 @@
 
 Ours as in throughput.py, in this machine's best precision. Sequence lengths at equal tokens a step;
 model sizes by Llama configs of the same proportions; packing by data_path.py. What takes turns in
-one run is comparable; the plots say what limits each. Processes are measured by scale_out.py.
+one run is comparable. Processes are measured by scale_out.py, whose figures are drawn too if its JSON
+lies in the same folder.
 """
 
 from __future__ import annotations
@@ -132,6 +133,11 @@ def plot_all(results: dict[str, Any], folder: Path) -> None:
     }
     labels = f"Packing speed by corpus size ({where})", "text (MB)", "MB per second"
     plot(packing, labels, folder / "corpus-size.png")
+    if (scale_out := folder / "scale_out.json").is_file():
+        speeds_by_count = json.loads(scale_out.read_text())["median_tokens_per_second"]
+        counts: list[tuple[float, float]] = [(int(count), speed) for count, speed in speeds_by_count.items()]
+        labels = f"Training speed by processes, same cores ({where})", "processes", "tokens per second"
+        plot({"ours": counts}, labels, folder / "processes.png")
 
 
 def main() -> None:
