@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import tempfile
 import time
@@ -257,6 +258,7 @@ def main() -> None:
     config = load_config(spec["architecture"])
     for name, value in spec.get("config", {}).items():
         setattr(config, name, value)
+    os.environ.update(spec.get("environment", {}))
     if spec["device"] == "cpu":
         torch.set_num_threads(threads_per_process())
         if spec["contender"] in ("bare", "nanogpt"):

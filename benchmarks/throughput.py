@@ -52,8 +52,8 @@ _CPU_CANDIDATES: dict[str, dict[str, Any]] = {
 }
 _GPU_CANDIDATES: dict[str, dict[str, Any]] = {
     "not compiled": {"recipe": {"torch_compile": "off"}},
-    "CUDA graphs": {"arguments": {"torch_compile_mode": "reduce-overhead"}},
-    "max-autotune": {"arguments": {"torch_compile_mode": "max-autotune-no-cudagraphs"}},
+    "CUDA graphs": {"environment": {"ACCELERATE_DYNAMO_MODE": "reduce-overhead"}},
+    "max-autotune": {"environment": {"ACCELERATE_DYNAMO_MODE": "max-autotune-no-cudagraphs"}},
     "AdamW not fused": {"arguments": {"optim": "adamw_torch"}},
     "Liger kernels, not compiled": {
         "arguments": {"use_liger_kernel": True},
