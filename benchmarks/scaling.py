@@ -98,10 +98,11 @@ def plot(lines: dict[str, list[tuple[float, float]]], labels: tuple[str, str, st
     with plt.rc_context(STYLE):
         figure: Figure
         figure, axes = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
-        for label, points in lines.items():
+        for (label, points), offset in zip(lines.items(), (6, -15), strict=False):
             axes.plot(*zip(*points, strict=True), marker="o", label=label)
             for x, y in points:
-                axes.annotate(f"{y:,.4g}", (x, y), textcoords="offset points", xytext=(0, 6), ha="center")
+                shown = f"{y:,.0f}" if y >= 100 else f"{y:.1f}"
+                axes.annotate(shown, (x, y), textcoords="offset points", xytext=(0, offset), ha="center")
         ticks = sorted({x for points in lines.values() for x, _ in points})
         axes.set(title=title, xlabel=xlabel, ylabel=ylabel, xscale="log", xticks=ticks)
         axes.set_xticklabels([f"{tick:,.3g}" if tick < 1000 else f"{tick:,.0f}" for tick in ticks])
@@ -127,8 +128,8 @@ def plot_all(results: dict[str, Any], folder: Path) -> None:
     packing = {
         name: [(row["text_megabytes"], row[key]) for row in results["packing"]]
         for name, key in [
-            ("packing, from jsonl to shards", "pack_megabytes_per_second"),
             ("the tokenizer alone", "baseline_encode_batch_megabytes_per_second"),
+            ("packing, from jsonl to shards", "pack_megabytes_per_second"),
         ]
     }
     labels = f"Packing speed by corpus size ({where})", "text (MB)", "MB per second"
