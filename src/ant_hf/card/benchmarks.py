@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from ant_hf.evaluation.statistics import verdict
 from ant_hf.published import PublishedModel
 
 
@@ -50,18 +51,10 @@ def slice_rows(task: str, values: dict[str, Any], published: list[PublishedModel
     rows = []
     for key, part in values.get("slices", {}).items():
         merged = {**values, "expected_n": None, **part, "label": f"{key} operator{'s'[: key != '1']}"}
-        merged["verdict"] = _verdict(merged)
+        if merged["floor"] is not None:
+            merged["verdict"] = verdict(merged["value"], merged["stderr"], merged["floor"])
         rows.append(_row(task, merged, published, key))
     return rows
-
-
-def _verdict(values: dict[str, Any]) -> str | None:
-    if values["floor"] is None:
-        return None
-    distance = values["value"] - values["floor"]
-    if abs(distance) <= 2 * values["stderr"]:
-        return "indistinguishable"
-    return "above" if distance > 0 else "below"
 
 
 def _row(task: str, values: dict[str, Any], published: list[PublishedModel], part: str | None = None) -> Row:

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from ant_hf.artefacts import file_sha256
 from ant_hf.checkpoints import load_final
 from ant_hf.errors import AntError
+from ant_hf.evaluation.statistics import exp
 from ant_hf.tokenizer import load_tokenizer, token_byte_lengths
 from ant_hf.tokens import VALIDATION, PackedTokens, read_manifest, verify_shards
 
@@ -40,7 +41,7 @@ class TokenScores:
     @property
     def perplexity(self) -> float:
         """exp(loss): a token's perplexity, to be compared only under one tokenizer."""
-        return _exp(self.loss)
+        return exp(self.loss)
 
     @property
     def bits_per_byte(self) -> float:
@@ -49,7 +50,7 @@ class TokenScores:
     @property
     def byte_perplexity(self) -> float:
         """2 ** bits_per_byte, as lm-eval's `wikitext` defines it."""
-        return _exp(self.nats / self.bytes)
+        return exp(self.nats / self.bytes)
 
     def uniform_byte_perplexity(self, vocab_size: int) -> float:
         """What guessing every token with equal probability would score on this text."""
@@ -63,10 +64,6 @@ class TokenScores:
             "bits_per_byte": self.bits_per_byte,
             "byte_perplexity": self.byte_perplexity,
         }
-
-
-def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf
 
 
 @torch.no_grad()

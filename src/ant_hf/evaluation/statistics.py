@@ -79,15 +79,15 @@ class TextScores:
             "scored_bytes": sum(self.scored_bytes),
             "nats_per_token": nats / tokens,
             "nats_per_token_stderr": self._ratio_error(self.tokens),
-            "token_perplexity": _exp(nats / tokens),
+            "token_perplexity": exp(nats / tokens),
             "bits_per_byte": per_byte / math.log(2),
             "bits_per_byte_stderr": per_byte_error / math.log(2),
-            "byte_perplexity": _exp(per_byte),
-            "byte_perplexity_stderr": _exp(per_byte) * per_byte_error,
-            "word_perplexity": _exp(nats / words),
-            "word_perplexity_stderr": _exp(nats / words) * self._ratio_error(self.words),
+            "byte_perplexity": exp(per_byte),
+            "byte_perplexity_stderr": exp(per_byte) * per_byte_error,
+            "word_perplexity": exp(nats / words),
+            "word_perplexity_stderr": exp(nats / words) * self._ratio_error(self.words),
             "bytes_per_token": size / tokens,
-            "uniform_guess_byte_perplexity": _exp(uniform),
+            "uniform_guess_byte_perplexity": exp(uniform),
             "broken": per_byte >= uniform,
         }
 
@@ -128,5 +128,6 @@ def check_identity(figures: dict[str, Any], harness: dict[str, float], where: st
     return f"{' = '.join(nats)} = {figures['nats']:.6g} nats"
 
 
-def _exp(value: float) -> float:
+def exp(value: float) -> float:
+    """E to the power of nats, infinite where a float ends."""
     return math.exp(value) if value < 700 else math.inf
