@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -19,6 +20,19 @@ def test_a_wrong_shape_is_explained():
     result = run("--shapes", "4by1024")
     assert result.returncode == 2
     assert "'4by1024': must look like 8x256,4x1024" in result.stderr
+
+
+def test_idle_share_counts_overlapping_kernels_once(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARK.parent)
+    from contenders import _idle_share
+
+    def event(start, end, device="CUDA"):
+        time_range = SimpleNamespace(start=start, end=end)
+        return SimpleNamespace(time_range=time_range, device_type=SimpleNamespace(name=device))
+
+    # Busy from 10 to 14 and from 18 to 20; what the CPU does is no kernel.
+    events = [event(18, 20), event(10, 13), event(11, 12), event(12, 14), event(0, 99, "CPU")]
+    assert _idle_share(SimpleNamespace(events=lambda: events)) == pytest.approx(0.4)
 
 
 @pytest.mark.slow

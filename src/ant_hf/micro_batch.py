@@ -13,7 +13,8 @@ from ant_hf.architecture import build_model
 from ant_hf.errors import AntError
 from ant_hf.precision import Execution
 
-# More tokens at once make a GPU no faster and a CPU slower, whose caches they leave: docs/performance.md.
+# On a CPU 16 x 1,024 tokens at once were slower than 4 x 1,024, which stay nearer to its caches. The other
+# two are guesses, not measured: enough work for every kernel to fill a GPU.
 _MOST_TOKENS = {"cpu": 4096, "mps": 16384, "cuda": 65536}
 # Trainer, optimizer state and fragmentation come on top of the step that is tried.
 _USABLE_MEMORY = 0.8

@@ -23,8 +23,8 @@ from ant_hf.recipe import TrainingRecipe
 class BatchedMuon(torch.optim.Muon):
     """`torch.optim.Muon` with all matrices of one shape in one product: the same update, fewer kernels.
 
-    Ant-10M has 84 matrices in three shapes; one by one they are some 3,000 kernels a step, which a
-    GPU waits for. State and groups are those of torch.optim.Muon.
+    Ant-10M has 84 matrices in four shapes; one by one they are, counted in torch's source, some 3,000
+    kernels a step to launch. State and groups are those of torch.optim.Muon.
     """
 
     @torch.no_grad()
