@@ -100,7 +100,7 @@ def test_a_figure_typed_by_hand_is_found(inputs, printed, changed):
         ("results", "tasks", "piqa", "stderr"),
         ("run", "final", "bits_per_byte"),
         ("run", "environment", "device_name"),
-        ("run", "sample"),
+        ("run", "samples"),
         ("fragmentation", "bytes_per_token"),
         ("manifest", "splits", "train", "documents"),
         ("gate", "verdict"),
@@ -125,7 +125,7 @@ HOSTILE = (
 def test_hostile_values_stay_text(inputs):
     clean = render_card(inputs)
     inputs.run["environment"]["device_name"] = HOSTILE
-    inputs.run["sample"] = HOSTILE + "\n```\n# heading\n- list\n1. list\n<img src=x onerror=y>"
+    inputs.run["samples"][1]["text"] = HOSTILE + "\n```\n# heading\n- list\n1. list\n<img src=x onerror=y>"
     inputs.run["recipe"]["sample_prompt"] = "``` \n````\n</code>"
     inputs.run["recipe"]["corpus"]["path"] = HOSTILE
     inputs.run["recipe"]["corpus"]["source"] = "hub"

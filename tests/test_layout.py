@@ -11,11 +11,12 @@ SOURCE = ROOT / "src" / "ant_hf"
 # In the order a reader walks; a module may import from the lines above it only.
 ORDER = [
     "errors", "artefacts", "disk", "metrics", "shipped", "published", "claims", "audit", "processes",
-    "report", "reporting", "recipe", "locks", "machines", "plots",
-    "readers", "sources", "corpus", "fragmentation", "tokenizer", "tokens", "encoding", "packing", "parts",
+    "report", "reporting", "recipe_yaml", "recipe", "locks", "machines", "plots",
+    "readers", "sources", "decontamination", "corpus", "fragmentation", "tokenizer", "tokens", "encoding",
+    "packing", "parts",
     "dataset",
     "architecture", "attention", "precision", "arguments", "micro_batch",
-    "plan", "optimizers", "stopping", "callbacks", "guards", "resume",
+    "plan", "optimizers", "losses", "stopping", "callbacks", "guards", "resume",
     "checkpoints", "evaluation.statistics", "evaluation.perplexity", "training", "preparation",
     "run_folder", "run_record",
     "release.checks", "release.files", "hub.client", "hub.training",

@@ -66,7 +66,15 @@ def test_limit_and_shares_of_processes_add_up():
     ]
     assert sum(p.nats for p in parts) == pytest.approx(whole.nats)
     assert (sum(p.tokens for p in parts), sum(p.bytes for p in parts)) == (whole.tokens, whole.bytes)
-    assert score_tokens(KnownModel(), tokens, [0, 1, 1, 4], 2, 4, max_tokens=3).tokens == 3
+
+
+def test_a_limit_takes_whole_windows_from_all_over_the_text():
+    # Eight tokens of one source, then eight of another: a limit must hear both.
+    tokens = FixedTokens([1] * 9 + [3] * 8)
+    half = score_tokens(KnownModel(), tokens, [0, 1, 1, 4], 2, 4, max_tokens=8)
+    assert (half.tokens, half.bytes) == (8, 4 * 1 + 4 * 4)
+    assert score_tokens(KnownModel(), tokens, [0, 1, 1, 4], 2, 4, max_tokens=3).tokens == 2
+    assert score_tokens(KnownModel(), tokens, [0, 1, 1, 4], 2, 4, max_tokens=1).tokens == 2
 
 
 def test_batch_size_does_not_change_a_real_models_score(tiny_run):
@@ -75,7 +83,7 @@ def test_batch_size_does_not_change_a_real_models_score(tiny_run):
     lengths = token_byte_lengths(load_tokenizer(tiny_run / "tokenizer"))
     one, many = (score_tokens(model, tokens, lengths, 64, size, max_tokens=1000) for size in (1, 16))
     assert one.nats == pytest.approx(many.nats, rel=1e-6)
-    assert (one.tokens, one.bytes) == (many.tokens, many.bytes) == (1000, one.bytes)
+    assert (one.tokens, one.bytes) == (many.tokens, many.bytes) == (1000 // 64 * 64, one.bytes)
 
 
 def test_all_validation_bytes_are_counted(tiny_run):

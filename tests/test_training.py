@@ -10,11 +10,12 @@ import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file
-from transformers import Trainer
+from transformers import AutoModelForCausalLM, Trainer
 
 from ant_hf import pretraining, run_setup
 from ant_hf.arguments import training_arguments
-from ant_hf.errors import AntError
+from ant_hf.artefacts import read_sealed, write_sealed
+from ant_hf.errors import AntError, RunStopped
 from ant_hf.metrics import read_metrics
 from ant_hf.precision import choose_execution
 from ant_hf.pretraining import pretrain
@@ -159,6 +160,70 @@ def test_resumed_run_ends_with_equal_weights(make_recipe, monkeypatch, optimizer
     assert_same_weights(folder.path, open_run_folder(whole).path)
     assert losses(folder.path) == losses(open_run_folder(whole).path)
     assert json.loads((folder.path / "run.json").read_text())["resumed_from_steps"] == [3]
+
+
+def test_a_run_may_be_given_another_length_while_its_learning_rate_is_constant(make_recipe):
+    schedule = {"lr_scheduler_type": "warmup_stable_decay", "save_steps": 3, "min_lr_rate": 0.0}
+    whole = make_recipe("whole", max_steps=14, stable_fraction=0.5, **schedule)
+    pretrain(whole)
+    shorter = make_recipe("run", max_steps=10, stable_fraction=0.5, max_hours=1e-9, **schedule)
+    with pytest.raises(RunStopped):
+        pretrain(shorter)
+    longer = make_recipe("run", max_steps=14, stable_fraction=0.5, **schedule)
+    pretrain(longer)
+    assert_same_weights(open_run_folder(longer).path, open_run_folder(whole).path)
+    changed = json.loads((open_run_folder(longer).path / "run.json").read_text())["changes"][0]["what"]
+    assert "training.max_steps was 10, is 14" in changed
+
+
+def test_in_the_decay_the_length_stays(make_recipe):
+    schedule = {"lr_scheduler_type": "warmup_stable_decay", "stable_fraction": 0.2, "save_steps": 4}
+    pretrain(make_recipe(max_steps=8, **schedule))
+    with pytest.raises(AntError, match=r"training\.max_steps was 8, is 12"):
+        pretrain(make_recipe(max_steps=12, **schedule))
+
+
+def test_a_recipe_recorded_before_a_key_existed_goes_on(make_recipe):
+    recipe = make_recipe(max_steps=3)
+    pretrain(recipe)
+    record = open_run_folder(recipe).path / "run.json"
+    values = read_sealed(record, "run record", "")
+    del values["recipe"]["training"]["z_loss"], values["recipe"]["export_dtype"]
+    write_sealed(record, values)
+    assert open_run_folder(recipe).is_finished
+    with pytest.raises(AntError, match=r"training\.z_loss was 0\.0, is 0\.1"):
+        open_run_folder(make_recipe(max_steps=3, z_loss=0.1))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_z_loss_is_the_formula_at_any_micro_batch(make_recipe, accumulate):
+    """The first step's logged loss: cross-entropy plus coefficient x mean (log Z)^2, here about ln(384)^2."""
+    at_once = {"per_device_batch_size": 8 // accumulate, "max_steps": 3, "logging_steps": 1}
+    plain, with_z = (make_recipe(f"z{z}", z_loss=z, **at_once) for z in (0.0, 0.5))
+    for recipe in (plain, with_z):
+        pretrain(recipe)
+    first = [losses(open_run_folder(recipe).path)[0] for recipe in (plain, with_z)]
+    assert first[1] - first[0] == pytest.approx(0.5 * math.log(384) ** 2, rel=0.01)
+
+
+def test_weights_can_be_stored_in_half_the_bytes(make_recipe):
+    whole = make_recipe("whole", max_steps=3)
+    half = whole.model_copy(update={"export_dtype": "float16", "output_dir": whole.output_dir + "-half"})
+    for recipe in (whole, half):
+        pretrain(recipe)
+    finals = [Path(recipe.output_dir) / "final" for recipe in (whole, half)]
+    stored = [load_file(final / "model.safetensors") for final in finals]
+    assert stored[0].keys() == stored[1].keys()
+    assert {tensor.dtype for tensor in stored[1].values()} == {torch.float16}
+    assert all(torch.equal(tensor.half(), stored[1][name]) for name, tensor in stored[0].items())
+    # No dtype asked for: the one that the config names.
+    assert AutoModelForCausalLM.from_pretrained(finals[1]).dtype == torch.float16
+
+
+def test_three_seeds_are_shown_as_they_come(tiny_run):
+    samples = json.loads((tiny_run / "run.json").read_text())["samples"]
+    assert [sample["seed"] for sample in samples] == [0, 1, 2]
+    assert len({sample["text"] for sample in samples}) == 3
 
 
 def test_finished_run_is_not_trained_again(make_recipe, capsys):

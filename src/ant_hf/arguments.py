@@ -65,10 +65,9 @@ def training_arguments(recipe: TrainingRecipe, execution: Execution, output_dir:
 def _scheduler_kwargs(recipe: TrainingRecipe) -> dict[str, Any]:
     if recipe.lr_scheduler_type == "cosine_with_min_lr":
         return {"min_lr_rate": recipe.min_lr_rate}
-    after_warmup = recipe.max_steps - recipe.warmup_steps
     return {
         # The steps between warmup and decay are the stable ones.
-        "num_decay_steps": after_warmup - round(after_warmup * recipe.stable_fraction),
+        "num_decay_steps": recipe.max_steps - recipe.decay_begins,
         "decay_type": "linear",
         "min_lr_ratio": recipe.min_lr_rate,
     }

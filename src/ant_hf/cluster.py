@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from ant_hf.artefacts import fingerprint
 from ant_hf.corpus import Corpus
+from ant_hf.decontamination import EvaluationSets
 from ant_hf.encoding import Encoder
 from ant_hf.errors import AntError
 from ant_hf.locks import locked
@@ -49,6 +50,8 @@ class Packing:
     tokens_dir: Path
     inputs: dict[str, Any]
     """What decides every token; stored in the manifest."""
+    decontaminate: str | None = None
+    """Folder of evaluation sets, which every task reads for itself."""
 
     @property
     def folder(self) -> Path:
@@ -68,8 +71,18 @@ class Packing:
     def part(self, index: int) -> Path:
         """Folder of the encoded file `index`; a file that was mended, or a new tokenizer, has another."""
         file = self.inputs["corpus"]["files"][index]["sha256"]
-        made_of = fingerprint([file, self.text_column, self.inputs["tokenizer_sha256"]])
+        made_of = fingerprint([file, self.text_column, self.inputs["tokenizer_sha256"], *self._compared])
         return self.folder / "parts" / f"{index:05d}-{made_of[:12]}"
+
+    @property
+    def _compared(self) -> list[Any]:
+        compared = self.inputs["corpus"].get("decontaminate")
+        return [compared] if compared else []
+
+    @property
+    def evaluation_sets(self) -> tuple[str, ...]:
+        """Names of the sets whose text is kept out."""
+        return tuple(name for compared in self._compared for name in compared["sets"])
 
     @property
     def encode(self) -> EncodeFiles:
@@ -100,7 +113,8 @@ def plan_packing(recipe: Recipe) -> Packing:
     inputs = packing_inputs(corpus, recipe.tokenizer_dir, recipe.corpus.max_tokens)
     source = corpus.source
     file = recipe.tokenizer_dir / "tokenizer.json"
-    return Packing(source.files, source.text_column, file, recipe.tokens_dir, inputs)
+    compared = recipe.corpus.decontaminate
+    return Packing(source.files, source.text_column, file, recipe.tokens_dir, inputs, compared)
 
 
 class EncodeFiles(PipelineStep):
@@ -116,10 +130,12 @@ class EncodeFiles(PipelineStep):
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
         yield from data or ()
         encoder = Encoder(self.packing.tokenizer_file)
+        folder = self.packing.decontaminate
+        sets = EvaluationSets.read(folder) if folder else None
         for index in range(rank, len(self.packing.files), world_size):
             if not is_encoded(self.packing.part(index)):
                 file = LocalFiles((self.packing.files[index],), self.packing.text_column)
-                documents, tokens = encode_file(file, self.packing.part(index), encoder)
+                documents, tokens = encode_file(file, self.packing.part(index), encoder, sets)
                 self.stat_update("documents", value=documents, unit="file")
                 self.stat_update("tokens", value=tokens, unit="file")
 
@@ -159,7 +175,8 @@ def merge(packing: Packing, show_progress: bool = True) -> dict[str, Any]:
             hint="Run the same command again: what is done stays done.",
         )
     room = RoomNeeded(None, packing.inputs["max_tokens"])
-    stream = merged(parts, packing.inputs["corpus"]["validation_fraction"])
+    fraction = packing.inputs["corpus"]["validation_fraction"]
+    stream = merged(parts, fraction, packing.evaluation_sets)
     return write_tokens(stream, packing.tokens_dir, packing.inputs, room, show_progress=show_progress)
 
 

@@ -1,7 +1,8 @@
 """A source becomes a stream of documents: NFC, no duplicates, each on a fixed side of the split.
 
 The side is decided by the document's own hash, so that adding text to a corpus never moves a
-validation document into the training split. Exact duplicates are found through a private SQLite
+validation document into the training split. Documents that quote an evaluation set are left out
+where the recipe names such sets. Exact duplicates are found through a private SQLite
 database that spills to disk: slower than a set, but its memory does not grow with the corpus.
 """
 
@@ -10,10 +11,11 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import unicodedata
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
+from ant_hf.decontamination import EvaluationSets, named
 from ant_hf.recipe import CorpusRecipe
 from ant_hf.sources import Source, open_source
 
@@ -31,36 +33,59 @@ class Document(NamedTuple):
 
 @dataclass
 class CorpusCounts:
-    """Where every document read went: read = empty + duplicate + train + validation."""
+    """Where every document read went: read = empty + duplicate + contaminated + train + validation."""
 
     read: int = 0
     empty: int = 0
     duplicate: int = 0
     train: int = 0
     validation: int = 0
+    contaminated: int = 0
+    contaminated_by_set: dict[str, int] = field(default_factory=dict)
+    """A document that shares text with two sets counts for both; empty where nothing was compared."""
 
-    def as_dict(self) -> dict[str, int]:
-        return asdict(self)
+    @classmethod
+    def beginning(cls, sets: Iterable[str]) -> CorpusCounts:
+        """Nothing read yet, and these evaluation sets to compare with."""
+        return cls(contaminated_by_set=dict.fromkeys(sets, 0))
+
+    def add_contaminated(self, names: list[str]) -> None:
+        self.contaminated += 1
+        for name in names:
+            self.contaminated_by_set[name] += 1
+
+    def as_dict(self) -> dict[str, Any]:
+        values = asdict(self)
+        if not self.contaminated_by_set:
+            del values["contaminated"], values["contaminated_by_set"]
+        return values
 
 
 class Corpus:
     """The documents of one source; can be iterated again, `counts` describes the latest pass."""
 
-    def __init__(self, source: Source, validation_fraction: float) -> None:
+    def __init__(
+        self, source: Source, validation_fraction: float, evaluation_sets: EvaluationSets | None = None
+    ) -> None:
         self.source = source
         self.validation_fraction = validation_fraction
+        self.evaluation_sets = evaluation_sets
         self.counts = CorpusCounts()
 
     @classmethod
     def from_recipe(cls, recipe: CorpusRecipe) -> Corpus:
-        return cls(open_source(recipe), recipe.validation_fraction)
+        sets = EvaluationSets.read(recipe.decontaminate) if recipe.decontaminate else None
+        return cls(open_source(recipe), recipe.validation_fraction, sets)
 
     def identity(self) -> dict[str, Any]:
         """What decides the documents and their split, as JSON values."""
-        return {**self.source.identity(), "validation_fraction": self.validation_fraction}
+        values = {**self.source.identity(), "validation_fraction": self.validation_fraction}
+        # Absent where nothing is compared, so that corpora packed before keep their identity.
+        return values | ({"decontaminate": self.evaluation_sets.identity()} if self.evaluation_sets else {})
 
     def __iter__(self) -> Iterator[Document]:
-        self.counts = CorpusCounts()
+        sets = self.evaluation_sets
+        self.counts = CorpusCounts.beginning(sets.names if sets else ())
         seen = SeenDigests()
         for raw in self.source.documents():
             self.counts.read += 1
@@ -72,12 +97,16 @@ class Corpus:
             if not seen.add(digest[:DIGEST_BYTES]):
                 self.counts.duplicate += 1
                 continue
+            text = data.decode("utf-8")
+            if sets and (shared := sets.sharing(text)):
+                self.counts.add_contaminated(named(shared, sets.names))
+                continue
             is_validation = in_validation_split(digest, self.validation_fraction)
             if is_validation:
                 self.counts.validation += 1
             else:
                 self.counts.train += 1
-            yield Document(data.decode("utf-8"), is_validation)
+            yield Document(text, is_validation)
 
 
 def normalised(raw: str) -> bytes:

@@ -84,6 +84,9 @@ def make_tokens(recipe: Recipe) -> dict[str, Any]:
         f"            {counts['read']:,} documents read: {counts['empty']:,} empty, "
         f"{counts['duplicate']:,} duplicates, {counts['past_limit']:,} past max_tokens"
     )
+    if by_set := counts.get("contaminated_by_set"):
+        shared = ", ".join(f"{name} {count:,}" for name, count in by_set.items() if count)
+        say(f"            {counts['contaminated']:,} left out, sharing text with {shared or 'no set'}")
     if not splits[VALIDATION]["documents"]:
         raise AntError(
             "no document fell into the validation split",

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from transformers.utils import logging
 
 from ant_hf.artefacts import differences, file_sha256
@@ -35,6 +36,8 @@ from ant_hf.training import AntTrainer
 
 # How far the reloaded model's loss may lie from the trained one's; 16-bit against fp32 differs by far less.
 _RELOAD_TOLERANCE = 0.005
+# Shown as they come.
+_SAMPLE_SEEDS = (0, 1, 2)
 
 
 def pretrain(recipe: Recipe, fresh: bool = False, dry_run: bool = False) -> None:
@@ -191,7 +194,11 @@ def _train_and_finish(setup: Setup, folder: RunFolder, record: dict[str, Any]) -
         record["skipped_steps"] = trainer.guard.skipped_steps
         with writing("the final model", folder.path, 4 * setup.ledger.total):
             record["exported_sha256"] = export_final(
-                model, recipe.tokenizer_dir, folder.path / FINAL, weights
+                model,
+                recipe.tokenizer_dir,
+                folder.path / FINAL,
+                weights,
+                getattr(torch, recipe.export_dtype),
             )
         _finish(setup, folder, record, validation, in_training, started)
         finish_uploads(uploads, folder.path / FINAL)
@@ -236,7 +243,6 @@ def _finish(
         token_byte_lengths(tokenizer.backend_tokenizer),
         recipe.training.sequence_length,
         setup.plan.per_device_batch_size,
-        recipe.training.eval_max_tokens,
     )
     difference = scores.loss / in_training.loss - 1
     if abs(difference) > _RELOAD_TOLERANCE:
@@ -246,7 +252,10 @@ def _finish(
             expected=f"a difference of at most {_RELOAD_TOLERANCE:.1%}",
             hint="Do not use it; please report this run's run.json",
         )
-    sample = generate_sample(model, tokenizer, recipe.sample_prompt)
+    samples = [
+        {"seed": seed, "text": generate_sample(model, tokenizer, recipe.sample_prompt, seed)}
+        for seed in _SAMPLE_SEEDS
+    ]
     plot_run(read_metrics(folder.path / METRICS), folder.path / PLOTS, recipe.name)
     record |= {
         "status": "finished",
@@ -261,7 +270,7 @@ def _finish(
             "loss_in_training": in_training.loss,
             "weights_sha256": file_sha256(folder.path / FINAL / WEIGHTS),
         },
-        "sample": sample,
+        "samples": samples,
         "peak_memory_bytes": peak_memory_bytes(),
         "train_and_finish_seconds": round(time.perf_counter() - started, 1),
     }
@@ -272,7 +281,7 @@ def _finish(
         f"{record['training_seconds']:,.0f} s of training, "
         f"{record['peak_memory_bytes']['process'] / 1e9:.2f} GB of memory at most"
     )
-    say(f"\nsample      {sample}\n")
+    say(f"\nsample      {samples[0]['text']}\n")
     say("next        look at the curves:     " + str(folder.path / PLOTS / "loss.png"))
     say(f"            let it write:           ant-hf generate {folder.path / FINAL} --prompt 'And he said'")
     say(

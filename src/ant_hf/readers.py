@@ -73,6 +73,18 @@ def read_jsonl(file: Path, column: str) -> Iterator[str]:
     Raises:
         AntError: a broken line, or one without the column or without text in it, with its number.
     """
+    for where, row in read_json_rows(file):
+        if column not in row:
+            raise missing_column(where, column, list(row))
+        yield checked_text(row[column], where, column)
+
+
+def read_json_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a jsonl file, each with its place for messages; blank lines are skipped.
+
+    Raises:
+        AntError: a line that is no JSON object, with its number.
+    """
     offset = 0
     with _open(file) as handle:
         for number, line in enumerate(handle, 1):
@@ -89,10 +101,7 @@ def read_jsonl(file: Path, column: str) -> Iterator[str]:
                 continue
             if not isinstance(row, dict):
                 raise AntError(f"{file}, line {number}, is no JSON object", seen=type(row).__name__)
-            where = f"{file}, line {number}"
-            if column not in row:
-                raise missing_column(where, column, list(row))
-            yield checked_text(row[column], where, column)
+            yield f"{file}, line {number}", row
 
 
 def read_parquet(file: Path, column: str) -> Iterator[str]:

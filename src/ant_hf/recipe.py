@@ -8,7 +8,6 @@ every violation, so three mistakes cost the user one look and not three.
 from __future__ import annotations
 
 import difflib
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -16,6 +15,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ant_hf.errors import AntError, missing_file
+from ant_hf.recipe_yaml import RecipeLoader
 from ant_hf.reporting import ReportTo
 
 Count = Annotated[int, Field(gt=0)]
@@ -38,6 +38,17 @@ class _Section(BaseModel):
     )
 
 
+class TextSource(_Section):
+    """A part of the corpus as the card names it."""
+
+    name: str
+    """What the text is, with its authors where the licence asks for them."""
+    license: str
+    """For example CC BY-SA 3.0."""
+    url: str | None = None
+    """Where it is from."""
+
+
 class CorpusRecipe(_Section):
     """Where the text comes from and how it is split."""
 
@@ -57,6 +68,10 @@ class CorpusRecipe(_Section):
     """Column of jsonl, parquet or Hub rows that holds the text."""
     validation_fraction: Fraction = 0.001
     """Share of documents held out, chosen by content hash."""
+    decontaminate: PathText | None = None
+    """Folder of evaluation sets as JSONL: documents sharing 13 words in a row with one are left out."""
+    sources: list[TextSource] = []
+    """What the text is and its licences, for the card."""
     max_tokens: Count | None = None
     """Stop packing once the training split holds this many tokens."""
 
@@ -109,6 +124,8 @@ class TrainingRecipe(_Section):
     """First moment."""
     adam_beta2: Fraction = 0.95
     """Second moment."""
+    z_loss: NonNegative = 0.0
+    """Weight of (log Z)^2 beside the cross-entropy; 1e-4 where logits drift. Logged losses hold it."""
     max_grad_norm: NonNegative = 1.0
     """Gradient clipping; 0 measures the norm without clipping."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
@@ -128,7 +145,7 @@ class TrainingRecipe(_Section):
     eval_steps: Count = 100
     """Steps between two evaluations on the validation split."""
     eval_max_tokens: Count | None = 2_000_000
-    """Score at most this many validation tokens at each evaluation."""
+    """Score at most this many validation tokens, spread evenly, while training; the end scores all."""
     save_steps: Count = 200
     """Steps between two checkpoints."""
     save_total_limit: Count = 2
@@ -153,6 +170,11 @@ class TrainingRecipe(_Section):
     """Whether the repository is created as private."""
     hub_always_push: bool = False
     """Send every checkpoint; otherwise one that still waits gives way to the next."""
+
+    @property
+    def decay_begins(self) -> int:
+        """Last step at the peak learning rate; the end of the warmup where there is no stable phase."""
+        return self.warmup_steps + round((self.max_steps - self.warmup_steps) * self.stable_fraction)
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingRecipe:
@@ -186,7 +208,9 @@ class Recipe(_Section):
     data_dir: PathText | None = None
     """Folder of tokenizer/ and tokens/, for runs that share them; default: output_dir."""
     sample_prompt: str = "The basic principles of small language models require"
-    """Continued once at the end, so that a person sees what was trained."""
+    """Continued at the end with three seeds, so that a person sees what was trained."""
+    export_dtype: Literal["float32", "float16"] = "float32"
+    """Type of the weights in final/; float16 halves the download."""
     corpus: CorpusRecipe
     tokenizer: TokenizerRecipe
     training: TrainingRecipe
@@ -210,7 +234,7 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -
     if not path.is_file():
         raise missing_file(path, "recipe", _nearby_recipes(path))
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _RecipeLoader)  # noqa: S506 (a SafeLoader)
+        values = yaml.load(path.read_text(encoding="utf-8"), RecipeLoader)  # noqa: S506 (a SafeLoader)
     except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
         detail = " ".join(str(error).split())
         raise AntError(f"{path} is not a readable YAML file: {detail}") from None
@@ -232,39 +256,6 @@ def _nearby_recipes(path: Path) -> str:
     return f"Pass one of: {', '.join(found)}" if found else "Pass --config FILE."
 
 
-class _RecipeLoader(yaml.SafeLoader):
-    """Safe YAML that reads 4e-4 as a number, and refuses aliases and a key given twice."""
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            # Nine nested aliases can stand for a billion values, in the first message that shows them.
-            mark = self.peek_event().start_mark
-            raise yaml.composer.ComposerError(None, None, "aliases are not used in recipes", mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is not a text", node.start_mark
-                )
-        twice = {key for key in keys if keys.count(key) > 1}
-        if twice:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"key given twice: {', '.join(sorted(twice))}", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
-
-
-_RecipeLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    # YAML 1.1 wants a dot in every float, so that 4e-4 would arrive as a text.
-    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
-
-
 def _apply(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
@@ -278,7 +269,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if not isinstance(target, dict):
             raise AntError(f"--set {override}: {section!r} is no section of the recipe")
     try:
-        target[last] = yaml.load(text, _RecipeLoader)  # noqa: S506
+        target[last] = yaml.load(text, RecipeLoader)  # noqa: S506
     except (yaml.YAMLError, ValueError, RecursionError):
         raise AntError(f"--set {key}: the value is no YAML", seen=text) from None
 

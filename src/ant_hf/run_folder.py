@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from ant_hf.artefacts import differences, read_json, read_sealed, write_sealed
 from ant_hf.disk import writing
 from ant_hf.errors import AntError
 from ant_hf.locks import locked
 from ant_hf.recipe import Recipe
 from ant_hf.report import is_first_process, say
-from ant_hf.resume import INCOMPLETE, SAVING, checkpoints, newest_checkpoint
+from ant_hf.resume import INCOMPLETE, SAVING, checkpoints, newest_checkpoint, step_of
 
 RUN_RECORD = "run.json"
 METRICS = "metrics.jsonl"
@@ -27,7 +29,9 @@ _RECORD_BYTES = 20_000
 # not the weights. What the config and the tokens hold is compared by hash.
 _FREE_KEYS = {
     "architecture",
+    "corpus.sources",
     "data_dir",
+    "export_dtype",
     "output_dir",
     "sample_prompt",
     "training.cpu_threads",
@@ -49,6 +53,10 @@ _FREE_KEYS = {
     "training.save_total_limit",
     "training.spike_deviations",
 }
+
+
+# What a run may still change while its learning rate is constant: where the decay begins, and the end.
+_LENGTH_KEYS = {"training.max_steps", "training.stable_fraction"}
 
 
 @dataclass(frozen=True)
@@ -108,8 +116,11 @@ def open_run_folder(recipe: Recipe, fresh: bool = False) -> RunFolder:
         return RunFolder(path, {}, None)
     record = read_sealed(path / RUN_RECORD, "run record", f"Start over with --fresh, or remove {path}.")
     _check_shape(path / RUN_RECORD, record)
-    all_changes = differences(record["recipe"], recipe.model_dump())
-    if refused := differences(record["recipe"], recipe.model_dump(), _FREE_KEYS):
+    before = _with_new_keys(record["recipe"])
+    all_changes = differences(before, recipe.model_dump())
+    latest = next(reversed(checkpoints(path)), None)
+    free = _FREE_KEYS | (_LENGTH_KEYS if latest and _in_stable_phase(before, recipe, latest) else set())
+    if refused := differences(before, recipe.model_dump(), free):
         listing = "\n".join(f"  - {line}" for line in refused)
         raise AntError(
             f"{path} holds another run, {record.get('name')!r}, {record.get('status')}, "
@@ -119,6 +130,25 @@ def open_run_folder(recipe: Recipe, fresh: bool = False) -> RunFolder:
     # The first process sets damaged ones aside before the others look.
     newest = newest_checkpoint(path) if is_first_process() else next(reversed(checkpoints(path)), None)
     return RunFolder(path, record, newest, tuple(all_changes))
+
+
+def _with_new_keys(recorded: dict[str, Any]) -> dict[str, Any]:
+    """A recorded recipe with the defaults of keys that are newer than it: those it was trained with."""
+    try:
+        return Recipe.model_validate(recorded).model_dump()
+    except ValidationError:
+        return recorded
+
+
+def _in_stable_phase(before: dict[str, Any], recipe: Recipe, checkpoint: Path) -> bool:
+    """Whether old and new length give every step up to a checkpoint the same learning rate."""
+    try:
+        schedules = [Recipe.model_validate(before).training, recipe.training]
+    except ValidationError:
+        return False
+    kinds = {schedule.lr_scheduler_type for schedule in schedules}
+    last = min(schedule.decay_begins for schedule in schedules)
+    return kinds == {"warmup_stable_decay"} and step_of(checkpoint) <= last
 
 
 def _check_shape(path: Path, record: dict[str, Any]) -> None:

@@ -29,6 +29,7 @@ from ant_hf.disk import writing
 from ant_hf.errors import AntError
 from ant_hf.evaluation.perplexity import TokenScores, score_tokens
 from ant_hf.guards import StepGuard
+from ant_hf.losses import cross_entropy_with_z_loss
 from ant_hf.micro_batch import ran_out_of_memory
 from ant_hf.optimizers import muon_adamw
 from ant_hf.plan import Plan
@@ -66,12 +67,14 @@ class AntTrainer(Trainer):
         metrics_file: Path,
         made_of: Mapping[str, str],
     ) -> None:
+        z_loss = recipe.training.z_loss
         super().__init__(
             model=model,
             args=args,
             train_dataset=order,
             eval_dataset=validation,  # read by our own evaluate() only
             data_collator=whole_batch,  # type: ignore[arg-type]  # our batches come collated
+            compute_loss_func=cross_entropy_with_z_loss(z_loss) if z_loss else None,
         )
         self.recipe = recipe
         self.execution = execution
@@ -214,14 +217,15 @@ class AntTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Score validation tokens with the code that later scores the reloaded checkpoint."""
-        scores = self.score(eval_dataset or self.eval_dataset)  # type: ignore[arg-type]
+        tokens: Any = eval_dataset or self.eval_dataset
+        scores = self.score(tokens, self.recipe.training.eval_max_tokens)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.metrics().items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def score(self, tokens: PackedTokens) -> TokenScores:
-        """Score tokens over all processes."""
+    def score(self, tokens: PackedTokens, max_tokens: int | None = None) -> TokenScores:
+        """Score tokens, or windows of at most `max_tokens` spread over them, over all processes."""
         training = self.recipe.training
         # Each forward pass of FSDP gathers weights from every process, so that all must make the same ones.
         share = (0, 1) if self.is_fsdp_enabled else (self.accelerator.process_index, self.args.world_size)
@@ -233,7 +237,7 @@ class AntTrainer(Trainer):
             self.byte_lengths,
             training.sequence_length,
             self.plan.per_device_batch_size,
-            training.eval_max_tokens,
+            max_tokens,
             self.execution.autocast_dtype,
             *share,
         )

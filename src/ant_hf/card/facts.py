@@ -269,4 +269,26 @@ def data_source(inputs: CardInputs) -> tuple[str, str]:
         parts += [f"revision {corpus['revision']}"] if corpus["revision"] else []
         named = ", ".join(part for part in parts if part)
         return f"{corpus['path']} ({named})", _SOURCES.get(corpus["path"], "see the data set's page")
+    if sources := corpus.get("sources"):
+        return ", ".join(source["name"] for source in sources), "see the table of sources"
     return "local text files, known by their sha256 only", "not recorded"
+
+
+def sources_table(inputs: CardInputs) -> Safe:
+    """The parts of the corpus as the recipe names them; empty where it names none."""
+    sources = inputs.recipe["corpus"].get("sources") or []
+    rows = [[source["name"], source["license"], source["url"] or NOT_MEASURED] for source in sources]
+    return table(["training text", "licence", "from"], rows, numbers_from=3) if rows else Safe("")
+
+
+def contamination_table(inputs: CardInputs) -> Safe:
+    """Documents left out for each evaluation set; empty where nothing was compared."""
+    by_set = inputs.manifest["documents"].get("contaminated_by_set") or {}
+    rows = [[code(name), f"{count:,}"] for name, count in by_set.items()]
+    return table(["evaluation set", "documents left out"], rows) if rows else Safe("")
+
+
+def samples(inputs: CardInputs) -> list[dict[str, Any]]:
+    """Seed and text of each sample; records before version 0.2 have one, of seed 0."""
+    run = inputs.run
+    return run.get("samples") or [{"seed": 0, "text": run["sample"]}]

@@ -14,6 +14,7 @@ from ant_hf.card.facts import (
     NOT_MEASURED,
     architecture_table,
     benchmark_table,
+    contamination_table,
     data_source,
     dynamics_table,
     exported_table,
@@ -21,6 +22,8 @@ from ant_hf.card.facts import (
     gate_table,
     hardware,
     perplexity_table,
+    samples,
+    sources_table,
     tokens_seen,
     training_table,
 )
@@ -121,6 +124,7 @@ def _context(inputs: CardInputs) -> dict[str, Any]:
         "hardware": hardware(run["environment"]),
         "data": data,
         "data_license": data_license,
+        "samples": samples(inputs),
         "tokens_seen": tokens_seen(inputs),
         "co2": co2_estimate(run),
         "rows": rows,
@@ -139,6 +143,8 @@ def _context(inputs: CardInputs) -> dict[str, Any]:
             "gate": gate_table(inputs),
             "files": files_table(inputs),
             "exported": exported_table(inputs),
+            "sources": sources_table(inputs),
+            "contamination": contamination_table(inputs),
             "versions": table(["package", "version"], sorted(run["environment"]["packages"].items())),
         },
     }

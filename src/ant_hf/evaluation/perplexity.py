@@ -86,7 +86,8 @@ def score_tokens(
     Args:
         byte_lengths: bytes of text by token id, shape (vocab_size,).
         batch_size: windows a forward pass.
-        max_tokens: score only the first this many.
+        max_tokens: score at most this many, in whole windows spread evenly: a corpus is packed source
+            by source, and its first tokens speak for the first source alone.
         process_index: score every `num_processes`-th batch, to be summed over processes.
     """
     was_training = model.training
@@ -96,12 +97,12 @@ def score_tokens(
     autocast = (
         torch.autocast(device.type, dtype=autocast_dtype) if autocast_dtype else contextlib.nullcontext()
     )
-    end = min(len(tokens), (max_tokens or len(tokens)) + 1)
-    starts = range(0, end - 1, sequence_length)
+    starts = _window_starts(len(tokens), sequence_length, max_tokens)
     nats, count, size = torch.zeros((), dtype=torch.float64), 0, 0
     for first in range(process_index * batch_size, len(starts), num_processes * batch_size):
         windows = [
-            tokens.slice(s, min(s + sequence_length + 1, end)) for s in starts[first : first + batch_size]
+            tokens.slice(s, min(s + sequence_length + 1, len(tokens)))
+            for s in starts[first : first + batch_size]
         ]
         for group in _equal_lengths(windows):
             ids_BT = torch.from_numpy(np.stack(group).astype(np.int64)).to(device)
@@ -116,6 +117,14 @@ def score_tokens(
             size += int(lengths[np.stack(group)[:, 1:]].sum())
     model.train(was_training)
     return TokenScores(nats=float(nats), tokens=count, bytes=size)
+
+
+def _window_starts(tokens: int, sequence_length: int, max_tokens: int | None) -> list[int]:
+    starts = range(0, tokens - 1, sequence_length)
+    if max_tokens is None or max_tokens >= tokens - 1:
+        return list(starts)
+    count = max(1, max_tokens // sequence_length)
+    return [starts[index * len(starts) // count] for index in range(count)]
 
 
 def _equal_lengths(windows: list[np.ndarray]) -> list[list[np.ndarray]]:
