@@ -53,6 +53,13 @@ def test_recipes_of_one_budget_have_it():
     assert 250_000 <= plan_of("ant10m")[1].tokens_per_step <= 500_000
 
 
+def test_the_two_models_trained_on_a_cpu_differ_in_model_and_vocabulary_only():
+    large, small = (plan_of(name)[0].model_dump() for name in ("ant10m-cpu", "ant5m-cpu"))
+    assert large.pop("corpus") == small.pop("corpus")
+    assert large.pop("training") == small.pop("training")
+    assert large.pop("export_dtype") == small.pop("export_dtype")
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 @pytest.mark.parametrize("processes", [1, 2, 4, 8])
 def test_every_recipe_fits_one_to_eight_processes(path, processes):
