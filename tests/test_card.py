@@ -189,6 +189,32 @@ def test_co2_needs_a_known_device_and_the_whole_time(inputs):
     assert co2_estimate(run) is None
 
 
+def test_a_continued_run_shows_its_whole_time_where_all_of_it_was_measured(inputs):
+    inputs.run["resumed_from_steps"] = [20, 40]
+    assert "Continued from steps" in (card := render_card(inputs))
+    assert "Training time, hours" in card
+    del inputs.run["timed_steps"]
+    assert "Throughput of the last session" in (card := render_card(inputs))
+    assert "Training time, hours" not in card
+
+
+def test_sources_and_contamination_are_named_where_they_are_known(inputs):
+    assert "overlap of the training text with the benchmarks was not measured" in render_card(inputs)
+    inputs.run["recipe"]["corpus"]["sources"] = [
+        {"name": "Encyclopedia of everything", "license": "CC BY-SA 3.0", "url": None},
+        {"name": HOSTILE, "license": HOSTILE, "url": HOSTILE},
+    ]
+    inputs.manifest["documents"] |= {"contaminated": 7, "contaminated_by_set": {"boolq": 6, "mmlu": 2}}
+    inputs.manifest["inputs"]["corpus"]["decontaminate"] = {"ngram_words": 13, "sets": {}}
+    card = render_card(inputs)
+    assert problems(card) == []
+    rows = [row for rows in read_tables(card) for row in rows]
+    assert ["boolq", "6"] in rows
+    assert ["Encyclopedia of everything", "CC BY-SA 3.0", "-"] in rows
+    assert "share\n  13 consecutive words" in card
+    assert "not measured" not in card.partition("## Data and licence")[2]
+
+
 def test_release_json_holds_every_file(released):
     release = json.loads((released / "release" / "release.json").read_text())
     assert release["files"] == inventory(released / "release", without=("release.json",))

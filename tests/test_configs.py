@@ -60,9 +60,13 @@ def test_the_two_models_trained_on_a_cpu_differ_in_model_and_vocabulary_only():
     assert large.pop("export_dtype") == small.pop("export_dtype")
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+# Four blocks a step keep two cores busy, and are for no node.
+LAPTOP_RECIPES = {"ant10m-cpu", "ant5m-cpu", "ant10m-sweep"}
+
+
+@pytest.mark.parametrize("path", [p for p in RECIPES if p.stem not in LAPTOP_RECIPES], ids=lambda p: p.stem)
 @pytest.mark.parametrize("processes", [1, 2, 4, 8])
-def test_every_recipe_fits_one_to_eight_processes(path, processes):
+def test_every_other_recipe_fits_one_to_eight_processes(path, processes):
     recipe, plan = plan_of(path.stem, processes)
     blocks = processes * plan.per_device_batch_size * plan.gradient_accumulation_steps
     assert blocks == recipe.training.sequences_per_step

@@ -159,7 +159,11 @@ def test_resumed_run_ends_with_equal_weights(make_recipe, monkeypatch, optimizer
     pretrain(cut)
     assert_same_weights(folder.path, open_run_folder(whole).path)
     assert losses(folder.path) == losses(open_run_folder(whole).path)
-    assert json.loads((folder.path / "run.json").read_text())["resumed_from_steps"] == [3]
+    record = json.loads((folder.path / "run.json").read_text())
+    assert record["resumed_from_steps"] == [3]
+    # The time is that of all steps, and not of those since the last start.
+    assert record["timed_steps"] == 8
+    assert record["tokens_per_second"] == pytest.approx(8 * 8 * 64 / record["training_seconds"], rel=0.5)
 
 
 def test_a_run_may_be_given_another_length_while_its_learning_rate_is_constant(make_recipe):
@@ -268,11 +272,11 @@ def test_files_that_do_not_reproduce_the_training_fail_the_run(make_recipe, monk
     """The check that a release with mismatched weights would have met."""
     original = pretraining.export_final
 
-    def export_shuffled(model, tokenizer_dir, folder, weights):
+    def export_shuffled(model, *rest):
         with torch.no_grad():
             weight = model.get_input_embeddings().weight
             weight.copy_(weight.flip(0))
-        return original(model, tokenizer_dir, folder, weights)
+        return original(model, *rest)
 
     monkeypatch.setattr(pretraining, "export_final", export_shuffled)
     with pytest.raises(AntError, match="reloaded, does not reproduce the trained model"):

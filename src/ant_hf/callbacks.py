@@ -71,6 +71,15 @@ class ThroughputMeter(TrainerCallback):
             self.seconds += time.perf_counter() - self._running_since
             self._running_since = None
 
+    def state(self) -> dict[str, float]:
+        """What a continued run must know to tell the time of the whole training."""
+        return {"seconds": self.seconds, "steps": self.steps}
+
+    def restore(self, state: dict[str, float]) -> None:
+        """Take over what `state` returned; steps that were lost to a kill are in neither figure."""
+        self.seconds, self.steps = state["seconds"], int(state["steps"])
+        self._last = (self.seconds, self.steps, self.loading_seconds)
+
     def since_last_call(self) -> tuple[float, int, float]:
         """Training seconds, steps, and seconds of loading data, since this was last asked."""
         seconds = self.seconds

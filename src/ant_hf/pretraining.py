@@ -188,6 +188,7 @@ def _train_and_finish(setup: Setup, folder: RunFolder, record: dict[str, Any]) -
     model, weights = trainer.whole_model()
     if is_first_process():
         record["training_seconds"] = round(trainer.meter.seconds, 1)
+        record["timed_steps"] = trainer.meter.steps
         record["tokens_per_second"] = round(
             trainer.meter.steps * setup.plan.tokens_per_step / max(trainer.meter.seconds, 1e-9), 1
         )

@@ -116,6 +116,9 @@ class AntTrainer(Trainer):
             file = Path(resume_from_checkpoint) / PROGRESS
             progress = read_json(file, "progress of the run", "Remove that checkpoint.")
             self.guard.restore(progress["guard"])
+            # Earlier checkpoints have no times.
+            if "meter" in progress:
+                self.meter.restore(progress["meter"])
         if self.is_world_process_zero():
             self.metrics.begin(progress and progress["metrics"])
         try:
@@ -179,7 +182,11 @@ class AntTrainer(Trainer):
                 super()._save_checkpoint(model, trial)
                 wait()
                 if self.args.should_save:
-                    progress = {"guard": self.guard.state(), "metrics": self.metrics.state()}
+                    progress = {
+                        "guard": self.guard.state(),
+                        "meter": self.meter.state(),
+                        "metrics": self.metrics.state(),
+                    }
                     name = checkpoint_name(self.state.global_step)
                     write_json(output_dir / SAVING / name / PROGRESS, progress)
                     keep = self.recipe.training.save_total_limit

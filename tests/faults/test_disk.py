@@ -126,9 +126,9 @@ def test_full_while_exporting(make_recipe, small_disk, monkeypatch):
     recipe = on_disk(make_recipe(), small_disk)
     original = pretraining.export_final
 
-    def export(model, tokenizer_dir, folder, weights):
+    def export(*arguments):
         fill(small_disk, 60_000)
-        return original(model, tokenizer_dir, folder, weights)
+        return original(*arguments)
 
     monkeypatch.setattr(pretraining, "export_final", export)
     with tried("disk full while exporting the final model") as trial:

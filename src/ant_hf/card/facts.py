@@ -83,14 +83,15 @@ def tokens_seen(inputs: CardInputs) -> int:
 def _time_rows(inputs: CardInputs) -> list[list[Any]]:
     run = inputs.run
     resumed = run.get("resumed_from_steps")
+    rows: list[list[Any]] = []
     if resumed:
-        speed = f"{run['tokens_per_second']:,.0f}"
-        return [
-            ["Continued from steps", ", ".join(f"{step:,}" for step in resumed)],
-            ["Throughput of the last session, tokens/s", speed],
-        ]
+        rows.append(["Continued from steps", ", ".join(f"{step:,}" for step in resumed)])
+        if run.get("timed_steps") != inputs.recipe["training"]["max_steps"]:
+            speed = f"{run['tokens_per_second']:,.0f}"
+            return [*rows, ["Throughput of the last session, tokens/s", speed]]
     seconds = max(run["training_seconds"], 0.1)
     return [
+        *rows,
         ["Training time, hours", f"{seconds / 3600:.5f}"],
         ["Throughput, tokens/s", f"{tokens_seen(inputs) / seconds:,.0f}"],
     ]
@@ -289,6 +290,6 @@ def contamination_table(inputs: CardInputs) -> Safe:
 
 
 def samples(inputs: CardInputs) -> list[dict[str, Any]]:
-    """Seed and text of each sample; records before version 0.2 have one, of seed 0."""
+    """Seed and text of each sample; earlier records have one, of seed 0."""
     run = inputs.run
     return run.get("samples") or [{"seed": 0, "text": run["sample"]}]
