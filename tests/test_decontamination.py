@@ -100,9 +100,10 @@ def test_tokens_made_before_a_set_was_added_are_refused(recipe, folder):
     [
         (lambda folder: [path.unlink() for path in folder.iterdir()], "has 0 JSONL files"),
         (lambda folder: (folder / "pages.jsonl").write_text("{}\n{"), r"pages\.jsonl, line 2, is no JSON"),
+        (lambda folder: (folder / "pages.jsonl").write_text(""), r"pages\.jsonl holds no documents"),
         (lambda folder: [path.unlink() for path in folder.iterdir()] and folder.rmdir(), "not found"),
     ],
-    ids=["empty folder", "broken line", "no folder"],
+    ids=["empty folder", "broken line", "empty file", "no folder"],
 )
 def test_a_folder_that_cannot_be_read_is_named(recipe, folder, make, message):
     make(folder)

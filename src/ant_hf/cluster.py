@@ -26,7 +26,7 @@ from ant_hf.encoding import Encoder
 from ant_hf.errors import AntError
 from ant_hf.locks import locked
 from ant_hf.packing import RoomNeeded, packed_before, packing_inputs, write_tokens
-from ant_hf.parts import encode_file, is_encoded, merged
+from ant_hf.parts import PART_FORMAT, encode_file, is_encoded, merged
 from ant_hf.recipe import Recipe
 from ant_hf.report import say
 from ant_hf.sources import LocalFiles
@@ -71,7 +71,8 @@ class Packing:
     def part(self, index: int) -> Path:
         """Folder of the encoded file `index`; a file that was mended, or a new tokenizer, has another."""
         file = self.inputs["corpus"]["files"][index]["sha256"]
-        made_of = fingerprint([file, self.text_column, self.inputs["tokenizer_sha256"], *self._compared])
+        tokenizer = self.inputs["tokenizer_sha256"]
+        made_of = fingerprint([PART_FORMAT, file, self.text_column, tokenizer, *self._compared])
         return self.folder / "parts" / f"{index:05d}-{made_of[:12]}"
 
     @property

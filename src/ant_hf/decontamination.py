@@ -66,10 +66,7 @@ class EvaluationSets:
     @classmethod
     def of(cls, files: dict[str, Path]) -> EvaluationSets:
         """Sets by name."""
-        found = [
-            np.concatenate([run_hashes(text) for _, row in read_json_rows(file) for text in _texts(row)])
-            for file in files.values()
-        ]
+        found = [_runs_of(file) for file in files.values()]
         owners = [np.full(len(runs), 1 << index, dtype=np.uint64) for index, runs in enumerate(found)]
         runs, owner = np.concatenate(found), np.concatenate(owners)
         order = np.argsort(runs, kind="stable")
@@ -97,6 +94,13 @@ class EvaluationSets:
 def named(bits: int, names: Sequence[str]) -> list[str]:
     """The sets behind the bits of `EvaluationSets.sharing`."""
     return [name for index, name in enumerate(names) if bits >> index & 1]
+
+
+def _runs_of(file: Path) -> Hashes:
+    texts = [run_hashes(text) for _, row in read_json_rows(file) for text in _texts(row)]
+    if not texts:
+        raise AntError(f"{file} holds no documents", hint="Fill it, or move it out of the folder.")
+    return np.concatenate(texts)
 
 
 def _slots(hashes: Hashes) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -27,6 +27,8 @@ from ant_hf.disk import writing
 from ant_hf.encoding import CHUNK_CHARACTERS, EncodedChunk, Encoder, chunks
 from ant_hf.sources import Source
 
+# Parts of another format lie under other names.
+PART_FORMAT = 2
 _IDS, _ROWS, _PART = "ids.bin", "documents.bin", "part.json"
 # One row a document read. No ids: white space only (all zero), a duplicate within its file, or
 # contaminated (with the evaluation sets that share text with it, one bit each).

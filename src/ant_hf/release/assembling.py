@@ -255,6 +255,8 @@ def _public_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
     corpus = recipe["corpus"]
     if corpus["source"] == "files":
         corpus = corpus | {"path": Path(corpus["path"]).name}
+    if compared := corpus.get("decontaminate"):
+        corpus = corpus | {"decontaminate": Path(compared).name}
     return recipe | {"corpus": corpus}
 
 
