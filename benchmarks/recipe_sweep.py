@@ -23,6 +23,8 @@ from rounds import ROOT
 from safetensors.torch import load_file
 
 from ant_hf.architecture import build_model, load_config
+from ant_hf.checkpoints import load_final
+from ant_hf.corpus import Corpus
 from ant_hf.evaluation.perplexity import score_tokens
 from ant_hf.metrics import read_metrics
 from ant_hf.plots import STYLE
@@ -30,12 +32,12 @@ from ant_hf.report import say
 from ant_hf.resume import checkpoints
 from ant_hf.sources import LocalFiles
 from ant_hf.tokenizer import load_tokenizer, token_byte_lengths
-from ant_hf.tokens import VALIDATION, PackedTokens
+from ant_hf.tokens import VALIDATION, PackedTokens, TokensInMemory
 
 _CONFIG = ROOT / "configs/recipes/ant10m-sweep.yaml"
 _SCORED_TOKENS, _CONTEXT = 65_536, 1024
 _ADAMW = ("training.optimizer=adamw", "training.muon_learning_rate=null")
-# Under "part": the rows on a small part of the text, whose data are their own.
+# {data}: the text; {runs}: the folder of the runs; {part}: a small part of the text.
 ROWS: dict[str, tuple[str, ...]] = {
     "base": (),
     "base, another seed": ("training.seed=43",),
@@ -58,19 +60,24 @@ ROWS: dict[str, tuple[str, ...]] = {
         "training.save_total_limit=8",
     ),
     "z-loss 1e-4": ("training.z_loss=1e-4",),
-    "digits not split": ("tokenizer.split_digits=false", "data_dir={data}/digits-together"),
+    "digits not split": ("tokenizer.split_digits=false", "data_dir={runs}/data/digits-together"),
+    "without the novels": ("corpus.path={data}/[!g]*.jsonl.gz", "data_dir={runs}/data/without-novels"),
     "part of the text, once": (
         "corpus.path={part}",
-        "data_dir={data}/part",
+        "data_dir={runs}/data/part",
         "corpus.validation_fraction=0.1",
     ),
     "a quarter of that part, four times": (
         "corpus.path={part}",
-        "data_dir={data}/part-4",
+        "data_dir={runs}/data/part-4",
         "corpus.validation_fraction=0.1",
         "corpus.max_tokens=125000",
     ),
 }
+# Held out from other documents than the rest: compared by source only, or with each other.
+_OWN_TEXT = ("without the novels", "part of the text, once", "a quarter of that part, four times")
+_BY_SOURCE = ("base", "without the novels")
+_TOKENS_BY_SOURCE = 16_384
 _AVERAGED = "constant, no decay"
 _AVERAGED_CHECKPOINTS = (2, 4, 8)
 
@@ -86,7 +93,7 @@ def write_part(data: str, target: Path) -> None:
 def run(name: str, overrides: tuple[str, ...], data: str, runs: Path) -> Path:
     """Train a row, unless it is finished; its output folder."""
     folder, part = runs / "".join(c if c.isalnum() else "-" for c in name), runs / "part.jsonl"
-    values = [value.format(data=runs / "data", part=part) for value in overrides]
+    values = [value.format(data=data, runs=runs, part=part) for value in overrides]
     if any("{part}" in value for value in overrides) and not part.exists():
         write_part(data, part)
     keys = {value.partition("=")[0] for value in values}
@@ -134,14 +141,36 @@ def averaged_rows(folder: Path, tokens_dir: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def by_source(folder: Path, data: str, fraction: float) -> dict[str, float]:
+    """Bits per byte of a row's final model on held-out documents of each source (file names up to the dash).
+
+    Held out by content hash, so that they are held out from every row whose fraction is as large.
+    """
+    model, tokenizer = load_final(folder / "final")
+    lengths = token_byte_lengths(tokenizer.backend_tokenizer)
+    ids: dict[str, list[int]] = {}
+    for file in LocalFiles.find(data).files:
+        own = ids.setdefault(file.name.partition("-")[0], [])
+        for document in Corpus(LocalFiles((file,)), fraction):
+            if len(own) > _TOKENS_BY_SOURCE:
+                break
+            if document.is_validation:
+                own += [*tokenizer.encode(document.text, add_special_tokens=False, verbose=False), 0]
+    return {
+        source: score_tokens(
+            model, TokensInMemory(own[:_TOKENS_BY_SOURCE]), lengths, _CONTEXT, 4, None, torch.bfloat16
+        ).bits_per_byte
+        for source, own in ids.items()
+    }
+
+
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Bits per byte of every row as a distance from the base, with the seed's distance as a band."""
     import matplotlib.pyplot as plt
 
     base = {r["name"]: r["bits_per_byte"] for r in rows}["base"]
     by_chance = abs({r["name"]: r["bits_per_byte"] for r in rows}.get("base, another seed", base) - base)
-    # Rows on the part of the text were held against other documents.
-    shown = [r for r in rows if "part" not in r["name"] and r["name"] != "base"]
+    shown = [r for r in rows if r["name"] not in ("base", *_OWN_TEXT)]
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7.2, 0.32 * len(shown) + 1.2), layout="constrained")
         axes.axvspan(-by_chance, by_chance, alpha=0.2, label="distance of another seed")
@@ -172,6 +201,8 @@ def main() -> None:
     for name in options.only or ROWS:
         folder = run(name, ROWS[name], data, runs)
         rows.append(row(name, ROWS[name], folder))
+        if name in _BY_SOURCE:
+            rows[-1]["bits_per_byte_by_source"] = by_source(folder, data, 0.005)
         if name == _AVERAGED:
             rows += averaged_rows(folder, runs / "data" / "base" / "tokens")
     options.output.mkdir(parents=True, exist_ok=True)

@@ -120,3 +120,16 @@ class PackedTokens:
             row[done : done + len(piece)] = piece
             done, shard = done + len(piece), shard + 1
         return done
+
+
+class TokensInMemory(PackedTokens):
+    """Token ids in memory, to be scored like a split."""
+
+    def __init__(self, ids: list[int]) -> None:
+        self._ids = np.asarray(ids, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def slice(self, start: int, stop: int) -> np.ndarray[Any, Any]:
+        return self._ids[start:stop]

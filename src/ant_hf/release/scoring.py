@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 
 from ant_hf.evaluation.perplexity import score_tokens
 from ant_hf.release.loading import Loaded
-from ant_hf.tokens import PackedTokens
+from ant_hf.tokens import TokensInMemory
 
 
 @dataclass(frozen=True)
@@ -40,19 +38,6 @@ class Scores:
         return float(self.vocab_size ** (self.tokens / self.decoded_bytes))
 
 
-class _Sequence(PackedTokens):
-    """Token ids in memory, read like a split of packed tokens."""
-
-    def __init__(self, ids: list[int]) -> None:
-        self._ids = np.asarray(ids, dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def slice(self, start: int, stop: int) -> Any:
-        return self._ids[start:stop]
-
-
 def score_documents(
     loaded: Loaded, documents: list[str], context: int, batch_size: int, limit: int | None = None
 ) -> Scores:
@@ -68,7 +53,7 @@ def score_documents(
     ids = ids[: None if limit is None else limit + 1]
     if torch.cuda.is_available():
         model.to("cuda")  # type: ignore[arg-type]  # wrapped by a decorator of transformers
-    scores = score_tokens(model, _Sequence(ids), [0] * model.config.vocab_size, context, batch_size)
+    scores = score_tokens(model, TokensInMemory(ids), [0] * model.config.vocab_size, context, batch_size)
     text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     first = tokenizer.decode(ids[:1], skip_special_tokens=True, clean_up_tokenization_spaces=False)
     size = len(text.encode()) - len(first.encode())
