@@ -3,7 +3,8 @@
     python benchmarks/recipe_sweep.py --data TEXT --output docs/recipe
 
 Every row is a run of pretrain.py of its own (four minutes on two cores); those that are finished are
-not run again, and an interrupted one goes on. The base with another seed shows how far two equal
+not run again, and an interrupted one goes on. Another base: --config RECIPE, with a schedule that warms up,
+stays and decays. The base with another seed shows how far two equal
 recipes part by chance.
 """
 
@@ -24,10 +25,11 @@ from safetensors.torch import load_file
 
 from ant_hf.architecture import build_model, load_config
 from ant_hf.checkpoints import load_final
-from ant_hf.corpus import Corpus
+from ant_hf.corpus import Corpus, normalised
 from ant_hf.evaluation.perplexity import score_tokens
 from ant_hf.metrics import read_metrics
 from ant_hf.plots import STYLE
+from ant_hf.recipe import Recipe, load_recipe
 from ant_hf.report import say
 from ant_hf.resume import checkpoints
 from ant_hf.sources import LocalFiles
@@ -35,9 +37,9 @@ from ant_hf.tokenizer import load_tokenizer, token_byte_lengths
 from ant_hf.tokens import VALIDATION, PackedTokens, TokensInMemory
 
 _CONFIG = ROOT / "configs/recipes/ant10m-sweep.yaml"
-_SCORED_TOKENS, _CONTEXT = 65_536, 1024
 _ADAMW = ("training.optimizer=adamw", "training.muon_learning_rate=null")
-# {data}: the text; {runs}: the folder of the runs; {part}: a small part of the text.
+_PART = ("corpus.path={part}", "corpus.validation_fraction=0.1")
+# In braces: the text, the folder of the runs, a part of the text, and figures of the base (`figures`).
 ROWS: dict[str, tuple[str, ...]] = {
     "base": (),
     "base, another seed": ("training.seed=43",),
@@ -47,31 +49,30 @@ ROWS: dict[str, tuple[str, ...]] = {
     "AdamW learning rate 0.003 beside Muon": ("training.learning_rate=0.003",),
     "AdamW alone, 0.003": (*_ADAMW, "training.learning_rate=0.003"),
     "AdamW alone, 0.006": (*_ADAMW, "training.learning_rate=0.006"),
-    "2 blocks a step": (
-        "training.sequences_per_step=2",
-        "training.max_steps=244",
-        "training.warmup_steps=20",
+    "half the batch": (
+        "training.sequences_per_step={half_batch}",
+        "training.max_steps={twice_steps}",
+        "training.warmup_steps={twice_warmup}",
     ),
-    "8 blocks a step": ("training.sequences_per_step=8", "training.max_steps=61", "training.warmup_steps=5"),
+    "twice the batch": (
+        "training.sequences_per_step={twice_batch}",
+        "training.max_steps={half_steps}",
+        "training.warmup_steps={half_warmup}",
+    ),
     "cosine to zero": ("training.lr_scheduler_type=cosine_with_min_lr", "training.stable_fraction=0.0"),
     "constant, no decay": (
         "training.min_lr_rate=1.0",
-        "training.save_steps=8",
+        "training.save_steps={few_steps}",
         "training.save_total_limit=8",
     ),
     "z-loss 1e-4": ("training.z_loss=1e-4",),
     "digits not split": ("tokenizer.split_digits=false", "data_dir={runs}/data/digits-together"),
     "without the novels": ("corpus.path={data}/[!g]*.jsonl.gz", "data_dir={runs}/data/without-novels"),
-    "part of the text, once": (
-        "corpus.path={part}",
-        "data_dir={runs}/data/part",
-        "corpus.validation_fraction=0.1",
-    ),
+    "part of the text, once": (*_PART, "data_dir={runs}/data/part"),
     "a quarter of that part, four times": (
-        "corpus.path={part}",
+        *_PART,
         "data_dir={runs}/data/part-4",
-        "corpus.validation_fraction=0.1",
-        "corpus.max_tokens=125000",
+        "corpus.max_tokens={quarter_tokens}",
     ),
 }
 # Held out from other documents than the rest: compared by source only, or with each other.
@@ -82,40 +83,63 @@ _AVERAGED = "constant, no decay"
 _AVERAGED_CHECKPOINTS = (2, 4, 8)
 
 
-def write_part(data: str, target: Path) -> None:
-    """About 0.5M tokens chosen and ordered by content hash, so that its first quarter is like the rest."""
+def figures(base: Recipe) -> dict[str, int]:
+    """What rows of the same tokens need of the base."""
+    training = base.training
+    steps, batch = training.max_steps, training.sequences_per_step
+    return {
+        "half_batch": batch // 2,
+        "twice_batch": batch * 2,
+        "half_steps": steps // 2,
+        "twice_steps": steps * 2,
+        "half_warmup": training.warmup_steps // 2,
+        "twice_warmup": training.warmup_steps * 2,
+        "few_steps": max(1, steps // 15),
+        "quarter_tokens": steps * batch * training.sequence_length // 4,
+    }
+
+
+def write_part(data: str, target: Path, tokens: int) -> None:
+    """Text for a run's tokens, chosen and ordered by content hash: its first quarter is like the rest."""
     texts = {hashlib.sha256(text.encode()).digest(): text for text in LocalFiles.find(data).documents()}
-    chosen = sorted(digest for digest in texts if int.from_bytes(digest[8:16], "big") < 2**64 / 180)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text("".join(json.dumps({"text": texts[digest]}) + "\n" for digest in chosen))
+    # 10 % are held out; a token is 4 bytes or less.
+    wanted = tokens * 4 / 0.9
+    with target.open("w", encoding="utf-8") as handle:
+        for digest in sorted(texts):
+            if wanted <= 0:
+                break
+            wanted -= len(normalised(texts[digest]))
+            handle.write(json.dumps({"text": texts[digest]}) + "\n")
 
 
-def run(name: str, overrides: tuple[str, ...], data: str, runs: Path) -> Path:
+def run(name: str, base: Recipe, config: Path, data: str, runs: Path) -> Path:
     """Train a row, unless it is finished; its output folder."""
     folder, part = runs / "".join(c if c.isalnum() else "-" for c in name), runs / "part.jsonl"
-    values = [value.format(data=data, runs=runs, part=part) for value in overrides]
-    if any("{part}" in value for value in overrides) and not part.exists():
-        write_part(data, part)
+    known = figures(base)
+    values = [value.format(data=data, runs=runs, part=part, **known) for value in ROWS[name]]
+    if "{part}" in "".join(ROWS[name]) and not part.exists():
+        write_part(data, part, 4 * known["quarter_tokens"])
     keys = {value.partition("=")[0] for value in values}
     if "corpus.path" not in keys:
         values.append(f"corpus.path={data}")
     if "data_dir" not in keys:
         values.append(f"data_dir={runs / 'data' / 'base'}")
-    command = [sys.executable, str(ROOT / "pretrain.py"), "--config", str(_CONFIG)]
+    command = [sys.executable, str(ROOT / "pretrain.py"), "--config", str(config)]
     command += ["--output-dir", str(folder), *(item for value in values for item in ("--set", value))]
     say(f"\n{name}")
     subprocess.run(command, cwd=ROOT, check=True)
     return folder
 
 
-def row(name: str, overrides: tuple[str, ...], folder: Path) -> dict[str, Any]:
+def row(name: str, folder: Path) -> dict[str, Any]:
     """What a finished run says of itself."""
     metrics = read_metrics(folder / "metrics.jsonl")
     last = [values for values in metrics if "eval_loss" in values][-1]
     speeds = [values["tokens_per_second"] for values in metrics if "tokens_per_second" in values]
     return {
         "name": name,
-        "overrides": list(overrides),
+        "overrides": list(ROWS[name]),
         "steps": last["step"],
         "tokens_seen": last["tokens_seen"],
         "bits_per_byte": last["eval_bits_per_byte"],
@@ -123,42 +147,49 @@ def row(name: str, overrides: tuple[str, ...], folder: Path) -> dict[str, Any]:
     }
 
 
-def averaged_rows(folder: Path, tokens_dir: Path) -> list[dict[str, Any]]:
+def averaged_rows(folder: Path, base: Recipe, tokens_dir: Path) -> list[dict[str, Any]]:
     """The run without a decay, with the mean of its last checkpoints' weights."""
     tokenizer = load_tokenizer(tokens_dir.parent / "tokenizer")
     validation = PackedTokens(tokens_dir, VALIDATION)
-    model = build_model(load_config(ROOT / "configs/llama_ant10m.json"), 0, "sdpa")
+    model = build_model(load_config(base.architecture), 0, "sdpa")
+    context, scored = base.training.sequence_length, base.training.eval_max_tokens
     rows = []
     for count in _AVERAGED_CHECKPOINTS:
         weights = [load_file(path / "model.safetensors") for path in checkpoints(folder)[-count:]]
         mean = {key: torch.stack([w[key] for w in weights]).mean(0) for key in weights[0]}
         model.load_state_dict(mean, strict=False)
         scores = score_tokens(
-            model, validation, token_byte_lengths(tokenizer), _CONTEXT, 4, _SCORED_TOKENS, torch.bfloat16
+            model, validation, token_byte_lengths(tokenizer), context, 4, scored, torch.bfloat16
         )
         name = f"{_AVERAGED}, mean of the last {count} checkpoints"
         rows.append({"name": name, "bits_per_byte": scores.bits_per_byte, "checkpoints": count})
     return rows
 
 
-def by_source(folder: Path, data: str, fraction: float) -> dict[str, float]:
+def by_source(folder: Path, base: Recipe, data: str) -> dict[str, float]:
     """Bits per byte of a row's final model on held-out documents of each source (file names up to the dash).
 
-    Held out by content hash, so that they are held out from every row whose fraction is as large.
+    Held out by content hash, so that they are held out from every row of the base's fraction.
     """
     model, tokenizer = load_final(folder / "final")
     lengths = token_byte_lengths(tokenizer.backend_tokenizer)
     ids: dict[str, list[int]] = {}
     for file in LocalFiles.find(data).files:
         own = ids.setdefault(file.name.partition("-")[0], [])
-        for document in Corpus(LocalFiles((file,)), fraction):
+        for document in Corpus(LocalFiles((file,)), base.corpus.validation_fraction):
             if len(own) > _TOKENS_BY_SOURCE:
                 break
             if document.is_validation:
                 own += [*tokenizer.encode(document.text, add_special_tokens=False, verbose=False), 0]
     return {
         source: score_tokens(
-            model, TokensInMemory(own[:_TOKENS_BY_SOURCE]), lengths, _CONTEXT, 4, None, torch.bfloat16
+            model,
+            TokensInMemory(own[:_TOKENS_BY_SOURCE]),
+            lengths,
+            base.training.sequence_length,
+            4,
+            None,
+            torch.bfloat16,
         ).bits_per_byte
         for source, own in ids.items()
     }
@@ -179,7 +210,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             axes.plot(values["bits_per_byte"] - base, place, "o", color="C0")
         axes.set_yticks(range(len(shown)), [values["name"] for values in reversed(shown)])
         axes.set(
-            title="One change at a time from the base, 0.5M tokens",
+            title=f"One change at a time from the base, {rows[0]['tokens_seen'] / 1e6:.1f}M tokens",
             xlabel=f"bits per byte on held-out documents, less the base's {base:.3f} (left is better)",
         )
         axes.legend(loc="lower right")
@@ -191,20 +222,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument(
+        "--config", type=Path, default=_CONFIG, help="recipe of the base (default: %(default)s)"
+    )
     parser.add_argument("--data", required=True, help="text: a file, a folder or a quoted glob")
     parser.add_argument("--output", type=Path, required=True, help="folder of sweep.json and sweep.png")
     parser.add_argument("--runs", type=Path, default=Path("runs/ant10m-sweep"), help="folder of the runs")
     parser.add_argument("--only", nargs="*", choices=list(ROWS), help="these rows (default: all)")
     options = parser.parse_args()
     data, runs = str(Path(options.data).resolve()), options.runs.resolve()
+    base = load_recipe(options.config)
     rows = []
     for name in options.only or ROWS:
-        folder = run(name, ROWS[name], data, runs)
-        rows.append(row(name, ROWS[name], folder))
+        folder = run(name, base, options.config.resolve(), data, runs)
+        rows.append(row(name, folder))
         if name in _BY_SOURCE:
-            rows[-1]["bits_per_byte_by_source"] = by_source(folder, data, 0.005)
+            rows[-1]["bits_per_byte_by_source"] = by_source(folder, base, data)
         if name == _AVERAGED:
-            rows += averaged_rows(folder, runs / "data" / "base" / "tokens")
+            rows += averaged_rows(folder, base, runs / "data" / "base" / "tokens")
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "sweep.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     plot(rows, options.output / "sweep.png")

@@ -42,12 +42,12 @@ def folder(tmp_path):
     ids=["case and lines", "markup", "dashes", "twelve words", "short", "empty"],
 )
 def test_a_run_of_thirteen_words_is_found_in_any_spelling(folder, text, names):
-    sets = EvaluationSets.read(folder)
+    sets = EvaluationSets.find(folder)
     assert named(sets.sharing(text), sets.names) == names
 
 
 def test_one_document_counts_for_every_set_it_quotes(folder):
-    sets = EvaluationSets.read(folder)
+    sets = EvaluationSets.find(folder)
     assert named(sets.sharing(f"{PAGE} {QUESTION}"), sets.names) == ["pages", "questions"]
 
 
@@ -108,4 +108,5 @@ def test_tokens_made_before_a_set_was_added_are_refused(recipe, folder):
 def test_a_folder_that_cannot_be_read_is_named(recipe, folder, make, message):
     make(folder)
     with pytest.raises(AntError, match=message):
-        Corpus.from_recipe(recipe.corpus)
+        make_data(recipe, 64)
+    assert not recipe.tokens_dir.exists()

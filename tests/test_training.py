@@ -187,6 +187,14 @@ def test_in_the_decay_the_length_stays(make_recipe):
         pretrain(make_recipe(max_steps=12, **schedule))
 
 
+def test_a_finished_run_keeps_its_length(make_recipe):
+    """Also one whose last checkpoint lies before any decay: its final weights do not."""
+    schedule = {"lr_scheduler_type": "warmup_stable_decay", "stable_fraction": 0.9, "save_steps": 2}
+    pretrain(make_recipe(max_steps=3, **schedule))
+    with pytest.raises(AntError, match=r"training\.max_steps was 3, is 6"):
+        pretrain(make_recipe(max_steps=6, **schedule))
+
+
 def test_a_recipe_recorded_before_a_key_existed_goes_on(make_recipe):
     recipe = make_recipe(max_steps=3)
     pretrain(recipe)

@@ -89,6 +89,18 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def strings_in(value: Any) -> Iterator[str]:
+    """Every text among JSON values, in order; keys are none."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from strings_in(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from strings_in(item)
+
+
 def write_json(path: Path, values: Any) -> None:
     """Write JSON to a temporary name, flush it to the disk, then rename: a kill leaves old or new."""
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")

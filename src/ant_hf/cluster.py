@@ -132,7 +132,7 @@ class EncodeFiles(PipelineStep):
         yield from data or ()
         encoder = Encoder(self.packing.tokenizer_file)
         folder = self.packing.decontaminate
-        sets = EvaluationSets.read(folder) if folder else None
+        sets = EvaluationSets.find(folder) if folder else None
         for index in range(rank, len(self.packing.files), world_size):
             if not is_encoded(self.packing.part(index)):
                 file = LocalFiles((self.packing.files[index],), self.packing.text_column)

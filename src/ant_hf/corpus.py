@@ -74,7 +74,7 @@ class Corpus:
 
     @classmethod
     def from_recipe(cls, recipe: CorpusRecipe) -> Corpus:
-        sets = EvaluationSets.read(recipe.decontaminate) if recipe.decontaminate else None
+        sets = EvaluationSets.find(recipe.decontaminate) if recipe.decontaminate else None
         return cls(open_source(recipe), recipe.validation_fraction, sets)
 
     def identity(self) -> dict[str, Any]:

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ant_hf.artefacts import file_sha256
+from ant_hf.artefacts import file_sha256, strings_in
 from ant_hf.errors import AntError, missing_file
 from ant_hf.readers import read_json_rows
 
@@ -34,24 +35,28 @@ _GENERAL_PUNCTUATION = re.compile(rb"\xe2\x80[\x80-\xbf]")
 Hashes = np.ndarray[Any, np.dtype[np.uint64]]
 
 
-@dataclass(frozen=True)
-class EvaluationSets:
-    """The 13-word runs of several sets."""
+class _Runs(NamedTuple):
+    """The 13-word runs of all sets together."""
 
-    names: tuple[str, ...]
-    sha256: tuple[str, ...]
     hashes: Hashes
-    """Of every run, sorted, shape (runs,)."""
+    """Sorted, shape (runs,)."""
     owners: Hashes
     """Which sets have the run, one bit each, shape (runs,)."""
-    _table: np.ndarray[Any, np.dtype[np.bool_]]
+    table: np.ndarray[Any, np.dtype[np.bool_]]
+
+
+@dataclass(frozen=True)
+class EvaluationSets:
+    """Sets by name, a JSONL file each, read when the first text is compared with them."""
+
+    files: dict[str, Path]
 
     @classmethod
-    def read(cls, folder: str | Path) -> EvaluationSets:
-        """The JSONL files of a folder, one set each; every text in them counts, whatever its field.
+    def find(cls, folder: str | Path) -> EvaluationSets:
+        """The JSONL files of a folder; every text in them counts, whatever its field.
 
         Raises:
-            AntError: the folder is missing, has no JSONL file or too many, or a line is no JSON object.
+            AntError: the folder is missing, or has no JSONL file or too many.
         """
         path = Path(folder).expanduser()
         if not path.is_dir():
@@ -61,34 +66,41 @@ class EvaluationSets:
             raise AntError(
                 f"{path} has {len(files)} JSONL files", expected=f"1 to {_MOST_SETS}, one a set of documents"
             )
-        return cls.of({file.name.removesuffix(".jsonl"): file for file in files})
+        return cls({file.name.removesuffix(".jsonl"): file for file in files})
 
-    @classmethod
-    def of(cls, files: dict[str, Path]) -> EvaluationSets:
-        """Sets by name."""
-        found = [_runs_of(file) for file in files.values()]
-        owners = [np.full(len(runs), 1 << index, dtype=np.uint64) for index, runs in enumerate(found)]
-        runs, owner = np.concatenate(found), np.concatenate(owners)
-        order = np.argsort(runs, kind="stable")
-        hashes, first = np.unique(runs[order], return_index=True)
-        merged = np.bitwise_or.reduceat(owner[order], first) if len(hashes) else owner
-        table = np.zeros(1 << _TABLE_BITS, dtype=np.bool_)
-        table[_slots(hashes)] = True
-        sha256 = tuple(file_sha256(file) for file in files.values())
-        return cls(tuple(files), sha256, hashes, merged, table)
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.files)
 
     def identity(self) -> dict[str, Any]:
         """What decides which documents are left out, as JSON values."""
-        return {"ngram_words": NGRAM_WORDS, "sets": dict(zip(self.names, self.sha256, strict=True))}
+        sha256 = {name: file_sha256(file) for name, file in self.files.items()}
+        return {"ngram_words": NGRAM_WORDS, "sets": sha256}
 
     def sharing(self, text: str) -> int:
-        """The sets that share a run with a text, one bit each; 0 for none."""
+        """The sets that share a run with a text, one bit each; 0 for none.
+
+        Raises:
+            AntError: a set has no documents, or a line that is no JSON object; on the first call.
+        """
+        known = self._runs
         runs = run_hashes(text)
-        runs = runs[self._table[_slots(runs)]]
-        if not len(runs) or not len(self.hashes):
+        runs = runs[known.table[_slots(runs)]]
+        if not len(runs) or not len(known.hashes):
             return 0
-        places = np.minimum(np.searchsorted(self.hashes, runs), len(self.hashes) - 1)
-        return int(np.bitwise_or.reduce(self.owners[places][self.hashes[places] == runs]))
+        places = np.minimum(np.searchsorted(known.hashes, runs), len(known.hashes) - 1)
+        return int(np.bitwise_or.reduce(known.owners[places][known.hashes[places] == runs]))
+
+    @cached_property
+    def _runs(self) -> _Runs:
+        found = [_runs_of(file) for file in self.files.values()]
+        bits = [np.full(len(runs), 1 << index, dtype=np.uint64) for index, runs in enumerate(found)]
+        hashes, inverse = np.unique(np.concatenate(found), return_inverse=True)
+        owners = np.zeros(len(hashes), dtype=np.uint64)
+        np.bitwise_or.at(owners, inverse, np.concatenate(bits))
+        table = np.zeros(1 << _TABLE_BITS, dtype=np.bool_)
+        table[_slots(hashes)] = True
+        return _Runs(hashes, owners, table)
 
 
 def named(bits: int, names: Sequence[str]) -> list[str]:
@@ -97,7 +109,7 @@ def named(bits: int, names: Sequence[str]) -> list[str]:
 
 
 def _runs_of(file: Path) -> Hashes:
-    texts = [run_hashes(text) for _, row in read_json_rows(file) for text in _texts(row)]
+    texts = [run_hashes(text) for _, row in read_json_rows(file) for text in strings_in(row)]
     if not texts:
         raise AntError(f"{file} holds no documents", hint="Fill it, or move it out of the folder.")
     return np.concatenate(texts)
@@ -119,14 +131,3 @@ def run_hashes(text: str) -> Hashes:
         hashes *= _MULTIPLIER
         hashes += codes[offset : offset + count]
     return hashes
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _texts(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item)

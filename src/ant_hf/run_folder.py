@@ -116,10 +116,10 @@ def open_run_folder(recipe: Recipe, fresh: bool = False) -> RunFolder:
         return RunFolder(path, {}, None)
     record = read_sealed(path / RUN_RECORD, "run record", f"Start over with --fresh, or remove {path}.")
     _check_shape(path / RUN_RECORD, record)
-    before = _with_new_keys(record["recipe"])
-    all_changes = differences(before, recipe.model_dump())
-    latest = next(reversed(checkpoints(path)), None)
-    free = _FREE_KEYS | (_LENGTH_KEYS if latest and _in_stable_phase(before, recipe, latest) else set())
+    recorded = _recorded_recipe(record)
+    before = recorded.model_dump() if recorded else record["recipe"]
+    is_open = recorded and record["status"] != "finished" and _length_is_open(path, recorded, recipe)
+    free = _FREE_KEYS | _LENGTH_KEYS if is_open else _FREE_KEYS
     if refused := differences(before, recipe.model_dump(), free):
         listing = "\n".join(f"  - {line}" for line in refused)
         raise AntError(
@@ -129,26 +129,24 @@ def open_run_folder(recipe: Recipe, fresh: bool = False) -> RunFolder:
         )
     # The first process sets damaged ones aside before the others look.
     newest = newest_checkpoint(path) if is_first_process() else next(reversed(checkpoints(path)), None)
-    return RunFolder(path, record, newest, tuple(all_changes))
+    return RunFolder(path, record, newest, tuple(differences(before, recipe.model_dump())))
 
 
-def _with_new_keys(recorded: dict[str, Any]) -> dict[str, Any]:
-    """A recorded recipe with the defaults of keys that are newer than it: those it was trained with."""
+def _recorded_recipe(record: dict[str, Any]) -> Recipe | None:
+    """The recipe of a run, newer keys at the defaults it was trained with; None if keys are gone."""
     try:
-        return Recipe.model_validate(recorded).model_dump()
+        return Recipe.model_validate(record["recipe"])
     except ValidationError:
-        return recorded
+        return None
 
 
-def _in_stable_phase(before: dict[str, Any], recipe: Recipe, checkpoint: Path) -> bool:
-    """Whether old and new length give every step up to a checkpoint the same learning rate."""
-    try:
-        schedules = [Recipe.model_validate(before).training, recipe.training]
-    except ValidationError:
-        return False
-    kinds = {schedule.lr_scheduler_type for schedule in schedules}
-    last = min(schedule.decay_begins for schedule in schedules)
-    return kinds == {"warmup_stable_decay"} and step_of(checkpoint) <= last
+def _length_is_open(path: Path, recorded: Recipe, recipe: Recipe) -> bool:
+    """Whether old and new length give every step up to the newest checkpoint the same learning rate."""
+    old, new = recorded.training, recipe.training
+    latest = next(reversed(checkpoints(path)), None)
+    kinds = {old.lr_scheduler_type, new.lr_scheduler_type}
+    constant_until = min(old.decay_begins, new.decay_begins)
+    return latest is not None and kinds == {"warmup_stable_decay"} and step_of(latest) <= constant_until
 
 
 def _check_shape(path: Path, record: dict[str, Any]) -> None:

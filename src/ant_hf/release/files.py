@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from ant_hf.artefacts import file_sha256
+from ant_hf.artefacts import file_sha256, strings_in
 from ant_hf.release.checks import Check
 
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz"}
@@ -107,7 +107,9 @@ def _text_problems(text: str, name: str, owner: str) -> Iterator[str]:
         return
     if match := _PATHS.search(text):
         yield f"an absolute path: {match[0]}"
-    elif name.endswith(".json") and (found := next(_absolute_paths(_parsed(text)), None)):
+    elif name.endswith(".json") and (
+        found := next(filter(is_absolute_path, strings_in(_parsed(text))), None)
+    ):
         yield f"an absolute path: {found}"
     user = _user()
     if user and user != owner and re.search(rf"(?<!\w){re.escape(user)}(?!\w)", text):
@@ -119,17 +121,6 @@ def _parsed(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return None
-
-
-def _absolute_paths(value: Any) -> Iterator[str]:
-    if isinstance(value, dict):
-        for item in value.values():
-            yield from _absolute_paths(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _absolute_paths(item)
-    elif isinstance(value, str) and is_absolute_path(value):
-        yield value
 
 
 def is_absolute_path(text: str) -> bool:

@@ -1,0 +1,54 @@
+"""benchmarks/recipe_sweep.py from its command line to its table and plot, with a model 32 wide."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+BENCHMARK = ROOT / "benchmarks/recipe_sweep.py"
+ROWS = (
+    "base",
+    "base, another seed",
+    "half the batch",
+    "twice the batch",
+    "constant, no decay",
+    "part of the text, once",
+    "a quarter of that part, four times",
+)
+
+
+def sweep(*arguments, **options):
+    command = [sys.executable, str(BENCHMARK), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+@pytest.mark.slow
+def test_rows_are_trained_once_and_shown(make_recipe, shared, tmp_path):
+    schedule = {"lr_scheduler_type": "warmup_stable_decay", "stable_fraction": 0.5, "min_lr_rate": 0.0}
+    make_recipe("tiny", max_steps=16, optimizer="muon", muon_learning_rate=0.02, **schedule)
+    places = {"config": tmp_path / "tiny.yaml", "data": shared / "corpus.jsonl"}
+    places |= {"output": tmp_path / "shown", "runs": tmp_path / "runs"}
+    options = [item for name, path in places.items() for item in (f"--{name}", str(path))]
+    first = sweep(*options, "--only", *ROWS)
+    assert first.returncode == 0, first.stderr
+    rows = {row["name"]: row for row in json.loads((tmp_path / "shown/sweep.json").read_text())}
+    means = [name for name in rows if name.startswith("constant, no decay, mean of the last")]
+    assert [*rows] == [*ROWS[:5], *means, *ROWS[5:]]
+    assert len(means) == 3
+    # Where the text is repeated its last block is shorter.
+    assert [rows[name]["tokens_seen"] for name in ROWS] == pytest.approx([16 * 8 * 64] * len(ROWS), rel=0.02)
+    assert rows["half the batch"]["steps"] == 32
+    assert rows["base"]["bits_per_byte"] != rows["base, another seed"]["bits_per_byte"]
+    assert (tmp_path / "shown/sweep.png").stat().st_size > 5000
+    written = (tmp_path / "runs/base/run.json").read_bytes()
+    again = sweep(*options, "--only", *ROWS[:2])
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "runs/base/run.json").read_bytes() == written
+
+
+def test_a_row_that_is_none_is_refused():
+    result = sweep("--data", "text", "--output", "out", "--only", "bigger")
+    assert result.returncode == 2
+    assert "bigger" in result.stderr
