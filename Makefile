@@ -9,7 +9,7 @@ ARGS ?=
 # Where `make bench` writes its figures and plots.
 OUT ?= docs/performance
 
-.PHONY: help quickstart test test-slow soak check card bench clean
+.PHONY: help install quickstart test test-slow soak check release bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -23,6 +23,8 @@ $(VENV)/.quickstart: pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.quickstart
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+install: $(VENV)/.quickstart ## Everything in .venv but what tests and exports need
 
 # The last transformers 4, over the same torch: what we save must load there too.
 $(VENV)-transformers4/.installed: $(VENV)/.dev
@@ -52,12 +54,11 @@ check: $(VENV)/.dev ## Lint, format and type checks
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-card: $(VENV)/.quickstart ## Make model_card/quickstart anew from runs/quickstart, once that is evaluated
-	$(BIN)/ant-hf card runs/quickstart/final --repo GODELEV/Ant-10M-quickstart
-	rm -rf model_card/quickstart
-	mkdir model_card/quickstart
-	cd runs/quickstart/release && cp -r README.md *.jsonl plots gate.json release.json results.json run.json \
-		fragmentation.json tokens.json ../../../model_card/quickstart/
+release: $(VENV)/.quickstart ## Make release/Ant-10M anew from runs/ant10m-cpu, once that is evaluated
+	$(BIN)/ant-hf card runs/ant10m-cpu/final --repo GODELEV/Ant-10M
+	rm -rf release/Ant-10M
+	mkdir -p release
+	cp -r runs/ant10m-cpu/release release/Ant-10M
 
 bench: $(VENV)/.dev ## Measure all of docs/performance.md on this machine, on a GPU if there is one (45 minutes on 2 cores)
 	mkdir -p $(OUT)

@@ -141,7 +141,7 @@ def make_release(
         checked = _gate_made_of(folder)
         report = _earlier_gate(target, checked)
         if report is None:
-            say(f"gate        checking {final} in a process of its own, up to a minute on two CPU cores")
+            say(f"gate        checking {final} in a process of its own, one to five minutes on two CPU cores")
             report = _gate(sources, folder, repository.partition("/")[0]) | {"made_of": checked}
         write_json(folder / GATE, report)
         if report["verdict"] != PASSED:

@@ -1,0 +1,31 @@
+"""Figures, card and hashes of a release folder anew, after a change to the template: its records stay.
+
+    python tools/render_release.py release/Ant-10M
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from ant_hf.artefacts import read_json
+from ant_hf.card.inputs import RELEASE
+from ant_hf.errors import AntError
+from ant_hf.release.assembling import finish
+
+
+def render(folder: Path) -> None:
+    """Draw and write what `ant-hf card` makes of a release's records.
+
+    Raises:
+        AntError: the folder is no release, or its card contradicts itself.
+    """
+    release = read_json(folder / RELEASE, "release record", "Make a release first: ant-hf card")
+    finish(folder, release["repository"], release["license"], release["made_of"])
+
+
+if __name__ == "__main__":
+    try:
+        render(Path(*sys.argv[1:2]))
+    except AntError as error:
+        sys.exit(f"error: {error}")
