@@ -1,6 +1,6 @@
 """Figures, card and hashes of a release folder anew, after a change to the template: its records stay.
 
-    python tools/render_release.py release/Ant-10M
+python tools/render_release.py release/Ant-10M
 """
 
 from __future__ import annotations

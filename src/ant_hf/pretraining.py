@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -283,12 +284,10 @@ def _finish(
         f"{record['peak_memory_bytes']['process'] / 1e9:.2f} GB of memory at most"
     )
     say(f"\nsample      {samples[0]['text']}\n")
-    say("next        look at the curves:     " + str(folder.path / PLOTS / "loss.png"))
-    say(f"            let it write:           ant-hf generate {folder.path / FINAL} --prompt 'And he said'")
-    say(
-        "            the full-size model:    accelerate launch pretrain.py --config "
-        "configs/recipes/ant10m.yaml"
-    )
+    final, prompt = folder.path / FINAL, shlex.quote(recipe.sample_prompt)
+    say(f"next        look at the curves:     {folder.path / PLOTS / 'loss.png'}")
+    say(f"            let it write:           ant-hf generate {final} --prompt {prompt}")
+    say(f"            measure it:             ant-hf evaluate {final}")
 
 
 def _say_result(final: dict[str, Any], path: Path) -> None:
