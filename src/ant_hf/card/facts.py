@@ -271,7 +271,7 @@ def data_source(inputs: CardInputs) -> tuple[str, str]:
         named = ", ".join(part for part in parts if part)
         return f"{corpus['path']} ({named})", _SOURCES.get(corpus["path"], "see the data set's page")
     if sources := corpus.get("sources"):
-        return ", ".join(source["name"] for source in sources), "see the table of sources"
+        return "; ".join(source["name"] for source in sources), "see the table of sources"
     return "local text files, known by their sha256 only", "not recorded"
 
 

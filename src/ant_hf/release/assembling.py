@@ -187,7 +187,9 @@ def _is_whole(folder: Path, made_of: str) -> bool:
 
 def finish(folder: Path, repository: str, license_id: str, made_of: str) -> None:
     """Draw the figures, render and audit the card, and write release.json over all of it."""
-    files = inventory(folder, without=(CARD, RELEASE))
+    # Without the figures, so that a folder which has them already gets the same card.
+    records = inventory(folder, without=(CARD, RELEASE))
+    files = {name: values for name, values in records.items() if not name.startswith("plots/")}
     inputs = read_inputs(folder, repository, license_id, files)
     plots = folder / "plots"
     drawn = plot_run(inputs.metrics, plots, inputs.name)
