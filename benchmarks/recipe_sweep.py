@@ -100,8 +100,13 @@ def figures(base: Recipe) -> dict[str, int]:
 
 
 def write_part(data: str, target: Path, tokens: int) -> None:
-    """Text for a run's tokens, chosen and ordered by content hash: its first quarter is like the rest."""
-    texts = {hashlib.sha256(text.encode()).digest(): text for text in LocalFiles.find(data).documents()}
+    """Text for a run's tokens, chosen and ordered by a hash: its first quarter is like the rest.
+
+    Salted, because the lowest hashes of the texts themselves are the held-out ones.
+    """
+    texts = {
+        hashlib.sha256(f"part {text}".encode()).digest(): text for text in LocalFiles.find(data).documents()
+    }
     target.parent.mkdir(parents=True, exist_ok=True)
     # 10 % are held out; a token is 4 bytes or less.
     wanted = tokens * 4 / 0.9

@@ -7,6 +7,9 @@ import sys
 import pytest
 from conftest import ROOT
 
+from ant_hf.corpus import Corpus
+from ant_hf.sources import LocalFiles
+
 BENCHMARK = ROOT / "benchmarks/recipe_sweep.py"
 ROWS = (
     "base",
@@ -46,6 +49,21 @@ def test_rows_are_trained_once_and_shown(make_recipe, shared, tmp_path):
     again = sweep(*options, "--only", *ROWS[:2])
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "runs/base/run.json").read_bytes() == written
+
+
+def test_a_part_of_the_text_has_training_and_held_out_documents(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from recipe_sweep import write_part
+
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text(
+        "".join(json.dumps({"text": f"document {number} " * 20}) + "\n" for number in range(3000))
+    )
+    write_part(str(texts), tmp_path / "part.jsonl", 30_000)
+    corpus = Corpus(LocalFiles.find(str(tmp_path / "part.jsonl")), 0.1)
+    held_out = [document.is_validation for document in corpus]
+    assert 400 < len(held_out) < 700
+    assert 0.05 < sum(held_out) / len(held_out) < 0.15
 
 
 def test_a_row_that_is_none_is_refused():
