@@ -233,12 +233,16 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="text: a file, a folder or a quoted glob")
     parser.add_argument("--output", type=Path, required=True, help="folder of sweep.json and sweep.png")
     parser.add_argument("--runs", type=Path, default=Path("runs/ant10m-sweep"), help="folder of the runs")
-    parser.add_argument("--only", nargs="*", choices=list(ROWS), help="these rows (default: all)")
+    parser.add_argument(
+        "--only", nargs="*", choices=list(ROWS), help="the base and these rows (default: all)"
+    )
     options = parser.parse_args()
     data, runs = str(Path(options.data).resolve()), options.runs.resolve()
     base = load_recipe(options.config)
     rows = []
-    for name in options.only or ROWS:
+    for name in ROWS:
+        if options.only and name not in ("base", *options.only):
+            continue
         folder = run(name, base, options.config.resolve(), data, runs)
         rows.append(row(name, folder))
         if name in _BY_SOURCE:
