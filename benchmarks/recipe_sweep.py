@@ -208,16 +208,14 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     by_chance = abs({r["name"]: r["bits_per_byte"] for r in rows}.get("base, another seed", base) - base)
     shown = [r for r in rows if r["name"] not in ("base", *_OWN_TEXT)]
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(7.2, 0.32 * len(shown) + 1.2), layout="constrained")
+        figure, axes = plt.subplots(figsize=(9, 0.32 * len(shown) + 1.4), layout="constrained")
+        figure.suptitle(f"One change at a time from the base, {rows[0]['tokens_seen'] / 1e6:.1f}M tokens")
         axes.axvspan(-by_chance, by_chance, alpha=0.2, label="distance of another seed")
         axes.axvline(0, linewidth=1)
         for place, values in enumerate(reversed(shown)):
             axes.plot(values["bits_per_byte"] - base, place, "o", color="C0")
         axes.set_yticks(range(len(shown)), [values["name"] for values in reversed(shown)])
-        axes.set(
-            title=f"One change at a time from the base, {rows[0]['tokens_seen'] / 1e6:.1f}M tokens",
-            xlabel=f"bits per byte on held-out documents, less the base's {base:.3f} (left is better)",
-        )
+        axes.set_xlabel(f"held-out bits per byte, less the base's {base:.3f} (left is better)")
         axes.legend(loc="lower right")
         figure.savefig(path, dpi=110)
         plt.close(figure)

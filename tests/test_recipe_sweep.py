@@ -66,6 +66,17 @@ def test_a_part_of_the_text_has_training_and_held_out_documents(tmp_path, monkey
     assert 0.05 < sum(held_out) / len(held_out) < 0.15
 
 
+def test_the_tables_of_the_recipe_are_what_was_measured():
+    text = (ROOT / "docs/recipe.md").read_text()
+    rows = json.loads((ROOT / "docs/recipe/sweep.json").read_text())
+    for row in rows:
+        assert (
+            f"| {row['bits_per_byte']:.4f} |" in text or f", {row['bits_per_byte']:.4f} on held-out" in text
+        ), row
+        for value in row.get("bits_per_byte_by_source", {}).values():
+            assert f"| {value:.3f} |" in text, row["name"]
+
+
 def test_a_row_that_is_none_is_refused():
     result = sweep("--data", "text", "--output", "out", "--only", "bigger")
     assert result.returncode == 2
