@@ -78,6 +78,8 @@ ROWS: dict[str, tuple[str, ...]] = {
 # Held out from other documents than the rest: compared by source only, or with each other.
 _OWN_TEXT = ("without the novels", "part of the text, once", "a quarter of that part, four times")
 _BY_SOURCE = ("base", "without the novels")
+# Equal windows of tokens are other text for another vocabulary: these are compared on all of it.
+_WHOLE_TEXT = ("base", "digits not split")
 _TOKENS_BY_SOURCE = 16_384
 _AVERAGED = "constant, no decay"
 _AVERAGED_CHECKPOINTS = (2, 4, 8)
@@ -171,6 +173,16 @@ def averaged_rows(folder: Path, base: Recipe, tokens_dir: Path) -> list[dict[str
     return rows
 
 
+def of_whole_text(folder: Path, base: Recipe) -> float:
+    """Bits per byte of a row's final model on everything that its own run held out."""
+    model, tokenizer = load_final(folder / "final")
+    data = json.loads((folder / "run.json").read_text(encoding="utf-8"))["recipe"]["data_dir"]
+    validation = PackedTokens(Path(data) / "tokens", VALIDATION)
+    lengths = token_byte_lengths(tokenizer.backend_tokenizer)
+    context = base.training.sequence_length
+    return score_tokens(model, validation, lengths, context, 4, None, torch.bfloat16).bits_per_byte
+
+
 def by_source(folder: Path, base: Recipe, data: str) -> dict[str, float]:
     """Bits per byte of a row's final model on held-out documents of each source (file names up to the dash).
 
@@ -200,12 +212,17 @@ def by_source(folder: Path, base: Recipe, data: str) -> dict[str, float]:
     }
 
 
+def _distance(values: dict[str, Any], base: dict[str, Any]) -> float:
+    key = "bits_per_byte_of_whole_text" if "bits_per_byte_of_whole_text" in values else "bits_per_byte"
+    return float(values[key] - base[key])
+
+
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Bits per byte of every row as a distance from the base, with the seed's distance as a band."""
     import matplotlib.pyplot as plt
 
-    base = {r["name"]: r["bits_per_byte"] for r in rows}["base"]
-    by_chance = abs({r["name"]: r["bits_per_byte"] for r in rows}.get("base, another seed", base) - base)
+    base = rows[0]
+    by_chance = max(abs(_distance(r, base)) for r in rows if r["name"] in ("base", "base, another seed"))
     shown = [r for r in rows if r["name"] not in ("base", *_OWN_TEXT)]
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(9, 0.32 * len(shown) + 1.4), layout="constrained")
@@ -213,9 +230,11 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         axes.axvspan(-by_chance, by_chance, alpha=0.2, label="distance of another seed")
         axes.axvline(0, linewidth=1)
         for place, values in enumerate(reversed(shown)):
-            axes.plot(values["bits_per_byte"] - base, place, "o", color="C0")
+            axes.plot(_distance(values, base), place, "o", color="C0")
         axes.set_yticks(range(len(shown)), [values["name"] for values in reversed(shown)])
-        axes.set_xlabel(f"held-out bits per byte, less the base's {base:.3f} (left is better)")
+        axes.set_xlabel(
+            f"held-out bits per byte, less the base's {base['bits_per_byte']:.3f} (left is better)"
+        )
         axes.legend(loc="lower right")
         figure.savefig(path, dpi=110)
         plt.close(figure)
@@ -243,6 +262,8 @@ def main() -> None:
             continue
         folder = run(name, base, options.config.resolve(), data, runs)
         rows.append(row(name, folder))
+        if name in _WHOLE_TEXT:
+            rows[-1]["bits_per_byte_of_whole_text"] = of_whole_text(folder, base)
         if name in _BY_SOURCE:
             rows[-1]["bits_per_byte_by_source"] = by_source(folder, base, data)
         if name == _AVERAGED:
