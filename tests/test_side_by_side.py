@@ -1,0 +1,27 @@
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RECORDS = ("release/Ant-10M", "docs/recipe/Ant-5M")
+
+
+def side_by_side(*folders: str, figure: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "tools/side_by_side.py", *folders, "--figure", str(figure)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_the_table_of_the_two_models_is_made_of_their_records(tmp_path):
+    result = side_by_side(*RECORDS, figure=tmp_path / "figure.png")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout in (ROOT / "docs/recipe.md").read_text(encoding="utf-8")
+    assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_model_without_an_evaluation_is_named(tmp_path):
+    result = side_by_side(RECORDS[0], str(tmp_path), figure=tmp_path / "figure.png")
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert f"{tmp_path}/results.json" in result.stderr
+    assert "ant-hf evaluate" in result.stderr
+    assert not (tmp_path / "figure.png").exists()
