@@ -1,3 +1,5 @@
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,3 +27,23 @@ def test_a_model_without_an_evaluation_is_named(tmp_path):
     assert f"{tmp_path}/results.json" in result.stderr
     assert "ant-hf evaluate" in result.stderr
     assert not (tmp_path / "figure.png").exists()
+
+
+def test_a_run_without_a_log_is_named(tmp_path):
+    shutil.copy(ROOT / RECORDS[1] / "results.json", tmp_path)
+    result = side_by_side(RECORDS[0], str(tmp_path), figure=tmp_path / "figure.png")
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert f"{tmp_path}/metrics.jsonl" in result.stderr
+    assert not (tmp_path / "figure.png").exists()
+
+
+def test_figures_changed_by_hand_are_refused(tmp_path):
+    shutil.copytree(ROOT / RECORDS[1], tmp_path / "Ant-5M")
+    path = tmp_path / "Ant-5M/results.json"
+    results = json.loads(path.read_text(encoding="utf-8"))
+    results["tasks"]["sciq"]["value"] = 0.99
+    path.write_text(json.dumps(results), encoding="utf-8")
+    result = side_by_side(RECORDS[0], str(path.parent), figure=tmp_path / "figure.png")
+    assert result.returncode == 1
+    assert "was changed after it was written" in result.stderr

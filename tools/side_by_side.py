@@ -10,81 +10,92 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from ant_hf.artefacts import read_json
-from ant_hf.card.markdown import table
+from ant_hf.artefacts import read_sealed
+from ant_hf.card.markdown import code, table
 from ant_hf.errors import AntError
+from ant_hf.evaluation.results import RESULTS
 from ant_hf.metrics import read_metrics
 from ant_hf.plots import BLUE, ORANGE, STYLE
 from ant_hf.published import published_models
 
-_TEXT = "wikitext"
+# Task, label, metric; (value, standard error) of both models; floor.
+_Figures = tuple[str, str, str, list[tuple[float, float]], float | None]
 
 
-def _results(folder: Path) -> dict[str, Any]:
-    results: dict[str, Any] = read_json(
-        folder / "results.json", "record of an evaluation", "Measure the model: ant-hf evaluate"
-    )
-    return results
+def _figures(ours: dict[str, Any], theirs: dict[str, Any]) -> Iterator[_Figures]:
+    """What both models were measured on."""
+    for task, values in ours["tasks"].items():
+        if task in theirs["tasks"]:
+            pair = [(one["value"], one["stderr"]) for one in (values, theirs["tasks"][task])]
+            yield task, values["label"], values["metric"], pair, values["floor"]
+    for task, values in ours["perplexity"].items():
+        if task in theirs["perplexity"]:
+            metric, error = "byte_perplexity", "byte_perplexity_stderr"
+            pair = [(one[metric], one[error]) for one in (values, theirs["perplexity"][task])]
+            yield task, values["label"], metric, pair, None
+    if ours["degeneration"] and theirs["degeneration"]:
+        for way in ("greedy", "sampled"):
+            loops = [one["degeneration"][way] for one in (ours, theirs)]
+            pair = [(one["loop_rate"], one["stderr"]) for one in loops]
+            yield "degeneration", f"{way} outputs that end in a loop", "loop_rate", pair, None
 
 
 def side_by_side(first: Path, second: Path) -> str:
-    """The benchmarks both were measured on, in Markdown; accuracies and loop rates in percent.
+    """The sets both were measured on, in Markdown; accuracies and loop rates in percent.
 
     The error of a difference is that of independent samples; on the same items it is smaller, if both tend
     to be right on the same ones.
 
     Raises:
-        AntError: a folder has no results.json.
+        AntError: a folder has no results.json, or one that was changed.
     """
+    hint = "Measure the model: ant-hf evaluate"
+    results = [
+        read_sealed(folder / RESULTS, "evaluation results", hint, unsealed_format=None)
+        for folder in (first, second)
+    ]
     names = (first.name, second.name)
-    ours, theirs = _results(first), _results(second)
     published = {model.name: model.results for model in published_models()}
     rows = []
-
-    def add(task: str, label: str, metric: str, pair: list[tuple[float, float]], floor: float | None) -> None:
+    for task, label, metric, pair, floor in _figures(*results):
         (a, a_error), (b, b_error) = pair
         scale = 1 if "perplexity" in metric else 100
         claims = [published.get(name, {}).get(task, {}).get(metric) for name in names]
         rows.append(
-            [label, metric]
+            [label, code(metric)]
             + [f"{scale * value:.2f} ± {scale * error:.2f}" for value, error in pair]
             + [f"{scale * (a - b):+.2f} ± {scale * math.hypot(a_error, b_error):.2f}"]
             + ["" if value is None else f"{scale * value:.2f}" for value in (floor, *claims)]
         )
-
-    for task in (task for task in ours["tasks"] if task in theirs["tasks"]):
-        both = [results["tasks"][task] for results in (ours, theirs)]
-        pair = [(one["value"], one["stderr"]) for one in both]
-        add(task, both[0]["label"], both[0]["metric"], pair, both[0]["floor"])
-    texts = [results["perplexity"][_TEXT] for results in (ours, theirs)]
-    pair = [(text["byte_perplexity"], text["byte_perplexity_stderr"]) for text in texts]
-    add(_TEXT, texts[0]["label"], "byte_perplexity", pair, None)
-    for way in ("greedy", "sampled"):
-        loops = [results["degeneration"][way] for results in (ours, theirs)]
-        pair = [(one["loop_rate"], one["stderr"]) for one in loops]
-        add("loops", f"{way} outputs that end in a loop", "loop_rate", pair, None)
     header = ["set", "metric", *names, "difference", "floor", *(f"published {name}" for name in names)]
-    return str(table(header, rows, numbers_from=2))
+    return table(header, rows, numbers_from=2)
 
 
 def plot_learning(first: Path, second: Path, path: Path) -> None:
     """Held-out bits per byte of both runs by tokens seen.
 
     Raises:
-        AntError: a metrics.jsonl is damaged.
+        AntError: a metrics.jsonl is missing, damaged or without a score of the held-out text.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.5, 4.5), layout="constrained")
         axes = figure.subplots()
         axes.set_title("Held-out text while training")
         for folder, colour, marker in ((first, BLUE, "o"), (second, ORANGE, "s")):
             rows = [row for row in read_metrics(folder / "metrics.jsonl") if "eval_bits_per_byte" in row]
+            if not rows:
+                raise AntError(
+                    f"{folder / 'metrics.jsonl'} has no score of the held-out text",
+                    hint="Copy it from the folder of the run.",
+                )
             tokens = [row["tokens_seen"] / 1e6 for row in rows]
             bits = [row["eval_bits_per_byte"] for row in rows]
             axes.plot(
@@ -105,8 +116,9 @@ def main() -> None:
     options = parser.parse_args()
     first, second = options.models
     try:
-        print(side_by_side(first, second))
+        shown = side_by_side(first, second)
         plot_learning(first, second, options.figure)
+        print(shown)
     except AntError as error:
         sys.exit(f"error: {error}")
 
