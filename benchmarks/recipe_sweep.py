@@ -226,7 +226,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     shown = [r for r in rows if r["name"] not in ("base", *_OWN_TEXT)]
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(9, 0.32 * len(shown) + 1.4), layout="constrained")
-        figure.suptitle(f"One change at a time from the base, {rows[0]['tokens_seen'] / 1e6:.1f}M tokens")
+        figure.suptitle(f"One change at a time from the base, {base['tokens_seen'] / 1e6:.1f}M tokens")
         axes.axvspan(-by_chance, by_chance, alpha=0.2, label="distance of another seed")
         axes.axvline(0, linewidth=1)
         for place, values in enumerate(reversed(shown)):
