@@ -88,7 +88,8 @@ def test_unknown_flag_and_missing_model_are_refused(tmp_path):
     result = call("pretrain.py", "--confg", "x")
     assert result.returncode == 2
     assert "No such option" in result.stderr
-    assert "model folder not found" in one_line_error(call("ant-hf", "generate", str(tmp_path)))
+    assert "it has no config.json" in one_line_error(call("ant-hf", "generate", str(tmp_path)))
+    assert "Pass a model folder" in one_line_error(call("ant-hf", "generate", str(tmp_path / "x")))
     assert "metrics of a run not found" in one_line_error(call("ant-hf", "plots", str(tmp_path)))
     assert "model config not found" in one_line_error(call("ant-hf", "params", str(tmp_path / "x.json")))
 

@@ -51,7 +51,7 @@ Set = Annotated[
         help="Change one key of the recipe, for example training.max_steps=100. May be repeated.",
     ),
 ]
-Model = Annotated[str, typer.Argument(help="Model folder, for example runs/quickstart/final.")]
+Model = Annotated[str, typer.Argument(help="Model folder or Hub id, for example GODELEV/Ant-10M.")]
 
 
 def run(command: typer.Typer) -> None:
@@ -185,6 +185,17 @@ def params(
     show(ledger_table(list(ledger.rows), ledger.total, ledger.equation(), published_counterpart(values)))
 
 
+def _model_folder(model: str) -> Path:
+    """A model folder on this disk; a Hub id is downloaded into the Hub's cache."""
+    from ant_hf.offline import choose_network
+
+    if not Path(model).is_dir():
+        choose_network(model, None)
+    from ant_hf.evaluation.subject import locate
+
+    return locate(model)[1]
+
+
 @app.command("generate")
 def generate(
     model: Model,
@@ -192,10 +203,11 @@ def generate(
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
 ) -> None:
     """Continue a prompt with the public card's sampling settings."""
-    from ant_hf.checkpoints import generate_sample, load_final
+    folder = _model_folder(model)
+    from ant_hf.checkpoints import generate_sample, load_any
     from ant_hf.report import say
 
-    loaded, tokenizer = load_final(model)
+    loaded, tokenizer = load_any(folder)
     say(generate_sample(loaded, tokenizer, prompt, seed))
 
 
@@ -208,10 +220,11 @@ def perplexity(
     ] = None,
 ) -> None:
     """Score held-out text: token perplexity, bits per byte, byte perplexity."""
+    folder = _model_folder(model)
     from ant_hf.evaluation.perplexity import score_folder
     from ant_hf.report import say
 
-    scores, context_tokens, uniform = score_folder(model, tokens, context)
+    scores, context_tokens, uniform = score_folder(folder, tokens, context)
     say(f"{scores.tokens:,} tokens, {scores.bytes:,} bytes, context {context_tokens} tokens, fp32")
     say(f"byte perplexity   {scores.byte_perplexity:.4f}   (uniform guess {uniform:.2f})")
     say(f"bits per byte     {scores.bits_per_byte:.4f}")
@@ -220,7 +233,7 @@ def perplexity(
 
 @app.command("evaluate")
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Model folder or Hub id, for example GODELEV/Ant-10M.")],
+    model: Model,
     tasks: Annotated[
         str | None,
         typer.Option(

@@ -91,9 +91,8 @@ def verify(
     if not folder.is_dir():
         from ant_hf.hub.client import HubClient
         from ant_hf.hub.fetching import fetch_model
-        from ant_hf.release.assembling import check_repository
 
-        folder, left_out = fetch_model(HubClient(anonymous=True), check_repository(model), revision)
+        folder, left_out = fetch_model(HubClient(anonymous=True), model, revision)
     values = verify_folder(folder, tokens, left_out)
     if report:
         write_json(report, values)

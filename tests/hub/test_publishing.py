@@ -26,10 +26,11 @@ def local_files(folder):
 
 def test_from_dry_run_to_a_repository_that_verifies(hub, session, run):
     publish = ["publish", run / "final", "--repo", REPO]
-    dry, real, verified, again, other = session(
+    dry, real, verified, generated, again, other = session(
         publish,
         [*publish, "--yes"],
         ["verify", REPO],
+        ["generate", REPO, "--prompt", "And"],
         [*publish, "--yes"],
         [*publish, "--yes", "--tag", "v1"],
     )
@@ -40,6 +41,8 @@ def test_from_dry_run_to_a_repository_that_verifies(hub, session, run):
     assert "read back   17 files, all with the hashes" in real[1]
     assert verified[0] == 0, verified[1]
     assert "hashes" in verified[1]
+    assert generated[0] == 0, generated[1]
+    assert generated[1].splitlines()[-1].startswith("And")
     assert again[0] == 0, again[1]
     assert "nothing to change" in again[1]
     assert other[0] == 2
@@ -56,6 +59,30 @@ def test_from_dry_run_to_a_repository_that_verifies(hub, session, run):
     first_change = next(i for i, (m, p) in enumerate(hub.requests) if m == "PUT" or p.endswith("/create"))
     assert sum(path == "/api/whoami-v2" for _, path in hub.requests[:first_change]) == 2
     assert hub.count("PUT", "/lfs/") == sum(name.endswith((".safetensors", ".png")) for name in release)
+
+
+def test_a_mistyped_folder_is_told_from_a_silent_hub(hub, session, client):
+    missing, path, odd = session(
+        ["verify", "release/Ant-11M"], ["verify", "runs/quickstart/finl"], ["verify", "release/Ant 10M"]
+    )
+    assert "release/Ant-11M is no folder here; asking the Hub" in missing[1]
+    assert "neither a folder nor a repository that can be read: release/Ant-11M" in missing[1]
+    assert "model not found: runs/quickstart/finl. Pass a model folder" in path[1]
+    assert "name is not valid; saw 'release/Ant 10M'" in odd[1]
+    assert [each[0] for each in (missing, path, odd)] == [2, 2, 2]
+    script = """
+from ant_hf.cli import run
+import typer
+from ant_hf.hub.client import HubClient
+from ant_hf.hub.fetching import fetch_model
+app = typer.Typer()
+app.command()(lambda: fetch_model(HubClient(attempts=1, anonymous=True), "release/Ant-11M"))
+run(app)
+"""
+    # A port nobody listens on.
+    silent = client(script, check=False, HF_ENDPOINT="http://127.0.0.1:9")
+    assert silent.returncode == 2
+    assert "release/Ant-11M is no folder here and cannot be had from the Hub. Check the name" in silent.stderr
 
 
 def test_what_is_wrong_is_said_before_the_first_byte(hub, session, run):

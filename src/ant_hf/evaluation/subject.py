@@ -56,10 +56,7 @@ def locate(model: str) -> tuple[str, Path]:
         resolved = path.resolve()
         # A run's `final` says less than the run's own name.
         return (f"{resolved.parent.name}/final" if resolved.name == "final" else resolved.name), path
-    if path.exists() or model.count("/") != 1 or model.startswith((".", "/")):
-        raise AntError(
-            f"model not found: {model}", hint="Pass a model folder, or a Hub id such as user/name."
-        )
+    check_hub_id(model)
     try:
         return model, Path(snapshot_download(model, allow_patterns=_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
@@ -68,6 +65,19 @@ def locate(model: str) -> tuple[str, Path]:
             f"{model} is no folder here and cannot be had from the Hub ({reason})",
             hint="Check the name and the network, or pass a model folder.",
         ) from None
+
+
+def check_hub_id(model: str) -> None:
+    """Refuse a name that is no folder and cannot be a repository either: a path that was mistyped.
+
+    Raises:
+        AntError: it has another form than `user/name`, or is a file.
+    """
+    if Path(model).exists() or model.count("/") != 1 or model.startswith((".", "/")):
+        raise AntError(
+            f"model not found: {model}",
+            hint="Pass a model folder (make quickstart trains one), or a Hub id such as user/name.",
+        )
 
 
 def _nearby(path: Path) -> str:

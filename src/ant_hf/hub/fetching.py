@@ -7,9 +7,12 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from ant_hf.errors import AntError
-from ant_hf.hub.client import HubClient
+from ant_hf.evaluation.subject import check_hub_id
+from ant_hf.hub.client import HubClient, HubUnreachableError
 from ant_hf.hub.preflight import read_remote
+from ant_hf.release.assembling import check_repository
 from ant_hf.release.files import is_dangerous_name
+from ant_hf.report import say
 
 
 def fetch_model(
@@ -21,9 +24,20 @@ def fetch_model(
         Its folder, and the files left out because they may hold code or pickles.
 
     Raises:
-        AntError: it is not there, or not readable with this token.
+        AntError: it is not there, or not readable with this token; the name can be no repository's.
+        HubUnreachableError: nobody answers.
     """
-    remote = read_remote(client, repository)
+    check_hub_id(repository)
+    check_repository(repository)
+    # A mistyped `release/Ant-10M` has the form of a repository's name; said before the wait for a Hub.
+    say(f"hub         {repository} is no folder here; asking the Hub")
+    try:
+        remote = read_remote(client, repository)
+    except HubUnreachableError:
+        raise HubUnreachableError(
+            f"{repository} is no folder here and cannot be had from the Hub",
+            hint="Check the name of the folder, or the network",
+        ) from None
     if remote is None:
         raise AntError(
             f"neither a folder nor a repository that can be read: {repository}",

@@ -109,7 +109,7 @@ def check_repository(repository: str) -> str:
             "the repository's name is not valid",
             seen=repository,
             expected="owner/name of letters, digits, '-', '_' and '.'",
-            hint="For example --repo GODELEV/Ant-10M",
+            hint="For example GODELEV/Ant-10M",
         )
     return repository
 
