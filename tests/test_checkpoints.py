@@ -37,6 +37,11 @@ def test_final_holds_what_a_stranger_needs_and_nothing_else(tiny_run):
     assert json.loads(text)["rope_theta"] == 10000.0
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no such rights on Windows")
+def test_who_may_read_the_configuration_may_read_the_weights(tiny_run):
+    assert len({path.stat().st_mode for path in (tiny_run / "final").iterdir()}) == 1
+
+
 def test_auto_classes_load_it_in_a_fresh_process_without_a_word(tiny_run):
     script = (
         "import sys, warnings\nwarnings.simplefilter('error')\n"

@@ -57,6 +57,8 @@ def export_final(
         for name in TOKENIZER_FILES:
             if (tokenizer_dir / name).is_file():
                 shutil.copyfile(tokenizer_dir / name, partial / name)
+        # safetensors leaves its file to the owner alone, whatever the umask; others would read all but it.
+        (partial / WEIGHTS).chmod((partial / "config.json").stat().st_mode)
         return {path.name: file_sha256(path) for path in sorted(partial.iterdir())}
 
 
