@@ -120,8 +120,12 @@ def write_part(data: str, target: Path, tokens: int) -> None:
             handle.write(json.dumps({"text": texts[digest]}) + "\n")
 
 
-def run(name: str, base: Recipe, config: Path, data: str, runs: Path) -> Path:
-    """Train a row, unless it is finished; its output folder."""
+def run(name: str, base: Recipe, of_base: list[str], data: str, runs: Path) -> Path:
+    """Train a row, unless it is finished; its output folder.
+
+    Args:
+        of_base: arguments of pretrain.py that make the base; those of the row come after them.
+    """
     folder, part = runs / "".join(c if c.isalnum() else "-" for c in name), runs / "part.jsonl"
     known = figures(base)
     values = [value.format(data=data, runs=runs, part=part, **known) for value in ROWS[name]]
@@ -132,7 +136,7 @@ def run(name: str, base: Recipe, config: Path, data: str, runs: Path) -> Path:
         values.append(f"corpus.path={data}")
     if "data_dir" not in keys:
         values.append(f"data_dir={runs / 'data' / 'base'}")
-    command = [sys.executable, str(ROOT / "pretrain.py"), "--config", str(config)]
+    command = [sys.executable, str(ROOT / "pretrain.py"), *of_base]
     command += ["--output-dir", str(folder), *(item for value in values for item in ("--set", value))]
     say(f"\n{name}")
     subprocess.run(command, cwd=ROOT, check=True)
@@ -247,6 +251,14 @@ def main() -> None:
     parser.add_argument(
         "--config", type=Path, default=_CONFIG, help="recipe of the base (default: %(default)s)"
     )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="change the base, for example training.max_steps=488; may be repeated",
+    )
     parser.add_argument("--data", required=True, help="text: a file, a folder or a quoted glob")
     parser.add_argument("--output", type=Path, required=True, help="folder of sweep.json and sweep.png")
     parser.add_argument("--runs", type=Path, default=Path("runs/ant10m-sweep"), help="folder of the runs")
@@ -255,12 +267,14 @@ def main() -> None:
     )
     options = parser.parse_args()
     data, runs = str(Path(options.data).resolve()), options.runs.resolve()
-    base = load_recipe(options.config)
+    base = load_recipe(options.config, options.overrides)
+    of_base = ["--config", str(options.config.resolve())]
+    of_base += [item for value in options.overrides for item in ("--set", value)]
     rows = []
     for name in ROWS:
         if options.only and name not in ("base", *options.only):
             continue
-        folder = run(name, base, options.config.resolve(), data, runs)
+        folder = run(name, base, of_base, data, runs)
         rows.append(row(name, folder))
         if name in _WHOLE_TEXT:
             rows[-1]["bits_per_byte_of_whole_text"] = of_whole_text(folder, base)
