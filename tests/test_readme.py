@@ -60,6 +60,8 @@ def test_commands_run(command, tiny_run, released, tmp_path):
     words = [word.replace("runs/quickstart", str(run_dir)) for word in words]
     if words[1] == "perplexity":
         words[-1] = "64"
+    if words[1] == "inspect":
+        words += ["--html", str(tmp_path / "inspection.html")]
     if words[1] == "evaluate":
         # The sets are on the Hub; here a few documents of each are enough.
         words += ["--data-dir", str(write_benchmarks(tmp_path / "benchmarks")), "--limit", "2"]

@@ -18,10 +18,10 @@ _NAMED = 12
 
 
 class Finding(NamedTuple):
-    """One sentence; `notable` if it is something to look into."""
+    """One sentence; `notable` if it is something to look into, None if that cannot be told."""
 
     topic: str
-    notable: bool
+    notable: bool | None
     sentence: str
 
 
@@ -107,7 +107,7 @@ def _unseen(inspection: Inspection) -> Finding:
     unseen, size = embeddings.unseen, len(embeddings.counts)
     if not embeddings.from_training:
         return Finding(
-            "never-trained tokens", False,
+            "never-trained tokens", None,
             f"not known without the training tokens (--tokens); {size - len(unseen):,} of {size:,} occur in "
             "the text",
         )  # fmt: skip

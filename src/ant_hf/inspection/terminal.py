@@ -73,10 +73,13 @@ def _range(values: Iterable[float]) -> str:
 
 def _findings(inspection: Inspection) -> Table:
     table = _table(f"What stands out in {inspection.name}", "", "topic", "found")
+    marks = {True: "!", False: "\u2713", None: "?"}
     for finding in findings(inspection):
-        mark = "!" if finding.notable else "\u2713"
         table.add_row(
-            mark, finding.topic, escape(finding.sentence), style="bold" if finding.notable else None
+            marks[finding.notable],
+            finding.topic,
+            escape(finding.sentence),
+            style="bold" if finding.notable else None,
         )
     seen = inspection.activations
     table.add_row(
