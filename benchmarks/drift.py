@@ -89,7 +89,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of drift.json and drift.png")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--blocks", type=int, default=4, help="blocks of 256 tokens a step (default 4)")
+    parser.add_argument("--plots-only", action="store_true", help="draw anew from drift.json")
     options = parser.parse_args()
+    if options.plots_only:
+        plot(json.loads((options.output / "drift.json").read_text(encoding="utf-8")), options.output)
+        return
     options.output.mkdir(parents=True, exist_ok=True)
     paths = _CUDA if torch.cuda.is_available() else _CPU
     runs: dict[str, Any] = {}
@@ -124,18 +128,25 @@ def report(runs: dict[str, Any], folder: Path) -> None:
         shown = ", ".join(f"{key} {value:.3g}" for key, value in results[name].items() if key != "losses")
         say(f"{name}: {shown}")
     (folder / "drift.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    plot(results, folder)
+
+
+def plot(results: dict[str, Any], folder: Path) -> None:
+    """Draw how far each path's losses are from those of fp32; the losses themselves would coincide."""
     import matplotlib.pyplot as plt
 
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
-        for (name, (losses, _)), style in zip(
-            runs.items(), ("-", "--", ":", "-.", (0, (1, 3))), strict=False
-        ):
-            axes.plot(losses, style, label=name)
+        for (name, values), style in zip(results.items(), ("-", "--", ":", "-.", (0, (1, 3))), strict=False):
+            apart = [
+                own - other for own, other in zip(values["losses"], results["fp32"]["losses"], strict=True)
+            ]
+            axes.plot(apart, style, label=name)
         axes.set(
-            title="Loss by precision, same start, same blocks", xlabel="step", ylabel="loss (nats a token)"
-        )
-        axes.legend()
+            title="Same start, same blocks, other precision", xlabel="step",
+            ylabel="loss less that of fp32\n(nats a token)",
+        )  # fmt: skip
+        axes.legend(fontsize="small")
         figure.savefig(folder / "drift.png", dpi=110)
         plt.close(figure)
 

@@ -100,9 +100,12 @@ def plot(lines: dict[str, list[tuple[float, float]]], labels: tuple[str, str, st
         figure, axes = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
         for (label, points), offset in zip(lines.items(), (6, -15), strict=False):
             axes.plot(*zip(*points, strict=True), marker="o", label=label)
+            behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
             for x, y in points:
                 shown = f"{y:,.0f}" if y >= 100 else f"{y:.1f}"
-                axes.annotate(shown, (x, y), textcoords="offset points", xytext=(0, offset), ha="center")
+                axes.annotate(
+                    shown, (x, y), textcoords="offset points", xytext=(0, offset), ha="center", bbox=behind
+                )
         ticks = sorted({x for points in lines.values() for x, _ in points})
         axes.set(title=title, xlabel=xlabel, ylabel=ylabel, xscale="log", xticks=ticks)
         axes.set_xticklabels([f"{tick:,.3g}" if tick < 1000 else f"{tick:,.0f}" for tick in ticks])
@@ -119,7 +122,8 @@ def plot_all(results: dict[str, Any], folder: Path) -> None:
     where = results["conditions"]["device_name"]
     speeds: dict[str, list[tuple[float, float]]] = {}
     for row in results["sequence_length"]:
-        speeds.setdefault(row["contender"], []).append((row["sequence_length"], row["tokens_per_second"]))
+        name = f"{row['contender']} ({row['precision']})"
+        speeds.setdefault(name, []).append((row["sequence_length"], row["tokens_per_second"]))
     labels = f"Training speed by sequence length ({where})", "tokens a block", "tokens per second"
     plot(speeds, labels, folder / "sequence-length.png")
     sizes = [(row["parameters"] / 1e6, row["tokens_per_second"]) for row in results["model_size"]]

@@ -25,8 +25,8 @@ from ant_hf.metrics import read_metrics
 from ant_hf.plots import BLUE, ORANGE, STYLE
 from ant_hf.published import published_models
 
-# Task, label, metric; (value, standard error) of both models; floor.
-_Figures = tuple[str, str, str, list[tuple[float, float]], float | None]
+# Task, label, metric; (value, standard error) of both models; floor; outputs of both, of rates.
+_Figures = tuple[str, str, str, list[tuple[float, float]], float | None, list[int]]
 
 
 def _figures(ours: dict[str, Any], theirs: dict[str, Any]) -> Iterator[_Figures]:
@@ -34,17 +34,26 @@ def _figures(ours: dict[str, Any], theirs: dict[str, Any]) -> Iterator[_Figures]
     for task, values in ours["tasks"].items():
         if task in theirs["tasks"]:
             pair = [(one["value"], one["stderr"]) for one in (values, theirs["tasks"][task])]
-            yield task, values["label"], values["metric"], pair, values["floor"]
+            yield task, values["label"], values["metric"], pair, values["floor"], []
     for task, values in ours["perplexity"].items():
         if task in theirs["perplexity"]:
             metric, error = "byte_perplexity", "byte_perplexity_stderr"
             pair = [(one[metric], one[error]) for one in (values, theirs["perplexity"][task])]
-            yield task, values["label"], metric, pair, None
+            yield task, values["label"], metric, pair, None, []
     if ours["degeneration"] and theirs["degeneration"]:
         for way in ("greedy", "sampled"):
             loops = [one["degeneration"][way] for one in (ours, theirs)]
             pair = [(one["loop_rate"], one["stderr"]) for one in loops]
-            yield "degeneration", f"{way} outputs that end in a loop", "loop_rate", pair, None
+            outputs = [one["outputs"] for one in loops]
+            yield "degeneration", f"{way} outputs that end in a loop", "loop_rate", pair, None, outputs
+
+
+def _shown(value: float, error: float, outputs: int | None, scale: int) -> str:
+    """With the standard error; where none of the outputs did it, with the rate below which it is at 95 %."""
+    if outputs and value == 0:
+        # The rate at which `outputs` independent ones all stay clear with 5 %.
+        return f"none of {outputs} (95 %: below {scale * (1 - 0.05 ** (1 / outputs)):.1f})"
+    return f"{scale * value:.2f} ± {scale * error:.2f}"
 
 
 def side_by_side(first: Path, second: Path) -> str:
@@ -64,14 +73,14 @@ def side_by_side(first: Path, second: Path) -> str:
     names = (first.name, second.name)
     published = {model.name: model.results for model in published_models()}
     rows = []
-    for task, label, metric, pair, floor in _figures(*results):
+    for task, label, metric, pair, floor, outputs in _figures(*results):
         (a, a_error), (b, b_error) = pair
         scale = 1 if "perplexity" in metric else 100
         claims = [published.get(name, {}).get(task, {}).get(metric) for name in names]
         rows.append(
             [label, code(metric)]
-            + [f"{scale * value:.2f} ± {scale * error:.2f}" for value, error in pair]
-            + [f"{scale * (a - b):+.2f} ± {scale * math.hypot(a_error, b_error):.2f}"]
+            + [_shown(*one, count, scale) for one, count in zip(pair, outputs or (None, None), strict=True)]
+            + [f"{scale * (a - b):+.2f} ± {scale * math.hypot(a_error, b_error):.2f}" if a or b else ""]
             + ["" if value is None else f"{scale * value:.2f}" for value in (floor, *claims)]
         )
     header = ["set", "metric", *names, "difference", "floor", *(f"published {name}" for name in names)]
@@ -98,9 +107,9 @@ def plot_learning(first: Path, second: Path, path: Path) -> None:
                 )
             tokens = [row["tokens_seen"] / 1e6 for row in rows]
             bits = [row["eval_bits_per_byte"] for row in rows]
-            axes.plot(
-                tokens, bits, marker=marker, color=colour, label=f"{folder.name} ({bits[-1]:.3f} at the end)"
-            )
+            length = rows[-1]["eval_loss"] / math.log(2) / bits[-1]
+            label = f"{folder.name}, {length:.2f} bytes a token ({bits[-1]:.3f} at the end)"
+            axes.plot(tokens, bits, marker=marker, color=colour, label=label)
         axes.set_xlabel("tokens seen (millions)")
         axes.set_ylabel("bits per byte")
         axes.legend(frameon=False)
