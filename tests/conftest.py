@@ -17,8 +17,10 @@ import torch
 import yaml
 from records import write_results
 
+from ant_hf.artefacts import write_json
 from ant_hf.pretraining import pretrain
 from ant_hf.recipe import Recipe, load_recipe
+from ant_hf.release import gate
 from ant_hf.release.assembling import make_release
 from ant_hf.sources import EmbeddedBible
 
@@ -124,6 +126,19 @@ def trained_run(tmp_path_factory, shared) -> Path:
     pretrain(load_recipe(file))
     write_results(folder / "final")
     return folder
+
+
+@pytest.fixture
+def quick_gate(monkeypatch):
+    """The gate in this process: the same checks without the seconds a fresh one takes to start."""
+
+    def run_here(folder, job, scratch):
+        write_json(scratch / "job.json", job | {"folder": str(folder), "report": str(scratch / "gate.json")})
+        gate.main(str(scratch / "job.json"))
+        return json.loads((scratch / "gate.json").read_text())
+
+    monkeypatch.setattr("ant_hf.release.assembling.run_gate", run_here)
+    monkeypatch.setattr("ant_hf.release.verifying.run_gate", run_here)
 
 
 @pytest.fixture(scope="session")

@@ -92,6 +92,28 @@ def test_consistent_figures_have_no_finding():
     assert [f for f in audit(CONSISTENT) if f.verdict != "agrees"] == []
 
 
+def test_a_schedule_waits_for_skipped_steps():
+    # Step 300 of 400 at the rate of step 298.
+    late = (Moment(300, None, None, None, Printed("1.61e-2")),)
+    schedule = dataclasses.replace(CONSISTENT.schedule, skipped_steps=1)
+    assert "DISAGREES" in {f.verdict for f in audit(dataclasses.replace(CONSISTENT, dynamics=late))}
+    waited = dataclasses.replace(CONSISTENT, dynamics=late, schedule=schedule)
+    assert {f.verdict for f in audit(waited)} == {"agrees"}
+
+
+def test_only_the_last_block_of_a_pass_may_be_missing():
+    # Two passes of 50 blocks and a token, 100 tokens a block: 99 of them are padding in each.
+    def verdicts(tokens):
+        claims = Claims(
+            name="ours", source="test", tokens=Printed(tokens), steps=51, tokens_per_step=Printed("200"),
+            tokens_of_text=5001, block_tokens=100,
+        )  # fmt: skip
+        return [f.verdict for f in audit(claims)]
+
+    assert verdicts("10,002") == ["agrees"]
+    assert verdicts("9,899") == ["DISAGREES"]
+
+
 @pytest.mark.parametrize(
     "change",
     [

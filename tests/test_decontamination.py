@@ -34,12 +34,23 @@ def folder(tmp_path):
         ("Quiz. " + QUESTION.upper().replace(" ", "\n") + " Answer below.", ["questions"]),
         ("The Sun is the star-like body, about 4.6 billion years old, at the centre of all.", ["pages"]),
         ("The Sun is the star\u2013like body \u2014 about 4.6 billion years old, at the centre.", ["pages"]),
+        ("\ufeff\u00ab" + QUESTION.replace(" ", "\u00a0") + "\u00bb", ["questions"]),
+        (QUESTION.replace("gas", "\uff47\uff41\uff53").replace(" in ", "\u3000in\u3000"), ["questions"]),
         # Twelve words of it, and the thirteenth another.
         ("gas do plants take in from the air when they make bread", []),
         ("carbon dioxide", []),
         ("", []),
     ],
-    ids=["case and lines", "markup", "dashes", "twelve words", "short", "empty"],
+    ids=[
+        "case and lines",
+        "markup",
+        "dashes",
+        "quotes and spaces",
+        "wide letters",
+        "twelve words",
+        "short",
+        "empty",
+    ],
 )
 def test_a_run_of_thirteen_words_is_found_in_any_spelling(folder, text, names):
     sets = EvaluationSets.find(folder)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ant_hf.artefacts import file_sha256, read_sealed, write_json, write_sealed
+from ant_hf.artefacts import file_sha256, read_sealed, write_sealed
 from ant_hf.errors import AntError
 from ant_hf.release import gate
 from ant_hf.release.assembling import make_release
@@ -20,19 +20,6 @@ from ant_hf.release.verifying import verify_folder
 def run(trained_run, tmp_path):
     shutil.copytree(trained_run, tmp_path / "run")
     return tmp_path / "run"
-
-
-@pytest.fixture
-def quick_gate(monkeypatch):
-    """The gate in this process: the same checks without the seconds a fresh one takes to start."""
-
-    def run_here(folder, job, scratch):
-        write_json(scratch / "job.json", job | {"folder": str(folder), "report": str(scratch / "gate.json")})
-        gate.main(str(scratch / "job.json"))
-        return json.loads((scratch / "gate.json").read_text())
-
-    monkeypatch.setattr("ant_hf.release.assembling.run_gate", run_here)
-    monkeypatch.setattr("ant_hf.release.verifying.run_gate", run_here)
 
 
 def release(run):
@@ -50,6 +37,20 @@ def test_a_true_export_passes_every_check(released):
     loss = checks(report)["held-out loss, float32"]["numbers"]
     recorded = json.loads((released / "run.json").read_text())["final"]["loss_in_training"]
     assert loss["loss"] == pytest.approx(recorded, rel=1e-5)
+
+
+def test_line_separators_do_not_end_a_held_out_text(released, tmp_path):
+    text = "In the beginning\u2028God created\u2029the heavens\u0085and the earth."
+    (tmp_path / "held_out.jsonl").write_text(json.dumps({"text": text}, ensure_ascii=False) + "\n", "utf-8")
+    expected = {"loss": 5.0, "byte_perplexity": 11.0, "tokens": 2000, "context_tokens": 64}
+    job = {"held_out": str(tmp_path / "held_out.jsonl"), "expected": expected}
+    found = {check.name: check for check in gate.run_checks(released / "final", job)}
+    assert found["held-out loss, float32"].numbers["tokens"] > 20
+
+
+def test_tokens_that_are_not_there_are_named(released, tmp_path):
+    with pytest.raises(AntError, match=r"packed tokens not found: .*nowhere"):
+        verify_folder(released / "final", tmp_path / "nowhere")
 
 
 def shuffle_tokenizer(final):

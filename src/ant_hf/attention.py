@@ -33,7 +33,7 @@ class _CausalBlocks(torch.autograd.Function):
         groups, heads, tokens, head_dim = queries.shape
         output = torch.empty_like(queries)
         probabilities = []
-        future = torch.full((_BLOCK, _BLOCK), -torch.inf, dtype=queries.dtype).triu(1)
+        future = queries.new_full((_BLOCK, _BLOCK), -torch.inf).triu(1)
         for start in range(0, tokens, _BLOCK):
             stop = min(start + _BLOCK, tokens)
             size = stop - start

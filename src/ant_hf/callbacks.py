@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -155,10 +156,15 @@ class MetricsFile(TrainerCallback):
         if logs is None or not state.is_world_process_zero:
             return
         # Trainer's epoch counts the run as one; tokens_seen says how far the text has been read.
-        row = {"step": state.global_step, **{key: value for key, value in logs.items() if key != "epoch"}}
+        row = {"step": state.global_step, **{key: _finite(logs[key]) for key in logs if key != "epoch"}}
         # Trainer sums up at the end of train(), which is not the end of a run that will be continued.
         if "train_runtime" not in row or state.global_step >= state.max_steps:
             self.append(row)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity; the gradient norm of a step that fp16 overflowed in is one."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class ProgressBar(ProgressCallback):

@@ -81,6 +81,8 @@ class Schedule:
     min_rate: float | None = None
     """Where the decay ends, as a share of the peak."""
     last_step: int | None = None
+    skipped_steps: int = 0
+    """Steps that fp16 overflowed in; the schedule waits for them."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,9 @@ class Claims:
     tokens_per_second: tuple[Printed, ...] = ()
     """One figure, or the lowest and the highest."""
     tokens_per_step: Printed | None = None
+    tokens_of_text: int | None = None
+    """Read once in a pass."""
+    block_tokens: int | None = None
     schedule: Schedule | None = None
     dynamics: tuple[Moment, ...] = ()
     accuracies: tuple[Accuracy, ...] = ()

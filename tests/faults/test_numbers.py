@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from faultlog import tried
+from records import write_results
 
 from ant_hf.arguments import training_arguments
 from ant_hf.errors import AntError
@@ -16,6 +17,7 @@ from ant_hf.guards import StepGuard
 from ant_hf.metrics import read_metrics
 from ant_hf.precision import choose_execution
 from ant_hf.pretraining import pretrain
+from ant_hf.release.assembling import make_release
 from ant_hf.resume import newest_checkpoint
 from ant_hf.run_folder import open_run_folder
 from ant_hf.stopping import StopRequest
@@ -126,6 +128,18 @@ def test_skipped_steps_are_counted_and_the_schedule_waits_for_them(make_recipe, 
     assert rates[2:5] == pytest.approx([0.01, 0.01, 0.01])
     assert rates[5] < 0.01
     assert json.loads((folder / "run.json").read_text())["skipped_steps"] == 2
+
+
+def test_a_run_that_skipped_steps_gets_its_card(make_recipe, loss_scaling, quick_gate):
+    loss_scaling(overflow_at=(1,))
+    recipe = make_recipe(max_steps=60, eval_steps=20, save_steps=60, logging_steps=1, learning_rate=0.02)
+    pretrain(recipe)
+    folder = open_run_folder(recipe).path
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)
+    write_results(folder / "final")
+    card = make_release(folder / "final", "GODELEV/Ant-10M", "apache-2.0")[0] / "README.md"
+    assert "| Skipped steps | 1 |" in card.read_text()
 
 
 def test_scale_and_count_survive_a_stop(make_recipe, loss_scaling, tmp_path):

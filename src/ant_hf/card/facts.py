@@ -49,10 +49,13 @@ def training_table(inputs: CardInputs) -> Safe:
         ["Hardware", hardware(environment)],
         ["Precision", f"{environment['precision']}: {environment['precision_reason']}"],
         ["Tokens seen", f"{tokens_seen(inputs):,}"],
+        ["Tokens of the text", f"{inputs.manifest['splits']['train']['tokens']:,}"],
         ["Tokens a step", f"{plan['tokens_per_step']:,}"],
         ["Steps", f"{training['max_steps']:,}"],
         ["Tokens a parameter", f"{tokens_seen(inputs) / run['parameters']['total']:.2f}"],
     ]
+    if skipped := run.get("skipped_steps"):
+        rows.append(["Skipped steps", f"{skipped:,}"])
     rows += _time_rows(inputs)
     rows.append(["Optimizer", _optimizer(training)])
     rows += _schedule_rows(training)
@@ -129,15 +132,15 @@ def dynamics_table(inputs: CardInputs) -> Safe:
     perplexities = [moment.get("eval_loss", moment["loss"]) for moment in moments]
     rows = [
         ["Training loss", *(f"{moment['loss']:.4f}" for moment in moments)],
-        ["Validation loss", *(_loss(moment.get("eval_loss")) for moment in moments)],
+        ["Validation loss", *(_four_digits(moment.get("eval_loss")) for moment in moments)],
         ["Token perplexity", *(f"{math.exp(loss):,.2f}" for loss in perplexities)],
         ["Learning rate", *(rate(moment["learning_rate"]) for moment in moments)],
-        ["Gradient norm", *(f"{moment['grad_norm']:.4f}" for moment in moments)],
+        ["Gradient norm", *(_four_digits(moment["grad_norm"]) for moment in moments)],
     ]
     return table(header, rows)
 
 
-def _loss(value: float | None) -> str:
+def _four_digits(value: float | None) -> str:
     return _DASH if value is None else f"{value:.4f}"
 
 

@@ -28,7 +28,7 @@ def card_claims(text: str, name: str) -> Claims:
     tables = by_title.get("benchmark", [])
     accuracies = [accuracy for table in tables[:1] for accuracy in _accuracies(table)]
     slices = [accuracy for table in tables[1:] for accuracy in _accuracies(table)]
-    steps = int(training["Steps"].replace(",", ""))
+    steps = _count(training["Steps"])
     hours, speed = training.get("Training time, hours"), training.get("Throughput, tokens/s")
     return Claims(
         name=name,
@@ -40,6 +40,8 @@ def card_claims(text: str, name: str) -> Claims:
         steps=steps,
         tokens_per_second=(Printed(speed),) if speed else (),
         tokens_per_step=Printed(training["Tokens a step"]),
+        tokens_of_text=_count(training["Tokens of the text"]),
+        block_tokens=_count(training["Block length, tokens"]),
         schedule=_schedule(training, steps),
         dynamics=_moments(by_title["training dynamics"][0]),
         accuracies=tuple(accuracies),
@@ -81,11 +83,16 @@ def _schedule(training: dict[str, str], steps: int) -> Schedule:
     return Schedule(
         kind=training["Schedule"],
         peak=Printed(training["Peak learning rate"]),
-        warmup_steps=int(training["Warmup steps"].replace(",", "")),
-        stable_steps=int(training["Constant steps"].replace(",", "")),
+        warmup_steps=_count(training["Warmup steps"]),
+        stable_steps=_count(training["Constant steps"]),
         min_rate=float(training["End of the decay, share of the peak"]),
         last_step=steps,
+        skipped_steps=_count(training.get("Skipped steps", "0")),
     )
+
+
+def _count(cell: str) -> int:
+    return int(cell.replace(",", ""))
 
 
 def _moments(table: list[list[str]]) -> tuple[Moment, ...]:

@@ -160,7 +160,7 @@ class BatchedLM(HFLM):
         targets_N = layout.target_N
         nats_N = logits_NV.gather(1, targets_N[:, None])[:, 0] - logits_NV.logsumexp(dim=1)
         greedy_N = logits_NV.argmax(dim=1) == targets_N
-        return layout.sums(nats_N.double().cpu(), greedy_N.cpu())
+        return layout.sums(nats_N.cpu().double(), greedy_N.cpu())
 
     def _can_share_contexts(self) -> bool:
         """Whether this architecture takes our mask and positions: a small case must score the same."""

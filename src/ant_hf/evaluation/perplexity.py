@@ -112,7 +112,7 @@ def score_tokens(
             losses = torch.nn.functional.cross_entropy(
                 logits_BTV.float().flatten(0, 1), targets_BT.flatten(), reduction="none"
             )
-            nats += losses.double().sum().cpu()
+            nats += losses.cpu().double().sum()  # Apple's GPUs have no float64
             count += targets_BT.numel()
             size += int(lengths[np.stack(group)[:, 1:]].sum())
     model.train(was_training)

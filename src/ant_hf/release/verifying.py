@@ -59,6 +59,8 @@ def _run_record(folder: Path) -> dict[str, Any] | None:
 
 def _job(folder: Path, run: dict[str, Any] | None, tokens: Path | None, scratch: Path) -> dict[str, Any]:
     job: dict[str, Any] = {}
+    if tokens and not tokens.is_dir():
+        raise missing_file(tokens, "folder of packed tokens", "Pass the run's: --tokens FOLDER")
     if (folder / RESULTS).is_file():
         job["degeneration"] = read_json(folder / RESULTS, "results", "").get("degeneration")
     if run is None:
