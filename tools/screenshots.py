@@ -38,7 +38,7 @@ def demo(browser: Browser, model: str, prompt: str, target: Path) -> None:
 
 def inspect(browser: Browser, model: str, target: Path) -> None:
     """The report of `ant-hf inspect`, down to the fragments."""
-    page = browser.new_page(viewport={"width": 1100, "height": 1300})
+    page = browser.new_page(viewport={"width": 1100, "height": 1294})
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "inspect.html"
         command = [sys.executable, "-c", "from ant_hf.cli import main; main()", "inspect", model]
