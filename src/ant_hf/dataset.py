@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from ant_hf.errors import AntError
 from ant_hf.tokens import PackedTokens
 
-_IGNORED_LABEL = -100
+IGNORED_LABEL = -100
 
 
 class PackedDataset(Dataset[dict[str, torch.Tensor]]):
@@ -61,7 +61,7 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
         if min(lengths) < self.sequence_length:
             labels = input_ids.clone()
             for row, length in zip(labels, lengths, strict=True):
-                row[length:] = _IGNORED_LABEL
+                row[length:] = IGNORED_LABEL
         return {"input_ids": input_ids, "labels": labels}
 
 

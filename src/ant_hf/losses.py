@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-_IGNORED = -100
+from ant_hf.dataset import IGNORED_LABEL
 
 
 def cross_entropy_with_z_loss(coefficient: float) -> Callable[..., torch.Tensor]:
@@ -21,8 +21,8 @@ def cross_entropy_with_z_loss(coefficient: float) -> Callable[..., torch.Tensor]
         outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         # Label t belongs to the logits of t - 1; the last position has none.
-        targets = torch.nn.functional.pad(labels, (0, 1), value=_IGNORED)[:, 1:]
-        counted = targets != _IGNORED
+        targets = torch.nn.functional.pad(labels, (0, 1), value=IGNORED_LABEL)[:, 1:]
+        counted = targets != IGNORED_LABEL
         logits = outputs.logits.float()
         log_z = logits.logsumexp(-1)
         chosen = logits.gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)

@@ -128,7 +128,7 @@ def plot_benchmarks(rows: list[dict[str, Any]], names: list[str], path: Path, ti
         axes.plot([], [], color=ORANGE, linewidth=2.5, label="floor")
         for number, (name, marker) in enumerate(zip(names, "Dosv^", strict=False)):
             # Off the middle of the bar, where its error is.
-            beside = 0.4 * (number + 0.5) / len(names) - 0.2 if len(names) > 1 else 0.2
+            beside = 0.8 * (number + 0.5) / len(names) - 0.4 if len(names) > 1 else 0.2
             shown = [
                 (row["published"][name], place + beside)
                 for place, row in enumerate(rows)
