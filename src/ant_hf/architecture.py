@@ -49,7 +49,10 @@ def load_config(path: str | Path) -> PreTrainedConfig:
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
         raise missing_file(
-            file, "model config", "Pass configs/llama_ant10m.json or another LlamaConfig JSON."
+            file,
+            "model config",
+            "Pass a LlamaConfig JSON such as configs/llama_ant10m.json; "
+            f"names in a recipe count from the folder you are in, {Path.cwd()}",
         )
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
@@ -82,11 +85,19 @@ def _problems(values: dict[str, Any]) -> list[str]:
         near = difflib.get_close_matches(key, known, n=1)
         problems.append(f"{key} is no key of LlamaConfig" + (f"; did you mean {near[0]}?" if near else ""))
     problems += [f"{key} is missing" for key in _REQUIRED if key not in values]
-    for key in _POSITIVE:
-        value = values.get(key, 1)
-        if type(value) is not int or value < 1:
-            problems.append(f"{key} is {value!r}; must be a whole number above 0")
+    # Transformers fills a null in some of these; here it is written out.
+    problems += size_problems(values, null=False)
     return sorted(problems) or _shape_problems(values)
+
+
+def size_problems(values: dict[str, Any], null: bool = True) -> list[str]:
+    """Sizes in a config that no model can have, whoever made it; `null`: whether some may be left open."""
+    found = {key: values.get(key, 1) for key in _POSITIVE}
+    return [
+        f"{key} is {value!r}; must be a whole number above 0"
+        for key, value in found.items()
+        if not (null and value is None) and (type(value) is not int or value < 1)
+    ]
 
 
 def _shape_problems(values: dict[str, Any]) -> list[str]:

@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.utils import logging
 
-from ant_hf.architecture import load_config, parameter_ledger
+from ant_hf.architecture import load_config, parameter_ledger, size_problems
 from ant_hf.artefacts import check_file, file_sha256, read_json, read_sealed, whole_folder, write_json
 from ant_hf.errors import AntError, missing_file
 
 WEIGHTS = "model.safetensors"
 _LOADERS = r"(transformers|tokenizers|safetensors|torch|ant_hf)\b"
+# Any of them makes a tokenizer for Transformers.
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 # The public card's snippet.
 CARD_SAMPLING: dict[str, Any] = {"temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.5}
@@ -140,15 +143,47 @@ def load_final(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[
 
 def _load(folder: str | Path, dtype: torch.dtype) -> tuple[Any, Any]:
     """Model with its loading info, and tokenizer; nothing in the folder is executed."""
+    _check_files(Path(folder))
     with quiet_transformers():
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, output_loading_info=True, use_safetensors=True, trust_remote_code=False
+                folder,
+                dtype=dtype,
+                output_loading_info=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                # They are refused below by name; transformers refers to a report that is not shown.
+                ignore_mismatched_sizes=True,
             )
             return loaded, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         # The tokenizer's reader raises bare Exception, and damaged JSON a dozen kinds.
         except Exception as error:
             raise AntError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from None
+
+
+def _check_files(folder: Path) -> None:
+    """Name the file that is damaged or missing: the libraries name none.
+
+    Raises:
+        AntError: no tokenizer, JSON or weights that cannot be read, or sizes that no model has.
+    """
+    again = "Copy or download the folder again."
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        raise AntError(
+            f"{folder} has no tokenizer",
+            expected=f"tokenizer.json ({', '.join(_TOKENIZERS[1:])} of other models)",
+            hint="Copy it from the model it was trained with.",
+        )
+    for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        values = read_json(folder / name, "file of the model", again) if (folder / name).is_file() else {}
+        if name == "config.json" and (problems := size_problems(values)):
+            raise AntError(f"{folder / name}: {'; '.join(problems)}", hint=again)
+    for file in folder.glob("*.safetensors"):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise AntError(f"{file} is cut short or damaged: {error}", hint=again) from None
 
 
 def _refuse_keys(folder: str | Path, info: dict[str, Any], *problems: str) -> None:

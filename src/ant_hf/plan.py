@@ -91,6 +91,8 @@ def show_plan(
         f"{plan.tokens_per_step:,} tokens ({plan.per_device_batch_size} a device x "
         f"{plan.num_processes} processes x {plan.gradient_accumulation_steps} accumulated)"
     )
+    if training.per_device_batch_size not in ("auto", plan.per_device_batch_size):
+        batch += f"; {training.per_device_batch_size} a device do not divide the step"
     threads = f", {torch.get_num_threads()} threads a process" if execution.device == "cpu" else ""
     facts = [
         ("device", f"{execution.device} ({execution.device_name}){threads}"),
@@ -104,7 +106,7 @@ def show_plan(
         ("passes", _passes(recipe, plan)),
         ("tokens a parameter", f"{plan.tokens_per_parameter:.2f}"),
         ("training compute", f"{plan.flops_per_token / 1e6:.1f} MFLOP a token, {plan.total_flops:.3g} FLOP"),
-        ("a checkpoint", f"{plan.checkpoint_bytes / 1e6:.0f} MB, {training.save_total_limit} kept"),
+        ("a checkpoint", f"{plan.checkpoint_bytes / 1e6:,.1f} MB, {training.save_total_limit} kept"),
     ]
     show(facts_table(f"Plan of {recipe.name}", facts))
 

@@ -284,7 +284,7 @@ def _finish(
         f"{record['peak_memory_bytes']['process'] / 1e9:.2f} GB of memory at most"
     )
     say(f"\nsample      {samples[0]['text']}\n")
-    final, prompt = folder.path / FINAL, shlex.quote(recipe.sample_prompt)
+    final, prompt = shlex.quote(str(folder.path / FINAL)), shlex.quote(recipe.sample_prompt)
     say(f"next        look at the curves:     {folder.path / PLOTS / 'loss.png'}")
     say(f"            let it write:           ant-hf generate {final} --prompt {prompt}")
     say(f"            measure it:             ant-hf evaluate {final}")

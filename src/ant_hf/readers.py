@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import re
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ _READ_BYTES = 1 << 20
 DOCUMENT_SEPARATOR = "<|endoftext|>"
 # Longer texts are cut at a line end, so that one 5 GB file cannot fill the memory.
 MAX_DOCUMENT_CHARACTERS = 1_000_000
+# Enough of a file to tell text in another encoding from what is no text.
+_HEAD_BYTES = 4096
 
 
 def _open(file: Path) -> io.BufferedIOBase:
@@ -27,10 +30,16 @@ def _open(file: Path) -> io.BufferedIOBase:
 
 
 def _not_utf8(file: Path, offset: int) -> AntError:
-    return AntError(
-        f"{file} is not UTF-8: byte offset {offset:,}",
-        hint=f"Convert it: iconv -f LATIN1 -t UTF-8 {file.name} > converted.txt",
-    )
+    with _open(file) as handle:
+        head = handle.read(_HEAD_BYTES)
+    read = f"{'gunzip -c' if file.suffix == '.gz' else 'cat'} {shlex.quote(str(file))}"
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        hint = f"Convert it: {read} | iconv -f UTF-16 -t UTF-8 > converted.txt"
+    elif b"\0" in head:
+        hint = "It looks like a binary file and no text: leave it out."
+    else:
+        hint = f"If it is Latin-1 (older Western text): {read} | iconv -f LATIN1 -t UTF-8 > converted.txt"
+    return AntError(f"{file} is not UTF-8: byte offset {offset:,}", hint=hint)
 
 
 def read_txt(file: Path) -> Iterator[str]:

@@ -7,14 +7,14 @@ every violation, so three mistakes cost the user one look and not three.
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ant_hf.errors import AntError, missing_file
+from ant_hf.recipe_problems import explained
 from ant_hf.recipe_yaml import RecipeLoader
 from ant_hf.reporting import ReportTo
 
@@ -66,7 +66,7 @@ class CorpusRecipe(_Section):
     """Read the Hub dataset as it downloads instead of storing all of it first."""
     text_column: str = "text"
     """Column of jsonl, parquet or Hub rows that holds the text."""
-    validation_fraction: Fraction = 0.001
+    validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.001
     """Share of documents held out, chosen by content hash."""
     decontaminate: PathText | None = None
     """Folder of evaluation sets as JSONL: documents sharing 13 words in a row with one are left out."""
@@ -245,10 +245,11 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(item) for item in error.errors()]
+        lines = [explained(item, Recipe) for item in error.errors()]
         problems = "\n".join(f"  - {line}" for text in lines for line in text.splitlines())
         count = problems.count("\n") + 1
-        raise AntError(f"{path} has {count} problem{'s'[: count > 1]}:\n{problems}") from None
+        what = f"{path} with the options of this command" if overrides else path
+        raise AntError(f"{what} has {count} problem{'s'[: count > 1]}:\n{problems}") from None
 
 
 def _nearby_recipes(path: Path) -> str:
@@ -272,30 +273,3 @@ def _apply(values: dict[str, Any], override: str) -> None:
         target[last] = yaml.load(text, RecipeLoader)  # noqa: S506
     except (yaml.YAMLError, ValueError, RecursionError):
         raise AntError(f"--set {key}: the value is no YAML", seen=text) from None
-
-
-def _explain(item: Any) -> str:
-    """One violation as pydantic gives it, in the words of a recipe."""
-    location = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(item["loc"][-1]), _keys_at(item["loc"][:-1]), n=1)
-        suggestion = f"; did you mean {near[0]}?" if near else ""
-        return f"{location} is no key of a recipe{suggestion}"
-    if item["type"] == "missing":
-        return f"{location} is missing"
-    message = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "value_error":
-        return message
-    return f"{location} is {item['input']!r}; {message[0].lower()}{message[1:]}"
-
-
-def _keys_at(location: tuple[Any, ...]) -> list[str]:
-    section: type[BaseModel] = Recipe
-    for name in location:
-        field = section.model_fields.get(name)
-        candidates = [field.annotation, *get_args(field.annotation)] if field else []
-        models = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        if not models:
-            return []
-        section = models[0]
-    return list(section.model_fields)

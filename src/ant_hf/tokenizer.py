@@ -208,4 +208,20 @@ def _training_texts(
             if read >= max_bytes:
                 return
     if read == 0:
-        raise AntError("the corpus has no training text", seen=corpus.counts.as_dict())
+        raise _no_text(corpus)
+
+
+def _no_text(corpus: Corpus) -> AntError:
+    counts = corpus.counts
+    if not counts.validation:
+        return AntError(
+            "the corpus holds no text to train on",
+            seen=f"{counts.read:,} documents, {counts.empty:,} of them empty, "
+            f"{counts.contaminated:,} shared with evaluation sets",
+            hint="Look into what corpus.path (--data) names.",
+        )
+    return AntError(
+        f"all documents of the corpus with text in them, {counts.validation:,}, are held out",
+        hint="A txt file is one document; separate several by lines of <|endoftext|>, or pass more files. "
+        "With many, lower corpus.validation_fraction.",
+    )
