@@ -84,6 +84,18 @@ def test_broken_files_are_named_with_the_place(tmp_path, name, data, words):
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", [".txt", ".jsonl", ".parquet"])
+def test_a_flipped_byte_in_a_gzip_file_is_one_error(tmp_path, kind):
+    path = write(tmp_path, f"a{kind}.gz", TEXTS)
+    data = bytearray(path.read_bytes())
+    # After a header of ten bytes: a block of a kind that does not exist.
+    data[10] |= 0b110
+    path.write_bytes(data)
+    with pytest.raises(AntError, match=rf"a{kind}\.gz is no complete gzip file: Error -3") as caught:
+        list(LocalFiles.find(str(path)).documents())
+    assert "\n" not in str(caught.value)
+
+
 def test_parquet_without_the_column_lists_those_it_has(tmp_path):
     path = write(tmp_path, "a.parquet", TEXTS)
     with pytest.raises(AntError, match=r"no column 'body'.*\['id', 'text'\]"):

@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import importlib
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -202,7 +203,7 @@ class LocalFiles:
                     yield from read_jsonl(file, self.text_column)
                 else:
                     yield from read_parquet(file, self.text_column)
-            except (gzip.BadGzipFile, EOFError) as error:
+            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
                 raise AntError(f"{file} is no complete gzip file: {error}") from None
             except OSError as error:
                 raise AntError(f"{file} cannot be read: {error.strerror or error}") from None
