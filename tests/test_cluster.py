@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import json
 import re
+import shutil
 import sys
 
 import pyarrow
@@ -129,16 +130,24 @@ def test_a_killed_task_is_done_again_and_the_tokens_are_the_same(recipe, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["ids.bin", "documents.bin", "part.json"])
-def test_damaged_parts_are_refused_by_name(recipe, name):
-    packing = plan_packing(recipe)
-    encode(packing)
-    file = packing.part(1) / name
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(data)
-    with pytest.raises(AntError, match=rf"00001-\w+/{re.escape(name)}.*Remove .*00001"):
-        merge(packing, show_progress=False)
+def test_damaged_parts_are_refused_by_name(recipe, tmp_path, monkeypatch, name):
+    part = plan_packing(recipe).part(1)
+
+    def damage_and_merge(packing):
+        data = bytearray((part / name).read_bytes())
+        data[len(data) // 2] ^= 1
+        (part / name).write_bytes(data)
+        return merge(packing, show_progress=False)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("ant_hf.cluster.merge", damage_and_merge)
+        with pytest.raises(AntError, match=rf"00001-\w+/{re.escape(name)}.*Remove .*00001") as caught:
+            pack_with_workers(recipe, workers=1)
     assert not recipe.tokens_dir.exists()
+    # What the message says to do.
+    shutil.rmtree(re.search(r"Remove (\S+) and run the same command again", str(caught.value))[1])
+    pack_with_workers(recipe, workers=1)
+    assert contents(recipe.tokens_dir) == packed_by_one(recipe, tmp_path / "single")
 
 
 def test_other_files_and_tokenizers_have_parts_of_their_own(recipe, files):

@@ -130,15 +130,18 @@ class EncodeFiles(PipelineStep):
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
         yield from data or ()
+        mine = range(rank, len(self.packing.files), world_size)
+        missing = [index for index in mine if not is_encoded(self.packing.part(index))]
+        if not missing:
+            return
         encoder = Encoder(self.packing.tokenizer_file)
         folder = self.packing.decontaminate
         sets = EvaluationSets.find(folder) if folder else None
-        for index in range(rank, len(self.packing.files), world_size):
-            if not is_encoded(self.packing.part(index)):
-                file = LocalFiles((self.packing.files[index],), self.packing.text_column)
-                documents, tokens = encode_file(file, self.packing.part(index), encoder, sets)
-                self.stat_update("documents", value=documents, unit="file")
-                self.stat_update("tokens", value=tokens, unit="file")
+        for index in missing:
+            file = LocalFiles((self.packing.files[index],), self.packing.text_column)
+            documents, tokens = encode_file(file, self.packing.part(index), encoder, sets)
+            self.stat_update("documents", value=documents, unit="file")
+            self.stat_update("tokens", value=tokens, unit="file")
 
 
 class MergeParts(PipelineStep):
@@ -235,8 +238,15 @@ def pack_with_workers(recipe: Recipe, workers: int) -> dict[str, Any]:
         if manifest := packed_before(packing.tokens_dir, packing.inputs):
             return manifest
         say(f"packing     {packing.tasks} files by {workers} workers, parts in {packing.folder}")
-        logs = str(packing.logs / "encode")
-        executor = _QuietExecutor([packing.encode], packing.tasks, workers, logs, start_method="spawn")
+        # Not by datatrove's marks: a damaged part, once removed, has its mark still.
+        executor = _QuietExecutor(
+            [packing.encode],
+            packing.tasks,
+            workers,
+            str(packing.logs / "encode"),
+            skip_completed=False,
+            start_method="spawn",
+        )
         with _progress(packing):
             executor.run()
         problems = [path.read_text(encoding="utf-8") for path in sorted(packing.logs.glob("problems/*"))]
