@@ -106,6 +106,42 @@ def test_a_failed_task_alone_is_done_again(recipe, files, tmp_path):
     assert contents(recipe.tokens_dir) == packed_by_one(recipe, tmp_path / "single")
 
 
+LARGE, OTHER = "large " * 100_000, "other " * 100_000
+QUOTED = "A document that has these thirteen words in a row is kept out of it."
+
+
+@pytest.mark.parametrize(
+    ("texts", "max_tokens", "counts"),
+    [
+        ([LARGE, *[LARGE] * 7, *[" "] * 3], None, (11, 3, 7, 0, 0)),
+        # The limit is reached where the corpus has nothing more to keep, and where it has.
+        ([LARGE, *[LARGE] * 7, *[" "] * 3], 1, (11, 3, 7, 0, 0)),
+        ([LARGE, " ", OTHER, " "], 1, (3, 1, 0, 0, 1)),
+        ([LARGE, QUOTED, QUOTED, " "], None, (4, 1, 1, 1, 0)),
+        ([" ", "", "\t"], None, (3, 3, 0, 0, 0)),
+        ([QUOTED, QUOTED], None, (2, 0, 1, 1, 0)),
+    ],
+    ids=["at the end", "limit at the end", "limit before the end", "contaminated", "empty only", "no chunk"],
+)
+def test_documents_after_the_last_full_chunk_are_counted(recipe, tmp_path, texts, max_tokens, counts):
+    """In one process and by tasks, each text in a file of its own."""
+    corpus, sets = tmp_path / "texts", tmp_path / "sets"
+    corpus.mkdir()
+    sets.mkdir()
+    for index, text in enumerate(texts):
+        (corpus / f"{index:02d}.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    (sets / "questions.jsonl").write_text(json.dumps({"text": QUOTED}) + "\n")
+    changes = {"path": str(corpus), "decontaminate": str(sets), "max_tokens": max_tokens}
+    changes["validation_fraction"] = 0.0
+    recipe = recipe.model_copy(update={"corpus": recipe.corpus.model_copy(update=changes)})
+    packing = plan_packing(recipe)
+    encode(packing)
+    documents = merge(packing, show_progress=False)["documents"]
+    names = ("read", "empty", "duplicate", "contaminated", "past_limit")
+    assert tuple(documents[name] for name in names) == counts
+    assert contents(recipe.tokens_dir) == packed_by_one(recipe, tmp_path / "single")
+
+
 def test_a_killed_task_is_done_again_and_the_tokens_are_the_same(recipe, tmp_path, monkeypatch):
     packing = plan_packing(recipe)
     encode(packing, 0, world_size=4)

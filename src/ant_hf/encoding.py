@@ -24,10 +24,13 @@ _CHUNKS_AHEAD = 3
 
 @dataclass(frozen=True)
 class EncodedChunk:
-    """Documents as ids: `ids` is all of them in a row, the lists have one entry each."""
+    """Documents as ids: `ids` is all of them in a row, the lists have one entry each.
+
+    The last of a corpus may hold none: it carries the counts of what was read after the one before.
+    """
 
     counts: dict[str, int]
-    """The corpus's counts when the last of these documents had been read."""
+    """The corpus's counts when the last of these documents had been read; at the end, those of all of it."""
 
     ids: np.ndarray[Any, np.dtype[np.uint16]]
     lengths: list[int]
@@ -53,9 +56,9 @@ class Encoder:
         self._end_of_text: int = end_of_text
 
     def encode(self, documents: list[Document], counts: dict[str, int]) -> EncodedChunk:
-        """Encode at least one document."""
+        """Encode any number of documents, also none."""
         texts = [document.text for document in documents]
-        pieces, lengths = [], []
+        pieces, lengths = [np.empty(0, dtype=np.uint16)], []
         for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False):
             ids = encoding.ids
             ids.append(self._end_of_text)
@@ -101,7 +104,7 @@ def encoded(corpus: Corpus, tokenizer_file: Path, workers: int) -> Iterator[Enco
 
 
 def chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Documents in groups of `CHUNK_CHARACTERS` or a little more; the last may be smaller."""
+    """Documents in groups of `CHUNK_CHARACTERS` or a little more; the last is smaller, and may hold none."""
     chunk: list[Document] = []
     size = 0
     for document in documents:
@@ -110,5 +113,4 @@ def chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
         if size >= CHUNK_CHARACTERS:
             yield chunk
             chunk, size = [], 0
-    if chunk:
-        yield chunk
+    yield chunk

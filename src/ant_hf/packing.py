@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ant_hf.artefacts import check_made_of, file_sha256, fingerprint, whole_folder, write_sealed
-from ant_hf.corpus import Corpus, CorpusCounts
+from ant_hf.corpus import Corpus
 from ant_hf.disk import writing
 from ant_hf.encoding import EncodedChunk, encoded
 from ant_hf.processes import available_cores
@@ -100,10 +100,13 @@ def write_tokens(
 ) -> dict[str, Any]:
     """Write encoded documents, in the order of the corpus, as shards and a manifest.
 
+    Args:
+        stream: at least one chunk.
+
     Returns:
         The manifest.
     """
-    max_tokens, counts = inputs["max_tokens"], CorpusCounts().as_dict()
+    max_tokens = inputs["max_tokens"]
     with ExitStack() as stack:
         stack.enter_context(writing("the packed tokens", folder, room.bytes))
         partial = stack.enter_context(whole_folder(folder))

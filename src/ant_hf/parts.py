@@ -64,8 +64,6 @@ def encode_file(
                 table["tokens"] = [next(lengths) if row[2] else 0 for row in rows]
                 handle.write(table.tobytes())
                 rows.clear()
-            # Those after the last document that was encoded.
-            handle.write(np.array(rows, dtype=_ROW).tobytes())
         read = (partial / _ROWS).stat().st_size // _ROW.itemsize
         hashes = {name: file_sha256(partial / name) for name in (_IDS, _ROWS)}
         write_sealed(partial / _PART, {"documents": read, "tokens": tokens, "sha256": hashes})
@@ -111,7 +109,8 @@ def merged(
 
     def chunk() -> EncodedChunk:
         lengths = [len(piece) for piece in ids]
-        return EncodedChunk(counts.as_dict(), np.concatenate(ids), lengths, sizes, validation)
+        joined = np.concatenate([np.empty(0, dtype=np.uint16), *ids])
+        return EncodedChunk(counts.as_dict(), joined, lengths, sizes, validation)
 
     for part in parts:
         for digest, piece, size, length, shared in _rows(part):
@@ -135,8 +134,7 @@ def merged(
             if characters >= CHUNK_CHARACTERS:
                 yield chunk()
                 ids, sizes, validation, characters = [], [], [], 0
-    if ids:
-        yield chunk()
+    yield chunk()
 
 
 def _rows(part: Path) -> Iterator[tuple[bytes, np.ndarray[Any, np.dtype[np.uint16]], int, int, int]]:
