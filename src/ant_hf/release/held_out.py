@@ -40,10 +40,12 @@ def write_held_out(run: dict[str, Any], tokens: Path, tokenizer: Path, target: P
     split = PackedTokens(tokens, VALIDATION)
     wanted = min(len(split), run["final"]["tokens"] + 1)
     ids = split.slice(0, len(split)).tolist()
+    # Where text was cut the last document has no end: with this one it is found like the others.
+    ids.append(end)
     with target.open("w", encoding="utf-8") as handle:
         start = 0
         while start < wanted:
-            stop = ids.index(end, start) if end in ids[start:] else len(ids)
+            stop = ids.index(end, start)
             handle.write(json.dumps({"text": loaded.decode(ids[start:stop])}, ensure_ascii=False) + "\n")
             start = stop + 1
 
