@@ -1,4 +1,6 @@
 import json
+import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,6 +51,23 @@ def test_slices_cross_shards(packed):
     assert len(read_manifest(packed)["splits"][TRAIN]["shards"]) > 2
     for start, stop in ((0, 1), (4_990, 5_010), (4_999, 15_001), (len(tokens) - 3, len(tokens) + 9)):
         assert np.array_equal(tokens.slice(start, stop), whole[start:stop])
+
+
+def test_a_data_worker_gets_the_place_of_the_tokens_and_not_their_bytes(packed, monkeypatch):
+    """Where workers are spawned (macOS, Windows) the dataset is pickled for each."""
+    monkeypatch.chdir(packed.parent)
+    tokens = PackedTokens(Path(packed.name), TRAIN)
+    data = pickle.dumps(tokens)
+    assert len(data) < 2_000 < 2 * len(tokens) / 10
+    monkeypatch.chdir("/")
+    copy = pickle.loads(data)
+    assert np.array_equal(copy.slice(0, len(copy)), tokens.slice(0, len(tokens)))
+    assert (len(copy), copy.split, copy.documents, copy.bytes) == (
+        len(tokens),
+        tokens.split,
+        tokens.documents,
+        tokens.bytes,
+    )
 
 
 def test_number_of_processes_changes_nothing(packed, corpus, tiny_run, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -95,10 +96,16 @@ class PackedTokens:
         self.split = split
         self.documents: int = values["documents"]
         self.bytes: int = values["bytes"]
-        self._shards = [
-            np.memmap(folder / shard["file"], dtype="<u2", mode="r") for shard in values["shards"]
-        ]
+        self._files = [folder.absolute() / shard["file"] for shard in values["shards"]]
         self._starts = list(itertools.accumulate(map(len, self._shards), initial=0))
+
+    @cached_property
+    def _shards(self) -> list[np.memmap[Any, np.dtype[np.uint16]]]:
+        return [np.memmap(file, dtype="<u2", mode="r") for file in self._files]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the maps, whose pickle is all their bytes: a data worker that is spawned opens its own."""
+        return {name: value for name, value in vars(self).items() if name != "_shards"}
 
     def __len__(self) -> int:
         return self._starts[-1]
