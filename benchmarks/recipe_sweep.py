@@ -24,6 +24,7 @@ from rounds import ROOT
 from safetensors.torch import load_file
 
 from ant_hf.architecture import build_model, load_config
+from ant_hf.artefacts import write_text
 from ant_hf.checkpoints import load_final
 from ant_hf.corpus import Corpus, normalised
 from ant_hf.evaluation.perplexity import score_tokens
@@ -109,15 +110,16 @@ def write_part(data: str, target: Path, tokens: int) -> None:
     texts = {
         hashlib.sha256(f"part {text}".encode()).digest(): text for text in LocalFiles.find(data).documents()
     }
-    target.parent.mkdir(parents=True, exist_ok=True)
     # 10 % are held out; a token is 4 bytes or less.
     wanted = tokens * 4 / 0.9
-    with target.open("w", encoding="utf-8") as handle:
-        for digest in sorted(texts):
-            if wanted <= 0:
-                break
-            wanted -= len(normalised(texts[digest]))
-            handle.write(json.dumps({"text": texts[digest]}) + "\n")
+    lines = []
+    for digest in sorted(texts):
+        if wanted <= 0:
+            break
+        wanted -= len(normalised(texts[digest]))
+        lines.append(json.dumps({"text": texts[digest]}) + "\n")
+    # Whole or absent: a part that is there is not written again.
+    write_text(target, "".join(lines))
 
 
 def run(name: str, base: Recipe, of_base: list[str], data: str, runs: Path) -> Path:
@@ -162,7 +164,8 @@ def averaged_rows(folder: Path, base: Recipe, tokens_dir: Path) -> list[dict[str
     """The run without a decay, with the mean of its last checkpoints' weights."""
     tokenizer = load_tokenizer(tokens_dir.parent / "tokenizer")
     validation = PackedTokens(tokens_dir, VALIDATION)
-    model = build_model(load_config(base.architecture), 0, "sdpa")
+    # As the runs read it, wherever this was started.
+    model = build_model(load_config(ROOT / base.architecture), 0, "sdpa")
     context, scored = base.training.sequence_length, base.training.eval_max_tokens
     rows = []
     for count in _AVERAGED_CHECKPOINTS:

@@ -66,6 +66,42 @@ def test_a_part_of_the_text_has_training_and_held_out_documents(tmp_path, monkey
     assert 0.05 < sum(held_out) / len(held_out) < 0.15
 
 
+def test_a_part_is_there_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import recipe_sweep
+
+    texts, part = tmp_path / "texts.jsonl", tmp_path / "runs" / "part.jsonl"
+    texts.write_text("".join(json.dumps({"text": f"document {number}"}) + "\n" for number in range(30)))
+    written = []
+
+    def killed_at_the_tenth(text):
+        written.append(text)
+        if len(written) == 10:
+            raise KeyboardInterrupt
+        return text.encode()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(recipe_sweep, "normalised", killed_at_the_tenth)
+        with pytest.raises(KeyboardInterrupt):
+            recipe_sweep.write_part(str(texts), part, 1000)
+    assert not part.exists()
+    recipe_sweep.write_part(str(texts), part, 1000)
+    assert len(part.read_text().splitlines()) == 30
+
+
+def test_averages_find_the_architecture_from_any_folder(make_recipe, tiny_run, shared, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import recipe_sweep
+
+    # Recipes name it from the root of the repository, where the runs are started.
+    base = make_recipe().model_copy(update={"architecture": "config.json"})
+    monkeypatch.setattr(recipe_sweep, "ROOT", shared)
+    monkeypatch.chdir(tmp_path)
+    rows = recipe_sweep.averaged_rows(tiny_run, base, tiny_run / "tokens")
+    assert [row["checkpoints"] for row in rows] == [2, 4, 8]
+    assert all(0 < row["bits_per_byte"] < 20 for row in rows)
+
+
 def test_the_tables_of_the_recipe_are_what_was_measured():
     text = (ROOT / "docs/recipe.md").read_text()
     rows = json.loads((ROOT / "docs/recipe/sweep.json").read_text())
