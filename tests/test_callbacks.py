@@ -1,6 +1,9 @@
 """Callbacks by themselves, driven as Trainer drives them."""
 
+import errno
 import json
+import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -58,6 +61,47 @@ def test_metrics_file_goes_on_from_the_checkpoint(tmp_path):
     file.path.write_text(file.path.read_text().replace("0.5", "0.4"))
     with pytest.raises(AntError, match=r"metrics\.jsonl was changed; saw 'sha256 .*expected"):
         file.begin(kept)
+
+
+@pytest.fixture
+def as_on_windows(monkeypatch):
+    """Text written without a word on its line ends gets CRLF, and what is open for reading is not flushed."""
+    fcntl = pytest.importorskip("fcntl", reason="Windows needs no imitation of itself")
+    path_open, fsync = Path.open, os.fsync
+
+    def translating(self, mode="r", buffering=-1, encoding=None, errors=None, newline=None):
+        if "b" not in mode and mode != "r" and newline is None:
+            newline = "\r\n"
+        return path_open(self, mode, buffering, encoding, errors, newline)
+
+    def refusing(descriptor):
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        fsync(descriptor)
+
+    monkeypatch.setattr(Path, "open", translating)
+    monkeypatch.setattr(os, "fsync", refusing)
+
+
+def test_metrics_file_is_the_same_to_the_byte_on_windows(tmp_path, as_on_windows):
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    file.begin(None)
+    file.append({"step": 1, "loss": 1.0})
+    kept, rows = file.state(), file.path.read_bytes()
+    assert rows == b'{"step": 1, "loss": 1.0}\n'
+    file.append({"step": 2, "loss": 0.5})
+    file.begin(kept)
+    assert file.path.read_bytes() == rows
+    assert file.state() == kept
+
+
+def test_rows_with_other_line_ends_stay_as_they_are(tmp_path, as_on_windows):
+    # As an editor may have left them.
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    file.path.write_bytes(b'{"step": 1, "loss": 1.0}\r\n')
+    kept = file.state()
+    file.begin(kept)
+    assert file.state() == kept
 
 
 def test_the_sum_of_a_stopped_run_is_no_row(tmp_path):

@@ -104,7 +104,8 @@ class MetricsFile(TrainerCallback):
     def state(self) -> dict[str, Any]:
         """Length and hash of the rows so far, flushed to the disk."""
         self.path.touch()
-        with self.path.open("rb") as handle:
+        # For writing too: Windows flushes no file that is open for reading alone.
+        with self.path.open("rb+") as handle:
             os.fsync(handle.fileno())
             rows = handle.read()
         return {"bytes": len(rows), "sha256": hashlib.sha256(rows).hexdigest()}
@@ -141,7 +142,7 @@ class MetricsFile(TrainerCallback):
         line = json.dumps(row) + "\n"
         with (
             writing("a row of metrics", self.path, len(line)),
-            self.path.open("a", encoding="utf-8") as handle,
+            self.path.open("a", encoding="utf-8", newline="\n") as handle,
         ):
             handle.write(line)
 
