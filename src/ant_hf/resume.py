@@ -28,6 +28,8 @@ _FORMAT_VERSION = 1
 _REQUIRED = {"model.safetensors", "scheduler.pt", "trainer_state.json", PROGRESS}
 # The second is what accelerate writes under FSDP.
 _OPTIMIZERS = {"optimizer.pt", "optimizer.bin"}
+# What file managers of Windows put into every folder they show.
+_STRAYS = {"thumbs.db", "desktop.ini"}
 
 
 def checkpoint_name(step: int) -> str:
@@ -61,6 +63,7 @@ def publish(output_dir: Path, step: int, made_of: Mapping[str, str], keep: int) 
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         for path in sorted(staged.iterdir())
+        if not _is_stray(path.name)
     }
     flush_folder(staged)
     seal = {"format_version": _FORMAT_VERSION, "step": step, "made_of": dict(made_of), "files": files}
@@ -121,7 +124,8 @@ def damage(checkpoint: Path) -> str | None:
     if seal.get("format_version") != _FORMAT_VERSION or not isinstance(files, dict):
         return f"{SEAL} is of another format"
     try:
-        there = {path.name for path in checkpoint.iterdir()} - {SEAL}
+        names = {path.name for path in checkpoint.iterdir()} - {SEAL}
+        there = {name for name in names if name in files or not _is_stray(name)}
         if unexpected := sorted(there ^ (files.keys() | _REQUIRED)):
             return f"{', '.join(unexpected)} missing or not in {SEAL}"
         if not there & _OPTIMIZERS:
@@ -135,6 +139,14 @@ def damage(checkpoint: Path) -> str | None:
     except OSError as error:
         return f"{error.filename} cannot be read: {error.strerror}"
     return None
+
+
+def _is_stray(name: str) -> bool:
+    """Whether systems leave files of this name lying about (.DS_Store, .nfs...); Trainer reads none of them.
+
+    Any other file that the seal does not name is refused: Trainer loads what it finds, pickles included.
+    """
+    return name.startswith(".") or name.lower() in _STRAYS
 
 
 def _file_damage(path: Path, expected: Any) -> str | None:

@@ -15,6 +15,7 @@ from conftest import tiny_values
 from faultlog import tried
 
 from ant_hf.architecture import load_config
+from ant_hf.artefacts import file_sha256
 from ant_hf.callbacks import MetricsFile
 from ant_hf.checkpoints import load_final
 from ant_hf.errors import AntError
@@ -28,7 +29,7 @@ from ant_hf.evaluation.results import (
 from ant_hf.metrics import read_metrics
 from ant_hf.preparation import make_tokenizer, make_tokens
 from ant_hf.recipe import Recipe
-from ant_hf.resume import PROGRESS, checkpoints, newest_checkpoint
+from ant_hf.resume import PROGRESS, SEAL, checkpoints, newest_checkpoint, publish
 from ant_hf.run_folder import open_run_folder
 
 
@@ -208,6 +209,41 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, recipe, capsys):
         assert "checkpoint-8 is skipped and kept as" in trial.message
         assert "optimizer.pt has sha256" in trial.message
         assert (run / "incomplete" / "checkpoint-8" / "optimizer.pt").exists()
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "Thumbs.db", "desktop.ini", ".nfs0000000000a1b2c3"])
+def test_files_that_systems_leave_lying_about_are_no_damage(name, run, capsys):
+    stray = run / "checkpoint-8" / name
+    stray.write_bytes(b"x")
+    assert newest_checkpoint(run).name == "checkpoint-8"
+    # There already while the checkpoint is sealed, it may change or go.
+    (run / "checkpoint-8" / SEAL).unlink()
+    (run / ".saving").mkdir()
+    (run / "checkpoint-8").rename(run / ".saving" / "checkpoint-8")
+    publish(run, 8, {}, keep=2)
+    stray.write_bytes(b"xy")
+    assert newest_checkpoint(run).name == "checkpoint-8"
+    stray.unlink()
+    assert newest_checkpoint(run).name == "checkpoint-8"
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_a_stray_file_that_an_older_seal_names_is_held_to_it(run):
+    stray, seal = run / "checkpoint-8" / ".DS_Store", run / "checkpoint-8" / SEAL
+    stray.write_bytes(b"x")
+    values = json.loads(seal.read_text())
+    values["files"][stray.name] = {"bytes": 1, "sha256": file_sha256(stray)}
+    seal.write_text(json.dumps(values))
+    assert newest_checkpoint(run).name == "checkpoint-8"
+    stray.write_bytes(b"xy")
+    assert newest_checkpoint(run).name == "checkpoint-4"
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "scaler.pt", "notes.txt"])
+def test_other_files_that_the_seal_does_not_name_are_refused(name, run, capsys):
+    (run / "checkpoint-8" / name).write_bytes(b"x")
+    assert newest_checkpoint(run).name == "checkpoint-4"
+    assert f"{name} missing or not in checkpoint.json" in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_can_be_made_anew_is(run, recipe, capsys):
