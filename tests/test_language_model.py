@@ -6,6 +6,7 @@ from lm_eval.api.instance import Instance
 
 from ant_hf.checkpoints import load_final
 from ant_hf.errors import AntError
+from ant_hf.evaluation import likelihoods
 from ant_hf.evaluation.language_model import BatchedLM
 from ant_hf.evaluation.likelihoods import LikelihoodStore
 
@@ -138,6 +139,21 @@ def test_a_store_cut_in_the_middle_of_a_line_goes_on(tmp_path):
     (tmp_path / "s").write_bytes(whole[:-4])
     again = LikelihoodStore(tmp_path / "s", {"weights": 1})
     assert (again.get("a"), again.get("b"), again.resumed) == ((-1.5, True), None, 1)
+
+
+def test_a_kill_while_a_store_is_opened_loses_nothing(tmp_path, monkeypatch):
+    values = [("a", (-1.5, True)), ("b", (-2.0, False))]
+    LikelihoodStore(tmp_path / "s", {"weights": 1}).add(values)
+
+    def killed(key, value):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(likelihoods, "_line", killed)
+        with pytest.raises(KeyboardInterrupt):
+            LikelihoodStore(tmp_path / "s", {"weights": 1})
+    again = LikelihoodStore(tmp_path / "s", {"weights": 1})
+    assert [again.get(key) for key, _ in values] == [value for _, value in values]
 
 
 @pytest.mark.parametrize("content", ["", "no json", "[1]", '{"weights": 2}'])

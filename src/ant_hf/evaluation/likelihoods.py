@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ant_hf.artefacts import write_text
 from ant_hf.errors import AntError
 
 
@@ -33,11 +34,10 @@ class LikelihoodStore:
         self.path = path
         self._values = _read(path, conditions)
         self.resumed = len(self._values)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Rewritten rather than appended to: a kill may have cut the last line.
-        with path.open("w", encoding="utf-8") as handle:
-            handle.write(json.dumps(conditions) + "\n")
-            handle.writelines(_line(key, value) for key, value in self._values.items())
+        # Rewritten rather than appended to: a kill may have cut the last line. Whole or as it was: another
+        # kill must not lose what is kept.
+        lines = (_line(key, value) for key, value in self._values.items())
+        write_text(path, "".join([json.dumps(conditions) + "\n", *lines]))
 
     def get(self, key: str) -> tuple[float, bool] | None:
         return self._values.get(key)
