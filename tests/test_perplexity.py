@@ -1,15 +1,17 @@
 import math
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from ant_hf.artefacts import file_sha256, write_sealed
 from ant_hf.checkpoints import load_final
 from ant_hf.errors import AntError
 from ant_hf.evaluation.perplexity import score_folder, score_tokens
 from ant_hf.tokenizer import load_tokenizer, token_byte_lengths
-from ant_hf.tokens import VALIDATION, PackedTokens
+from ant_hf.tokens import MANIFEST, VALIDATION, PackedTokens, read_manifest
 
 
 class FixedTokens:
@@ -97,10 +99,34 @@ def test_all_validation_bytes_are_counted(tiny_run):
 
 
 def test_tokens_of_another_tokenizer_are_refused(tiny_run, tmp_path, shared):
-    import shutil
-
     shutil.copytree(tiny_run / "final", tmp_path / "final")
     path = tmp_path / "final" / "tokenizer.json"
     path.write_text(path.read_text() + " ")
     with pytest.raises(AntError, match="another tokenizer"):
         score_folder(tmp_path / "final", tiny_run / "tokens")
+
+
+@pytest.mark.parametrize("context", [-5, 0, 65, 100_000])
+def test_a_context_the_model_does_not_take_is_refused(tiny_run, context):
+    with pytest.raises(AntError, match=rf"--context .* saw {context}; expected 1 to 64 tokens"):
+        score_folder(tiny_run / "final", tiny_run / "tokens", context)
+
+
+def test_a_context_of_one_token_is_the_shortest(tiny_run):
+    scores, context, uniform = score_folder(tiny_run / "final", tiny_run / "tokens", 1, batch_size=4096)
+    assert context == 1
+    assert 1 < scores.byte_perplexity < uniform
+
+
+def test_held_out_text_without_a_byte_to_score_is_refused(tiny_run, tmp_path):
+    # One token and the end of the text: the first is not scored, the other counts no bytes.
+    tokens = shutil.copytree(tiny_run / "tokens", tmp_path / "tokens")
+    first = PackedTokens(tokens, VALIDATION).slice(0, 1)[0]
+    shard = tokens / "validation-00000.bin"
+    shard.write_bytes(np.array([first, 0], dtype="<u2").tobytes())
+    manifest = read_manifest(tiny_run / "tokens")
+    shards = [{"file": shard.name, "tokens": 2, "sha256": file_sha256(shard)}]
+    manifest["splits"][VALIDATION] = {"documents": 1, "tokens": 2, "bytes": 1, "shards": shards}
+    write_sealed(tokens / MANIFEST, manifest)
+    with pytest.raises(AntError, match="is too short to be scored; saw '2 tokens"):
+        score_folder(tiny_run / "final", tokens)

@@ -1,7 +1,9 @@
+import hashlib
 import json
 import math
 import os
 import re
+import string
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ from transformers import AutoModelForCausalLM, Trainer
 from ant_hf import pretraining, run_setup
 from ant_hf.arguments import training_arguments
 from ant_hf.artefacts import read_sealed, write_sealed
+from ant_hf.corpus import in_validation_split, normalised
 from ant_hf.errors import AntError, RunStopped
 from ant_hf.metrics import read_metrics
 from ant_hf.precision import choose_execution
@@ -297,6 +300,23 @@ def test_a_run_without_validation_text_is_refused(make_recipe):
     corpus = recipe.corpus.model_copy(update={"max_tokens": 1})
     with pytest.raises(AntError, match="no document fell into the validation split"):
         pretrain(recipe.model_copy(update={"corpus": corpus}))
+
+
+def is_held_out(text, fraction=0.05):
+    return in_validation_split(hashlib.sha256(normalised(text)).digest(), fraction)
+
+
+def test_a_validation_split_of_one_token_is_refused_before_the_training(make_recipe, chapters, tmp_path):
+    # A text of one letter that falls into the split, among chapters that do not.
+    letter = next(filter(is_held_out, string.ascii_letters))
+    kept = [text for text in chapters if not is_held_out(text)]
+    file = tmp_path / "corpus.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in [letter, *kept]))
+    recipe = make_recipe()
+    corpus = recipe.corpus.model_copy(update={"path": str(file), "validation_fraction": 0.05})
+    with pytest.raises(AntError, match="the one document of the validation split is too short"):
+        pretrain(recipe.model_copy(update={"corpus": corpus}))
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_checkpoints_without_a_record_are_refused(make_recipe, tmp_path):

@@ -64,7 +64,7 @@ def make_tokens(recipe: Recipe) -> dict[str, Any]:
     """Pack the recipe's corpus with its tokenizer, or reuse what is there after checking every hash.
 
     Raises:
-        AntError: see `pack`; or the validation split is empty.
+        AntError: see `pack`; or the validation split is empty, or too short to be scored.
     """
     corpus = Corpus.from_recipe(recipe.corpus)
     folder = recipe.tokens_dir
@@ -87,10 +87,14 @@ def make_tokens(recipe: Recipe) -> dict[str, Any]:
     if by_set := counts.get("contaminated_by_set"):
         shared = ", ".join(f"{name} {count:,}" for name, count in by_set.items() if count)
         say(f"            {counts['contaminated']:,} left out, sharing text with {shared or 'no set'}")
-    if not splits[VALIDATION]["documents"]:
+    held_out = splits[VALIDATION]
+    # The first token is not scored and an end of text counts no bytes: of two tokens, none are left.
+    if held_out["tokens"] <= 2:
         raise AntError(
-            "no document fell into the validation split",
-            seen=f"validation_fraction {recipe.corpus.validation_fraction}",
+            "the one document of the validation split is too short to be scored"
+            if held_out["documents"]
+            else "no document fell into the validation split",
+            seen=f"{held_out['tokens']} tokens at validation_fraction {recipe.corpus.validation_fraction}",
             hint="Raise it: --set corpus.validation_fraction=0.1, and remove " + str(folder),
         )
     return manifest

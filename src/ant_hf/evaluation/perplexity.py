@@ -139,13 +139,26 @@ def score_folder(
 ) -> tuple[TokenScores, int, float]:
     """Reload a model folder in fp32 and score a tokens folder's validation split.
 
+    Args:
+        context: tokens before a token at most, from 1 to the model's maximum; None for the maximum.
+
     Returns:
         Scores, the context used in tokens, and the byte perplexity of a uniform guess.
 
     Raises:
-        AntError: the folder is no model, the tokens are damaged, or were made with another tokenizer.
+        AntError: the folder is no model, the context is out of its range, the tokens are damaged, were made
+            with another tokenizer, or hold nothing to score.
     """
     model, _ = load_final(model_folder)
+    longest = model.config.max_position_embeddings
+    context = longest if context is None else context
+    if not 1 <= context <= longest:
+        raise AntError(
+            "--context is out of the model's range",
+            seen=context,
+            expected=f"1 to {longest} tokens",
+            hint=f"Leave it out for {longest}.",
+        )
     tokenizer_sha256 = file_sha256(Path(model_folder) / "tokenizer.json")
     packed_with = read_manifest(tokens_folder)["inputs"]["tokenizer_sha256"]
     if tokenizer_sha256 != packed_with:
@@ -155,8 +168,13 @@ def score_folder(
             expected=tokenizer_sha256[:12],
         )
     verify_shards(tokens_folder, (VALIDATION,))
-    context = context or model.config.max_position_embeddings
     lengths = token_byte_lengths(load_tokenizer(Path(model_folder)))
     tokens = PackedTokens(tokens_folder, VALIDATION)
     scores = score_tokens(model, tokens, lengths, context, batch_size)
+    if not scores.bytes:
+        raise AntError(
+            f"the validation split of {tokens_folder} is too short to be scored",
+            seen=f"{len(tokens)} tokens, of which the first and the ends of texts count no bytes",
+            hint="Pass a longer one: --tokens FOLDER",
+        )
     return scores, context, scores.uniform_byte_perplexity(model.config.vocab_size)
