@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ant_hf.artefacts import read_sealed, write_sealed
+
 ROOT = Path(__file__).parents[1]
 RECORDS = ("release/Ant-10M", "docs/recipe/Ant-5M")
 
@@ -47,3 +49,20 @@ def test_figures_changed_by_hand_are_refused(tmp_path):
     result = side_by_side(RECORDS[0], str(path.parent), figure=tmp_path / "figure.png")
     assert result.returncode == 1
     assert "was changed after it was written" in result.stderr
+
+
+def test_sets_that_one_model_was_not_measured_on_and_errors_that_are_unknown_are_left_out(tmp_path):
+    folder = tmp_path / "Ant-5M"
+    shutil.copytree(ROOT / RECORDS[1], folder)
+    results = read_sealed(folder / "results.json", "results", "")
+    # As `ant-hf evaluate --tasks` writes it, with a metric that lm-eval gives no error for.
+    del results["degeneration"]
+    results["tasks"]["sciq"]["stderr"] = None
+    write_sealed(folder / "results.json", results)
+    result = side_by_side(RECORDS[0], str(folder), figure=tmp_path / "figure.png")
+    assert result.returncode == 0, result.stderr
+    assert "loop_rate" not in result.stdout
+    _, _, ours, theirs, difference, *_ = (
+        next(line for line in result.stdout.splitlines() if "SciQ" in line).strip("| ").split(" | ")
+    )
+    assert ("±" in ours, "±" in theirs, "±" in difference) == (True, False, False)

@@ -26,7 +26,7 @@ from ant_hf.plots import BLUE, ORANGE, STYLE
 from ant_hf.published import published_models
 
 # Task, label, metric; (value, standard error) of both models; floor; outputs of both, of rates.
-_Figures = tuple[str, str, str, list[tuple[float, float]], float | None, list[int]]
+_Figures = tuple[str, str, str, list[tuple[float, float | None]], float | None, list[int]]
 
 
 def _figures(ours: dict[str, Any], theirs: dict[str, Any]) -> Iterator[_Figures]:
@@ -40,7 +40,7 @@ def _figures(ours: dict[str, Any], theirs: dict[str, Any]) -> Iterator[_Figures]
             metric, error = "byte_perplexity", "byte_perplexity_stderr"
             pair = [(one[metric], one[error]) for one in (values, theirs["perplexity"][task])]
             yield task, values["label"], metric, pair, None, []
-    if ours["degeneration"] and theirs["degeneration"]:
+    if ours.get("degeneration") and theirs.get("degeneration"):
         for way in ("greedy", "sampled"):
             loops = [one["degeneration"][way] for one in (ours, theirs)]
             pair = [(one["loop_rate"], one["stderr"]) for one in loops]
@@ -48,12 +48,22 @@ def _figures(ours: dict[str, Any], theirs: dict[str, Any]) -> Iterator[_Figures]
             yield "degeneration", f"{way} outputs that end in a loop", "loop_rate", pair, None, outputs
 
 
-def _shown(value: float, error: float, outputs: int | None, scale: int) -> str:
-    """With the standard error; where none of the outputs did it, with the rate below which it is at 95 %."""
+def _shown(value: float, error: float | None, outputs: int | None, scale: int) -> str:
+    """With the standard error, if known; where no output did it, with the rate below which it is at 95 %."""
     if outputs and value == 0:
         # The rate at which `outputs` independent ones all stay clear with 5 %.
         return f"none of {outputs} (95 %: below {scale * (1 - 0.05 ** (1 / outputs)):.1f})"
-    return f"{scale * value:.2f} ± {scale * error:.2f}"
+    return f"{scale * value:.2f}" + ("" if error is None else f" ± {scale * error:.2f}")
+
+
+def _difference(ours: tuple[float, float | None], theirs: tuple[float, float | None], scale: int) -> str:
+    (a, a_error), (b, b_error) = ours, theirs
+    if not (a or b):
+        return ""
+    difference = f"{scale * (a - b):+.2f}"
+    if a_error is None or b_error is None:
+        return difference
+    return f"{difference} ± {scale * math.hypot(a_error, b_error):.2f}"
 
 
 def side_by_side(first: Path, second: Path) -> str:
@@ -74,13 +84,12 @@ def side_by_side(first: Path, second: Path) -> str:
     published = {model.name: model.results for model in published_models()}
     rows = []
     for task, label, metric, pair, floor, outputs in _figures(*results):
-        (a, a_error), (b, b_error) = pair
         scale = 1 if "perplexity" in metric else 100
         claims = [published.get(name, {}).get(task, {}).get(metric) for name in names]
         rows.append(
             [label, code(metric)]
             + [_shown(*one, count, scale) for one, count in zip(pair, outputs or (None, None), strict=True)]
-            + [f"{scale * (a - b):+.2f} ± {scale * math.hypot(a_error, b_error):.2f}" if a or b else ""]
+            + [_difference(*pair, scale)]
             + ["" if value is None else f"{scale * value:.2f}" for value in (floor, *claims)]
         )
     header = ["set", "metric", *names, "difference", "floor", *(f"published {name}" for name in names)]
