@@ -20,6 +20,16 @@ def pretend_cuda(monkeypatch, capability, name):
         ((8, 0), "NVIDIA A100-SXM4-40GB", "bf16", 312e12),
         ((9, 0), "NVIDIA H200", "bf16", 989e12),
         ((8, 9), "NVIDIA GeForce RTX 4090", "bf16", None),
+        ((9, 0), "NVIDIA H100 80GB HBM3", "bf16", 989e12),
+        ((9, 0), "NVIDIA H100 PCIe", "bf16", 756e12),
+        ((8, 9), "NVIDIA L40S", "bf16", 362e12),
+        ((8, 9), "NVIDIA L4", "bf16", 121e12),
+        # Not the L4, A100, T4 and H100 whose names are in theirs, nor all of the A100.
+        ((8, 9), "NVIDIA L40", "bf16", None),
+        ((8, 6), "NVIDIA RTX A1000 Laptop GPU", "bf16", None),
+        ((7, 5), "NVIDIA T400 4GB", "fp16", None),
+        ((9, 0), "NVIDIA H100 NVL", "bf16", None),
+        ((8, 0), "NVIDIA A100-SXM4-40GB MIG 1g.5gb", "bf16", None),
     ],
 )
 def test_gpus_by_capability(monkeypatch, make_recipe, capability, name, expected, peak):

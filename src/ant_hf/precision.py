@@ -11,7 +11,7 @@ from ant_hf.attention import CAUSAL_BLOCKS
 from ant_hf.errors import AntError
 from ant_hf.recipe import TrainingRecipe
 
-# Dense 16-bit peak in FLOP/s from the vendors' data sheets, by the name CUDA reports; the first match counts.
+# Dense 16-bit peak in FLOP/s from the vendors' data sheets, by words of CUDA's name; the first match counts.
 _PEAK_FLOPS = (
     ("H200", 989e12),
     ("H100 PCIe", 756e12),
@@ -24,6 +24,8 @@ _PEAK_FLOPS = (
     ("V100", 125e12),
     ("P100", 18.7e12),
 )
+# Boards, and shares of a board, with another peak than their namesake's.
+_OTHER_PEAK = {"NVL", "MIG"}
 # In fp32 on a CPU, SDPA pays per call and wins from longer blocks on; see docs/decisions.md.
 _EAGER_UP_TO_TOKENS = 256
 
@@ -63,7 +65,6 @@ def choose_execution(recipe: TrainingRecipe) -> Execution:
     name = (
         torch.cuda.get_device_name() if device == "cuda" else cpu_name() if device == "cpu" else "Apple GPU"
     )
-    peak = next((flops for key, flops in _PEAK_FLOPS if key in name), None) if device == "cuda" else None
     return Execution(
         device=device,
         device_name=name,
@@ -71,8 +72,15 @@ def choose_execution(recipe: TrainingRecipe) -> Execution:
         reason=reason,
         torch_compile=recipe.torch_compile == "on" or (recipe.torch_compile == "auto" and device == "cuda"),
         attn_implementation=attention,
-        peak_flops=peak,
+        peak_flops=_peak_flops(name) if device == "cuda" else None,
     )
+
+
+def _peak_flops(name: str) -> float | None:
+    words = set(name.replace("-", " ").split())
+    if words & _OTHER_PEAK:
+        return None
+    return next((flops for key, flops in _PEAK_FLOPS if set(key.split()) <= words), None)
 
 
 def _best_attention(device: str, precision: str, sequence_length: int) -> str:
