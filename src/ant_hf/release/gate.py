@@ -170,7 +170,8 @@ def _generation(loaded: Loaded, recorded: dict[str, Any] | None) -> Check:
     if recorded is None:
         return Check(name, None, f"{seen}; no rate on record to hold it to", numbers)
     expected = recorded["greedy"]["loop_rate"]
-    # Three standard errors of a rate from this few prompts, never less than one prompt's worth.
+    # Three standard errors of a rate from this few prompts, never less than three prompts' worth: the error
+    # of a recorded rate of 0 is 0, and one loop must not refuse a model.
     allowed = min(1.0, expected + max(3 * math.sqrt(expected * (1 - expected) / prompts), 3 / prompts))
     seen += f"; on record {expected:.1%}, at most {allowed:.0%} allowed"
     return Check(name, rate <= allowed, seen, numbers | {"recorded": expected, "allowed": allowed})
