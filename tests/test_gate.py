@@ -6,10 +6,14 @@ import shutil
 
 import pytest
 import torch
+from conftest import tiny_values
+from records import write_results
 from safetensors.torch import load_file, save_file
 
 from ant_hf.artefacts import file_sha256, read_sealed, write_sealed
-from ant_hf.errors import AntError
+from ant_hf.errors import AntError, RunStopped
+from ant_hf.pretraining import pretrain
+from ant_hf.recipe import Recipe
 from ant_hf.release import gate
 from ant_hf.release.assembling import make_release
 from ant_hf.release.files import file_problems, without_paths
@@ -202,6 +206,63 @@ def test_paths_in_records_are_cut_down_to_names():
         "b": ["y.txt", "runs/q", "https://x.org/a"],
         "c": "/ or /",
     }
+
+
+@pytest.mark.parametrize(
+    ("key", "path", "name"),
+    [
+        ("output_dir", "/home/jo/My Runs/x", "x"),
+        ("output_dir", r"C:\Users\Jo Doe\x", "x"),
+        ("data_dir", r"\\server\Jo Doe\my data", "my data"),
+        ("architecture", "/volume7/jo doe/my config.json", "my config.json"),
+        ("path", "/volume7/my texts/*.txt", "*.txt"),
+        ("decontaminate", "D:/my sets", "my sets"),
+    ],
+)
+def test_places_with_spaces_are_cut_down_to_names(tmp_path, key, path, name):
+    assert without_paths({"recipe": {key: path}}) == {"recipe": {key: name}}
+    (tmp_path / "run.json").write_text(json.dumps({"recipe": {key: path}}))
+    assert file_problems(tmp_path)
+    # In any other text a space makes a sentence.
+    assert without_paths({"text": f"{path} or so"}) == {"text": f"{path} or so"}
+
+
+def test_of_a_place_that_changed_the_key_alone_is_public(tmp_path):
+    moves = [
+        "output_dir was '/home/jo/a', is '/home/jo/c'",
+        "output_dir was 'runs/a', is '/volume7/jo/c'",
+        'data_dir was None, is "/home/o\'neil/My Data"',
+        r"architecture was 'C:\\Users\\Jo Doe\\x.json', is 'x.json'",
+        "corpus.path was '/volume7/my texts/a', is '/volume7/my texts/b'",
+    ]
+    others = ["output_dir was 'runs/a', is 'runs/b'", "training.max_steps was 9, is 8"]
+    record = {"changes": [{"step": 4, "what": [*moves, *others]}]}
+    public = without_paths(record)
+    keys = ["output_dir", "output_dir", "data_dir", "architecture", "corpus.path"]
+    assert public == {"changes": [{"step": 4, "what": [*(f"{key} was changed" for key in keys), *others]}]}
+    assert without_paths(public) == public
+    (tmp_path / "run.json").write_text(json.dumps({"changes": [{"what": [moves[1]]}]}))
+    assert "volume7" in file_problems(tmp_path)[0]
+
+
+def test_a_run_in_a_folder_with_a_space_that_was_moved_is_released(shared, tmp_path, quick_gate):
+    texts, first, second = (tmp_path / name for name in ("my texts", "my runs/first", "my runs/second"))
+    shutil.copytree(shared, texts)
+    values = tiny_values(texts, first, max_steps=60, eval_steps=60, save_steps=60, learning_rate=0.02)
+    with pytest.raises(RunStopped):
+        pretrain(Recipe.model_validate(values | {"training": values["training"] | {"max_hours": 1e-9}}))
+    first.rename(second)
+    pretrain(Recipe.model_validate(values | {"output_dir": str(second)}))
+    write_results(second / "final")
+    release(second)
+    (own, public) = (
+        read_sealed(path / "run.json", "run record", "") for path in (second, second / "release")
+    )
+    assert f"output_dir was '{first}', is '{second}'" in own["changes"][-1]["what"]
+    assert "output_dir was changed" in public["changes"][-1]["what"]
+    assert (public["recipe"]["output_dir"], public["recipe"]["architecture"]) == ("second", "config.json")
+    written = [path.read_text() for path in (second / "release").glob("*.json*")]
+    assert not [text for text in written if tmp_path.name in text or "my runs" in text or "my texts" in text]
 
 
 def test_release_is_reused_until_something_it_is_made_of_changes(run, quick_gate):

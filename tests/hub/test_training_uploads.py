@@ -20,7 +20,10 @@ def recipes(shared, tmp_path):
     """A function that writes a pushing recipe for a machine of its own, with the tokens packed anew there."""
 
     def make(machine, **training):
-        values = tiny_values(shared, tmp_path / machine / "run", push_to_hub=True, hub_model_id=REPO)
+        # Each machine has them elsewhere, and with white space in the name.
+        texts = tmp_path / f"texts of {machine}"
+        shutil.copytree(shared, texts)
+        values = tiny_values(texts, tmp_path / machine / "run", push_to_hub=True, hub_model_id=REPO)
         values["training"] |= training
         file = tmp_path / f"{machine}.yaml"
         file.write_text(yaml.safe_dump(values))

@@ -275,11 +275,11 @@ def fetch_checkpoint(recipe: Recipe, fresh: bool) -> None:
         _put_in_place(found, recipe, output_dir)
 
 
-def _with_paths(then: Any, now: Any) -> Any:
-    """The recorded recipe with the paths of this machine where only the folders were cut off."""
+def _with_paths(then: Any, now: Any, key: str = "") -> Any:
+    """The recorded recipe with the paths of this machine where only the folders differ."""
     if isinstance(then, dict) and isinstance(now, dict):
-        return {key: _with_paths(value, now.get(key)) for key, value in then.items()}
-    return now if then == without_paths(now) else then
+        return {name: _with_paths(value, now.get(name), name) for name, value in then.items()}
+    return now if without_paths(then, key) == without_paths(now, key) else then
 
 
 def _put_in_place(found: Path, recipe: Recipe, output_dir: Path) -> None:

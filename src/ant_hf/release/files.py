@@ -25,6 +25,10 @@ _PATHS = re.compile(
     r"(?<![\w.:/~-])/(?:home|root|Users|tmp|var|mnt|media|data|opt|srv|work|workspace|scratch|kaggle|content)/[\w.-]+"
     r"|\b[A-Za-z]:\\{1,2}(?:Users|Documents|home|temp|data)\b"
 )
+# Keys of a recipe that hold places: white space is part of a path there, and elsewhere makes a sentence.
+_PLACES = ("architecture", "data_dir", "decontaminate", "output_dir", "path")
+# What the `changes` of a run.json say of a place: "output_dir was '/a/b', is '/c/d'".
+_MOVED = re.compile(rf"((?:\w+\.)*(?:{'|'.join(_PLACES)})) was (?:.*, is )?['\"](?:/|\\|[A-Za-z]:)")
 # Accounts that say nothing of a person, and are words of their own.
 _NOBODY = {
     "root",
@@ -107,9 +111,7 @@ def _text_problems(text: str, name: str, owner: str) -> Iterator[str]:
         return
     if match := _PATHS.search(text):
         yield f"an absolute path: {match[0]}"
-    elif name.endswith(".json") and (
-        found := next(filter(is_absolute_path, strings_in(_parsed(text))), None)
-    ):
+    elif name.endswith(".json") and (found := next(_cut_texts(_parsed(text)), None)):
         yield f"an absolute path: {found}"
     user = _user()
     if user and user != owner and re.search(rf"(?<!\w){re.escape(user)}(?!\w)", text):
@@ -123,23 +125,39 @@ def _parsed(text: str) -> Any:
         return None
 
 
-def is_absolute_path(text: str) -> bool:
-    """Whether a text is an absolute path with a folder in it, of either kind of system."""
-    if any(character.isspace() for character in text):
-        return False
-    posix, windows = PurePosixPath(text), PureWindowsPath(text)
-    return (posix.is_absolute() and len(posix.parts) > 2) or (bool(windows.drive) and windows.is_absolute())
+def _cut_texts(values: Any) -> Iterator[str]:
+    """The texts that `without_paths` would change."""
+    pairs = zip(strings_in(values), strings_in(without_paths(values)), strict=True)
+    return (text for text, cut in pairs if text != cut)
 
 
-def without_paths(value: Any) -> Any:
-    """JSON values with every absolute path cut down to its last name."""
+def without_paths(value: Any, key: str = "") -> Any:
+    """JSON values with every absolute path cut down to its last name.
+
+    Of a change of a place, as run.json records it, only the key stays.
+
+    Args:
+        key: the one that holds the value. White space makes a text a sentence, which stays as it is, unless
+            the key is that of a place.
+    """
     if isinstance(value, dict):
-        return {key: without_paths(item) for key, item in value.items()}
+        return {name: without_paths(item, name) for name, item in value.items()}
     if isinstance(value, list):
-        return [without_paths(item) for item in value]
-    if isinstance(value, str) and is_absolute_path(value):
-        return (PureWindowsPath(value) if ":" in value[:3] else PurePosixPath(value)).name
-    return value
+        return [without_paths(item, key) for item in value]
+    if not isinstance(value, str):
+        return value
+    if key == "what" and (moved := _MOVED.match(value)):
+        return f"{moved[1]} was changed"
+    is_sentence = key not in _PLACES and any(character.isspace() for character in value)
+    return value if is_sentence else _last_name(value)
+
+
+def _last_name(text: str) -> str:
+    """The last name of an absolute path with a folder in it, of either kind of system; other texts stay."""
+    posix, windows = PurePosixPath(text), PureWindowsPath(text)
+    if posix.is_absolute() and len(posix.parts) > 2:
+        return posix.name
+    return windows.name if windows.drive and windows.is_absolute() else text
 
 
 def _user() -> str | None:
