@@ -405,3 +405,16 @@ def test_one_process_keeps_to_one_gpu_and_to_the_batch_of_the_recipe(make_recipe
     blocks = setup.arguments.train_batch_size * setup.arguments.gradient_accumulation_steps
     assert blocks == recipe.training.sequences_per_step
     assert "uses one of the 2 GPUs" in capsys.readouterr().out
+
+
+def test_the_same_text_by_another_of_its_names_is_the_same_run(make_recipe, monkeypatch, tmp_path):
+    recipe = make_recipe()
+    pretrain(recipe)
+    monkeypatch.chdir(tmp_path)
+    near = recipe.corpus.model_copy(update={"path": os.path.relpath(recipe.corpus.path)})
+    folder = open_run_folder(recipe.model_copy(update={"corpus": near}))
+    assert folder.is_finished
+    assert folder.changes == ()
+    other = recipe.corpus.model_copy(update={"path": "other.jsonl"})
+    with pytest.raises(AntError, match=r"another run.*\n  - corpus\.path was"):
+        open_run_folder(recipe.model_copy(update={"corpus": other}))

@@ -108,7 +108,9 @@ def publish(
     yes: Annotated[
         bool, typer.Option("--yes", help="Really publish; without it, only show the plan.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan (the default).")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show the plan (the default); asks the Hub what it holds.")
+    ] = False,
     private: Annotated[bool, typer.Option("--private", help="Create the repository as private.")] = False,
     license_id: License = "apache-2.0",
     tag: Annotated[
@@ -133,7 +135,7 @@ def publish(
 
     Without --yes nothing is sent. Interrupted or failed, the same command continues.
     """
-    from ant_hf.errors import AntError
+    from ant_hf.errors import AntError, missing_file
     from ant_hf.hub.client import HubClient
     from ant_hf.hub.publishing import publish as publish_release
     from ant_hf.release.assembling import make_release
@@ -141,6 +143,8 @@ def publish(
 
     if yes and dry_run:
         raise AntError("--yes and --dry-run were both given", hint="Leave one out")
+    if not (model / "config.json").is_file():
+        raise missing_file(model / "config.json", "model folder", "Pass a run's final folder.")
     # A missing token should not cost the minute that the gate takes.
     client = HubClient(attempts=attempts, timeout=timeout)
     gguf = None

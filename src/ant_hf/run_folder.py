@@ -117,10 +117,11 @@ def open_run_folder(recipe: Recipe, fresh: bool = False) -> RunFolder:
     record = read_sealed(path / RUN_RECORD, "run record", f"Start over with --fresh, or remove {path}.")
     _check_shape(path / RUN_RECORD, record)
     recorded = _recorded_recipe(record)
-    before = recorded.model_dump() if recorded else record["recipe"]
+    before = _with_whole_paths(recorded.model_dump() if recorded else record["recipe"])
+    values = _with_whole_paths(recipe.model_dump())
     is_open = recorded and record["status"] != "finished" and _length_is_open(path, recorded, recipe)
     free = _FREE_KEYS | _LENGTH_KEYS if is_open else _FREE_KEYS
-    if refused := differences(before, recipe.model_dump(), free):
+    if refused := differences(before, values, free):
         listing = "\n".join(f"  - {line}" for line in refused)
         raise AntError(
             f"{path} holds another run, {record.get('name')!r}, {record.get('status')}, "
@@ -129,7 +130,15 @@ def open_run_folder(recipe: Recipe, fresh: bool = False) -> RunFolder:
         )
     # The first process sets damaged ones aside before the others look.
     newest = newest_checkpoint(path) if is_first_process() else next(reversed(checkpoints(path)), None)
-    return RunFolder(path, record, newest, tuple(differences(before, recipe.model_dump())))
+    return RunFolder(path, record, newest, tuple(differences(before, values)))
+
+
+def _with_whole_paths(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's values with local text named from the root: by any of its names it is the same text."""
+    corpus = recipe.get("corpus")
+    if not isinstance(corpus, dict) or corpus.get("source") != "files" or not corpus.get("path"):
+        return recipe
+    return recipe | {"corpus": corpus | {"path": str(Path(corpus["path"]).expanduser().resolve())}}
 
 
 def _recorded_recipe(record: dict[str, Any]) -> Recipe | None:

@@ -119,6 +119,7 @@ def _context(inputs: CardInputs) -> dict[str, Any]:
         "fragmentation": inputs.fragmentation,
         "manifest": inputs.manifest,
         "gate": inputs.gate,
+        "changes": run.get("changes") or [],
         "license": inputs.license,
         "exported": inputs.exported,
         "hardware": hardware(run["environment"]),
