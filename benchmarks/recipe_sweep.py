@@ -224,6 +224,11 @@ def _distance(values: dict[str, Any], base: dict[str, Any]) -> float:
     return float(values[key] - base[key])
 
 
+def _label(values: dict[str, Any]) -> str:
+    whole = "bits_per_byte_of_whole_text" in values
+    return f"{values['name']} (on all of the held-out text)" if whole else str(values["name"])
+
+
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Bits per byte of every row as a distance from the base, with the seed's distance as a band."""
     import matplotlib.pyplot as plt
@@ -234,11 +239,11 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(9, 0.32 * len(shown) + 1.4), layout="constrained")
         figure.suptitle(f"One change at a time from the base, {base['tokens_seen'] / 1e6:.1f}M tokens")
-        axes.axvspan(-by_chance, by_chance, alpha=0.2, label="distance of another seed")
+        axes.axvspan(-by_chance, by_chance, alpha=0.2, label="distance of the one other seed, both ways")
         axes.axvline(0, linewidth=1)
         for place, values in enumerate(reversed(shown)):
             axes.plot(_distance(values, base), place, "o", color="C0")
-        axes.set_yticks(range(len(shown)), [values["name"] for values in reversed(shown)])
+        axes.set_yticks(range(len(shown)), [_label(values) for values in reversed(shown)])
         axes.set_xlabel(
             f"held-out bits per byte, less the base's {base['bits_per_byte']:.3f} (left is better)"
         )
