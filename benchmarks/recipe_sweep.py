@@ -290,6 +290,7 @@ def main() -> None:
             rows[-1]["bits_per_byte_by_source"] = by_source(folder, base, data)
         if name == _AVERAGED:
             rows += averaged_rows(folder, base, runs / "data" / "base" / "tokens")
+    rows[0]["overrides"] = options.overrides
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "sweep.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     plot(rows, options.output / "sweep.png")

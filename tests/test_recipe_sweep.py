@@ -120,6 +120,17 @@ def test_the_tables_of_the_recipe_are_what_was_measured():
             assert f"| {value:.3f} |" in text, row["name"]
 
 
+def test_the_table_of_the_schedules_is_what_was_measured():
+    text = (ROOT / "docs/recipe.md").read_text()
+    base, *rows = json.loads((ROOT / "docs/recipe/schedule.json").read_text())
+    assert f"| base: linear decay of the last 40 % | {base['bits_per_byte']:.4f} | |" in text
+    command = " ".join(f"--set {change}" for change in base["overrides"])
+    assert command in " ".join(text.split())
+    for row in rows:
+        difference = row["bits_per_byte"] - base["bits_per_byte"]
+        assert f"| {row['bits_per_byte']:.4f} | {difference:+.4f} |" in text, row["name"]
+
+
 def test_a_row_that_is_none_is_refused():
     result = sweep("--data", "text", "--output", "out", "--only", "bigger")
     assert result.returncode == 2
