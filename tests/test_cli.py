@@ -114,6 +114,15 @@ def test_mistakes_in_recipe_data_and_device_are_one_message(recipe_file, tmp_pat
     assert not (tmp_path / "run" / "run.json").exists()
 
 
+def test_the_plan_says_where_it_differs_from_the_recipe(recipe_file, call_here):
+    command = ("pretrain.py", "--config", str(recipe_file), "--dry-run", "--set")
+    plan = call_here(*command, "training.per_device_batch_size=3")
+    assert plan.returncode == 0, plan.stderr
+    said = " ".join(plan.stdout.replace("\u2502", " ").split())
+    assert "2 a device x 1 processes x 4 accumulated); the recipe's 3 a device do not divide it" in said
+    assert "the recipe's" not in call_here(*command, "training.per_device_batch_size=4").stdout
+
+
 def test_unknown_flag_and_missing_model_are_refused(tmp_path, call_here):
     result = call("pretrain.py", "--confg", "x")
     assert result.returncode == 2

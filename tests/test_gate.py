@@ -245,7 +245,7 @@ def test_of_a_place_that_changed_the_key_alone_is_public(tmp_path):
     assert "volume7" in file_problems(tmp_path)[0]
 
 
-def test_a_run_in_a_folder_with_a_space_that_was_moved_is_released(shared, tmp_path, quick_gate):
+def test_a_run_in_a_folder_with_a_space_that_was_moved_is_released(shared, tmp_path, quick_gate, capsys):
     texts, first, second = (tmp_path / name for name in ("my texts", "my runs/first", "my runs/second"))
     shutil.copytree(shared, texts)
     values = tiny_values(texts, first, max_steps=60, eval_steps=60, save_steps=60, learning_rate=0.02)
@@ -253,6 +253,8 @@ def test_a_run_in_a_folder_with_a_space_that_was_moved_is_released(shared, tmp_p
         pretrain(Recipe.model_validate(values | {"training": values["training"] | {"max_hours": 1e-9}}))
     first.rename(second)
     pretrain(Recipe.model_validate(values | {"output_dir": str(second)}))
+    # As it can be pasted.
+    assert f"ant-hf generate '{second / 'final'}'" in capsys.readouterr().out
     write_results(second / "final")
     release(second)
     (own, public) = (

@@ -92,7 +92,7 @@ def show_plan(
         f"{plan.num_processes} processes x {plan.gradient_accumulation_steps} accumulated)"
     )
     if training.per_device_batch_size not in ("auto", plan.per_device_batch_size):
-        batch += f"; {training.per_device_batch_size} a device do not divide the step"
+        batch += f"; the recipe's {training.per_device_batch_size} a device do not divide it"
     threads = f", {torch.get_num_threads()} threads a process" if execution.device == "cpu" else ""
     facts = [
         ("device", f"{execution.device} ({execution.device_name}){threads}"),

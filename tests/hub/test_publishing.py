@@ -26,11 +26,12 @@ def local_files(folder):
 
 def test_from_dry_run_to_a_repository_that_verifies(hub, session, run):
     publish = ["publish", run / "final", "--repo", REPO]
-    dry, real, verified, generated, again, other = session(
+    dry, real, verified, generated, scored, again, other = session(
         publish,
         [*publish, "--yes"],
         ["verify", REPO],
         ["generate", REPO, "--prompt", "And"],
+        ["perplexity", REPO, "--tokens", run / "tokens"],
         [*publish, "--yes"],
         [*publish, "--yes", "--tag", "v1"],
     )
@@ -43,6 +44,8 @@ def test_from_dry_run_to_a_repository_that_verifies(hub, session, run):
     assert "hashes" in verified[1]
     assert generated[0] == 0, generated[1]
     assert generated[1].splitlines()[-1].startswith("And")
+    assert scored[0] == 0, scored[1]
+    assert "byte perplexity" in scored[1]
     assert again[0] == 0, again[1]
     assert "nothing to change" in again[1]
     assert other[0] == 2
@@ -91,7 +94,8 @@ def test_what_is_wrong_is_said_before_the_first_byte(hub, session, run):
     hub.repository("GODELEV/training").commit(
         "main", "Step 8", {"last-checkpoint/optimizer.pt": b"x", "notes.md": b"y"}
     )
-    elsewhere, odd, both, unsafe, pruned, private = session(
+    nowhere, elsewhere, odd, both, unsafe, pruned, private = session(
+        ["publish", "nowhere", "--repo", REPO],
         [*publish, "someone/Ant-10M"],
         [*publish, "Ant 10M"],
         [*publish, REPO, "--dry-run"],
@@ -99,6 +103,7 @@ def test_what_is_wrong_is_said_before_the_first_byte(hub, session, run):
         [*publish, "GODELEV/training", "--prune"],
         [*publish, "GODELEV/training", "--private"],
     )
+    assert "model folder not found: nowhere/config.json" in nowhere[1]
     assert "GODELEV may not write under someone" in elsewhere[1]
     assert "repository's name is not valid" in odd[1]
     assert "--yes and --dry-run" in both[1]
