@@ -24,15 +24,14 @@ from torch import nn
 from transformers import PreTrainedConfig, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from ant_hf.architecture import build_model, load_config, parameter_ledger, training_flops_per_token
-from ant_hf.dataset import PackedDataset, TrainingOrder
-from ant_hf.optimizers import muon_adamw
-from ant_hf.precision import choose_execution
-from ant_hf.processes import keep_freed_memory, threads_per_process
+from ant_hf.data.dataset import PackedDataset, TrainingOrder
+from ant_hf.data.tokens import TRAIN, VALIDATION, PackedTokens
+from ant_hf.model.architecture import build_model, load_config, parameter_ledger, training_flops_per_token
 from ant_hf.recipe import CorpusRecipe, Recipe, TokenizerRecipe, TrainingRecipe
-from ant_hf.run_record import peak_memory_bytes
-from ant_hf.run_setup import make_trainer, set_up
-from ant_hf.tokens import TRAIN, VALIDATION, PackedTokens
+from ant_hf.train.optimizers import muon_adamw
+from ant_hf.train.precision import choose_execution
+from ant_hf.train.setup import make_trainer, set_up
+from ant_hf.utils.hardware import keep_freed_memory, peak_memory_bytes, threads_per_process
 
 WARM_UP_STEPS = 3
 _LEARNING_RATE = 1e-3

@@ -24,12 +24,12 @@ from pathlib import Path
 import psutil
 from tokenizers import Tokenizer
 
-from ant_hf.corpus import Corpus
-from ant_hf.packing import pack
-from ant_hf.processes import available_cores
+from ant_hf.data.corpus import Corpus
+from ant_hf.data.packing import pack
+from ant_hf.data.sources import EmbeddedBible, LocalFiles
+from ant_hf.data.tokenizer import prepare_tokenizer
 from ant_hf.recipe import TokenizerRecipe
-from ant_hf.sources import EmbeddedBible, LocalFiles
-from ant_hf.tokenizer import prepare_tokenizer
+from ant_hf.utils.hardware import available_cores
 
 BASELINE_BYTES = 40_000_000
 
@@ -95,7 +95,7 @@ def measure_baseline(tokenizer_file: Path, source: LocalFiles) -> float:
 
 def main() -> None:
     # Here and not above: packing's worker processes import this file and need no torch.
-    from ant_hf.precision import cpu_name
+    from ant_hf.utils.hardware import cpu_name
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from rounds import ROOT, packed_text
 
-from ant_hf.architecture import build_model, load_config
-from ant_hf.attention import CAUSAL_BLOCKS
-from ant_hf.dataset import PackedDataset, TrainingOrder
-from ant_hf.plots import STYLE
-from ant_hf.report import progress_bar, say
-from ant_hf.tokens import TRAIN, PackedTokens
+from ant_hf.data.dataset import PackedDataset, TrainingOrder
+from ant_hf.data.tokens import TRAIN, PackedTokens
+from ant_hf.model.architecture import build_model, load_config
+from ant_hf.model.attention import CAUSAL_BLOCKS
+from ant_hf.utils.console import progress_bar, say
+from ant_hf.utils.plots import STYLE
 
 _LEARNING_RATE, _WARM_UP_STEPS = 1e-3, 20
 

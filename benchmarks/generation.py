@@ -23,13 +23,12 @@ from typing import Any
 
 import torch
 
-from ant_hf.checkpoints import load_any
-from ant_hf.evaluation.subject import DTYPES, locate
 from ant_hf.export.gguf_file import Origin, write_gguf
 from ant_hf.export.gguf_tensors import TYPES
 from ant_hf.export.gguf_vocabulary import read_vocabulary
 from ant_hf.export.llama_cpp import Questions, ask, is_installed
-from ant_hf.precision import cpu_name
+from ant_hf.model.loading import DTYPES, load_any, locate
+from ant_hf.utils.hardware import cpu_name
 
 PLAIN = "generate, float32"
 PROMPT_TOKENS = 8

@@ -23,19 +23,19 @@ import torch
 from rounds import ROOT
 from safetensors.torch import load_file
 
-from ant_hf.architecture import build_model, load_config
-from ant_hf.artefacts import write_text
-from ant_hf.checkpoints import load_final
-from ant_hf.corpus import Corpus, normalised
-from ant_hf.evaluation.perplexity import score_tokens
-from ant_hf.metrics import read_metrics
-from ant_hf.plots import STYLE
+from ant_hf.data.corpus import Corpus, normalised
+from ant_hf.data.sources import LocalFiles
+from ant_hf.data.tokenizer import load_tokenizer, token_byte_lengths
+from ant_hf.data.tokens import VALIDATION, PackedTokens, TokensInMemory
+from ant_hf.model.architecture import build_model, load_config
+from ant_hf.model.loading import load_final
+from ant_hf.model.scoring import score_tokens
 from ant_hf.recipe import Recipe, load_recipe
-from ant_hf.report import say
-from ant_hf.resume import checkpoints
-from ant_hf.sources import LocalFiles
-from ant_hf.tokenizer import load_tokenizer, token_byte_lengths
-from ant_hf.tokens import VALIDATION, PackedTokens, TokensInMemory
+from ant_hf.train.checkpoints import checkpoints
+from ant_hf.utils.console import say
+from ant_hf.utils.files import write_text
+from ant_hf.utils.metrics import read_metrics
+from ant_hf.utils.plots import STYLE
 
 _CONFIG = ROOT / "configs/recipes/ant10m-sweep.yaml"
 _ADAMW = ("training.optimizer=adamw", "training.muon_learning_rate=null")

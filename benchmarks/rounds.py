@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from contenders import flops_per_token
 
-from ant_hf.corpus import Corpus
-from ant_hf.packing import pack
+from ant_hf.data.corpus import Corpus
+from ant_hf.data.packing import pack
+from ant_hf.data.sources import EmbeddedBible
+from ant_hf.data.tokenizer import prepare_tokenizer
 from ant_hf.recipe import TokenizerRecipe
-from ant_hf.report import progress_bar, say
-from ant_hf.sources import EmbeddedBible
-from ant_hf.tokenizer import prepare_tokenizer
+from ant_hf.utils.console import progress_bar, say
 
 ROOT = Path(__file__).parents[1]
 

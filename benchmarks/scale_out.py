@@ -23,8 +23,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ant_hf.metrics import read_metrics
-from ant_hf.processes import available_cores
+from ant_hf.utils.hardware import available_cores
+from ant_hf.utils.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
 WARMUP_STEPS = 2
@@ -64,9 +64,10 @@ def main() -> None:
     # Here and not above: --help answers without torch.
     import torch
 
-    from ant_hf.architecture import load_config, parameter_ledger
-    from ant_hf.precision import choose_execution, cpu_name
+    from ant_hf.model.architecture import load_config, parameter_ledger
     from ant_hf.recipe import load_recipe
+    from ant_hf.train.precision import choose_execution
+    from ant_hf.utils.hardware import cpu_name
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -23,11 +23,11 @@ import torch
 from matplotlib.figure import Figure
 from rounds import ROOT, Contender, packed_text, take_turns
 
-from ant_hf.plots import STYLE
-from ant_hf.precision import choose_execution
 from ant_hf.recipe import TrainingRecipe
-from ant_hf.report import say
-from ant_hf.run_record import environment
+from ant_hf.train.precision import choose_execution
+from ant_hf.train.run_record import environment
+from ant_hf.utils.console import say
+from ant_hf.utils.plots import STYLE
 
 _LENGTHS = (256, 512, 1024, 2048, 4096)
 _TOKENS_A_STEP = {"cpu": 4096, "cuda": 65536}

@@ -30,10 +30,10 @@ from ceilings import measure_ceilings
 from rich.table import Table
 from rounds import ROOT, Contender, packed_text, take_turns
 
-from ant_hf.precision import Execution, choose_execution
 from ant_hf.recipe import TrainingRecipe
-from ant_hf.report import say, show
-from ant_hf.run_record import environment
+from ant_hf.train.precision import Execution, choose_execution
+from ant_hf.train.run_record import environment
+from ant_hf.utils.console import say, show
 
 _SHAPES = {"cpu": "8x256,4x1024,2x2048", "cuda": "256x256,64x1024,16x4096"}
 _CANDIDATES_SHAPE = {"cpu": "4x1024", "cuda": "64x1024"}

@@ -17,12 +17,12 @@ import torch
 import yaml
 from records import write_results
 
-from ant_hf.artefacts import write_json
-from ant_hf.pretraining import pretrain
+from ant_hf.data.sources import EmbeddedBible
 from ant_hf.recipe import Recipe, load_recipe
 from ant_hf.release import gate
-from ant_hf.release.assembling import make_release
-from ant_hf.sources import EmbeddedBible
+from ant_hf.release.build import make_release
+from ant_hf.train.pretrain import pretrain
+from ant_hf.utils.files import write_json
 
 torch.set_num_threads(1)
 
@@ -137,8 +137,8 @@ def quick_gate(monkeypatch):
         gate.main(str(scratch / "job.json"))
         return json.loads((scratch / "gate.json").read_text())
 
-    monkeypatch.setattr("ant_hf.release.assembling.run_gate", run_here)
-    monkeypatch.setattr("ant_hf.release.verifying.run_gate", run_here)
+    monkeypatch.setattr("ant_hf.release.build.run_gate", run_here)
+    monkeypatch.setattr("ant_hf.release.verify.run_gate", run_here)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ code and torch's runs as on GPUs, over gloo.
 import torch
 from accelerate.state import DistributedType, PartialState
 
-from ant_hf.cli import pretrain_app, run
+from ant_hf.cli.main import pretrain_app, run
 
 if __name__ == "__main__":
     torch.distributed.init_process_group("gloo")

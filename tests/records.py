@@ -4,7 +4,7 @@ import json
 import math
 from pathlib import Path
 
-from ant_hf.artefacts import file_sha256
+from ant_hf.utils.files import file_sha256
 
 TASKS = {
     # label, metric, items, right answers, floor

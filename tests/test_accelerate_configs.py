@@ -11,7 +11,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.launch import prepare_multi_gpu_env
 from conftest import ROOT
 
-from ant_hf.metrics import read_metrics
+from ant_hf.utils.metrics import read_metrics
 
 CONFIGS = ROOT / "configs" / "accelerate"
 # Kind, machines, processes over all machines.

@@ -5,8 +5,8 @@ import torch
 from conftest import ROOT, TINY_CONFIG
 from transformers import AutoConfig, LlamaForCausalLM
 
-from ant_hf.architecture import build_model, load_config, parameter_ledger, training_flops_per_token
 from ant_hf.errors import AntError
+from ant_hf.model.architecture import build_model, load_config, parameter_ledger, training_flops_per_token
 from ant_hf.published import published_counterpart
 
 ANT_10M = ROOT / "configs" / "llama_ant10m.json"

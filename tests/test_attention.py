@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from ant_hf.architecture import build_model, load_config
-from ant_hf.attention import CAUSAL_BLOCKS, causal_blocks_forward
+from ant_hf.model.architecture import build_model, load_config
+from ant_hf.model.attention import CAUSAL_BLOCKS, causal_blocks_forward
 
 MODULE = torch.nn.Module()
 MODULE.num_key_value_groups, MODULE.is_causal = 2, True

@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from ant_hf.audit import audit, count_parameters
-from ant_hf.claims import Accuracy, Claims, Moment, Perplexities, Printed, Schedule, published_claims
+from ant_hf.card.audit import audit, count_parameters
+from ant_hf.card.claims import Accuracy, Claims, Moment, Perplexities, Printed, Schedule, published_claims
 from ant_hf.published import published_models
 
 
@@ -137,7 +137,7 @@ def test_one_wrong_figure_is_one_finding(change):
 
 
 def test_formula_counts_what_the_model_counts():
-    from ant_hf.architecture import load_config, parameter_ledger
+    from ant_hf.model.architecture import load_config, parameter_ledger
 
     for name in ("llama_ant10m", "llama_ant5m"):
         config = load_config(f"configs/{name}.json")

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ant_hf import callbacks
-from ant_hf.callbacks import MetricsFile, ThroughputMeter
 from ant_hf.errors import AntError
-from ant_hf.metrics import read_metrics
+from ant_hf.train import callbacks
+from ant_hf.train.callbacks import MetricsFile, ThroughputMeter
+from ant_hf.utils.metrics import read_metrics
 
 ARGS = SimpleNamespace(device=torch.device("cpu"))
 

@@ -11,7 +11,7 @@ from conftest import ROOT
 from hub.metadata_rules import problems
 from huggingface_hub import ModelCard
 
-from ant_hf.audit import audit
+from ant_hf.card.audit import audit
 from ant_hf.card.energy import co2_estimate
 from ant_hf.card.inputs import read_inputs
 from ant_hf.card.markdown import Safe, code, escape, quote, read_tables, table
@@ -19,7 +19,7 @@ from ant_hf.card.metadata import KEYS
 from ant_hf.card.reading import card_claims
 from ant_hf.card.rendering import render_card
 from ant_hf.errors import AntError
-from ant_hf.release.files import inventory
+from ant_hf.utils.files import inventory
 
 REPO = "GODELEV/Ant-10M"
 

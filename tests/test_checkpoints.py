@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from ant_hf.checkpoints import encode_prompt, generate_sample, load_any, load_final
 from ant_hf.errors import AntError
+from ant_hf.model.generation import encode_prompt, generate_sample
+from ant_hf.model.loading import load_any, load_final
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ import pytest
 import yaml
 from conftest import ROOT, tiny_values
 
-from ant_hf import cli
+from ant_hf.cli import main as cli
 
 
 def call(*arguments):
     """Run a script or `ant-hf` as a user does, in the repository."""
     if arguments[0] == "ant-hf":
-        command = [sys.executable, "-c", "from ant_hf.cli import main; main()", *arguments[1:]]
+        command = [sys.executable, "-c", "from ant_hf.cli.main import main; main()", *arguments[1:]]
     else:
         command = [sys.executable, *arguments]
     environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}

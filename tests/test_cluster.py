@@ -13,11 +13,11 @@ import pytest
 from conftest import ROOT
 from typer.testing import CliRunner
 
-from ant_hf.cli import app
-from ant_hf.cluster import merge, pack_with_workers, plan_packing
-from ant_hf.corpus import Corpus
+from ant_hf.cli.main import app
+from ant_hf.data.corpus import Corpus
+from ant_hf.data.packing import pack
+from ant_hf.data.packing_tasks import merge, pack_with_workers, plan_packing
 from ant_hf.errors import AntError
-from ant_hf.packing import pack
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def encode(packing, rank=0, world_size=1):
 @pytest.mark.parametrize("max_tokens", [None, 30_000])
 def test_number_of_tasks_changes_nothing(recipe, tmp_path, monkeypatch, max_tokens):
     """Also with chunks far smaller than the corpus, where the limit falls between two files."""
-    for module in ("encoding", "parts"):
+    for module in ("data.packing", "data.packing_tasks"):
         monkeypatch.setattr(f"ant_hf.{module}.CHUNK_CHARACTERS", 10_000)
     corpus = recipe.corpus.model_copy(update={"max_tokens": max_tokens})
     recipe = recipe.model_copy(update={"corpus": corpus})
@@ -153,7 +153,7 @@ def test_a_killed_task_is_done_again_and_the_tokens_are_the_same(recipe, tmp_pat
         raise KilledError
 
     with monkeypatch.context() as patched:
-        patched.setattr("ant_hf.encoding.Encoder.encode", killed)
+        patched.setattr("ant_hf.data.packing.Encoder.encode", killed)
         with pytest.raises(KilledError):
             encode(packing, 2, world_size=4)
     with pytest.raises(AntError, match=r"3 of 4 files are not encoded yet.*b\.jsonl\.gz"):
@@ -176,7 +176,7 @@ def test_damaged_parts_are_refused_by_name(recipe, tmp_path, monkeypatch, name):
         return merge(packing, show_progress=False)
 
     with monkeypatch.context() as patched:
-        patched.setattr("ant_hf.cluster.merge", damage_and_merge)
+        patched.setattr("ant_hf.data.packing_tasks.merge", damage_and_merge)
         with pytest.raises(AntError, match=rf"00001-\w+/{re.escape(name)}.*Remove .*00001") as caught:
             pack_with_workers(recipe, workers=1)
     assert not recipe.tokens_dir.exists()
@@ -218,7 +218,7 @@ def test_command_with_workers_writes_what_one_process_writes(recipe, files, tmp_
 
 def test_missing_extra_is_one_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "datatrove.executor", None)
-    monkeypatch.delitem(sys.modules, "ant_hf.cluster")
+    monkeypatch.delitem(sys.modules, "ant_hf.data.packing_tasks")
     arguments = ["pack", "--config", str(ROOT / "configs/recipes/quickstart.yaml"), "--workers", "2"]
     with pytest.raises(AntError, match=r"needs datatrove.*pip install 'ant-hf\[cluster\]'"):
         CliRunner().invoke(app, arguments, catch_exceptions=False)

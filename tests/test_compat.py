@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ant_hf.checkpoints import load_final
+from ant_hf.model.loading import load_final
 
 SCRIPT = """
 import json, sys, warnings

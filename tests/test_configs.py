@@ -6,10 +6,10 @@ import re
 import pytest
 from conftest import ROOT
 
-from ant_hf.architecture import load_config, parameter_ledger
 from ant_hf.errors import AntError
-from ant_hf.plan import Plan
+from ant_hf.model.architecture import load_config, parameter_ledger
 from ant_hf.recipe import load_recipe
+from ant_hf.train.plan import Plan
 
 RECIPES = sorted((ROOT / "configs" / "recipes").glob("*.yaml"))
 

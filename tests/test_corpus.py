@@ -1,7 +1,7 @@
 import hashlib
 import unicodedata
 
-from ant_hf.corpus import Corpus, in_validation_split
+from ant_hf.data.corpus import Corpus, in_validation_split
 
 
 class Texts:

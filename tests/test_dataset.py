@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from ant_hf.dataset import PackedDataset, TrainingOrder
+from ant_hf.data.dataset import PackedDataset, TrainingOrder
+from ant_hf.data.tokens import TRAIN, PackedTokens
 from ant_hf.errors import AntError
-from ant_hf.tokens import TRAIN, PackedTokens
 
 
 @pytest.fixture

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from ant_hf.cluster import pack_with_workers
-from ant_hf.corpus import Corpus
-from ant_hf.decontamination import EvaluationSets, named
+from ant_hf.data.corpus import Corpus
+from ant_hf.data.decontamination import EvaluationSets, named
+from ant_hf.data.packing import pack
+from ant_hf.data.packing_tasks import pack_with_workers
+from ant_hf.data.prepare import make_data
 from ant_hf.errors import AntError
-from ant_hf.packing import pack
-from ant_hf.preparation import make_data
 
 QUESTION = "Which gas do plants take in from the air when they make sugar by the light of the sun?"
 PAGE = (

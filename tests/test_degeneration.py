@@ -2,7 +2,6 @@
 
 import pytest
 
-from ant_hf.checkpoints import load_final
 from ant_hf.evaluation.degeneration import (
     Continuation,
     distinct,
@@ -13,6 +12,7 @@ from ant_hf.evaluation.degeneration import (
     measure,
     prompts,
 )
+from ant_hf.model.loading import load_final
 
 
 def test_two_hundred_different_prompts():

@@ -9,12 +9,13 @@ import pytest
 import torch
 from transformers import LogitsProcessorList
 
-from ant_hf.checkpoints import CARD_SAMPLING, encode_prompt, load_final
+from ant_hf.cli.models import demo
 from ant_hf.demo.fragments_view import describe, fragments_html, output_html, safe
 from ant_hf.demo.sampling import Draw, Generation, Sampling, generate_together, processors
-from ant_hf.demo_commands import demo
 from ant_hf.errors import AntError
 from ant_hf.inspection.fragments import Fragment
+from ant_hf.model.generation import CARD_SAMPLING, encode_prompt
+from ant_hf.model.loading import load_final
 
 
 def test_a_missing_extra_is_one_line(monkeypatch, tiny_run):

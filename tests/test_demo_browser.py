@@ -27,7 +27,7 @@ HOSTILE = ("<img src=x onerror='window.hacked=1'>", "<script>hacked=1</script>{{
 
 
 def command(*words):
-    return [sys.executable, "-c", "from ant_hf.cli import main; main()", "demo", *map(str, words)]
+    return [sys.executable, "-c", "from ant_hf.cli.main import main; main()", "demo", *map(str, words)]
 
 
 @pytest.fixture(scope="module")

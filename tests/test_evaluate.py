@@ -13,10 +13,10 @@ from benchmark_data import arc, write_benchmarks, write_jsonl
 from conftest import ROOT
 from safetensors.torch import load_file, save_file
 
+from ant_hf.cli.tables import incomplete_line, perplexity_lines
 from ant_hf.errors import AntError
 from ant_hf.evaluation.evaluate import Settings, evaluate
 from ant_hf.evaluation.likelihoods import LikelihoodStore
-from ant_hf.evaluation.table import incomplete_line, perplexity_lines
 
 QUICK = ("arc_easy", "boolq")
 
@@ -36,7 +36,13 @@ def settings(model, data_dir, tasks=QUICK, **more):
 
 
 def call(*arguments, **environment):
-    command = [sys.executable, "-c", "from ant_hf.cli import main; main()", "evaluate", *map(str, arguments)]
+    command = [
+        sys.executable,
+        "-c",
+        "from ant_hf.cli.main import main; main()",
+        "evaluate",
+        *map(str, arguments),
+    ]
     environment = os.environ | {"COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb"} | environment
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from ant_hf.artefacts import read_sealed
 from ant_hf.card.inputs import read_inputs
 from ant_hf.card.markdown import read_tables
 from ant_hf.card.rendering import render_card
+from ant_hf.data.tokenizer import save_tokenizer, train_bpe
 from ant_hf.errors import AntError
 from ant_hf.export import exporting, gguf_checks, gguf_tensors
 from ant_hf.export.exporting import Export, export
@@ -23,9 +23,9 @@ from ant_hf.export.gguf_vocabulary import read_vocabulary
 from ant_hf.export.llama_cpp import Answers, Questions, ask
 from ant_hf.export.texts import check_texts, greedy_prompts
 from ant_hf.recipe import TokenizerRecipe
-from ant_hf.release.exports import copy_gguf
-from ant_hf.release.files import file_problems, inventory
-from ant_hf.tokenizer import save_tokenizer, train_bpe
+from ant_hf.release.build import copy_gguf
+from ant_hf.release.files import file_problems
+from ant_hf.utils.files import inventory, read_sealed
 
 REPO = "GODELEV/Ant-10M"
 

@@ -3,8 +3,8 @@ import json
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from ant_hf.data.fragmentation import fragmentation_report
 from ant_hf.errors import AntError
-from ant_hf.fragmentation import fragmentation_report
 
 
 @pytest.fixture

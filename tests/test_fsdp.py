@@ -11,11 +11,11 @@ import yaml
 from conftest import ROOT
 from test_training import losses
 
-from ant_hf.checkpoints import load_final
 from ant_hf.errors import AntError
-from ant_hf.machines import check_fsdp
-from ant_hf.metrics import read_metrics
-from ant_hf.pretraining import pretrain
+from ant_hf.model.loading import load_final
+from ant_hf.train.distributed import check_fsdp
+from ant_hf.train.pretrain import pretrain
+from ant_hf.utils.metrics import read_metrics
 
 FSDP = yaml.safe_load((ROOT / "configs/accelerate/fsdp-8.yaml").read_text())["fsdp_config"]
 

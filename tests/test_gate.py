@@ -10,14 +10,15 @@ from conftest import tiny_values
 from records import write_results
 from safetensors.torch import load_file, save_file
 
-from ant_hf.artefacts import file_sha256, read_sealed, write_sealed
 from ant_hf.errors import AntError, RunStopped
-from ant_hf.pretraining import pretrain
 from ant_hf.recipe import Recipe
 from ant_hf.release import gate
-from ant_hf.release.assembling import make_release
-from ant_hf.release.files import file_problems, without_paths
-from ant_hf.release.verifying import verify_folder
+from ant_hf.release.build import make_release
+from ant_hf.release.files import file_problems
+from ant_hf.release.verify import verify_folder
+from ant_hf.train.pretrain import pretrain
+from ant_hf.utils.files import file_sha256, read_sealed, write_sealed
+from ant_hf.utils.provenance import without_paths
 
 
 @pytest.fixture

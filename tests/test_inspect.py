@@ -8,24 +8,18 @@ import torch
 from conftest import TINY_CONFIG
 from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
 
-from ant_hf.architecture import build_model
-from ant_hf.checkpoints import load_any
+from ant_hf.data.tokens import TRAIN, VALIDATION, PackedTokens
 from ant_hf.errors import AntError
-from ant_hf.evaluation.perplexity import score_tokens
 from ant_hf.inspection.activations import read_activations
 from ant_hf.inspection.embeddings import count_tokens, held_out_text, read_embeddings, run_tokens
-from ant_hf.inspection.fragments import (
-    by_predictability,
-    next_tokens,
-    prefix_ids,
-    read_fragments,
-    read_text,
-)
+from ant_hf.inspection.fragments import by_predictability, next_tokens, prefix_ids, read_fragments, read_text
 from ant_hf.inspection.heads import read_heads
 from ant_hf.inspection.texts import MAX_CHARACTERS, choose_text
 from ant_hf.inspection.vocabulary import readable, vocabulary
 from ant_hf.inspection.weights import check_finite, effective_rank, layers_of, read_matrices
-from ant_hf.tokens import TRAIN, VALIDATION, PackedTokens
+from ant_hf.model.architecture import build_model
+from ant_hf.model.loading import load_any
+from ant_hf.model.scoring import score_tokens
 
 EMOJI = "He said \u201cgo\u201d \U0001f600\n\tto caf\u00e9 12."
 

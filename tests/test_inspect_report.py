@@ -10,13 +10,13 @@ import torch
 from conftest import TINY_CONFIG
 from safetensors.torch import load_file, save_file
 
+from ant_hf.cli.models import inspect
 from ant_hf.errors import AntError
 from ant_hf.inspection.colours import SURPRISE_STEPS, contrast, surprise_colours, surprise_step
 from ant_hf.inspection.comparison import compare, default_report
 from ant_hf.inspection.record import as_json
 from ant_hf.inspection.report import SHOWN_FRAGMENTS, render_report
-from ant_hf.inspection_commands import inspect
-from ant_hf.report import progress_bar
+from ant_hf.utils.console import progress_bar
 
 HOSTILE = "a <script>alert(1)</script> & \"q\" 'r' </span><img src=x onerror=y> $x^2$ {{ 7*7 }} "
 
@@ -34,8 +34,8 @@ def wide(folder, tmp_path_factory):
     """A model with another number of layers, heads and units, and the same tokenizer."""
     from transformers import AutoConfig
 
-    from ant_hf.architecture import build_model
-    from ant_hf.checkpoints import export_final
+    from ant_hf.model.architecture import build_model
+    from ant_hf.model.saving import export_final
 
     target = tmp_path_factory.mktemp("inspect") / "wide"
     config = TINY_CONFIG | {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 6}

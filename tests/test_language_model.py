@@ -4,11 +4,11 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 
-from ant_hf.checkpoints import load_final
 from ant_hf.errors import AntError
 from ant_hf.evaluation import likelihoods
 from ant_hf.evaluation.language_model import BatchedLM
 from ant_hf.evaluation.likelihoods import LikelihoodStore
+from ant_hf.model.loading import load_final
 
 
 @pytest.fixture(scope="module")

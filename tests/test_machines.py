@@ -11,10 +11,10 @@ import pytest
 from conftest import ROOT
 from test_training import losses
 
-from ant_hf.artefacts import write_sealed
-from ant_hf.metrics import read_metrics
-from ant_hf.pretraining import pretrain
-from ant_hf.tokens import read_manifest
+from ant_hf.data.tokens import read_manifest
+from ant_hf.train.pretrain import pretrain
+from ant_hf.utils.files import write_sealed
+from ant_hf.utils.metrics import read_metrics
 
 
 def free_port():

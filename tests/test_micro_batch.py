@@ -4,9 +4,9 @@ import pytest
 import torch
 from conftest import ROOT
 
-from ant_hf.architecture import load_config
-from ant_hf.micro_batch import choose_micro_batch, largest_that_fits
-from ant_hf.precision import choose_execution
+from ant_hf.model.architecture import load_config
+from ant_hf.train.plan import choose_micro_batch, largest_that_fits
+from ant_hf.train.precision import choose_execution
 
 
 def test_running_out_of_memory_leads_to_the_next_smaller_size():

@@ -3,8 +3,8 @@ import copy
 import pytest
 import torch
 
-from ant_hf.architecture import build_model, load_config
-from ant_hf.optimizers import muon_adamw
+from ant_hf.model.architecture import build_model, load_config
+from ant_hf.train.optimizers import muon_adamw
 
 
 @pytest.fixture

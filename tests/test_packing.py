@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ant_hf.corpus import Corpus
+from ant_hf.data.corpus import Corpus
+from ant_hf.data.packing import pack
+from ant_hf.data.sources import LocalFiles
+from ant_hf.data.tokenizer import load_tokenizer
+from ant_hf.data.tokens import TRAIN, VALIDATION, PackedTokens, read_manifest, verify_shards
 from ant_hf.errors import AntError
-from ant_hf.packing import pack
-from ant_hf.sources import LocalFiles
-from ant_hf.tokenizer import load_tokenizer
-from ant_hf.tokens import TRAIN, VALIDATION, PackedTokens, read_manifest, verify_shards
 
 
 @pytest.fixture

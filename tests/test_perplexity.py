@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from ant_hf.artefacts import file_sha256, write_sealed
-from ant_hf.checkpoints import load_final
+from ant_hf.data.tokenizer import load_tokenizer, token_byte_lengths
+from ant_hf.data.tokens import VALIDATION, PackedTokens, read_manifest
 from ant_hf.errors import AntError
-from ant_hf.evaluation.perplexity import score_folder, score_tokens
-from ant_hf.tokenizer import load_tokenizer, token_byte_lengths
-from ant_hf.tokens import MANIFEST, VALIDATION, PackedTokens, read_manifest
+from ant_hf.model.loading import load_final
+from ant_hf.model.scoring import score_folder, score_tokens
+from ant_hf.utils.files import file_sha256, write_sealed
+from ant_hf.utils.names import MANIFEST
 
 
 class FixedTokens:

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from ant_hf import precision
 from ant_hf.errors import AntError
-from ant_hf.precision import choose_execution
+from ant_hf.train import precision
+from ant_hf.train.precision import choose_execution
 
 
 def pretend_cuda(monkeypatch, capability, name):

@@ -5,7 +5,8 @@ import sys
 import pytest
 
 from ant_hf.errors import AntError
-from ant_hf.processes import Launch, _several_were_asked_for, requested_launch, threads_per_process
+from ant_hf.train.distributed import Launch, _several_were_asked_for, requested_launch
+from ant_hf.utils.hardware import threads_per_process
 
 TWO_MACHINES = ["--num_machines", "2", "--main_process_ip", "10.0.0.1", "--main_process_port", "29500"]
 
@@ -62,7 +63,7 @@ def test_threads_are_shared_out(monkeypatch):
 def test_freed_buffers_are_used_again():
     script = """
 import psutil, sys
-from ant_hf.processes import keep_freed_memory
+from ant_hf.utils.hardware import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 for _ in range(50):

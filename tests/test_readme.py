@@ -68,7 +68,7 @@ def test_commands_run(command, tiny_run, released, tmp_path):
     if "train_tokenizer.py" in words:
         words += ["--output-dir", str(tmp_path / "tokenizer-run")]
     if words[0] == "ant-hf":
-        words = [sys.executable, "-c", "from ant_hf.cli import main; main()", *words[1:]]
+        words = [sys.executable, "-c", "from ant_hf.cli.main import main; main()", *words[1:]]
     else:
         words[0] = sys.executable
     result = run(words)

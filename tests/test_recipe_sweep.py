@@ -7,8 +7,8 @@ import sys
 import pytest
 from conftest import ROOT
 
-from ant_hf.corpus import Corpus
-from ant_hf.sources import LocalFiles
+from ant_hf.data.corpus import Corpus
+from ant_hf.data.sources import LocalFiles
 
 BENCHMARK = ROOT / "benchmarks/recipe_sweep.py"
 ROWS = (

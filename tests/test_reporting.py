@@ -13,12 +13,12 @@ import yaml
 from conftest import tiny_values
 from transformers.integrations import INTEGRATION_TO_CALLBACK
 
-from ant_hf import reporting, run_setup
 from ant_hf.errors import AntError
-from ant_hf.metrics import read_metrics
-from ant_hf.pretraining import pretrain
-from ant_hf.recipe import load_recipe
-from ant_hf.reporting import Integration
+from ant_hf.recipe import Integration, load_recipe
+from ant_hf.train import setup as run_setup
+from ant_hf.train import trackers as reporting
+from ant_hf.train.pretrain import pretrain
+from ant_hf.utils.metrics import read_metrics
 
 # Our own figures, under the names Trainer's integrations give them.
 OURS = {
@@ -114,10 +114,10 @@ def connect_here_only(self, address):
         raise OSError("no network")
     return connect(self, address)
 socket.socket.connect = connect_here_only
-from ant_hf import run_setup
+from ant_hf.train import setup as run_setup
 choose = run_setup.choose_execution
 run_setup.choose_execution = lambda recipe: dataclasses.replace(choose(recipe), peak_flops=1e12)
-from ant_hf.cli import pretrain_app, run
+from ant_hf.cli.main import pretrain_app, run
 run(pretrain_app)
 """
 
@@ -169,7 +169,7 @@ def test_a_tracker_holds_our_figures_without_touching_the_network(write, tmp_pat
 def test_wandb_without_an_account_is_refused_instead_of_waiting_for_an_answer(tmp_path):
     pytest.importorskip("wandb", reason="wandb is not installed")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    script = "from ant_hf.reporting import check_reporting; check_reporting(['wandb'])"
+    script = "from ant_hf.train.trackers import check_reporting; check_reporting(['wandb'])"
     result = subprocess.run(
         [sys.executable, "-c", script],
         cwd=tmp_path,

@@ -8,8 +8,8 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 from conftest import ROOT
 
+from ant_hf.data.tokens import verify_shards
 from ant_hf.recipe import load_recipe
-from ant_hf.tokens import verify_shards
 
 TEXT = (ROOT / "docs" / "scale-out.md").read_text(encoding="utf-8")
 COMMANDS = [

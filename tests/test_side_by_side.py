@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ant_hf.artefacts import read_sealed, write_sealed
+from ant_hf.utils.files import read_sealed, write_sealed
 
 ROOT = Path(__file__).parents[1]
 RECORDS = ("release/Ant-10M", "docs/recipe/Ant-5M")

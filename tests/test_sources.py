@@ -6,10 +6,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from ant_hf.data.readers import MAX_DOCUMENT_CHARACTERS
+from ant_hf.data.sources import EmbeddedBible, HubDataset, LocalFiles, open_source
 from ant_hf.errors import AntError
-from ant_hf.readers import MAX_DOCUMENT_CHARACTERS
 from ant_hf.recipe import CorpusRecipe
-from ant_hf.sources import EmbeddedBible, HubDataset, LocalFiles, open_source
 
 TEXTS = ["First document.\r\nTwo lines.", "Zweites Dokument: Grüße 🐜", "third"]
 

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from ant_hf.corpus import Corpus
+from ant_hf.data.corpus import Corpus
+from ant_hf.data.sources import LocalFiles
+from ant_hf.data.tokenizer import load_tokenizer, prepare_tokenizer, token_byte_lengths, train_bpe
 from ant_hf.errors import AntError
 from ant_hf.recipe import TokenizerRecipe
-from ant_hf.sources import LocalFiles
-from ant_hf.tokenizer import load_tokenizer, prepare_tokenizer, token_byte_lengths, train_bpe
 
 AWKWARD = [
     "",

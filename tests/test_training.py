@@ -14,15 +14,16 @@ from conftest import ROOT
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Trainer
 
-from ant_hf import pretraining, run_setup
-from ant_hf.arguments import training_arguments
-from ant_hf.artefacts import read_sealed, write_sealed
-from ant_hf.corpus import in_validation_split, normalised
+from ant_hf.data.corpus import in_validation_split, normalised
 from ant_hf.errors import AntError, RunStopped
-from ant_hf.metrics import read_metrics
-from ant_hf.precision import choose_execution
-from ant_hf.pretraining import pretrain
-from ant_hf.run_folder import open_run_folder
+from ant_hf.train import pretrain as pretraining
+from ant_hf.train import setup as run_setup
+from ant_hf.train.precision import choose_execution
+from ant_hf.train.pretrain import pretrain
+from ant_hf.train.run_folder import open_run_folder
+from ant_hf.train.setup import training_arguments
+from ant_hf.utils.files import read_sealed, write_sealed
+from ant_hf.utils.metrics import read_metrics
 
 
 def losses(folder):
@@ -144,7 +145,7 @@ def test_resumed_run_ends_with_equal_weights(make_recipe, monkeypatch, optimizer
     class KilledError(Exception):
         pass
 
-    from ant_hf.callbacks import ThroughputMeter
+    from ant_hf.train.callbacks import ThroughputMeter
 
     original = ThroughputMeter.on_step_begin
 

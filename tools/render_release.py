@@ -8,10 +8,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from ant_hf.artefacts import read_json
-from ant_hf.card.inputs import RELEASE
 from ant_hf.errors import AntError
-from ant_hf.release.assembling import finish
+from ant_hf.release.build import finish
+from ant_hf.utils.files import read_json
+from ant_hf.utils.names import RELEASE
 
 
 def render(folder: Path) -> None:

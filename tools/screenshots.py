@@ -41,7 +41,7 @@ def inspect(browser: Browser, model: str, target: Path) -> None:
     page = browser.new_page(viewport={"width": 1100, "height": 1294})
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "inspect.html"
-        command = [sys.executable, "-c", "from ant_hf.cli import main; main()", "inspect", model]
+        command = [sys.executable, "-c", "from ant_hf.cli.main import main; main()", "inspect", model]
         subprocess.run([*command, "--html", str(report)], check=True, stdout=subprocess.DEVNULL)
         page.goto(report.as_uri())
         page.screenshot(path=target)

@@ -17,13 +17,13 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from ant_hf.artefacts import read_sealed
 from ant_hf.card.markdown import code, table
 from ant_hf.errors import AntError
-from ant_hf.evaluation.results import RESULTS
-from ant_hf.metrics import read_metrics
-from ant_hf.plots import BLUE, ORANGE, STYLE
 from ant_hf.published import published_models
+from ant_hf.utils.files import read_sealed
+from ant_hf.utils.metrics import read_metrics
+from ant_hf.utils.names import RESULTS
+from ant_hf.utils.plots import BLUE, ORANGE, STYLE
 
 # Task, label, metric; (value, standard error) of both models; floor; outputs of both, of rates.
 _Figures = tuple[str, str, str, list[tuple[float, float | None]], float | None, list[int]]

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ant_hf.shipped import shipped_file
+
+def shipped_file(name: str) -> Path:
+    """Where a file of model_card/ lies: inside the package in a wheel, in the checkout otherwise."""
+    packaged = Path(__file__).with_name(name)
+    return packaged if packaged.is_file() else Path(__file__).parents[2] / "model_card" / name
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,64 @@ every violation, so three mistakes cost the user one look and not three.
 
 from __future__ import annotations
 
+import difflib
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ant_hf.errors import AntError, missing_file
-from ant_hf.recipe_problems import explained
-from ant_hf.recipe_yaml import RecipeLoader
-from ant_hf.reporting import ReportTo
+
+
+class RecipeLoader(yaml.SafeLoader):
+    """Safe YAML that reads 4e-4 as a number, and refuses aliases and a key given twice."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            # Nine nested aliases can stand for a billion values, in the first message that shows them.
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "aliases are not used in recipes", mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is not a text", node.start_mark
+                )
+        twice = {key for key in keys if keys.count(key) > 1}
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key given twice: {', '.join(sorted(twice))}", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    # YAML 1.1 wants a dot in every float, so that 4e-4 would arrive as a text.
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+# Those of Trainer's whose name is also that of their package, so that a missing one can be named.
+Integration = Literal[
+    "clearml", "codecarbon", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"
+]
+
+
+def _as_list(value: Any) -> Any:
+    """Transformers' shorter forms: a name alone, and `none`."""
+    names = [value] if isinstance(value, str) else value
+    return [] if names == ["none"] else names
+
+
+ReportTo = Annotated[list[Integration], BeforeValidator(_as_list)]
 
 Count = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -224,8 +272,14 @@ class Recipe(_Section):
         return Path(self.data_dir or self.output_dir) / "tokens"
 
 
-def load_recipe(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
-    """Read a recipe and apply ``key=value`` overrides.
+def load_recipe(
+    path: str | Path, overrides: Sequence[str] = (), changes: Mapping[str, Any] | None = None
+) -> Recipe:
+    """Read a recipe, change it, and check all of it.
+
+    Args:
+        overrides: ``key=value`` texts as ``--set`` takes them; a value is YAML.
+        changes: values by dotted key, taken as they are; they have the last word.
 
     Raises:
         AntError: the file is missing or no YAML, or the recipe has violations (all are listed).
@@ -240,16 +294,15 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -
         raise AntError(f"{path} is not a readable YAML file: {detail}") from None
     if not isinstance(values, dict):
         raise AntError(f"{path} holds no recipe", seen=values, expected="a mapping of keys")
-    for override in overrides:
-        _apply(values, override)
+    for key, value in [*map(_parsed, overrides), *(changes or {}).items()]:
+        _set(values, key, value)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        lines = [explained(item, Recipe) for item in error.errors()]
-        problems = "\n".join(f"  - {line}" for text in lines for line in text.splitlines())
-        count = problems.count("\n") + 1
-        what = f"{path} with the options of this command" if overrides else path
-        raise AntError(f"{what} has {count} problem{'s'[: count > 1]}:\n{problems}") from None
+        problems = "\n".join(_explained(item) for item in error.errors()).splitlines()
+        listing = "\n".join(f"  - {line}" for line in problems)
+        what = f"{path} with the options of this command" if overrides or changes else path
+        raise AntError(f"{what} has {len(problems)} problem{'s'[: len(problems) > 1]}:\n{listing}") from None
 
 
 def _nearby_recipes(path: Path) -> str:
@@ -257,19 +310,63 @@ def _nearby_recipes(path: Path) -> str:
     return f"Pass one of: {', '.join(found)}" if found else "Pass --config FILE."
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _parsed(override: str) -> tuple[str, Any]:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise AntError(
             "--set needs key=value", seen=override, hint="For example --set training.max_steps=100"
         )
-    *sections, last = key.split(".")
-    target = values
-    for section in sections:
-        target = target.setdefault(section, {})
-        if not isinstance(target, dict):
-            raise AntError(f"--set {override}: {section!r} is no section of the recipe")
     try:
-        target[last] = yaml.load(text, RecipeLoader)  # noqa: S506
+        return key, yaml.load(text, RecipeLoader)  # noqa: S506
     except (yaml.YAMLError, ValueError, RecursionError):
         raise AntError(f"--set {key}: the value is no YAML", seen=text) from None
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise AntError(f"--set {key}: {section!r} is no section of the recipe")
+    values[last] = value
+
+
+def _explained(item: Any) -> str:
+    """One violation as pydantic gives it, in the words of a recipe."""
+    location = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        near = _nearest_key(item["loc"])
+        return f"{location} is no key of a recipe" + (f"; did you mean {near}?" if near else "")
+    if item["type"] == "missing":
+        return f"{location} is missing"
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "value_error":
+        return message
+    if item["type"] == "string_pattern_mismatch" and not (item["input"] and item["input"].isprintable()):
+        message = "must not be empty or hold control characters"
+    return f"{location} is {item['input']!r}; {message[0].lower()}{message[1:]}"
+
+
+def _nearest_key(location: tuple[Any, ...]) -> str | None:
+    """The key that was meant, as it is typed: this name in another section, or one like it, nearby first."""
+    name, section = str(location[-1]), location[:-1]
+    here = [".".join(map(str, (*section, key))) for key in _keys_at(section)]
+    top = _keys_at(())
+    everywhere = [f"{each}.{key}" for each in top for key in _keys_at((each,))] + top
+    for keys, likeness in ((everywhere, 1.0), (here, 0.6), (everywhere, 0.6)):
+        by_name = {key.rpartition(".")[2]: key for key in keys}
+        if near := difflib.get_close_matches(name, by_name, n=1, cutoff=likeness):
+            return by_name[near[0]]
+    return None
+
+
+def _keys_at(location: tuple[Any, ...]) -> list[str]:
+    section: type[BaseModel] = Recipe
+    for name in location:
+        field = section.model_fields.get(name)
+        candidates = [field.annotation, *get_args(field.annotation)] if field else []
+        models = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not models:
+            return []
+        section = models[0]
+    return list(section.model_fields)

@@ -79,7 +79,7 @@ CONFIG = {
 
 def write_recipe(folder: Path, name: str, chapters: int = 12, **training: object) -> Path:
     """A recipe file beside its own copy of text and config; the run makes nine passes."""
-    from ant_hf.sources import EmbeddedBible
+    from ant_hf.data.sources import EmbeddedBible
 
     folder.mkdir(parents=True, exist_ok=True)
     text = folder / "corpus.jsonl"
@@ -187,7 +187,7 @@ def _fork(recipe: Path, rank: int, processes: int, port: int, log: Path) -> int:
             values |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "True"}
             os.environ.update({name: str(value) for name, value in values.items()})
         sys.argv = ["pretrain.py", "--config", str(recipe)]
-        from ant_hf.cli import pretrain_app, run
+        from ant_hf.cli.main import pretrain_app, run
 
         run(pretrain_app)
     except SystemExit as error:
@@ -220,7 +220,7 @@ def newest_step(folder: Path) -> int:
 
 def log_rows(folder: Path) -> list[tuple]:
     """What the loss log says, without what depends on the clock."""
-    from ant_hf.metrics import read_metrics
+    from ant_hf.utils.metrics import read_metrics
 
     clock = {
         "data_loading_share",
@@ -261,7 +261,7 @@ class Soak:
     """Kills until there are enough, over as many runs as that takes."""
 
     def __init__(self, work: Path, tally: Path, processes: int) -> None:
-        from ant_hf.run_record import source_commit
+        from ant_hf.utils.provenance import source_commit
 
         self.work, self.file, self.processes = work, tally, processes
         self.tally = json.loads(tally.read_text()) if tally.exists() else _empty_tally(processes)
@@ -395,7 +395,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     os.environ["HF_HUB_OFFLINE"] = "1"
-    import ant_hf.pretraining  # loaded before the forks  # noqa: F401
+    import ant_hf.train.pretrain  # loaded before the forks  # noqa: F401
 
     soak = Soak(options.work, options.tally, options.processes)
     soak.kill_until(options.kills, options.seconds)

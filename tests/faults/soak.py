@@ -50,8 +50,8 @@ def collect(tallies: list[Path], log: Path, mutations: int) -> dict:
     import torch
     import transformers
 
-    from ant_hf.precision import cpu_name
-    from ant_hf.run_record import source_commit
+    from ant_hf.utils.hardware import cpu_name
+    from ant_hf.utils.provenance import source_commit
 
     faults: dict[str, dict] = defaultdict(lambda: {"tried": 0, "lost": 0, "message": ""})
     for line in log.read_text(encoding="utf-8").splitlines():

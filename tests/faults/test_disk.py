@@ -11,16 +11,16 @@ from contextlib import contextmanager
 import pytest
 from faultlog import tried
 
-from ant_hf import pretraining
-from ant_hf.callbacks import MetricsFile
-from ant_hf.checkpoints import load_final
-from ant_hf.disk import check_room, is_full
+from ant_hf.data.prepare import make_tokenizer, make_tokens
 from ant_hf.errors import AntError
-from ant_hf.preparation import make_tokenizer, make_tokens
-from ant_hf.pretraining import pretrain
-from ant_hf.resume import checkpoints, damage, newest_checkpoint
-from ant_hf.run_folder import open_run_folder
-from ant_hf.training import AntTrainer
+from ant_hf.model.loading import load_final
+from ant_hf.train import pretrain as pretraining
+from ant_hf.train.callbacks import MetricsFile
+from ant_hf.train.checkpoints import checkpoints, damage, newest_checkpoint
+from ant_hf.train.pretrain import pretrain
+from ant_hf.train.run_folder import open_run_folder
+from ant_hf.train.trainer import AntTrainer
+from ant_hf.utils.disk import check_room, is_full
 
 FULL = r"no room for {} in .*; saw '[\d,]+ bytes free'; expected about [\d,]+ bytes\. Free some space"
 

@@ -14,23 +14,19 @@ import pytest
 from conftest import tiny_values
 from faultlog import tried
 
-from ant_hf.architecture import load_config
-from ant_hf.artefacts import file_sha256
-from ant_hf.callbacks import MetricsFile
-from ant_hf.checkpoints import load_final
+from ant_hf.data.prepare import make_tokenizer, make_tokens
 from ant_hf.errors import AntError
-from ant_hf.evaluation.perplexity import score_folder
-from ant_hf.evaluation.results import (
-    merge_harness_results,
-    merge_samples,
-    previous_results,
-    write_results,
-)
-from ant_hf.metrics import read_metrics
-from ant_hf.preparation import make_tokenizer, make_tokens
+from ant_hf.evaluation.results import merge_harness_results, merge_samples, previous_results, write_results
+from ant_hf.model.architecture import load_config
+from ant_hf.model.loading import load_final
+from ant_hf.model.scoring import score_folder
 from ant_hf.recipe import Recipe
-from ant_hf.resume import PROGRESS, SEAL, checkpoints, newest_checkpoint, publish
-from ant_hf.run_folder import open_run_folder
+from ant_hf.train.callbacks import MetricsFile
+from ant_hf.train.checkpoints import PROGRESS, checkpoints, newest_checkpoint, publish
+from ant_hf.train.run_folder import open_run_folder
+from ant_hf.utils.files import file_sha256
+from ant_hf.utils.metrics import read_metrics
+from ant_hf.utils.names import SEAL
 
 
 def read_tokens(run, recipe):

@@ -9,15 +9,16 @@ import pytest
 import torch
 from faultlog import tried
 
-from ant_hf.architecture import load_config
-from ant_hf.checkpoints import load_final
+from ant_hf.data.packing import MANIFEST
+from ant_hf.data.tokens import PackedTokens, read_manifest, verify_shards
 from ant_hf.errors import AntError
-from ant_hf.packing import MANIFEST
-from ant_hf.pretraining import pretrain
+from ant_hf.model.architecture import load_config
+from ant_hf.model.loading import load_final
 from ant_hf.recipe import load_recipe
-from ant_hf.resume import SEAL, newest_checkpoint, publish
-from ant_hf.run_folder import open_run_folder
-from ant_hf.tokens import PackedTokens, read_manifest, verify_shards
+from ant_hf.train.checkpoints import newest_checkpoint, publish
+from ant_hf.train.pretrain import pretrain
+from ant_hf.train.run_folder import open_run_folder
+from ant_hf.utils.names import SEAL
 
 
 @pytest.fixture

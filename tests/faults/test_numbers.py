@@ -11,17 +11,17 @@ import torch
 from faultlog import tried
 from records import write_results
 
-from ant_hf.arguments import training_arguments
 from ant_hf.errors import AntError
-from ant_hf.guards import StepGuard
-from ant_hf.metrics import read_metrics
-from ant_hf.precision import choose_execution
-from ant_hf.pretraining import pretrain
-from ant_hf.release.assembling import make_release
-from ant_hf.resume import newest_checkpoint
-from ant_hf.run_folder import open_run_folder
-from ant_hf.stopping import StopRequest
-from ant_hf.training import AntTrainer
+from ant_hf.release.build import make_release
+from ant_hf.train.checkpoints import newest_checkpoint
+from ant_hf.train.guard import StepGuard
+from ant_hf.train.precision import choose_execution
+from ant_hf.train.pretrain import pretrain
+from ant_hf.train.run_folder import open_run_folder
+from ant_hf.train.setup import training_arguments
+from ant_hf.train.stopping import StopRequest
+from ant_hf.train.trainer import AntTrainer
+from ant_hf.utils.metrics import read_metrics
 
 
 def spoil_loss(monkeypatch, at_step, value):
@@ -196,7 +196,7 @@ def damaged_weights(checkpoint):
 
 def guard(tmp_path, recipe, losses):
     """A guard that has seen `losses`, one a step, and the rows it wrote."""
-    from ant_hf.callbacks import MetricsFile
+    from ant_hf.train.callbacks import MetricsFile
 
     order = SimpleNamespace(block_index=lambda position: position)
     metrics = MetricsFile(tmp_path / "metrics.jsonl")

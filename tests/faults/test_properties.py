@@ -13,13 +13,13 @@ from conftest import TINY_CONFIG, tiny_values
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ant_hf.architecture import load_config, parameter_ledger
-from ant_hf.artefacts import read_sealed, write_sealed
+from ant_hf.data.readers import read_jsonl
+from ant_hf.data.tokens import PackedTokens, verify_shards
 from ant_hf.errors import AntError
-from ant_hf.metrics import read_metrics
-from ant_hf.readers import read_jsonl
+from ant_hf.model.architecture import load_config, parameter_ledger
 from ant_hf.recipe import Recipe, load_recipe
-from ant_hf.tokens import PackedTokens, verify_shards
+from ant_hf.utils.files import read_sealed, write_sealed
+from ant_hf.utils.metrics import read_metrics
 
 # The same examples each time, so that a failure is one on every machine.
 QUICK = settings(

@@ -14,16 +14,16 @@ from conftest import ROOT
 from faultlog import tried
 from safetensors.torch import load_file
 
-from ant_hf import stopping
-from ant_hf.artefacts import read_sealed, write_sealed
-from ant_hf.callbacks import ThroughputMeter
 from ant_hf.errors import AntError, RunStopped
-from ant_hf.locks import locked
-from ant_hf.metrics import read_metrics
-from ant_hf.pretraining import pretrain
-from ant_hf.resume import damage, newest_checkpoint
-from ant_hf.run_folder import open_run_folder
-from ant_hf.stopping import StopRequest
+from ant_hf.train import stopping
+from ant_hf.train.callbacks import ThroughputMeter
+from ant_hf.train.checkpoints import damage, newest_checkpoint
+from ant_hf.train.pretrain import pretrain
+from ant_hf.train.run_folder import open_run_folder
+from ant_hf.train.stopping import StopRequest
+from ant_hf.utils.files import read_sealed, write_sealed
+from ant_hf.utils.locks import locked
+from ant_hf.utils.metrics import read_metrics
 
 
 def at_step(monkeypatch, step, action):
@@ -169,7 +169,7 @@ def test_a_sealed_save_only_misses_its_name(cut_run, capsys):
 
 
 def test_old_checkpoints_go_only_after_the_new_one_is_complete(cut_run, monkeypatch):
-    from ant_hf import resume
+    from ant_hf.train import checkpoints as resume
 
     recipe, folder = cut_run()
     recipe = recipe.model_copy(

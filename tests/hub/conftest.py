@@ -49,7 +49,7 @@ def client(client_environment):
     def run(*command, check=True, cwd=None, **environment):
         words = [sys.executable, "-c", command[0]] if len(command) == 1 else list(map(str, command))
         if words[0] == "ant-hf":
-            words = [sys.executable, "-c", "from ant_hf.cli import main; main()", *words[1:]]
+            words = [sys.executable, "-c", "from ant_hf.cli.main import main; main()", *words[1:]]
         values = {k: v for k, v in (client_environment | environment).items() if v is not None}
         result = subprocess.run(words, env=values, capture_output=True, text=True, cwd=cwd, timeout=300)
         if check:
@@ -69,12 +69,12 @@ def session(client):
     def run(*lines, **environment):
         script = f"""
 import contextlib, io, json, sys
-import ant_hf.report
-from ant_hf import cli
+import ant_hf.utils.console
+from ant_hf.cli import main as cli
 results = []
 for words in {[list(map(str, line)) for line in lines]!r}:
     said, sys.argv = io.StringIO(), ["ant-hf", *words]
-    ant_hf.report._console.file = said
+    ant_hf.utils.console._console.file = said
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
             cli.main()

@@ -76,8 +76,8 @@ def digest(folder: Path) -> str:
 def run_case(hub: Hub, release: Path, number: int, step: str, kind: object, what: str) -> dict:
     """One publication under a fault, then one without it if it failed."""
     from ant_hf.errors import AntError
-    from ant_hf.hub.client import HubClient
-    from ant_hf.hub.publishing import publish
+    from ant_hf.hub import HubClient
+    from ant_hf.release.publish import publish
 
     repository = f"GODELEV/case-{number}"
     record = json.loads((release / "release.json").read_text())

@@ -74,10 +74,10 @@ def test_a_mistyped_folder_is_told_from_a_silent_hub(hub, session, client):
     assert "name is not valid; saw 'release/Ant 10M'" in odd[1]
     assert [each[0] for each in (missing, path, odd)] == [2, 2, 2]
     script = """
-from ant_hf.cli import run
+from ant_hf.cli.main import run
 import typer
-from ant_hf.hub.client import HubClient
-from ant_hf.hub.fetching import fetch_model
+from ant_hf.hub import HubClient
+from ant_hf.release.fetch import fetch_model
 app = typer.Typer()
 app.command()(lambda: fetch_model(HubClient(attempts=1, anonymous=True), "release/Ant-11M"))
 run(app)
@@ -174,7 +174,7 @@ def test_a_killed_upload_continues_without_sending_the_weights_again(hub, sessio
     """Killed while the commit is on its way: the blobs are there, nothing else is."""
     publish = ["publish", str(run / "final"), "--repo", REPO, "--yes"]
     hub.faults.add("POST", "/commit/", "slow", delay=30)
-    command = [sys.executable, "-c", "from ant_hf.cli import main; main()", *publish]
+    command = [sys.executable, "-c", "from ant_hf.cli.main import main; main()", *publish]
     process = subprocess.Popen(
         command, env=client_environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

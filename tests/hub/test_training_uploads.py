@@ -38,7 +38,7 @@ def pretrain(client):
 
     def run(*files):
         script = f"""
-from ant_hf.pretraining import pretrain
+from ant_hf.train.pretrain import pretrain
 from ant_hf.recipe import load_recipe
 for file in {[str(file) for file in files]!r}:
     print("=====", flush=True)
@@ -93,7 +93,7 @@ def test_a_run_out_of_time_leaves_when_its_last_checkpoint_has_arrived(hub, clie
     script = f"""
 import os
 from ant_hf.errors import RunStopped
-from ant_hf.pretraining import pretrain
+from ant_hf.train.pretrain import pretrain
 from ant_hf.recipe import load_recipe
 try:
     pretrain(load_recipe({str(recipes("machine", max_hours=0.0001))!r}))
@@ -133,7 +133,7 @@ def test_what_cannot_work_is_said_before_anything_is_spent(hub, client, recipes,
     script = f"""
 import os
 from ant_hf.errors import AntError
-from ant_hf.pretraining import pretrain
+from ant_hf.train.pretrain import pretrain
 from ant_hf.recipe import load_recipe
 for token in (None, {READ_TOKEN!r}, {WRITE_TOKEN!r}):
     os.environ.pop("HF_TOKEN", None)

@@ -6,18 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ant_hf.artefacts import read_json, read_sealed
 from ant_hf.errors import AntError
-from ant_hf.metrics import read_metrics
-
-RUN, RESULTS, GATE, FRAGMENTATION, METRICS, MANIFEST = (
-    "run.json", "results.json", "gate.json", "fragmentation.json", "metrics.jsonl", "tokens.json",
-)  # fmt: skip
-RELEASE = "release.json"
-CARD = "README.md"
-WEIGHTS = "model.safetensors"
-# Of the GGUF files, where a release has some.
-VERIFIED = "verified.json"
+from ant_hf.utils.files import read_json, read_sealed
+from ant_hf.utils.metrics import read_metrics
+from ant_hf.utils.names import (
+    FRAGMENTATION,
+    GATE,
+    METRICS,
+    RELEASED_MANIFEST,
+    RESULTS,
+    RUN_RECORD,
+    VERIFIED,
+    WEIGHTS,
+)
 
 
 @dataclass(frozen=True)
@@ -56,17 +57,19 @@ def read_inputs(
     Raises:
         AntError: one is missing, damaged, or belongs to other weights than the rest.
     """
-    run = read_json(folder / RUN, "run record", "Train first: accelerate launch pretrain.py --config RECIPE")
+    run = read_json(
+        folder / RUN_RECORD, "run record", "Train first: accelerate launch pretrain.py --config RECIPE"
+    )
     results = read_json(folder / RESULTS, "results", "Measure first: ant-hf evaluate MODEL_FOLDER")
     gate = read_json(folder / GATE, "gate report", "Make the release anew: ant-hf card MODEL_FOLDER")
     report = read_json(folder / FRAGMENTATION, "fragmentation report", "Train the tokenizer anew.")
-    manifest = read_json(folder / MANIFEST, "token manifest", "Pack the tokens anew.")
+    manifest = read_json(folder / RELEASED_MANIFEST, "token manifest", "Pack the tokens anew.")
     metrics = read_metrics(folder / METRICS)
     if not metrics:
         raise AntError(f"no metrics in {folder / METRICS}", hint="The card shows the training's course.")
     weights = files[WEIGHTS]["sha256"]
     for what, seen in (
-        (RUN, run.get("final", {}).get("weights_sha256")),
+        (RUN_RECORD, run.get("final", {}).get("weights_sha256")),
         (RESULTS, results.get("model", {}).get("weights_sha256")),
         (GATE, gate.get("sha256", {}).get(WEIGHTS)),
     ):

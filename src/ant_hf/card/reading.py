@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ant_hf.card.inputs import CARD
+from ant_hf.card.claims import Accuracy, Claims, Moment, Perplexities, Printed, Schedule
 from ant_hf.card.markdown import read_tables
-from ant_hf.claims import Accuracy, Claims, Moment, Perplexities, Printed, Schedule
 from ant_hf.errors import AntError, missing_file
+from ant_hf.utils.names import CARD
 
 
 def card_claims(text: str, name: str) -> Claims:

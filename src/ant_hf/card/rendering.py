@@ -32,8 +32,7 @@ from ant_hf.card.markdown import Safe, code, escape, plain, quote, table
 from ant_hf.card.metadata import card_data
 from ant_hf.card.takeaways import takeaways
 from ant_hf.errors import AntError
-from ant_hf.published import PublishedModel, published_models
-from ant_hf.shipped import shipped_file
+from ant_hf.published import PublishedModel, published_models, shipped_file
 
 TEMPLATE = "card.md.jinja"
 

@@ -14,7 +14,7 @@ import torch
 
 from ant_hf.demo.look import launch_options
 from ant_hf.demo.page import build_page
-from ant_hf.evaluation.subject import load_subject
+from ant_hf.model.loading import load_subject
 
 
 def load_page(models: Sequence[str]) -> gr.Blocks:

@@ -8,14 +8,14 @@ from typing import Any
 
 import gradio as gr
 
-from ant_hf.checkpoints import encode_prompt
 from ant_hf.demo.fragments_view import fragments_html, output_html, safe, scale_html
 from ant_hf.demo.sampling import LIMITS, TOP_K, Generation, Sampling, generate_together
 from ant_hf.errors import AntError
 from ant_hf.evaluation.degeneration import loop_period
-from ant_hf.evaluation.subject import Subject
 from ant_hf.inspection.fragments import Fragment, read_fragments
 from ant_hf.inspection.vocabulary import vocabulary
+from ant_hf.model.generation import encode_prompt
+from ant_hf.model.loading import Subject
 
 EXAMPLE = "The basic principles of small language models require"
 # Seconds between two updates: more than people can see would only keep the browser busy.

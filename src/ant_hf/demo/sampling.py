@@ -23,8 +23,8 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from ant_hf.checkpoints import CARD_SAMPLING
 from ant_hf.errors import AntError
+from ant_hf.model.generation import CARD_SAMPLING
 
 # What `generate` samples from when, as in the card's snippet, nothing is said.
 TOP_K = 50

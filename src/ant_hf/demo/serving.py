@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ant_hf.demo.launching import launch, load_page
 from ant_hf.errors import AntError
-from ant_hf.report import say
+from ant_hf.utils.console import say
 
 HOST = "127.0.0.1"
 # The page's own library needs inline scripts and templates; nothing else may come from anywhere.

@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
-from ant_hf.artefacts import whole_folder, write_json
-from ant_hf.card.inputs import CARD, RELEASE
 from ant_hf.errors import AntError
-from ant_hf.release.files import inventory
-from ant_hf.run_record import source_commit
+from ant_hf.utils.files import inventory, whole_folder, write_json
+from ant_hf.utils.names import CARD, RELEASE
+from ant_hf.utils.provenance import source_commit
 
 PACKAGE = "ant_hf"
 _SOURCE = Path(__file__).parents[1]

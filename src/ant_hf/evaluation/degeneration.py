@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ant_hf.checkpoints import CARD_SAMPLING
 from ant_hf.errors import AntError
+from ant_hf.model.generation import CARD_SAMPLING
 
 NEW_TOKENS = 128
 SEED = 0

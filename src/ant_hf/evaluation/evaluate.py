@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from ant_hf.artefacts import file_sha256
 from ant_hf.errors import AntError
 from ant_hf.evaluation.benchmarks import Benchmark, choose_benchmarks, known_benchmarks
 from ant_hf.evaluation.definitions import local_file, write_definitions
@@ -21,17 +20,18 @@ from ant_hf.evaluation.language_model import BatchedLM
 from ant_hf.evaluation.likelihoods import LikelihoodStore
 from ant_hf.evaluation.records import Measurement, perplexity_record, record, sample_line
 from ant_hf.evaluation.results import (
-    RESULTS,
     SCHEMA,
     merge_harness_results,
     merge_samples,
     previous_results,
     write_results,
 )
-from ant_hf.evaluation.subject import Subject, load_subject
-from ant_hf.precision import cpu_name
-from ant_hf.report import progress_bar, say
-from ant_hf.run_record import now
+from ant_hf.model.loading import Subject, load_subject
+from ant_hf.utils.console import progress_bar, say
+from ant_hf.utils.files import file_sha256
+from ant_hf.utils.hardware import cpu_name
+from ant_hf.utils.names import RESULTS
+from ant_hf.utils.provenance import now
 
 DEGENERATION = "degeneration"
 _PARTIAL = ".evaluation.partial.jsonl"

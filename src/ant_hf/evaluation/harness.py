@@ -18,14 +18,14 @@ from lm_eval.loggers.utils import add_env_info, add_tokenizer_info
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable, hash_string
 
-from ant_hf.artefacts import file_sha256
 from ant_hf.errors import AntError
 from ant_hf.evaluation.arithmark import check_schema
 from ant_hf.evaluation.benchmarks import Benchmark
 from ant_hf.evaluation.definitions import local_file
 from ant_hf.evaluation.language_model import BatchedLM
 from ant_hf.evaluation.records import Measurement
-from ant_hf.report import progress_bar
+from ant_hf.utils.console import progress_bar
+from ant_hf.utils.files import file_sha256
 
 # lm-eval resamples for the standard error of metrics without a formula (LAMBADA's perplexity).
 _BOOTSTRAP = 1000

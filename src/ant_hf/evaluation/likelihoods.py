@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ant_hf.artefacts import write_text
 from ant_hf.errors import AntError
+from ant_hf.utils.files import write_text
 
 
 def request_key(context: list[int], continuation: list[int]) -> str:

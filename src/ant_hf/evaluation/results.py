@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ant_hf.artefacts import check_file, file_sha256, read_json, read_sealed, write_json, write_sealed
 from ant_hf.errors import AntError
+from ant_hf.utils.files import check_file, file_sha256, read_json, read_sealed, write_json, write_sealed
+from ant_hf.utils.names import RESULTS
 
-RESULTS = "results.json"
 HARNESS_RESULTS = "lm_eval_results.json"
 SAMPLES = "samples.jsonl"
 SCHEMA = 1

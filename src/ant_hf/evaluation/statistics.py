@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ant_hf.errors import AntError
+from ant_hf.utils.metrics import exp
 
 ABOVE, BELOW, UNCLEAR = "above", "below", "indistinguishable"
 
@@ -126,8 +127,3 @@ def check_identity(figures: dict[str, Any], harness: dict[str, float], where: st
                 expected=f"{figures['nats']:,.3f}",
             )
     return f"{' = '.join(nats)} = {figures['nats']:.6g} nats"
-
-
-def exp(value: float) -> float:
-    """E to the power of nats, infinite where a float ends."""
-    return math.exp(value) if value < 700 else math.inf

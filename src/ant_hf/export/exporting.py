@@ -14,12 +14,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ant_hf.artefacts import file_sha256, read_sealed, whole_folder, write_sealed, write_text
-from ant_hf.card.inputs import VERIFIED
-from ant_hf.checkpoints import TOKENIZER_FILES
-from ant_hf.disk import check_room, writing
 from ant_hf.errors import AntError
-from ant_hf.evaluation.subject import Subject, load_subject
 from ant_hf.export.gguf_checks import read_back, run_in_llama_cpp
 from ant_hf.export.gguf_file import Origin, write_gguf
 from ant_hf.export.gguf_tensors import TYPES, check_architecture
@@ -27,8 +22,13 @@ from ant_hf.export.gguf_vocabulary import read_vocabulary
 from ant_hf.export.llama_cpp import is_installed
 from ant_hf.export.ollama import modelfile
 from ant_hf.export.onnx_graph import check_onnx, write_onnx
-from ant_hf.report import say
-from ant_hf.run_record import now
+from ant_hf.model.loading import Subject, load_subject
+from ant_hf.model.saving import TOKENIZER_FILES
+from ant_hf.utils.console import say
+from ant_hf.utils.disk import check_room, writing
+from ant_hf.utils.files import file_sha256, read_sealed, whole_folder, write_sealed, write_text
+from ant_hf.utils.names import VERIFIED
+from ant_hf.utils.provenance import now
 
 MODELFILE = "Modelfile"
 WITHOUT_LLAMA_CPP = "llama.cpp: not run, xllamacpp is not installed; pip install 'ant-hf[gguf]'"

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from ant_hf.checkpoints import quiet_transformers
 from ant_hf.errors import AntError
 from ant_hf.export.gguf_tensors import rounded
 from ant_hf.export.greedy import check_greedy, room_for
 from ant_hf.export.llama_cpp import Questions, ask
 from ant_hf.export.texts import check_texts, greedy_prompts
-from ant_hf.release.texts import ENGLISH
+from ant_hf.model.loading import quiet_transformers
+from ant_hf.model.texts import ENGLISH
 
 _SCORED_TOKENS = 48
 

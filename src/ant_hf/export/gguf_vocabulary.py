@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ant_hf.artefacts import read_json
 from ant_hf.errors import AntError
+from ant_hf.utils.files import read_json
 
 # token_type in GGUF, as in llama.cpp's llama_token_type.
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ant_hf.artefacts import read_json, write_json
 from ant_hf.errors import AntError
+from ant_hf.utils.files import read_json, write_json
 
 _SECONDS_A_REQUEST = 300
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ant_hf.checkpoints import CARD_SAMPLING
+from ant_hf.model.generation import CARD_SAMPLING
 
 
 def modelfile(file: str, context: int, license_id: str | None) -> str:

@@ -19,10 +19,10 @@ import transformers
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from ant_hf.checkpoints import quiet_transformers
 from ant_hf.errors import AntError
 from ant_hf.export.greedy import check_greedy, room_for
 from ant_hf.export.texts import greedy_prompts
+from ant_hf.model.loading import quiet_transformers
 
 GRAPH = "model.onnx"
 TOLERANCE = 1e-3

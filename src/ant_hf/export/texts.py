@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterator
 
 from ant_hf.evaluation.degeneration import prompts
-from ant_hf.release.texts import ENGLISH, ROUND_TRIP
+from ant_hf.model.texts import ENGLISH, ROUND_TRIP
 
 TEXTS_PER_KIND = 90
 _SEED = 7

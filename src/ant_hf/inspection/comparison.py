@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ant_hf.evaluation.subject import load_subject, locate
 from ant_hf.inspection.embeddings import fits_tokenizer, run_tokens
 from ant_hf.inspection.examination import Bar, Inspection, inspect_model
 from ant_hf.inspection.texts import choose_text
-from ant_hf.run_folder import FINAL, RUN_RECORD
+from ant_hf.model.loading import load_subject, locate
+from ant_hf.utils.names import FINAL, RUN_RECORD
 
 REPORT = "inspection.html"
 

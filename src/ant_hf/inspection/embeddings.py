@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from ant_hf.artefacts import file_sha256
+from ant_hf.data.tokens import TRAIN, VALIDATION, PackedTokens, read_manifest
 from ant_hf.errors import AntError
-from ant_hf.tokens import MANIFEST, TRAIN, VALIDATION, PackedTokens, read_manifest
+from ant_hf.utils.files import file_sha256
+from ant_hf.utils.names import MANIFEST
 
 # 64 MB of tokens at a time.
 _PIECE = 32_000_000

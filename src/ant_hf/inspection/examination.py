@@ -11,9 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ant_hf.architecture import Ledger, parameter_ledger
 from ant_hf.errors import AntError
-from ant_hf.evaluation.subject import Subject
 from ant_hf.inspection.activations import Activations, read_activations
 from ant_hf.inspection.embeddings import Embeddings, count_tokens, read_embeddings
 from ant_hf.inspection.fragments import NextTokens, Reading, next_tokens, prefix_ids, read_text
@@ -21,6 +19,8 @@ from ant_hf.inspection.heads import Head, read_heads
 from ant_hf.inspection.texts import Text
 from ant_hf.inspection.vocabulary import Vocabulary, vocabulary
 from ant_hf.inspection.weights import Matrix, check_finite, layers_of, read_matrices
+from ant_hf.model.architecture import Ledger, parameter_ledger
+from ant_hf.model.loading import Subject
 
 CANDIDATES = 20
 Advance = Callable[[int, int], None]

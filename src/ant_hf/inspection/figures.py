@@ -19,7 +19,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ant_hf.inspection.examination import Inspection
-from ant_hf.plots import STYLE
+from ant_hf.utils.plots import STYLE
 
 _INK, _FAINT, _A, _B = "#010101", "#020202", "#030303", "#040404"
 _VARIABLES = {_INK: "var(--ink)", _FAINT: "var(--faint)", _A: "var(--a)", _B: "var(--b)"}

@@ -10,7 +10,6 @@ from typing import Any
 
 import jinja2
 
-from ant_hf.artefacts import write_text
 from ant_hf.inspection.colours import SURPRISE_STEPS, surprise_colours, surprise_step
 from ant_hf.inspection.examination import CANDIDATES, Inspection
 from ant_hf.inspection.figures import (
@@ -24,6 +23,7 @@ from ant_hf.inspection.figures import (
 )
 from ant_hf.inspection.findings import findings
 from ant_hf.inspection.fragments import by_predictability
+from ant_hf.utils.files import write_text
 
 TEMPLATE = "report.html.jinja"
 # Enough to read; each takes about half a kilobyte with its tip.

@@ -12,7 +12,7 @@ from ant_hf.inspection.colours import surprise_colours, surprise_step
 from ant_hf.inspection.examination import Inspection
 from ant_hf.inspection.findings import findings
 from ant_hf.inspection.fragments import by_predictability
-from ant_hf.report import say, show
+from ant_hf.utils.console import say, show
 
 _SHOWN_FRAGMENTS = 120
 _EXTREMES = 8

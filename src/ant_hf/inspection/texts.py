@@ -8,7 +8,7 @@ from typing import Any
 
 from ant_hf.errors import AntError
 from ant_hf.inspection.embeddings import held_out_text
-from ant_hf.release.texts import ENGLISH
+from ant_hf.model.texts import ENGLISH
 
 # A few thousand tokens: seconds on a laptop, and more than the residual stream has dimensions.
 MAX_CHARACTERS = 20_000

@@ -6,11 +6,12 @@ import getpass
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ant_hf.artefacts import file_sha256, strings_in
 from ant_hf.release.checks import Check
+from ant_hf.utils.files import strings_in
+from ant_hf.utils.provenance import without_paths
 
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz"}
 _TRAINING_STATE = re.compile(r"^(optimizer|scheduler|rng_state|scaler|training_args|trainer_state)\b")
@@ -25,10 +26,6 @@ _PATHS = re.compile(
     r"(?<![\w.:/~-])/(?:home|root|Users|tmp|var|mnt|media|data|opt|srv|work|workspace|scratch|kaggle|content)/[\w.-]+"
     r"|\b[A-Za-z]:\\{1,2}(?:Users|Documents|home|temp|data)\b"
 )
-# Keys of a recipe that hold places: white space is part of a path there, and elsewhere makes a sentence.
-_PLACES = ("architecture", "data_dir", "decontaminate", "output_dir", "path")
-# What the `changes` of a run.json say of a place: "output_dir was '/a/b', is '/c/d'".
-_MOVED = re.compile(rf"((?:\w+\.)*(?:{'|'.join(_PLACES)})) was (?:.*, is )?['\"](?:/|\\|[A-Za-z]:)")
 # Accounts that say nothing of a person, and are words of their own.
 _NOBODY = {
     "root",
@@ -131,35 +128,6 @@ def _cut_texts(values: Any) -> Iterator[str]:
     return (text for text, cut in pairs if text != cut)
 
 
-def without_paths(value: Any, key: str = "") -> Any:
-    """JSON values with every absolute path cut down to its last name.
-
-    Of a change of a place, as run.json records it, only the key stays.
-
-    Args:
-        key: the one that holds the value. White space makes a text a sentence, which stays as it is, unless
-            the key is that of a place.
-    """
-    if isinstance(value, dict):
-        return {name: without_paths(item, name) for name, item in value.items()}
-    if isinstance(value, list):
-        return [without_paths(item, key) for item in value]
-    if not isinstance(value, str):
-        return value
-    if key == "what" and (moved := _MOVED.match(value)):
-        return f"{moved[1]} was changed"
-    is_sentence = key not in _PLACES and any(character.isspace() for character in value)
-    return value if is_sentence else _last_name(value)
-
-
-def _last_name(text: str) -> str:
-    """The last name of an absolute path with a folder in it, of either kind of system; other texts stay."""
-    posix, windows = PurePosixPath(text), PureWindowsPath(text)
-    if posix.is_absolute() and len(posix.parts) > 2:
-        return posix.name
-    return windows.name if windows.drive and windows.is_absolute() else text
-
-
 def _user() -> str | None:
     try:
         user = getpass.getuser()
@@ -180,12 +148,3 @@ def check_files(folder: Path, owner: str = "") -> Check:
     return Check(
         "files", not problems, "; ".join(problems) if problems else seen, {"files": len(names), "bytes": size}
     )
-
-
-def inventory(folder: Path, without: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
-    """Size in bytes and sha256 of every file, by its name in the folder."""
-    return {
-        name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and (name := path.relative_to(folder).as_posix()) not in without
-    }

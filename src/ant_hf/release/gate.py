@@ -7,21 +7,207 @@ is in this process: what it finds, a stranger finds.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
-from ant_hf.artefacts import file_sha256, read_json, write_json
-from ant_hf.audit import count_parameters
+from ant_hf.card.audit import count_parameters
+from ant_hf.data.tokens import TokensInMemory
+from ant_hf.evaluation.degeneration import generate, measure, prompts
+from ant_hf.model.scoring import score_tokens
+from ant_hf.model.texts import ENGLISH, ROUND_TRIP
 from ant_hf.release.checks import Check, as_json, verdict
 from ant_hf.release.files import check_files, dangerous_files
-from ant_hf.release.loading import Loaded, load
-from ant_hf.release.scoring import Scores, score_documents
-from ant_hf.release.texts import ENGLISH, ROUND_TRIP
-from ant_hf.run_record import now
+from ant_hf.utils.files import file_sha256, read_json, write_json
+from ant_hf.utils.provenance import now
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Model and tokenizer of one folder."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    stored_parameters: int
+    """Numbers in the safetensors files."""
+    stored_dtype: torch.dtype
+    """Of the largest tensor there."""
+
+
+def load(
+    folder: Path, dtype: torch.dtype, refuse: list[str] | None = None
+) -> tuple[Loaded | None, list[Check]]:
+    """Load through the Auto classes, without remote code and offline.
+
+    Args:
+        refuse: reasons not to try at all.
+
+    Returns:
+        None instead of the model if it does not load, and the checks made on the way.
+    """
+    name = "loading"
+    reasons = [*(refuse or []), *_asks_for_code(folder)]
+    if reasons:
+        return None, [Check(name, False, "; ".join(reasons))]
+    said: list[str] = []
+    try:
+        with _listening(said):
+            both: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, output_loading_info=True, local_files_only=True, trust_remote_code=False
+            )
+            model, info = both
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        stored_parameters, stored_dtype = _stored(folder)
+    except Exception as error:  # whatever it is, a stranger would meet it too
+        return None, [Check(name, False, f"does not load: {type(error).__name__}: {_one_line(error)}")]
+    keys = {k: sorted(v) for k, v in info.items() if k.endswith("_keys") and v}
+    problems = [f"{kind.replace('_', ' ')}: {', '.join(map(str, found[:3]))}" for kind, found in keys.items()]
+    problems += [f"warning: {text}" for text in said]
+    problems += _size_problem(model, tokenizer)
+    seen = "; ".join(problems) or "Auto classes, no warning, no missing or unexpected key, no remote code"
+    loaded = Loaded(model.eval(), tokenizer, stored_parameters, stored_dtype)
+    return loaded, [Check(name, not problems, seen), _tied(model)]
+
+
+def _size_problem(model: PreTrainedModel, tokenizer: Any) -> list[str]:
+    if len(tokenizer) <= model.config.vocab_size:
+        return []
+    return [f"the tokenizer has {len(tokenizer):,} entries, the model {model.config.vocab_size:,}"]
+
+
+def _tied(model: Any) -> Check:
+    head, embeddings = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    shared = head.data_ptr() == embeddings.data_ptr()
+    declared = bool(model.config.tie_word_embeddings)
+    seen = f"tie_word_embeddings is {declared}, the two tensors share storage: {shared}"
+    return Check("tied weights", shared == declared, seen)
+
+
+def _asks_for_code(folder: Path) -> list[str]:
+    found = []
+    for name in ("config.json", "tokenizer_config.json"):
+        path = folder / name
+        if path.is_file() and "auto_map" in path.read_text(encoding="utf-8", errors="replace"):
+            found.append(f"{name} asks for remote code (auto_map)")
+    return found
+
+
+def _stored(folder: Path) -> tuple[int, torch.dtype]:
+    """Numbers in all safetensors files, read from their heads, and the dtype of the largest tensor."""
+    total, largest, dtype = 0, -1, torch.float32
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (no mapping)
+                view = file.get_slice(key)
+                count = 1
+                for size in view.get_shape():
+                    count *= size
+                total += count
+                if count > largest:
+                    largest, dtype = count, _DTYPES.get(view.get_dtype(), torch.float32)
+    return total, dtype
+
+
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@contextmanager
+def _listening(said: list[str]) -> Iterator[None]:
+    """Collect warnings of Python and of the libraries' loggers instead of showing them."""
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(_one_line(record.getMessage()))
+
+    collector = Collector(logging.WARNING)
+    loggers = [logging.getLogger("transformers"), logging.getLogger("huggingface_hub")]
+    before = [(logger.handlers[:], logger.propagate) for logger in loggers]
+    transformers_logging.disable_progress_bar()
+    try:
+        for logger in loggers:
+            logger.handlers, logger.propagate = [collector], False
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield
+        said += [_one_line(item.message) for item in caught]
+    finally:
+        for logger, (handlers, propagate) in zip(loggers, before, strict=True):
+            logger.handlers, logger.propagate = handlers, propagate
+
+
+def _one_line(value: object) -> str:
+    return " ".join(str(value).split())[:300]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Sums over the scored tokens; the first token of all is context only."""
+
+    nats: float
+    tokens: int
+    decoded_bytes: int
+    """UTF-8 bytes of the scored tokens' text, special tokens left out."""
+    vocab_size: int
+
+    @property
+    def loss(self) -> float:
+        """Nats a token."""
+        return self.nats / self.tokens
+
+    @property
+    def byte_perplexity(self) -> float:
+        nats = self.nats / self.decoded_bytes
+        return math.exp(nats) if nats < 700 else math.inf
+
+    @property
+    def uniform_byte_perplexity(self) -> float:
+        """Of giving every token the same probability."""
+        return float(self.vocab_size ** (self.tokens / self.decoded_bytes))
+
+
+def score_documents(
+    loaded: Loaded, documents: list[str], context: int, batch_size: int, limit: int | None = None
+) -> Scores:
+    """Encode, join with end-of-text as packing does, and score at most `limit` tokens."""
+    tokenizer, model = loaded.tokenizer, loaded.model
+    end = tokenizer.eos_token_id
+    ids: list[int] = []
+    for document in documents:
+        ids += tokenizer.encode(document, add_special_tokens=False, split_special_tokens=True)
+        ids += [end] if end is not None else []
+        if limit is not None and len(ids) > limit:
+            break
+    ids = ids[: None if limit is None else limit + 1]
+    if torch.cuda.is_available():
+        model.to("cuda")  # type: ignore[arg-type]  # wrapped by a decorator of transformers
+    scores = score_tokens(model, TokensInMemory(ids), [0] * model.config.vocab_size, context, batch_size)
+    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    first = tokenizer.decode(ids[:1], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    size = len(text.encode()) - len(first.encode())
+    return Scores(scores.nats, scores.tokens, max(size, 1), model.config.vocab_size)
+
+
+# Every fourth of the evaluation's prompts: enough to see a collapse, a few seconds on a CPU.
+_EVERY = 4
+
+
+def greedy_loop_rate(loaded: Loaded) -> tuple[float, int]:
+    """Share of continuations stuck in a loop, by the evaluation's own measure, and how many there were."""
+    texts = prompts()[::_EVERY]
+    outputs = generate(loaded.model, loaded.tokenizer, texts, sample=False)
+    return measure(outputs, loaded.tokenizer.decode)["loop_rate"], len(outputs)
+
 
 # How far a reloaded loss may lie from the one recorded in training.
 TOLERANCE = 0.005
@@ -162,7 +348,7 @@ def _english(loaded: Loaded) -> Check:
 
 
 def _generation(loaded: Loaded, recorded: dict[str, Any] | None) -> Check:
-    from ant_hf.release.loops import greedy_loop_rate
+    from ant_hf.release.gate import greedy_loop_rate
 
     rate, prompts = greedy_loop_rate(loaded)
     name, numbers = "generation", {"loop_rate": rate, "prompts": prompts}

@@ -1,0 +1,255 @@
+"""Checks of a card's figures against each other, by arithmetic alone: no model, no data, no torch.
+
+Every figure is taken as printed, with the interval of values that round to it, so that rounding
+never counts as a discrepancy. The same checks read the public cards and our own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from ant_hf.card.claims import Accuracy, Claims, Moment, Perplexities, Printed, Schedule
+
+Verdict = Literal["agrees", "DISAGREES", "not checkable"]
+# WikiText counts differ a little between versions of the harness.
+_TEXT_TOLERANCE = 0.005
+# Bytes a token are printed with three decimals.
+_IDENTITY_TOLERANCE = 0.002
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the audit's table."""
+
+    claim: str
+    recomputed: str
+    verdict: Verdict
+
+
+def audit(claims: Claims) -> list[Finding]:
+    """Everything about a card that can be recomputed from the card."""
+    findings = [*_parameters(claims), *_speed(claims), *_dynamics(claims)]
+    if claims.schedule:
+        findings += _schedule(claims.schedule, claims.dynamics, claims.steps)
+    findings += [_whole_count(accuracy) for accuracy in claims.accuracies]
+    findings += _slices(claims)
+    for perplexities in claims.perplexities:
+        findings += _perplexities(perplexities, claims)
+    return findings
+
+
+def count_parameters(architecture: dict[str, int | bool]) -> int | None:
+    """Parameters of a Llama without biases from its shape alone; None when a key is missing.
+
+    vocabulary x hidden, twice if untied, + layers x (attention q, k, v, o + 3 MLP matrices + 2 norms)
+    + the final norm.
+    """
+    keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    if any(key not in architecture for key in keys):
+        return None
+    vocabulary, hidden, inner, layers, heads = (int(architecture[key]) for key in keys)
+    groups = int(architecture.get("num_key_value_heads") or heads)
+    head_dim = int(architecture.get("head_dim") or hidden // heads)
+    attention = 2 * hidden * heads * head_dim + 2 * hidden * groups * head_dim
+    embeddings = vocabulary * hidden * (1 if architecture.get("tie_word_embeddings") else 2)
+    return embeddings + layers * (attention + 3 * hidden * inner + 2 * hidden) + hidden
+
+
+def _parameters(claims: Claims) -> Iterator[Finding]:
+    if claims.parameters is None:
+        return
+    counted, label = count_parameters(claims.architecture), f"{claims.parameters.text} parameters"
+    if counted is None:
+        yield Finding(label, "the card gives no full architecture", "not checkable")
+        return
+    difference = claims.parameters.value - counted
+    note = f" ({difference:+,.0f} printed)" if difference else ""
+    yield Finding(
+        label, f"{counted:,} from the architecture{note}", _verdict(claims.parameters.meets(counted, counted))
+    )
+
+
+def _speed(claims: Claims) -> Iterator[Finding]:
+    tokens, hours, speeds = claims.tokens, claims.hours, claims.tokens_per_second
+    if tokens and hours and speeds:
+        low, high = tokens.low / (hours.high * 3600), tokens.high / (hours.low * 3600)
+        agrees = low <= speeds[-1].high and high >= speeds[0].low
+        yield Finding(
+            f"{' to '.join(p.text for p in speeds)} tokens/s",
+            f"{tokens.text} tokens in {hours.text} h: {tokens.value / hours.value / 3600:,.0f} tokens/s",
+            _verdict(agrees),
+        )
+    if tokens and claims.steps:
+        each = tokens.value / claims.steps
+        recomputed = f"{tokens.text} over {claims.steps:,} steps: {each:,.0f} tokens a step"
+        if claims.tokens_per_step is None:
+            yield Finding("tokens a step (not printed)", recomputed, "not checkable")
+        else:
+            printed = claims.tokens_per_step
+            agrees = printed.low - _padding(claims) / claims.steps <= each <= printed.high
+            yield Finding(f"{printed.text} tokens a step", recomputed, _verdict(agrees))
+
+
+def _padding(claims: Claims) -> int:
+    """Tokens that may be missing from steps x tokens a step: the last block of every pass is filled up."""
+    if not (claims.tokens and claims.tokens_of_text and claims.block_tokens):
+        return 0
+    return claims.block_tokens * math.ceil(claims.tokens.high / claims.tokens_of_text)
+
+
+def _dynamics(claims: Claims) -> Iterator[Finding]:
+    for moment in claims.dynamics:
+        losses = [loss for loss in (moment.eval_loss, moment.loss) if loss]
+        if not moment.perplexity or not losses:
+            continue
+        recomputed = ", ".join(f"exp({loss.text}) = {math.exp(loss.value):.2f}" for loss in losses)
+        agrees = any(moment.perplexity.meets(math.exp(loss.low), math.exp(loss.high)) for loss in losses)
+        yield Finding(
+            f"perplexity {moment.perplexity.text} at step {moment.step:,}", recomputed, _verdict(agrees)
+        )
+
+
+def rate_at(schedule: Schedule, step: int, last_step: int, min_rate: float) -> float:
+    """Learning rate as a share of the peak: linear warmup, then the schedule's decay."""
+    if step < schedule.warmup_steps:
+        return step / schedule.warmup_steps
+    decay = last_step - schedule.warmup_steps - schedule.stable_steps
+    done = min(1.0, max(0.0, (step - schedule.warmup_steps - schedule.stable_steps) / max(1, decay)))
+    remaining = (1 + math.cos(math.pi * done)) / 2 if schedule.kind == "cosine" else 1 - done
+    return min_rate + (1 - min_rate) * remaining
+
+
+def _schedule(schedule: Schedule, moments: tuple[Moment, ...], steps: int | None) -> Iterator[Finding]:
+    for moment in moments:
+        printed = moment.learning_rate
+        if printed is None:
+            continue
+        claim = f"learning rate {printed.text} at step {moment.step:,}"
+        warming = moment.step <= schedule.warmup_steps
+        if warming or (schedule.last_step is not None and schedule.min_rate is not None):
+            # A log names the rate of the step that ends or of the one that begins, and a schedule waits for
+            # steps that were skipped.
+            last, least = schedule.last_step or moment.step, schedule.min_rate or 0.0
+            first = max(0, moment.step - 1 - schedule.skipped_steps)
+            shares = [rate_at(schedule, step, last, least) for step in range(first, moment.step + 1)]
+            low, high = min(shares) * schedule.peak.low, max(shares) * schedule.peak.high
+            recomputed = f"{shares[-1] * schedule.peak.value:.2e} on the way of the schedule"
+            yield Finding(claim, recomputed, _verdict(printed.meets(low, high)))
+        elif schedule.kind == "cosine" and steps and moment.step < steps:
+            yield _cosine_end(schedule, moment.step, printed, steps)
+
+
+def _cosine_end(schedule: Schedule, step: int, printed: Printed, steps: int) -> Finding:
+    """Where a cosine through this rate ends at the latest: one that falls to zero is the slowest."""
+    share = min(1.0, printed.high / schedule.peak.low)
+    # share = (1 + cos(pi * done)) / 2
+    done = math.acos(2 * share - 1) / math.pi
+    end = schedule.warmup_steps + (step - schedule.warmup_steps) / done if done else math.inf
+    return Finding(
+        f"cosine through {printed.text} at step {step:,}, last step {steps:,}",
+        f"such a cosine has ended by step {end:,.0f} at the latest",
+        _verdict(end >= steps),
+    )
+
+
+def _whole_count(accuracy: Accuracy) -> Finding:
+    """The GRIM test (Brown and Heathers 2017): is the share a whole number of items, rounded?"""
+    printed, items = accuracy.printed, accuracy.items
+    low, high = math.ceil(printed.low * items - 1e-9), math.floor(printed.high * items + 1e-9)
+    claim = f"{accuracy.label} {printed.value:.2%} of {items:,}"
+    if low <= high:
+        return Finding(claim, f"{low:,} right" if low == high else f"{low:,} to {high:,} right", "agrees")
+    below = math.floor(printed.value * items)
+    near = ", ".join(f"{count:,} is {count / items:.3%}" for count in (below, below + 1))
+    return Finding(claim, f"no whole number of items: {near}", "DISAGREES")
+
+
+def _slices(claims: Claims) -> Iterator[Finding]:
+    for part in claims.slices:
+        yield _whole_count(part)
+    if not (claims.slices and claims.slices_overall):
+        return
+    overall, items = claims.slices_overall, sum(part.items for part in claims.slices)
+    if overall not in claims.accuracies:
+        yield _whole_count(overall)
+    low = sum(part.printed.low * part.items for part in claims.slices) / items
+    high = sum(part.printed.high * part.items for part in claims.slices) / items
+    yield Finding(
+        f"{overall.label} {overall.printed.value:.2%} overall",
+        f"average of its slices {(low + high) / 2:.2%}",
+        _verdict(overall.printed.meets(low, high)),
+    )
+
+
+def _perplexities(perplexities: Perplexities, claims: Claims) -> Iterator[Finding]:
+    byte, word = perplexities.byte, perplexities.word
+    nats = math.log(byte.value)
+    if word and perplexities.bytes_per_word:
+        seen, known = math.log(word.value) / nats, perplexities.bytes_per_word
+        yield Finding(
+            f"{perplexities.text} word perplexity {word.text} beside byte perplexity {byte.text}",
+            f"{seen:.3f} bytes a word; the text has {known:.3f}",
+            _verdict(abs(seen / known - 1) <= _TEXT_TOLERANCE),
+        )
+    yield from _identities(perplexities)
+    vocabulary = claims.architecture.get("vocab_size")
+    if vocabulary:
+        yield _against_uniform(perplexities, nats, int(vocabulary))
+    losses = [moment.eval_loss for moment in claims.dynamics if moment.eval_loss]
+    if losses and perplexities.bytes_per_token is None:
+        implied = losses[-1].value / nats
+        yield Finding(
+            f"validation loss {losses[-1].text} a token beside {nats:.2f} nats a byte on {perplexities.text}",
+            f"goes together at {implied:.2f} bytes a token; a token has at least one byte",
+            _verdict(implied >= 1),
+        )
+
+
+def _identities(p: Perplexities) -> Iterator[Finding]:
+    """Byte perplexity = 2^bits per byte; token perplexity = exp(nats a token); nats go by bytes a token."""
+    if p.bits_per_byte:
+        low, high = 2**p.bits_per_byte.low, 2**p.bits_per_byte.high
+        claim = f"{p.text} byte perplexity {p.byte.text}"
+        seen = f"2^{p.bits_per_byte.text} = {2**p.bits_per_byte.value:.3f}"
+        yield Finding(claim, seen, _verdict(p.byte.meets(low, high)))
+    if p.nats_per_token and p.token:
+        low, high = math.exp(p.nats_per_token.low), math.exp(p.nats_per_token.high)
+        seen = f"exp({p.nats_per_token.text}) = {math.exp(p.nats_per_token.value):,.2f}"
+        claim = f"{p.text} token perplexity {p.token.text}"
+        yield Finding(claim, seen, _verdict(p.token.meets(low, high)))
+    if p.nats_per_token and p.bytes_per_token:
+        implied = math.exp(p.nats_per_token.value / p.bytes_per_token)
+        agrees = math.isclose(math.log(implied), math.log(p.byte.value), rel_tol=_IDENTITY_TOLERANCE)
+        claim = f"{p.text}: {p.nats_per_token.text} nats a token beside byte perplexity {p.byte.text}"
+        yield Finding(claim, f"{implied:.3f} at {p.bytes_per_token} bytes a token", _verdict(agrees))
+
+
+def _against_uniform(perplexities: Perplexities, nats: float, vocabulary: int) -> Finding:
+    claim = f"{perplexities.text} byte perplexity {perplexities.byte.text}"
+    known = perplexities.bytes_per_token
+    if known is not None:
+        uniform = vocabulary ** (1 / known)
+        return Finding(
+            claim,
+            f"a uniform guess scores {uniform:.2f} at {known:.3f} bytes a token",
+            _verdict(perplexities.byte.low < uniform),
+        )
+    # English text at a vocabulary of thousands: about three bytes a token and more.
+    needed = math.log(vocabulary) / nats
+    return Finding(
+        claim,
+        f"{nats:.2f} nats a byte: worse than a uniform guess among {vocabulary:,} tokens unless a token "
+        f"averages under {needed:.2f} bytes",
+        _verdict(needed > _USUAL_BYTES_PER_TOKEN),
+    )
+
+
+# The least that byte-level BPE of 4,096 entries or more reaches on English; ours has 3.0 to 4.0.
+_USUAL_BYTES_PER_TOKEN = 2.5
+
+
+def _verdict(agrees: bool) -> Verdict:
+    return "agrees" if agrees else "DISAGREES"

@@ -1,0 +1,73 @@
+"""Arguments and options that several commands share, and what they are turned into."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ant_hf.recipe import Recipe
+
+Config = Annotated[
+    Path, typer.Option("--config", "-c", help="Recipe, for example configs/recipes/quickstart.yaml.")
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="Train on local text instead of the recipe's corpus: a file, a folder or a quoted glob "
+        "(txt, jsonl, parquet, each also .gz)."
+    ),
+]
+OutputDir = Annotated[str | None, typer.Option(help="Folder of the run, instead of the recipe's.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one key of the recipe, for example training.max_steps=100. May be repeated.",
+    ),
+]
+Model = Annotated[
+    str, typer.Argument(help="Model folder or Hub id, for example runs/quickstart/final or GODELEV/Ant-10M.")
+]
+Final = Annotated[Path, typer.Argument(help="A run's final folder, for example runs/quickstart/final.")]
+Repo = Annotated[
+    str, typer.Option("--repo", metavar="OWNER/NAME", help="Hub repository, for example GODELEV/Ant-10M.")
+]
+License = Annotated[
+    str, typer.Option("--license", metavar="ID", help="Licence of the model, as the Hub spells it.")
+]
+Tokens = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the run's packed tokens, if it was moved; its held-out text is scored."),
+]
+
+
+def read_recipe(
+    config: Path, data: str | None, output_dir: str | None, overrides: list[str] | None, **training: Any
+) -> Recipe:
+    """The recipe of a command line; options of their own have the last word.
+
+    Args:
+        training: values for keys of the section `training`; None leaves a key alone.
+    """
+    from ant_hf.recipe import load_recipe
+
+    changes: dict[str, Any] = {
+        f"training.{key}": value for key, value in training.items() if value is not None
+    }
+    if data is not None:
+        changes |= {"corpus.source": "files", "corpus.path": data}
+    if output_dir is not None:
+        changes["output_dir"] = output_dir
+    return load_recipe(config, overrides or (), changes)
+
+
+def ask_the_hub_for(*models: str | None) -> None:
+    """Let the libraries reach the Hub only where a model is no folder here."""
+    from ant_hf.utils.offline import choose_network
+
+    if remote := [name for name in models if name and not Path(name).is_dir()]:
+        choose_network(remote[0], None)

@@ -1,0 +1,152 @@
+"""`ant-hf audit`, `card`, `verify` and `publish`: parse, call the library, print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ant_hf.cli.options import Final, License, Repo, Tokens
+from ant_hf.errors import AntError, missing_file
+
+Attempts = Annotated[int, typer.Option(min=1, help="How often a failing step is tried.")]
+Timeout = Annotated[float, typer.Option(min=1, help="Seconds without an answer that count as a failure.")]
+
+
+def audit(
+    card: Annotated[
+        Path | None,
+        typer.Argument(
+            help="README.md, or the folder of it, that ant-hf card wrote; default: the public cards."
+        ),
+    ] = None,
+) -> None:
+    """Check a card's figures against each other by arithmetic alone."""
+    from ant_hf.card.audit import audit as check
+    from ant_hf.card.claims import published_claims
+    from ant_hf.card.reading import read_card
+    from ant_hf.cli.tables import audit_table
+    from ant_hf.published import published_models
+    from ant_hf.utils.console import say, show
+
+    claims = [read_card(card)] if card else [published_claims(model) for model in published_models()]
+    wrong = 0
+    for claimed in claims:
+        findings = check(claimed)
+        show(audit_table(f"{claimed.name} ({claimed.source})", findings))
+        wrong += sum(finding.verdict == "DISAGREES" for finding in findings)
+    say(f"{wrong} figures disagree with the arithmetic")
+    # That the public cards contradict themselves is a finding; that ours does is a fault.
+    if card and wrong:
+        raise AntError(f"{card} contradicts itself", seen=f"{wrong} figures")
+
+
+def card(model: Final, repo: Repo, license_id: License = "apache-2.0", tokens: Tokens = None) -> None:
+    """Make the release folder of a run: gate, figures, card, hashes. Sends nothing.
+
+    Needs results.json (ant-hf evaluate). Everything lies in release/ beside the final folder then.
+    """
+    from ant_hf.cli.tables import gate_report
+    from ant_hf.release.build import make_release
+    from ant_hf.utils.console import say
+
+    folder, reused = make_release(model, repo, license_id, tokens)
+    gate_report(folder)
+    say(f"release     {folder}{' (reused: nothing it is made of has changed)' if reused else ''}")
+    say(f"card        {folder / 'README.md'}")
+    say(f"next        ant-hf publish {model} --repo {repo}")
+
+
+def verify(
+    model: Annotated[str, typer.Argument(metavar="FOLDER_OR_REPO", help="Model folder or Hub repository.")],
+    tokens: Tokens = None,
+    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of the repository.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Also write the report to this JSON file.")] = None,
+) -> None:
+    """Check any model, anyone's: does it load, do weights and tokenizer belong together, are its files safe?
+
+    With a run's tokens the recorded loss is reproduced; without, all is checked that can be from outside.
+    """
+    from ant_hf.cli.tables import checks_table
+    from ant_hf.release.build import refusal
+    from ant_hf.release.checks import from_json
+    from ant_hf.release.verify import verify_folder
+    from ant_hf.utils.console import say, show
+    from ant_hf.utils.files import write_json
+
+    folder, left_out = Path(model), tuple[str, ...]()
+    if not folder.is_dir():
+        from ant_hf.hub import HubClient
+        from ant_hf.release.fetch import fetch_model
+
+        folder, left_out = fetch_model(HubClient(anonymous=True), model, revision)
+    values = verify_folder(folder, tokens, left_out)
+    if report:
+        write_json(report, values)
+    show(checks_table(model, values["checks"]))
+    if values["verdict"] != "passed":
+        raise refusal(model, from_json(values["checks"]), report)
+    say("passed      nothing speaks against this model" if not tokens else "passed")
+
+
+def publish(
+    model: Final,
+    repo: Repo,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Really publish; without it, only show the plan.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show the plan (the default); asks the Hub what it holds.")
+    ] = False,
+    private: Annotated[bool, typer.Option("--private", help="Create the repository as private.")] = False,
+    license_id: License = "apache-2.0",
+    tag: Annotated[
+        str | None, typer.Option(help="Name of this version; default: the next of v1, v2, ...")
+    ] = None,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove files from the repository that the release does not have.")
+    ] = False,
+    tokens: Tokens = None,
+    with_gguf: Annotated[
+        bool, typer.Option("--with-gguf", help="Export to GGUF too (F32, F16, Q8_0) and publish the files.")
+    ] = False,
+    space: Annotated[
+        bool, typer.Option("--space", help="Then publish a Space of the same name in which to try the model.")
+    ] = False,
+    attempts: Attempts = 5,
+    timeout: Timeout = 60.0,
+) -> None:
+    """Gate, card, and one commit to the Hub, which is then read back and tagged.
+
+    With --space, a second commit makes the demo a Space (spaces/OWNER/NAME).
+
+    Without --yes nothing is sent. Interrupted or failed, the same command continues.
+    """
+    from ant_hf.cli.tables import gate_report
+    from ant_hf.hub import HubClient
+    from ant_hf.release.build import make_release
+    from ant_hf.release.publish import publish as publish_release
+
+    if yes and dry_run:
+        raise AntError("--yes and --dry-run were both given", hint="Leave one out")
+    if not (model / "config.json").is_file():
+        raise missing_file(model / "config.json", "model folder", "Pass a run's final folder.")
+    # A missing token should not cost the minute that the gate takes.
+    client = HubClient(attempts=attempts, timeout=timeout)
+    gguf = None
+    if with_gguf:
+        from ant_hf.export.exporting import Export, export
+
+        gguf, _ = export(Export(str(model), "gguf", repository=repo, license=license_id))
+    folder, _ = make_release(model, repo, license_id, tokens, gguf)
+    gate_report(folder)
+    space_folder = None
+    if space:
+        from ant_hf.demo.space import make_space
+
+        # Before the model is sent, so that a missing package stops both.
+        space_folder = make_space(folder.parent, repo, license_id)
+    publish_release(client, folder, repo, private, tag, prune, yes)
+    if space_folder:
+        publish_release(client, space_folder, repo, private, None, prune, yes, kind="space")

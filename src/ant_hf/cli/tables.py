@@ -1,0 +1,205 @@
+"""The tables that the commands print."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from ant_hf.card.audit import Finding
+from ant_hf.evaluation.statistics import ABOVE, BELOW, UNCLEAR
+from ant_hf.published import PublishedModel
+from ant_hf.utils.console import show
+from ant_hf.utils.names import GATE
+
+_VERDICTS = {ABOVE: "above", BELOW: "below", UNCLEAR: "same", None: ""}
+_PERPLEXITIES = {
+    "byte_perplexity": "byte_ppl",
+    "bits_per_byte": "bits/byte",
+    "word_perplexity": "word_ppl",
+    "token_perplexity": "token_ppl",
+}
+
+
+def results_table(results: dict[str, Any], published: list[PublishedModel]) -> Table:
+    """One row a figure of results.json, within 80 columns; accuracies in %."""
+    conditions = results["conditions"]
+    table = Table(
+        title=f"{results['model']['name']}: measured here, in {conditions['dtype']}",
+        caption="Accuracies in %, ± one standard error. Floor: what guessing, or always giving the most "
+        "frequent answer, scores; above or below it by more than two standard errors. "
+        "publ.: printed by the authors, not measured here.",
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    table.add_column("set", no_wrap=True)
+    table.add_column("metric", no_wrap=True)
+    table.add_column("measured", justify="right", no_wrap=True)
+    table.add_column("floor", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for other in published:
+        table.add_column(f"publ.\n{other.name}", justify="right", no_wrap=True)
+    for row in _rows(results, published):
+        table.add_row(*row)
+    return table
+
+
+def _rows(results: dict[str, Any], published: list[PublishedModel]) -> Iterator[list[str]]:
+    for name, values in results["tasks"].items():
+        yield [
+            _label(values),
+            values["metric"],
+            _percent(values["value"], values["stderr"]),
+            _percent(values["floor"]),
+            _VERDICTS[values["verdict"]],
+            *(_percent(other.results.get(name, {}).get(values["metric"])) for other in published),
+        ]
+        for operators, part in values.get("slices", {}).items():
+            claims = [other.results.get(name, {}).get(f"slice_{operators}") for other in published]
+            label = f"  {operators} operator{'s' if operators != '1' else ''}"
+            value = _percent(part["value"], part["stderr"])
+            yield [label, "acc", value, _percent(values["floor"]), "", *map(_percent, claims)]
+    for name, values in results["perplexity"].items():
+        first = True
+        for metric, short in _PERPLEXITIES.items():
+            uniform = values["uniform_guess_byte_perplexity"] if first else None
+            yield [
+                _label(values) if first else "",
+                short,
+                _number(values[metric], values.get(f"{metric}_stderr")),
+                _number(uniform) if uniform else "",
+                ("broken" if values["broken"] else "better") if first else "",
+                *(_number(other.results.get(name, {}).get(metric)) for other in published),
+            ]
+            first = False
+    for way, values in results.get("degeneration", {}).items():
+        if isinstance(values, dict):
+            rate = _percent(values["loop_rate"], values["stderr"])
+            yield [f"Loops, {way}", "loop_rate", rate, "", "", *("" for _ in published)]
+
+
+def perplexity_lines(results: dict[str, Any]) -> list[str]:
+    """The perplexities explained, and the word that a model at the uniform guess deserves."""
+    lines = []
+    for values in results["perplexity"].values():
+        lines += [
+            f"{values['label']}: one pass, {values['identity']}.",
+            f"  Token perplexity belongs to this tokenizer ({values['tokenizer']}), word perplexity counts "
+            "words split at spaces;",
+            "  bits per byte and byte perplexity compare across tokenizers. Guessing every token alike "
+            f"scores {values['uniform_guess_byte_perplexity']:.2f} byte perplexity.",
+        ]
+        if values["broken"]:
+            lines.append(
+                f"  BROKEN: {_number(values['byte_perplexity'])} is no better than that guess. Weights and "
+                "tokenizer do not belong together, or the model was not trained."
+            )
+    return lines
+
+
+def incomplete_line(results: dict[str, Any]) -> str | None:
+    """Which sets are not the complete ones, if any."""
+    records = [*results["tasks"].values(), *results["perplexity"].values()]
+    parts = [
+        f"{values['label']} {values['n']:,} of {values['expected_n']:,}"
+        for values in records
+        if values["complete"] is False
+    ]
+    return f"* not the complete set: {', '.join(parts)}" if parts else None
+
+
+def _label(values: dict[str, Any]) -> str:
+    return f"{values['label']}{'*' if values['complete'] is False else ''}"
+
+
+def _percent(value: float | None, stderr: float | None = None) -> str:
+    if value is None:
+        return ""
+    return f"{100 * value:.2f}" + ("" if stderr is None else f" ±{100 * stderr:.2f}")
+
+
+def _number(value: float | None, stderr: float | None = None) -> str:
+    if value is None:
+        return ""
+    if value >= 1e4:
+        return f"{value:.3g}"
+    return f"{value:,.2f}" + ("" if stderr is None else f" ±{stderr:.2f}")
+
+
+def audit_table(title: str, findings: Sequence[Finding]) -> Table:
+    """What a card claims, what arithmetic gives, and whether the two go together."""
+    table = Table(title=escape(title), title_justify="left")
+    for column in ("claim", "recomputed", "verdict"):
+        table.add_column(column)
+    for finding in findings:
+        style = "bold" if finding.verdict == "DISAGREES" else None
+        table.add_row(escape(finding.claim), escape(finding.recomputed), finding.verdict, style=style)
+    return table
+
+
+def checks_table(title: str, checks: Sequence[dict[str, Any]]) -> Table:
+    """The gate's checks with what they saw."""
+    table = Table(title=escape(f"Gate: {title}"), title_justify="left")
+    for column in ("check", "outcome", "seen"):
+        table.add_column(column)
+    outcome = {True: "passed", False: "FAILED", None: "not checked"}
+    for check in checks:
+        style = "bold" if check["passed"] is False else None
+        table.add_row(escape(check["name"]), outcome[check["passed"]], escape(check["seen"]), style=style)
+    return table
+
+
+def gate_report(folder: Path) -> None:
+    """Show the gate report of a release folder."""
+    report = json.loads((folder / GATE).read_text(encoding="utf-8"))
+    show(checks_table(folder.parent.name, report["checks"]))
+
+
+_COLUMNS = ("MB", "logits", "texts", "greedy", "nats", "tokens/s")
+
+
+def verified_table(record: dict[str, Any]) -> Table:
+    """One row a verified file."""
+    table = Table(
+        title=f"{record['name']}: verified against Transformers in float32",
+        title_justify="left",
+        caption="logits: largest difference; texts: cut into the same tokens; greedy: prompts continued "
+        "alike; nats: difference of a token's mean likelihood in llama.cpp; tokens/s: one output there",
+        caption_justify="left",
+    )
+    table.add_column("file", no_wrap=True)
+    for column in _COLUMNS:
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, values in record["files"].items():
+        if "verified" in values:
+            # An ONNX graph keeps its weights in a file beside it.
+            size = sum(other["bytes"] for path, other in record["files"].items() if path.startswith(name))
+            table.add_row(name, f"{size / 1e6:.1f}", *_cells(values["verified"]))
+    return table
+
+
+def _cells(verified: dict[str, Any]) -> list[str]:
+    if (onnx := verified.get("onnxruntime")) is not None:
+        return [f"{onnx['largest_logit_difference']:.1e}", "", _outputs(onnx), "", ""]
+    difference = f"{verified['transformers']['largest_logit_difference']:.1e}"
+    if (run := verified["llama_cpp"]) is None:
+        return [difference, *["not run"] * 4]
+    return [
+        difference,
+        f"{run['texts_with_equal_tokens']:,}",
+        _outputs(run),
+        f"{run['nats_per_token_difference']:+.4f}",
+        f"{run['tokens_per_second']:,.0f}",
+    ]
+
+
+def _outputs(run: dict[str, Any]) -> str:
+    return f"{run['prompts_with_equal_output']}/{run['prompts']}"

@@ -1,0 +1,113 @@
+"""`pretrain.py`, `train_tokenizer.py`, and `ant-hf tokenizer`, `pack`, `params`, `plots`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ant_hf.cli.options import Config, Data, OutputDir, Set, read_recipe
+
+
+def pretrain(
+    config: Config,
+    data: Data = None,
+    output_dir: OutputDir = None,
+    overrides: Set = None,
+    report_to: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Send the metrics to tensorboard (the default, in the run's folder), trackio, wandb or "
+            "another of Trainer's integrations. May be repeated; none for metrics.jsonl alone.",
+        ),
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Remove the run in the output folder first.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print the plan and run one step on random tokens; write nothing."),
+    ] = False,
+) -> None:
+    """Train a model from a recipe: tokenizer, packed tokens, training, export, check.
+
+    Run again with the same recipe, it continues from the newest checkpoint. On several processes:
+    accelerate launch --num_processes N pretrain.py --config RECIPE.
+    """
+    from ant_hf.train.distributed import start_missing_processes
+
+    start_missing_processes()
+    from ant_hf.train.pretrain import pretrain as run_recipe
+
+    recipe = read_recipe(config, data, output_dir, overrides, report_to=report_to or None)
+    run_recipe(recipe, fresh=fresh, dry_run=dry_run)
+
+
+def tokenizer(config: Config, data: Data = None, output_dir: OutputDir = None, overrides: Set = None) -> None:
+    """Train the recipe's byte-level BPE tokenizer and measure how it fragments held-out text."""
+    from ant_hf.data.prepare import make_tokenizer
+    from ant_hf.model.architecture import load_config
+
+    recipe = read_recipe(config, data, output_dir, overrides)
+    make_tokenizer(recipe, load_config(recipe.architecture).max_position_embeddings)
+
+
+def pack(
+    config: Config,
+    data: Data = None,
+    output_dir: OutputDir = None,
+    overrides: Set = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Encode file by file in N processes with datatrove: the same tokens, and an interrupted "
+            "command goes on with the files that are left. Default: one pass over the corpus on all cores.",
+        ),
+    ] = None,
+) -> None:
+    """Pack the recipe's corpus into token shards, with its tokenizer (trained first if missing)."""
+    from ant_hf.data.prepare import make_tokenizer, make_tokens
+    from ant_hf.model.architecture import load_config
+
+    if workers:
+        from ant_hf.data.packing_tasks import pack_with_workers
+    recipe = read_recipe(config, data, output_dir, overrides)
+    make_tokenizer(recipe, load_config(recipe.architecture).max_position_embeddings)
+    if workers:
+        pack_with_workers(recipe, workers)
+    make_tokens(recipe)
+
+
+def params(
+    config: Annotated[Path, typer.Argument(help="LlamaConfig JSON or model folder.")] = Path(
+        "configs/llama_ant10m.json"
+    ),
+) -> None:
+    """Count parameters by component on the model itself, beside the published figure."""
+    from ant_hf.model.architecture import ledger_table, load_config, parameter_ledger
+    from ant_hf.published import published_counterpart
+    from ant_hf.utils.console import show
+
+    values = load_config(config)
+    ledger = parameter_ledger(values)
+    show(ledger_table(list(ledger.rows), ledger.total, ledger.equation(), published_counterpart(values)))
+
+
+def plots(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of a run, for example runs/quickstart.")],
+) -> None:
+    """Draw a run's figures anew from its metrics.jsonl."""
+    from ant_hf.errors import missing_file
+    from ant_hf.utils.console import say
+    from ant_hf.utils.metrics import read_metrics
+    from ant_hf.utils.names import METRICS, PLOTS
+    from ant_hf.utils.plots import plot_run
+
+    rows = read_metrics(run_dir / METRICS)
+    if not rows:
+        raise missing_file(run_dir / METRICS, "metrics of a run", "Pass the folder of a run.")
+    for path in plot_run(rows, run_dir / PLOTS, run_dir.name):
+        say(str(path))

@@ -1,0 +1,142 @@
+"""Reading packed tokens: the manifest, its checks, and one memory-mapped sequence a split."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ant_hf.errors import AntError, missing_file
+from ant_hf.utils.files import check_file, read_sealed
+from ant_hf.utils.names import MANIFEST
+
+FORMAT_VERSION = 2
+TRAIN, VALIDATION = "train", "validation"
+# Format 1 differs by having no seal.
+_READABLE = (1, FORMAT_VERSION)
+_SHARD_NAME = re.compile(rf"({TRAIN}|{VALIDATION})-[0-9]{{5,}}\.bin")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a tokens folder, checked for shape and for shards of the stated size.
+
+    Raises:
+        AntError: it is missing, of another format, or a shard is missing or cut short.
+    """
+    hint = f"Remove {folder} to pack it anew."
+    path = folder / MANIFEST
+    if not path.exists():
+        raise missing_file(path, "token manifest", "Pack first: ant-hf pack --config RECIPE")
+    manifest = read_sealed(path, "token manifest", hint)
+    if manifest.get("format_version") not in _READABLE:
+        raise AntError(
+            f"{folder / MANIFEST} has another format",
+            seen=manifest.get("format_version"),
+            expected=str(FORMAT_VERSION),
+            hint=hint,
+        )
+    try:
+        if not isinstance(manifest["inputs_sha256"] + manifest["inputs"]["tokenizer_sha256"], str):
+            raise TypeError("a hash is no text")
+        for name in ("read", "empty", "duplicate", "past_limit"):
+            _count(manifest["documents"][name])
+        for split in (TRAIN, VALIDATION):
+            for name in ("documents", "tokens", "bytes"):
+                _count(manifest["splits"][split][name])
+        shards = [shard for split in (TRAIN, VALIDATION) for shard in manifest["splits"][split]["shards"]]
+        expected_sizes = {
+            folder / _shard_name(shard["file"]): 2 * _count(shard["tokens"]) for shard in shards
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise AntError(f"{path} is damaged: {error!r}", hint=hint) from None
+    for file, size in expected_sizes.items():
+        seen = f"{file.stat().st_size} bytes" if file.is_file() else "no file"
+        if seen != f"{size} bytes":
+            raise AntError(f"{file} is damaged", seen=seen, expected=f"{size} bytes", hint=hint)
+    return manifest
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no count")
+    return value
+
+
+def _shard_name(value: Any) -> str:
+    """A manifest names files beside it and nothing else on the machine."""
+    if not isinstance(value, str) or not _SHARD_NAME.fullmatch(value):
+        raise ValueError(f"{value!r} is no name of a shard")
+    return value
+
+
+def verify_shards(folder: Path, splits: tuple[str, ...] = (TRAIN, VALIDATION)) -> None:
+    """Compare the sha256 of every shard of some splits with the manifest's.
+
+    Raises:
+        AntError: a shard differs; names it and both hashes.
+    """
+    manifest = read_manifest(folder)
+    for split in splits:
+        for shard in manifest["splits"][split]["shards"]:
+            hint = f"Remove {folder} to pack it anew."
+            check_file(folder / shard["file"], shard["sha256"], "is damaged", hint)
+
+
+class PackedTokens:
+    """The tokens of one split as one sequence, memory-mapped from its shards."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        manifest = read_manifest(folder)
+        values = manifest["splits"][split]
+        self.split = split
+        self.documents: int = values["documents"]
+        self.bytes: int = values["bytes"]
+        self._files = [folder.absolute() / shard["file"] for shard in values["shards"]]
+        self._starts = list(itertools.accumulate(map(len, self._shards), initial=0))
+
+    @cached_property
+    def _shards(self) -> list[np.memmap[Any, np.dtype[np.uint16]]]:
+        return [np.memmap(file, dtype="<u2", mode="r") for file in self._files]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the maps, whose pickle is all their bytes: a data worker that is spawned opens its own."""
+        return {name: value for name, value in vars(self).items() if name != "_shards"}
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def slice(self, start: int, stop: int) -> np.ndarray[Any, np.dtype[np.uint16]]:
+        """Tokens [start, stop) as a copy, shape (stop - start,); shorter at the end of the split."""
+        tokens = np.empty(max(0, min(stop, len(self)) - start), dtype=np.uint16)
+        self.read_into(tokens, start)
+        return tokens
+
+    def read_into(self, row: np.ndarray[Any, Any], start: int) -> int:
+        """Write the tokens from `start` on into `row`, shape (n,), and return how many there were."""
+        wanted = min(len(row), len(self) - start)
+        shard = bisect.bisect_right(self._starts, start) - 1
+        done = 0
+        while done < wanted:
+            first = start + done - self._starts[shard]
+            piece = self._shards[shard][first : first + wanted - done]
+            row[done : done + len(piece)] = piece
+            done, shard = done + len(piece), shard + 1
+        return done
+
+
+class TokensInMemory(PackedTokens):
+    """Token ids in memory, to be scored like a split."""
+
+    def __init__(self, ids: list[int]) -> None:
+        self._ids = np.asarray(ids, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def slice(self, start: int, stop: int) -> np.ndarray[Any, Any]:
+        return self._ids[start:stop]

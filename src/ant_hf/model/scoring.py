@@ -1,0 +1,175 @@
+"""What a score may be held to be: standard errors, floors, and the identity of the perplexities."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from ant_hf.data.tokenizer import load_tokenizer, token_byte_lengths
+from ant_hf.data.tokens import VALIDATION, PackedTokens, read_manifest, verify_shards
+from ant_hf.errors import AntError
+from ant_hf.model.loading import load_final
+from ant_hf.utils.files import file_sha256
+from ant_hf.utils.metrics import exp
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Summed loss over held-out text; special tokens are scored and count no bytes."""
+
+    nats: float
+    tokens: int
+    bytes: int
+
+    @property
+    def loss(self) -> float:
+        """Mean negative log-likelihood, nats a token."""
+        return self.nats / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss): a token's perplexity, to be compared only under one tokenizer."""
+        return exp(self.loss)
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.nats / (math.log(2) * self.bytes)
+
+    @property
+    def byte_perplexity(self) -> float:
+        """2 ** bits_per_byte, as lm-eval's `wikitext` defines it."""
+        return exp(self.nats / self.bytes)
+
+    def uniform_byte_perplexity(self, vocab_size: int) -> float:
+        """What guessing every token with equal probability would score on this text."""
+        return vocab_size ** (self.tokens / self.bytes)
+
+    def metrics(self) -> dict[str, float]:
+        """The figures as they are logged."""
+        return {
+            "loss": self.loss,
+            "perplexity": self.perplexity,
+            "bits_per_byte": self.bits_per_byte,
+            "byte_perplexity": self.byte_perplexity,
+        }
+
+
+@torch.no_grad()
+def score_tokens(
+    model: PreTrainedModel,
+    tokens: PackedTokens,
+    byte_lengths: Sequence[int],
+    sequence_length: int,
+    batch_size: int,
+    max_tokens: int | None = None,
+    autocast_dtype: torch.dtype | None = None,
+    process_index: int = 0,
+    num_processes: int = 1,
+) -> TokenScores:
+    """Score every token but the first, each once, with at most `sequence_length` tokens before it.
+
+    Windows of `sequence_length` inputs stand end to end; a window's targets are its inputs moved
+    by one, so the first token of the next window is scored too.
+
+    Args:
+        byte_lengths: bytes of text by token id, shape (vocab_size,).
+        batch_size: windows a forward pass.
+        max_tokens: score at most this many, in whole windows spread evenly: a corpus is packed source
+            by source, and its first tokens speak for the first source alone.
+        process_index: score every `num_processes`-th batch, to be summed over processes.
+    """
+    was_training = model.training
+    model.eval()
+    device = model.device
+    lengths = np.asarray(byte_lengths, dtype=np.int64)
+    autocast = (
+        torch.autocast(device.type, dtype=autocast_dtype) if autocast_dtype else contextlib.nullcontext()
+    )
+    starts = _window_starts(len(tokens), sequence_length, max_tokens)
+    nats, count, size = torch.zeros((), dtype=torch.float64), 0, 0
+    for first in range(process_index * batch_size, len(starts), num_processes * batch_size):
+        windows = [
+            tokens.slice(s, min(s + sequence_length + 1, len(tokens)))
+            for s in starts[first : first + batch_size]
+        ]
+        for group in _equal_lengths(windows):
+            ids_BT = torch.from_numpy(np.stack(group).astype(np.int64)).to(device)
+            targets_BT = ids_BT[:, 1:]
+            with autocast:
+                logits_BTV = model(input_ids=ids_BT[:, :-1], use_cache=False).logits
+            losses = torch.nn.functional.cross_entropy(
+                logits_BTV.float().flatten(0, 1), targets_BT.flatten(), reduction="none"
+            )
+            nats += losses.cpu().double().sum()  # Apple's GPUs have no float64
+            count += targets_BT.numel()
+            size += int(lengths[np.stack(group)[:, 1:]].sum())
+    model.train(was_training)
+    return TokenScores(nats=float(nats), tokens=count, bytes=size)
+
+
+def _window_starts(tokens: int, sequence_length: int, max_tokens: int | None) -> list[int]:
+    starts = range(0, tokens - 1, sequence_length)
+    if max_tokens is None or max_tokens >= tokens - 1:
+        return list(starts)
+    count = max(1, max_tokens // sequence_length)
+    return [starts[index * len(starts) // count] for index in range(count)]
+
+
+def _equal_lengths(windows: list[np.ndarray]) -> list[list[np.ndarray]]:
+    """Only the very last window can be shorter: it is scored alone rather than padded."""
+    full = [window for window in windows if len(window) == len(windows[0])]
+    rest = [window for window in windows if len(window) != len(windows[0])]
+    return [group for group in (full, rest) if group]
+
+
+def score_folder(
+    model_folder: str | Path, tokens_folder: Path, context: int | None = None, batch_size: int = 8
+) -> tuple[TokenScores, int, float]:
+    """Reload a model folder in fp32 and score a tokens folder's validation split.
+
+    Args:
+        context: tokens before a token at most, from 1 to the model's maximum; None for the maximum.
+
+    Returns:
+        Scores, the context used in tokens, and the byte perplexity of a uniform guess.
+
+    Raises:
+        AntError: the folder is no model, the context is out of its range, the tokens are damaged, were made
+            with another tokenizer, or hold nothing to score.
+    """
+    model, _ = load_final(model_folder)
+    longest = model.config.max_position_embeddings
+    context = longest if context is None else context
+    if not 1 <= context <= longest:
+        raise AntError(
+            "--context is out of the model's range",
+            seen=context,
+            expected=f"1 to {longest} tokens",
+            hint=f"Leave it out for {longest}.",
+        )
+    tokenizer_sha256 = file_sha256(Path(model_folder) / "tokenizer.json")
+    packed_with = read_manifest(tokens_folder)["inputs"]["tokenizer_sha256"]
+    if tokenizer_sha256 != packed_with:
+        raise AntError(
+            f"{tokens_folder} was packed with another tokenizer than {model_folder} has",
+            seen=f"sha256 {packed_with[:12]}",
+            expected=tokenizer_sha256[:12],
+        )
+    verify_shards(tokens_folder, (VALIDATION,))
+    lengths = token_byte_lengths(load_tokenizer(Path(model_folder)))
+    tokens = PackedTokens(tokens_folder, VALIDATION)
+    scores = score_tokens(model, tokens, lengths, context, batch_size)
+    if not scores.bytes:
+        raise AntError(
+            f"the validation split of {tokens_folder} is too short to be scored",
+            seen=f"{len(tokens)} tokens, of which the first and the ends of texts count no bytes",
+            hint="Pass a longer one: --tokens FOLDER",
+        )
+    return scores, context, scores.uniform_byte_perplexity(model.config.vocab_size)

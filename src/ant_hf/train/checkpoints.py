@@ -1,0 +1,210 @@
+"""Checkpoints a run continues from: complete or absent, and held to their hashes before use.
+
+Trainer writes `checkpoint-N/` file by file, in place. Here it does so inside `.saving/`; once every
+process has written its part, the files are hashed and flushed, the seal (`checkpoint.json`) is
+written last, and one rename makes the folder a checkpoint. A kill at any moment leaves the
+checkpoints that were there and at most one unfinished folder, which the next start moves to
+`incomplete/`. The price is one read of what was just written, and waiting for the disk.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ant_hf.errors import AntError
+from ant_hf.utils.console import say
+from ant_hf.utils.files import file_sha256, flush_folder, read_json, write_json
+from ant_hf.utils.names import SEAL
+
+SAVING = ".saving"
+INCOMPLETE = "incomplete"
+PROGRESS = "progress.json"
+_FORMAT_VERSION = 1
+_REQUIRED = {"model.safetensors", "scheduler.pt", "trainer_state.json", PROGRESS}
+# The second is what accelerate writes under FSDP.
+_OPTIMIZERS = {"optimizer.pt", "optimizer.bin"}
+# What file managers of Windows put into every folder they show.
+_STRAYS = {"thumbs.db", "desktop.ini"}
+
+
+def checkpoint_name(step: int) -> str:
+    """The folder name Trainer gives a step's checkpoint."""
+    return f"{PREFIX_CHECKPOINT_DIR}-{step}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer steps a checkpoint has behind it."""
+    return int(checkpoint.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """The `checkpoint-N` folders, oldest first."""
+    found = [
+        path
+        for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if path.is_dir() and path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-").isdecimal()
+    ]
+    return sorted(found, key=step_of)
+
+
+def publish(output_dir: Path, step: int, made_of: Mapping[str, str], keep: int) -> Path:
+    """Seal the folder that was written inside `.saving/`, give it its name, then remove old ones.
+
+    Args:
+        made_of: sha256 of config, tokenizer and tokens, kept in the seal.
+        keep: how many checkpoints stay; none is removed before the new one is complete.
+    """
+    staged, target = output_dir / SAVING / checkpoint_name(step), output_dir / checkpoint_name(step)
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in sorted(staged.iterdir())
+        if not _is_stray(path.name)
+    }
+    flush_folder(staged)
+    seal = {"format_version": _FORMAT_VERSION, "step": step, "made_of": dict(made_of), "files": files}
+    write_json(staged / SEAL, seal)
+    flush_folder(staged)
+    if target.exists():
+        _remove(target)
+    staged.replace(target)
+    flush_folder(output_dir, files=False)
+    (output_dir / SAVING).rmdir()
+    for old in checkpoints(output_dir)[:-keep]:
+        _remove(old)
+    return target
+
+
+def _remove(checkpoint: Path) -> None:
+    """Take the name away first: a kill while removing must not leave half a checkpoint."""
+    nameless = checkpoint.with_name(f".{checkpoint.name}.old")
+    shutil.rmtree(nameless, ignore_errors=True)
+    checkpoint.replace(nameless)
+    shutil.rmtree(nameless, ignore_errors=True)
+
+
+def newest_checkpoint(output_dir: Path) -> Path | None:
+    """The newest checkpoint whose files all have their hashes; others are set aside with a warning.
+
+    Raises:
+        AntError: there are checkpoints and none is whole, so that going on would mean starting over.
+    """
+    for leftover in output_dir.glob(f".{PREFIX_CHECKPOINT_DIR}-*.old"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    _set_aside_unfinished(output_dir)
+    damaged: list[tuple[Path, str]] = []
+    for candidate in reversed(checkpoints(output_dir)):
+        problem = damage(candidate)
+        if problem is None:
+            for path, text in damaged:
+                moved = _set_aside(path)
+                say(f"warning     {path} is skipped and kept as {moved}: {text}")
+            return candidate
+        damaged.append((candidate, problem))
+    if damaged:
+        listing = "\n".join(f"  - {path.name}: {text}" for path, text in damaged)
+        raise AntError(
+            f"no checkpoint in {output_dir} is whole:\n{listing}\n"
+            "Put the old files back, or start over with --fresh"
+        )
+    return None
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What keeps a folder from being a complete checkpoint; None if nothing does."""
+    try:
+        seal = read_json(checkpoint / SEAL, "the seal", "It is written last.")
+    except AntError as error:
+        return str(error)
+    files = seal.get("files")
+    if seal.get("format_version") != _FORMAT_VERSION or not isinstance(files, dict):
+        return f"{SEAL} is of another format"
+    try:
+        names = {path.name for path in checkpoint.iterdir()} - {SEAL}
+        there = {name for name in names if name in files or not _is_stray(name)}
+        if unexpected := sorted(there ^ (files.keys() | _REQUIRED)):
+            return f"{', '.join(unexpected)} missing or not in {SEAL}"
+        if not there & _OPTIMIZERS:
+            return "optimizer.pt missing"
+        for name, expected in files.items():
+            problem = _file_damage(checkpoint / name, expected)
+            if problem:
+                return problem
+    except AntError as error:
+        return str(error)
+    except OSError as error:
+        return f"{error.filename} cannot be read: {error.strerror}"
+    return None
+
+
+def _is_stray(name: str) -> bool:
+    """Whether systems leave files of this name lying about (.DS_Store, .nfs...); Trainer reads none of them.
+
+    Any other file that the seal does not name is refused: Trainer loads what it finds, pickles included.
+    """
+    return name.startswith(".") or name.lower() in _STRAYS
+
+
+def _file_damage(path: Path, expected: Any) -> str | None:
+    values = expected if isinstance(expected, dict) else {}
+    if not path.is_file():
+        return f"{path.name} is no file"
+    if (size := path.stat().st_size) != values.get("bytes"):
+        return f"{path.name} has {size} bytes, expected {values.get('bytes')} by {SEAL}"
+    if (seen := file_sha256(path)) != values.get("sha256"):
+        return f"{path.name} has sha256 {seen[:12]}, expected {str(values.get('sha256'))[:12]} by {SEAL}"
+    return None
+
+
+def check_made_of(checkpoint: Path, now: Mapping[str, str]) -> None:
+    """Refuse a checkpoint that was trained with another config, tokenizer or tokens.
+
+    Raises:
+        AntError: names the first that differs, and both hashes.
+    """
+    before = read_json(checkpoint / SEAL, "the seal", "").get("made_of")
+    for name, wanted in now.items():
+        seen = before.get(name) if isinstance(before, dict) else None
+        if seen != wanted:
+            raise AntError(
+                f"{checkpoint} was made with different {name}",
+                seen=f"sha256 {str(seen)[:12]} in the checkpoint",
+                expected=f"{wanted[:12]}, that of now",
+                hint=f"Put the old {name} back, or start over with --fresh",
+            )
+
+
+def _set_aside_unfinished(output_dir: Path) -> None:
+    """Move what a killed save left behind out of the way; only the latest such folder is kept."""
+    saving = output_dir / SAVING
+    if not saving.is_dir():
+        return
+    for staged in checkpoints(saving):
+        target = output_dir / staged.name
+        if not target.exists() and damage(staged) is None:
+            # Sealed, and killed just before the rename.
+            staged.replace(target)
+            continue
+        for older in checkpoints(output_dir / INCOMPLETE):
+            if not (older / SEAL).exists():
+                shutil.rmtree(older, ignore_errors=True)
+        moved = _set_aside(staged, output_dir)
+        say(f"warning     the save of step {step_of(staged):,} was cut short; skipped, kept as {moved}")
+    shutil.rmtree(saving, ignore_errors=True)
+
+
+def _set_aside(checkpoint: Path, output_dir: Path | None = None) -> Path:
+    target = (output_dir or checkpoint.parent) / INCOMPLETE / checkpoint.name
+    target.parent.mkdir(exist_ok=True)
+    shutil.rmtree(target, ignore_errors=True)
+    checkpoint.replace(target)
+    return target
+
+
+def clear_saving(output_dir: Path) -> None:
+    """Remove what a failed save of this very process left."""
+    shutil.rmtree(output_dir / SAVING, ignore_errors=True)

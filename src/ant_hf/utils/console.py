@@ -1,0 +1,61 @@
+"""What the commands print: plain lines, tables and bars, on the first process only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+_console = Console(highlight=False, soft_wrap=True)
+
+
+def is_first_process() -> bool:
+    """Whether this process speaks for all; known from the launcher before torch starts."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(text: str = "") -> None:
+    """Print a line as it is."""
+    if is_first_process():
+        _console.print(text, markup=False)
+
+
+def show(table: Table) -> None:
+    """Print a table."""
+    if is_first_process():
+        _console.print(table)
+
+
+def facts_table(title: str, facts: list[tuple[str, str]]) -> Table:
+    """Two columns of names and values."""
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column()
+    for name, value in facts:
+        table.add_row(name, value)
+    return table
+
+
+@contextmanager
+def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal's stderr, gone when done; call what it yields with the newly done and the total."""
+    columns = (
+        TextColumn("{task.description:<22}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(label, total=0)
+
+        def advance(done: int, total: int) -> None:
+            progress.update(task, advance=done, total=total)
+
+        yield advance

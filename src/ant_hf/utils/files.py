@@ -1,0 +1,213 @@
+"""Hashes, JSON, and whole-or-absent writes, shared by every stage."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ant_hf.errors import AntError
+
+_SEAL_KEY = "values_sha256"
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file's bytes, read in pieces.
+
+    Raises:
+        AntError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as handle:
+            while piece := handle.read(1 << 20):
+                digest.update(piece)
+    except OSError as error:
+        raise AntError(f"{path} cannot be read: {error.strerror}") from None
+    return digest.hexdigest()
+
+
+def check_file(path: Path, expected: object, problem: str, hint: str) -> None:
+    """Hold a file to the hash recorded for it.
+
+    Raises:
+        AntError: "PATH `problem`", with both hashes; or the file cannot be read.
+    """
+    if (seen := file_sha256(path)) != expected:
+        raise AntError(
+            f"{path} {problem}", seen=f"sha256 {seen[:12]}", expected=str(expected)[:12], hint=hint
+        )
+
+
+def fingerprint(values: Any) -> str:
+    """Hex digest of JSON values, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
+def check_made_of(folder: Path, what: str, record: dict[str, Any], inputs: Any) -> None:
+    """Refuse an artefact that was made of other inputs than those of now.
+
+    Args:
+        record: holds `inputs` and their fingerprint `inputs_sha256`, as stored with the artefact.
+
+    Raises:
+        AntError: the fingerprints differ; names both, and the inputs that differ.
+    """
+    recorded = record.get("inputs_sha256")
+    if recorded != (wanted := fingerprint(inputs)):
+        listing = "".join(f"\n  - {line}" for line in differences(record.get("inputs"), inputs))
+        raise AntError(
+            f"{folder} holds {what} made of other text or settings:{listing}\n",
+            seen=f"inputs sha256 {str(recorded)[:12]}",
+            expected=wanted[:12],
+            hint=f"Remove {folder} or set another data_dir.",
+        )
+
+
+def differences(before: Any, now: Any, free: Container[str] = ()) -> list[str]:
+    """`key was a, is b` for every dotted key in which two mappings differ, except the `free` ones."""
+    old, new = _flat(before if isinstance(before, dict) else {}), _flat(now)
+    return [
+        f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and key not in free
+    ]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def strings_in(value: Any) -> Iterator[str]:
+    """Every text among JSON values, in order; keys are none."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from strings_in(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from strings_in(item)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON to a temporary name, flush it to the disk, then rename: a kill leaves old or new."""
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text as `write_json` does, line ends as they are; a failed write leaves no trace."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def flush_folder(folder: Path, files: bool = True) -> None:
+    """Wait until a folder's files and their names are on the disk, so that a rename never overtakes them."""
+    for path in [*folder.iterdir(), folder] if files else [folder]:
+        # Windows flushes neither folders nor files opened for reading.
+        if (path.is_file() or path.is_dir()) and os.name == "posix":
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+def write_sealed(path: Path, values: dict[str, Any]) -> None:
+    """Write a JSON object together with the fingerprint of its own values."""
+    plain = json.loads(json.dumps(values))
+    write_json(path, {**plain, _SEAL_KEY: fingerprint(plain)})
+
+
+def read_sealed(path: Path, what: str, hint: str, unsealed_format: int | None = 1) -> dict[str, Any]:
+    """Read what `write_sealed` wrote.
+
+    Args:
+        unsealed_format: the `format_version` that had no seal yet, if there was one.
+
+    Raises:
+        AntError: as `read_json`; or the values are not those that were sealed (names both hashes).
+    """
+    values = read_json(path, what, hint)
+    recorded = values.pop(_SEAL_KEY, None)
+    if (
+        recorded is None
+        and unsealed_format is not None
+        and values.get("format_version", 1) == unsealed_format
+    ):
+        return values
+    if recorded != (seen := fingerprint(values)):
+        raise AntError(
+            f"{what} {path} was changed after it was written",
+            seen=f"sha256 {seen[:12]}",
+            expected=str(recorded)[:12] if recorded else "one in the file",
+            hint=hint,
+        )
+    return values
+
+
+def read_json(path: Path, what: str, hint: str) -> dict[str, Any]:
+    """Read a JSON object that an earlier stage wrote.
+
+    Raises:
+        AntError: the file is missing or damaged; `hint` says what makes it anew.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise AntError(f"{what} not found: {path}", hint=hint) from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise AntError(f"{what} {path} cannot be read: {error}", hint=hint) from None
+    if not isinstance(values, dict):
+        raise AntError(f"{what} {path} is damaged", seen=type(values).__name__, hint=hint)
+    return values
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of `target` once the block ends without an error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        flush_folder(partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.replace(old)
+    partial.replace(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def inventory(folder: Path, without: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
+    """Size in bytes and sha256 of every file, by its name in the folder."""
+    return {
+        name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and (name := path.relative_to(folder).as_posix()) not in without
+    }

@@ -1,0 +1,102 @@
+"""What this machine is: cores, threads, memory, the name and the peak of its processor."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+
+import psutil
+import torch
+
+# From malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEEP_UP_TO_BYTES = 2**31 - 1
+
+
+def available_cores() -> int:
+    """Cores this process may use, which a container can make fewer than the machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def threads_per_process() -> int:
+    """Cores divided by the processes on this machine, at least one."""
+    return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def keep_freed_memory() -> None:
+    """Let glibc reuse large buffers instead of returning them to the system after each use.
+
+    A training step asks for the same gigabyte again and again, and every page that comes from the
+    system is cleared first. Worth a tenth of a step at 4 x 1,024 tokens; costs that the process
+    keeps its peak memory. Does nothing where the C library is another.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _KEEP_UP_TO_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _KEEP_UP_TO_BYTES)
+
+
+# Dense 16-bit peak in FLOP/s from the vendors' data sheets, by words of CUDA's name; the first match counts.
+_PEAK_FLOPS = (
+    ("H200", 989e12),
+    ("H100 PCIe", 756e12),
+    ("H100", 989e12),
+    ("A100", 312e12),
+    ("L40S", 362e12),
+    ("L4", 121e12),
+    ("A10G", 70e12),
+    ("T4", 65e12),
+    ("V100", 125e12),
+    ("P100", 18.7e12),
+)
+# Boards, and shares of a board, with another peak than their namesake's.
+_OTHER_PEAK = {"NVL", "MIG"}
+
+
+def peak_flops(name: str) -> float | None:
+    """Dense 16-bit peak of a GPU in FLOP/s by CUDA's name for it; None for a board not in the table."""
+    words = set(name.replace("-", " ").split())
+    if words & _OTHER_PEAK:
+        return None
+    return next((flops for key, flops in _PEAK_FLOPS if set(key.split()) <= words), None)
+
+
+def cpu_flags() -> set[str]:
+    """Instruction sets as Linux names them; empty elsewhere, which means fp32."""
+    return set(_cpu_field("flags").split())
+
+
+def cpu_name() -> str:
+    """The processor as it names itself."""
+    return _cpu_field("model name") or "CPU"
+
+
+def _cpu_field(name: str) -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
+
+
+def peak_memory_bytes() -> dict[str, int]:
+    """Largest resident memory of this process so far, and of the GPU's allocator where there is one."""
+    if sys.platform == "win32":
+        peak = {"process": psutil.Process().memory_info().peak_wset}
+    elif sys.platform == "linux":
+        # Not ru_maxrss: that begins with the memory of the process that started this one.
+        status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
+        peak = {"process": int(status.partition("VmHWM:")[2].split()[0]) * 1024}
+    else:
+        import resource
+
+        peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}  # in bytes on macOS
+    if torch.cuda.is_available():
+        peak["cuda"] = torch.cuda.max_memory_allocated()
+    return peak

@@ -1,0 +1,88 @@
+"""One writer a folder, held by the operating system, so that a dead process holds nothing."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ant_hf.errors import AntError
+from ant_hf.utils.console import say
+from ant_hf.utils.files import read_json, write_json
+
+
+@contextmanager
+def locked(folder: Path, name: str, wait: bool = False) -> Iterator[None]:
+    """Hold a folder's lock for the length of a block.
+
+    The lock itself is the system's (`flock`), which ends with its process however that dies. The
+    file beside it only says who holds it, for the message.
+
+    Args:
+        name: what is locked; different names in one folder do not exclude each other.
+        wait: wait for the other process instead of refusing.
+
+    Raises:
+        AntError: another process holds it; names the process.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        is_writable = os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+    except FileExistsError:
+        is_writable = False
+    if not is_writable:
+        # A read-only mount of prepared data: nobody can write there, so nothing needs to be held.
+        yield
+        return
+    lock, owner = FileLock(folder / f".{name}.lock"), _owner_file(folder, name)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        if not wait:
+            raise AntError(
+                f"{folder} is in use by {_described(owner)}",
+                hint="Wait for it, stop it, or set another folder: --output-dir FOLDER",
+            ) from None
+        say(f"waiting     for {_described(owner)}, which works in {folder}")
+        lock.acquire()
+    try:
+        if owner.exists():
+            say(f"lock        {_described(owner)} ended without a word; its lock is taken over")
+        write_json(owner, {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()})
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
+
+
+def owner_of(folder: Path, name: str) -> dict[str, Any]:
+    """Process, host and time of whoever holds a folder's lock; empty if nobody says so."""
+    return _read(_owner_file(folder, name))
+
+
+def _owner_file(folder: Path, name: str) -> Path:
+    return folder / f".{name}.owner.json"
+
+
+def _read(owner: Path) -> dict[str, Any]:
+    try:
+        return read_json(owner, "lock", "")
+    except AntError:
+        return {}
+
+
+def _described(owner: Path) -> str:
+    values = _read(owner)
+    if not values:
+        return "another process"
+    return f"process {values.get('pid')} on {values.get('host')} (since {values.get('since')})"
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

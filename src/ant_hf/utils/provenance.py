@@ -1,0 +1,66 @@
+"""Where a record comes from (commit, time), and what it must not tell: paths of somebody's machine."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+
+def source_commit() -> str | None:
+    """The commit of this package's own checkout, `-dirty` with local changes; None outside a checkout."""
+    root = Path(__file__).parents[3]
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        return f"{commit}-dirty" if _git(root, "status", "--porcelain") else commit
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()  # noqa: S603
+
+
+def now() -> str:
+    """UTC time, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+# Keys of a recipe that hold places: white space is part of a path there, and elsewhere makes a sentence.
+_PLACES = ("architecture", "data_dir", "decontaminate", "output_dir", "path")
+# What the `changes` of a run.json say of a place: "output_dir was '/a/b', is '/c/d'".
+_MOVED = re.compile(rf"((?:\w+\.)*(?:{'|'.join(_PLACES)})) was (?:.*, is )?['\"](?:/|\\|[A-Za-z]:)")
+
+
+def without_paths(value: Any, key: str = "") -> Any:
+    """JSON values with every absolute path cut down to its last name.
+
+    Of a change of a place, as run.json records it, only the key stays.
+
+    Args:
+        key: the one that holds the value. White space makes a text a sentence, which stays as it is, unless
+            the key is that of a place.
+    """
+    if isinstance(value, dict):
+        return {name: without_paths(item, name) for name, item in value.items()}
+    if isinstance(value, list):
+        return [without_paths(item, key) for item in value]
+    if not isinstance(value, str):
+        return value
+    if key == "what" and (moved := _MOVED.match(value)):
+        return f"{moved[1]} was changed"
+    is_sentence = key not in _PLACES and any(character.isspace() for character in value)
+    return value if is_sentence else _last_name(value)
+
+
+def _last_name(text: str) -> str:
+    """The last name of an absolute path with a folder in it, of either kind of system; other texts stay."""
+    posix, windows = PurePosixPath(text), PureWindowsPath(text)
+    if posix.is_absolute() and len(posix.parts) > 2:
+        return posix.name
+    return windows.name if windows.drive and windows.is_absolute() else text
