@@ -28,11 +28,12 @@ from lm_eval.models.huggingface import HFLM
 
 from ant_hf.evaluation.benchmarks import Benchmark, choose_benchmarks, known_benchmarks
 from ant_hf.evaluation.definitions import write_definitions
-from ant_hf.evaluation.harness import load_tasks, quiet_libraries
+from ant_hf.evaluation.harness import load_tasks
 from ant_hf.evaluation.language_model import BatchedLM
 from ant_hf.evaluation.likelihoods import LikelihoodStore
 from ant_hf.model.loading import DTYPES, load_any
 from ant_hf.utils.hardware import cpu_name
+from ant_hf.utils.quiet import quiet_libraries
 
 PLAIN = "lm-eval, float32, batch 1"
 

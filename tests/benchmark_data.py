@@ -7,6 +7,15 @@ WORDS = (
     "river", "mountain", "teacher", "horse", "bread", "winter",
     "garden", "letter", "window", "candle", "market", "soldier",
 )  # fmt: skip
+# benchmarks.yaml with one more set.
+COPA = """
+copa:
+  definition: super_glue/copa/default.yaml
+  label: COPA
+  metric: acc
+  documents: 100
+  fields: [premise, choice1, choice2, question, label]
+"""
 
 
 def write_benchmarks(folder: Path, n: int = 6) -> Path:

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 from ant_hf.utils.files import file_sha256
+from ant_hf.utils.metrics import read_metrics
 
 TASKS = {
     # label, metric, items, right answers, floor
@@ -86,3 +87,8 @@ def results_for(final: Path) -> dict:
 
 def write_results(final: Path) -> None:
     (final / "results.json").write_text(json.dumps(results_for(final)))
+
+
+def losses(folder: Path) -> list[float]:
+    """The training losses that a run has logged."""
+    return [row["loss"] for row in read_metrics(folder / "metrics.jsonl") if "loss" in row]

@@ -1,0 +1,7 @@
+"""The model card, made of records alone, and the arithmetic that holds cards to themselves.
+
+In: the records of a release folder (`run.json`, `results.json`, `gate.json`, ...). Out: `README.md`.
+
+Read `rendering.py` first. `claims.py` and `audit.py` take the figures of any card, ours or a published one,
+and recompute what can be recomputed.
+"""

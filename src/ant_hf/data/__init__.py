@@ -1,0 +1,10 @@
+"""Text becomes packed tokens.
+
+In: the recipe's `corpus` and `tokenizer` sections. Out: `tokenizer/` and `tokens/` in the data folder, each
+with a record of what it was made from, so that the same inputs reuse it and other inputs are refused.
+
+Read `prepare.py` first: it calls the stages in their order. `sources.py` and `readers.py` give texts,
+`corpus.py` makes documents of them (no duplicates, each on a fixed side of the split), `tokenizer.py` trains
+on them, `packing.py` encodes and writes shards, `tokens.py` and `dataset.py` read them back.
+`packing_tasks.py` packs many files in parallel, to the same bytes.
+"""

@@ -1,1 +1,4 @@
-"""A page to try a model in the browser."""
+"""A page in the browser to try a model on, here or as a Space.
+
+In: one or two models. Out: a Gradio page, served on this computer or written as a Space's files.
+"""

@@ -1,0 +1,8 @@
+"""A model is measured on public benchmarks, perplexities and degeneration, by lm-eval.
+
+In: a model folder or Hub id, and documents from the Hub or from JSONL files. Out: `results.json`, the
+harness's own `lm_eval_results.json`, and `samples.jsonl` with every answer.
+
+Read `evaluate.py` first. `benchmarks.yaml` names the sets; `language_model.py` scores requests in shared
+contexts, to the same numbers as lm-eval.
+"""

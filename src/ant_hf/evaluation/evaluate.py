@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import tempfile
 import time
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from ant_hf.errors import AntError
 from ant_hf.evaluation.benchmarks import Benchmark, choose_benchmarks, known_benchmarks
 from ant_hf.evaluation.definitions import local_file, write_definitions
 from ant_hf.evaluation.degeneration import Continuation, generate, prompts, summary
-from ant_hf.evaluation.harness import harness_results, load_tasks, quiet_libraries, run_benchmark
+from ant_hf.evaluation.harness import harness_results, load_tasks, run_benchmark
 from ant_hf.evaluation.language_model import BatchedLM
 from ant_hf.evaluation.likelihoods import LikelihoodStore
 from ant_hf.evaluation.records import Measurement, perplexity_record, record, sample_line
@@ -31,7 +30,8 @@ from ant_hf.utils.console import progress_bar, say
 from ant_hf.utils.files import file_sha256
 from ant_hf.utils.hardware import cpu_name
 from ant_hf.utils.names import RESULTS
-from ant_hf.utils.provenance import now
+from ant_hf.utils.provenance import now, package_versions
+from ant_hf.utils.quiet import quiet_libraries
 
 DEGENERATION = "degeneration"
 _PARTIAL = ".evaluation.partial.jsonl"
@@ -148,7 +148,7 @@ def _conditions(settings: Settings, subject: Subject) -> dict[str, Any]:
         "limit": settings.limit,
         "data": "local files" if settings.data_dir else "hub",
         "batch_size": settings.sequences,
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "versions": package_versions(_PACKAGES),
         "finished": now(),
     }
 

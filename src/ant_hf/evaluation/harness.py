@@ -5,13 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import logging
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
 import lm_eval.evaluator
 import transformers
 from lm_eval.loggers.utils import add_env_info, add_tokenizer_info
@@ -29,24 +26,6 @@ from ant_hf.utils.files import file_sha256
 
 # lm-eval resamples for the standard error of metrics without a formula (LAMBADA's perplexity).
 _BOOTSTRAP = 1000
-
-
-@contextlib.contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Silence per-task bars and notices; ours say what is running."""
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "transformers")]
-    levels = [logger.level for logger in loggers]
-    bars = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if not bars:
-            datasets.enable_progress_bars()
 
 
 def load_tasks(

@@ -1,1 +1,4 @@
-"""A trained model in the formats of other programs: GGUF and ONNX, verified before it gets its name."""
+"""A model becomes GGUF or ONNX, kept only if the programs that load it give the same outputs.
+
+In: a model folder or Hub id. Out: a folder of files with `verified.json`. Read `exporting.py` first.
+"""

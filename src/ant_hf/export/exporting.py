@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import re
@@ -28,7 +27,7 @@ from ant_hf.utils.console import say
 from ant_hf.utils.disk import check_room, writing
 from ant_hf.utils.files import file_sha256, read_sealed, whole_folder, write_sealed, write_text
 from ant_hf.utils.names import VERIFIED
-from ant_hf.utils.provenance import now
+from ant_hf.utils.provenance import now, package_versions
 
 MODELFILE = "Modelfile"
 WITHOUT_LLAMA_CPP = "llama.cpp: not run, xllamacpp is not installed; pip install 'ant-hf[gguf]'"
@@ -141,15 +140,8 @@ def _record(job: Export, subject: Subject, types: tuple[str, ...]) -> dict[str, 
         "license": job.license,
         "made_of": {key: value for key, value in subject.identity.items() if key.endswith("sha256")},
         "parameters": subject.identity["parameters"],
-        "versions": {name: version for name in _VERSIONS if (version := _version(name))},
+        "versions": package_versions(_VERSIONS),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _reusable(target: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:

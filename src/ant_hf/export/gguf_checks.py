@@ -18,8 +18,8 @@ from ant_hf.export.gguf_tensors import rounded
 from ant_hf.export.greedy import check_greedy, room_for
 from ant_hf.export.llama_cpp import Questions, ask
 from ant_hf.export.texts import check_texts, greedy_prompts
-from ant_hf.model.loading import quiet_transformers
 from ant_hf.model.texts import ENGLISH
+from ant_hf.utils.quiet import quiet_libraries
 
 _SCORED_TOKENS = 48
 
@@ -65,7 +65,7 @@ def read_back(
         AntError: the file does not load, or holds another model.
     """
     # The reader draws a bar that no setting turns off.
-    with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
+    with quiet_libraries(), contextlib.redirect_stderr(io.StringIO()):
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False

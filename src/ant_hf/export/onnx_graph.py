@@ -6,7 +6,6 @@ optimum-onnx would do the same and allows no transformers as new as ours.
 from __future__ import annotations
 
 import inspect
-import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from transformers import PreTrainedModel
 from ant_hf.errors import AntError
 from ant_hf.export.greedy import check_greedy, room_for
 from ant_hf.export.texts import greedy_prompts
-from ant_hf.model.loading import quiet_transformers
+from ant_hf.utils.quiet import quiet_libraries
 
 GRAPH = "model.onnx"
 TOLERANCE = 1e-3
@@ -84,15 +83,9 @@ def _exporter() -> tuple[Any, Any, Any, Any]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporter's notes on what this graph does not have or what is checked below."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), quiet_transformers():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    with warnings.catch_warnings(), quiet_libraries():
+        warnings.simplefilter("ignore")
+        yield
 
 
 class OnnxModel:

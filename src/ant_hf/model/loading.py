@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,6 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.utils import logging
 
 from ant_hf.errors import AntError, missing_file
 from ant_hf.model.architecture import load_config, parameter_ledger, size_problems
@@ -26,25 +23,11 @@ from ant_hf.utils.files import (
     read_sealed,
 )
 from ant_hf.utils.names import WEIGHTS
+from ant_hf.utils.quiet import quiet_libraries
 
 _LOADERS = r"(transformers|tokenizers|safetensors|torch|ant_hf)\b"
 # Any of them makes a tokenizer for Transformers.
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No bars for files of 40 MB, and no printed key report where the keys are checked anyway."""
-    verbosity = logging.get_verbosity()
-    bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def load_any(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, Any]:
@@ -91,7 +74,7 @@ def load_final(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[
 def _load(folder: str | Path, dtype: torch.dtype) -> tuple[Any, Any]:
     """Model with its loading info, and tokenizer; nothing in the folder is executed."""
     _check_files(Path(folder))
-    with quiet_transformers():
+    with quiet_libraries():
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from ant_hf.model.loading import quiet_transformers
 from ant_hf.utils.files import file_sha256, whole_folder, write_json
 from ant_hf.utils.names import WEIGHTS
+from ant_hf.utils.quiet import quiet_libraries
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -42,7 +42,7 @@ def export_final(
         )
         if dtype != torch.float32:
             weights = _stored_once(model, weights, dtype)
-        with quiet_transformers():
+        with quiet_libraries():
             model.save_pretrained(partial, state_dict=weights)
         _make_config_portable(partial / "config.json", dtype)
         for name in TOKENIZER_FILES:

@@ -19,6 +19,10 @@ from ant_hf.model.loading import load_final
 from ant_hf.utils.files import file_sha256
 from ant_hf.utils.metrics import exp
 
+# How far a reloaded model's loss may lie from the one recorded in training; 16-bit against fp32 differs
+# by far less.
+SAME_LOSS = 0.005
+
 
 @dataclass(frozen=True)
 class TokenScores:

@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 from ant_hf.card.audit import count_parameters
 from ant_hf.data.tokens import TokensInMemory
 from ant_hf.evaluation.degeneration import generate, measure, prompts
-from ant_hf.model.scoring import score_tokens
+from ant_hf.model.scoring import SAME_LOSS, score_tokens
 from ant_hf.model.texts import ENGLISH, ROUND_TRIP
 from ant_hf.release.checks import Check, as_json, verdict
 from ant_hf.release.files import check_files, dangerous_files
@@ -209,8 +209,6 @@ def greedy_loop_rate(loaded: Loaded) -> tuple[float, int]:
     return measure(outputs, loaded.tokenizer.decode)["loop_rate"], len(outputs)
 
 
-# How far a reloaded loss may lie from the one recorded in training.
-TOLERANCE = 0.005
 # "Well below" a uniform guess: at most this share of its nats a byte.
 UNIFORM_SHARE = 0.9
 # Float16 takes a CPU four times as long as float32; this many tokens are enough to see a difference.
@@ -308,10 +306,10 @@ def _loss(name: str, scores: Scores, expected: float) -> Check:
     difference = scores.loss / expected - 1
     seen = (
         f"{scores.loss:.4f} nats a token over {scores.tokens:,} tokens, expected {expected:.4f} "
-        f"({difference:+.3%}, at most {TOLERANCE:.1%})"
+        f"({difference:+.3%}, at most {SAME_LOSS:.1%})"
     )
     numbers = {"loss": scores.loss, "expected": expected, "tokens": scores.tokens}
-    return Check(name, bool(abs(difference) <= TOLERANCE), seen, numbers)
+    return Check(name, bool(abs(difference) <= SAME_LOSS), seen, numbers)
 
 
 def _units(scores: Scores, recorded_byte_perplexity: float) -> Check:
@@ -326,7 +324,7 @@ def _units(scores: Scores, recorded_byte_perplexity: float) -> Check:
         f"recorded byte perplexity {recorded_byte_perplexity:.4f} at {bytes_per_token:.4f} bytes a token is "
         f"{implied:.4f} nats a token; scored {scores.loss:.4f}"
     )
-    agrees = math.isclose(implied, scores.loss, rel_tol=TOLERANCE)
+    agrees = math.isclose(implied, scores.loss, rel_tol=SAME_LOSS)
     return Check("byte and token perplexity agree", agrees, seen, {"implied_loss": implied})
 
 

@@ -9,7 +9,7 @@ import torch
 from ant_hf.errors import AntError
 from ant_hf.model.attention import CAUSAL_BLOCKS
 from ant_hf.recipe import TrainingRecipe
-from ant_hf.utils.hardware import cpu_flags, cpu_name, peak_flops
+from ant_hf.utils.hardware import cpu_flags, cpu_name, known_gpu
 
 # In fp32 on a CPU, SDPA pays per call and wins from longer blocks on; see docs/decisions.md.
 _EAGER_UP_TO_TOKENS = 256
@@ -50,6 +50,7 @@ def choose_execution(recipe: TrainingRecipe) -> Execution:
     name = (
         torch.cuda.get_device_name() if device == "cuda" else cpu_name() if device == "cpu" else "Apple GPU"
     )
+    gpu = known_gpu(name) if device == "cuda" else None
     return Execution(
         device=device,
         device_name=name,
@@ -57,7 +58,7 @@ def choose_execution(recipe: TrainingRecipe) -> Execution:
         reason=reason,
         torch_compile=recipe.torch_compile == "on" or (recipe.torch_compile == "auto" and device == "cuda"),
         attn_implementation=attention,
-        peak_flops=peak_flops(name) if device == "cuda" else None,
+        peak_flops=gpu.peak_flops if gpu else None,
     )
 
 

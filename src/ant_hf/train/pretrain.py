@@ -21,7 +21,7 @@ from ant_hf.errors import AntError, RunStopped
 from ant_hf.model.generation import generate_sample
 from ant_hf.model.loading import load_final
 from ant_hf.model.saving import export_final
-from ant_hf.model.scoring import TokenScores, score_tokens
+from ant_hf.model.scoring import SAME_LOSS, TokenScores, score_tokens
 from ant_hf.recipe import Recipe
 from ant_hf.train.checkpoints import check_made_of, checkpoint_name, checkpoints, step_of
 from ant_hf.train.distributed import (
@@ -44,8 +44,6 @@ from ant_hf.utils.names import FINAL, MANIFEST, METRICS, PLOTS, WEIGHTS
 from ant_hf.utils.plots import plot_run
 from ant_hf.utils.provenance import now
 
-# How far the reloaded model's loss may lie from the trained one's; 16-bit against fp32 differs by far less.
-_RELOAD_TOLERANCE = 0.005
 # Shown as they come.
 _SAMPLE_SEEDS = (0, 1, 2)
 
@@ -256,11 +254,11 @@ def _finish(
         setup.plan.per_device_batch_size,
     )
     difference = scores.loss / in_training.loss - 1
-    if abs(difference) > _RELOAD_TOLERANCE:
+    if abs(difference) > SAME_LOSS:
         raise AntError(
             f"{folder.path / FINAL}, reloaded, does not reproduce the trained model: validation loss "
             f"{scores.loss:.4f} against {in_training.loss:.4f} in training",
-            expected=f"a difference of at most {_RELOAD_TOLERANCE:.1%}",
+            expected=f"a difference of at most {SAME_LOSS:.1%}",
             hint="Do not use it; please report this run's run.json",
         )
     samples = [

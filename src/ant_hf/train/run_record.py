@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 
 from ant_hf.train.precision import Execution
-from ant_hf.utils.provenance import source_commit
+from ant_hf.utils.provenance import package_versions, source_commit
 
 _PACKAGES = (
     "ant-hf",
@@ -29,7 +28,7 @@ def environment(execution: Execution, num_processes: int) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "packages": package_versions(_PACKAGES),
         "commit": source_commit(),
         "device": execution.device,
         "device_name": execution.device_name,

@@ -38,10 +38,17 @@ def check_file(path: Path, expected: object, problem: str, hint: str) -> None:
     Raises:
         AntError: "PATH `problem`", with both hashes; or the file cannot be read.
     """
-    if (seen := file_sha256(path)) != expected:
-        raise AntError(
-            f"{path} {problem}", seen=f"sha256 {seen[:12]}", expected=str(expected)[:12], hint=hint
-        )
+    check_hash(f"{path} {problem}", file_sha256(path), expected, hint)
+
+
+def check_hash(problem: str, seen: object, expected: object, hint: str | None = None) -> None:
+    """Hold one hash against another.
+
+    Raises:
+        AntError: `problem`, with the first twelve digits of both.
+    """
+    if seen != expected:
+        raise AntError(problem, seen=f"sha256 {str(seen)[:12]}", expected=str(expected)[:12], hint=hint)
 
 
 def fingerprint(values: Any) -> str:

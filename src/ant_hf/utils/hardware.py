@@ -6,9 +6,9 @@ import ctypes
 import os
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
-import torch
 
 # From malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -42,29 +42,40 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, _KEEP_UP_TO_BYTES)
 
 
-# Dense 16-bit peak in FLOP/s from the vendors' data sheets, by words of CUDA's name; the first match counts.
-_PEAK_FLOPS = (
-    ("H200", 989e12),
-    ("H100 PCIe", 756e12),
-    ("H100", 989e12),
-    ("A100", 312e12),
-    ("L40S", 362e12),
-    ("L4", 121e12),
-    ("A10G", 70e12),
-    ("T4", 65e12),
-    ("V100", 125e12),
-    ("P100", 18.7e12),
-)
-# Boards, and shares of a board, with another peak than their namesake's.
-_OTHER_PEAK = {"NVL", "MIG"}
+class Gpu(NamedTuple):
+    """What the makers' data sheets say of a board."""
+
+    peak_flops: float | None
+    """Dense 16-bit FLOP/s."""
+    watts: int
+    """Board power."""
 
 
-def peak_flops(name: str) -> float | None:
-    """Dense 16-bit peak of a GPU in FLOP/s by CUDA's name for it; None for a board not in the table."""
+# By words of CUDA's name; the first match counts.
+_GPUS = {
+    "H200": Gpu(989e12, 700),
+    "H100 PCIe": Gpu(756e12, 350),
+    "H100": Gpu(989e12, 700),
+    "A100": Gpu(312e12, 400),
+    "L40S": Gpu(362e12, 350),
+    "L4": Gpu(121e12, 72),
+    "A10G": Gpu(70e12, 150),
+    "T4": Gpu(65e12, 70),
+    "V100": Gpu(125e12, 300),
+    "P100": Gpu(18.7e12, 250),
+    "RTX 4090": Gpu(None, 450),
+    "RTX 3090": Gpu(None, 350),
+}
+# Boards, and shares of a board, that are not as their namesake.
+_OTHERS = {"NVL", "MIG"}
+
+
+def known_gpu(name: str) -> Gpu | None:
+    """The data sheet behind CUDA's name of a GPU; None for one that is not in the table."""
     words = set(name.replace("-", " ").split())
-    if words & _OTHER_PEAK:
+    if words & _OTHERS:
         return None
-    return next((flops for key, flops in _PEAK_FLOPS if set(key.split()) <= words), None)
+    return next((gpu for key, gpu in _GPUS.items() if set(key.split()) <= words), None)
 
 
 def cpu_flags() -> set[str]:
@@ -97,6 +108,8 @@ def peak_memory_bytes() -> dict[str, int]:
         import resource
 
         peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}  # in bytes on macOS
+    import torch
+
     if torch.cuda.is_available():
         peak["cuda"] = torch.cuda.max_memory_allocated()
     return peak

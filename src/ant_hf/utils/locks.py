@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from filelock import FileLock, Timeout
 from ant_hf.errors import AntError
 from ant_hf.utils.console import say
 from ant_hf.utils.files import read_json, write_json
+from ant_hf.utils.provenance import now
 
 
 @contextmanager
@@ -54,7 +54,7 @@ def locked(folder: Path, name: str, wait: bool = False) -> Iterator[None]:
     try:
         if owner.exists():
             say(f"lock        {_described(owner)} ended without a word; its lock is taken over")
-        write_json(owner, {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()})
+        write_json(owner, {"pid": os.getpid(), "host": socket.gethostname(), "since": now()})
         yield
     finally:
         owner.unlink(missing_ok=True)
@@ -82,7 +82,3 @@ def _described(owner: Path) -> str:
     if not values:
         return "another process"
     return f"process {values.get('pid')} on {values.get('host')} (since {values.get('since')})"
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from conftest import ROOT
-from test_training import losses
+from records import losses
 
 from ant_hf.data.tokens import read_manifest
 from ant_hf.train.pretrain import pretrain

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT
-from test_training import losses
+from records import losses
 
 from ant_hf.errors import AntError
 from ant_hf.model.loading import load_final

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from records import losses
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Trainer
 
@@ -24,10 +25,6 @@ from ant_hf.train.run_folder import open_run_folder
 from ant_hf.train.setup import training_arguments
 from ant_hf.utils.files import read_sealed, write_sealed
 from ant_hf.utils.metrics import read_metrics
-
-
-def losses(folder):
-    return [row["loss"] for row in read_metrics(folder / "metrics.jsonl") if "loss" in row]
 
 
 def final_weights(folder):

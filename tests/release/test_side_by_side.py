@@ -2,11 +2,11 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
+
+from conftest import ROOT
 
 from ant_hf.utils.files import read_sealed, write_sealed
 
-ROOT = Path(__file__).parents[1]
 RECORDS = ("release/Ant-10M", "docs/recipe/Ant-5M")
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 import yaml
-from benchmark_data import arc, write_benchmarks, write_jsonl
+from benchmark_data import COPA, arc, write_benchmarks, write_jsonl
 from lm_eval.tasks import TaskManager
 
 from ant_hf.errors import AntError
@@ -178,16 +178,6 @@ def test_any_task_of_lm_evals_may_be_named(tmp_path):
 
 
 # The lines that docs/evaluation.md shows for a set of one's own.
-COPA = """
-copa:
-  definition: super_glue/copa/default.yaml
-  label: COPA
-  metric: acc
-  documents: 100
-  fields: [premise, choice1, choice2, question, label]
-"""
-
-
 def test_a_few_lines_add_a_set(tmp_path):
     row = {
         "premise": "It rained.",

@@ -10,9 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from benchmark_data import write_benchmarks
+from benchmark_data import COPA, write_benchmarks
 from conftest import ROOT
-from test_benchmarks import COPA
 
 from ant_hf.evaluation.benchmarks import known_benchmarks
 from ant_hf.published import published_models

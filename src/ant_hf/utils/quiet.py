@@ -1,0 +1,42 @@
+"""One way to silence the libraries below us: what is worth saying, our own code says."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_LIBRARIES = ("transformers", "huggingface_hub", "datasets", "lm_eval", "torch.onnx")
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """No notes below errors and no progress bars of the libraries that are loaded."""
+    loggers = [logging.getLogger(name) for name in _LIBRARIES]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    shown = [show for is_shown, hide, show in _bars() if is_shown() and not hide()]
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        for show in shown:
+            show()
+
+
+def _bars():  # type: ignore[no-untyped-def]  # the libraries' own functions: is it shown, hide, show
+    if "transformers" in sys.modules:
+        from transformers.utils import logging as bars
+
+        yield bars.is_progress_bar_enabled, bars.disable_progress_bar, bars.enable_progress_bar
+    if "datasets" in sys.modules:
+        import datasets
+
+        yield (
+            lambda: not datasets.are_progress_bars_disabled(),
+            datasets.disable_progress_bars,
+            datasets.enable_progress_bars,
+        )
