@@ -30,7 +30,7 @@ _PUBLIC = {
     "publish": ("release.publish", "publish"),
     "audit": ("card.audit", "audit"),
 }
-__all__ = [*_PUBLIC, "__version__"]  # noqa: PLE0604
+__all__ = [*_PUBLIC, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
