@@ -29,8 +29,8 @@ from ant_hf.data.tokens import TRAIN, VALIDATION, PackedTokens
 from ant_hf.model.architecture import build_model, load_config, parameter_ledger, training_flops_per_token
 from ant_hf.recipe import CorpusRecipe, Recipe, TokenizerRecipe, TrainingRecipe
 from ant_hf.train.optimizers import muon_adamw
-from ant_hf.train.precision import choose_execution
-from ant_hf.train.setup import make_trainer, set_up
+from ant_hf.train.setup import choose_execution, set_up
+from ant_hf.train.trainer import AntTrainer, RunData
 from ant_hf.utils.hardware import keep_freed_memory, peak_memory_bytes, threads_per_process
 
 WARM_UP_STEPS = 3
@@ -131,9 +131,8 @@ def ours(spec: dict[str, Any], config: PreTrainedConfig, pacer: Pacer, folder: P
     blocks = PackedDataset(PackedTokens(Path(spec["tokens"]), TRAIN), spec["sequence_length"], 0)
     length = setup.recipe.training.max_steps * spec["blocks"]
     validation = PackedTokens(Path(spec["tokens"]), VALIDATION)
-    byte_lengths = [1] * config.vocab_size
-    order = TrainingOrder(blocks, length, 0)
-    trainer = make_trainer(setup, order, validation, byte_lengths, folder / "metrics.jsonl", {})
+    data = RunData(TrainingOrder(blocks, length, 0), validation, [1] * config.vocab_size)
+    trainer = AntTrainer(setup, data, {})
     trainer.add_callback(_PacedTraining(pacer))
     trainer.train()
 
@@ -275,7 +274,8 @@ def flops_per_token(spec: dict[str, Any]) -> tuple[int, float]:
     config = load_config(spec["architecture"])
     for name, value in spec.get("config", {}).items():
         setattr(config, name, value)
-    return parameter_ledger(config).total, training_flops_per_token(config, spec["sequence_length"])
+    ledger = parameter_ledger(config)
+    return ledger.total, training_flops_per_token(config, ledger, spec["sequence_length"])
 
 
 if __name__ == "__main__":

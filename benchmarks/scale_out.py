@@ -66,7 +66,7 @@ def main() -> None:
 
     from ant_hf.model.architecture import load_config, parameter_ledger
     from ant_hf.recipe import load_recipe
-    from ant_hf.train.precision import choose_execution
+    from ant_hf.train.setup import choose_execution
     from ant_hf.utils.hardware import cpu_name
 
     parser = argparse.ArgumentParser(

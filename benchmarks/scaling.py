@@ -24,8 +24,8 @@ from matplotlib.figure import Figure
 from rounds import ROOT, Contender, packed_text, take_turns
 
 from ant_hf.recipe import TrainingRecipe
-from ant_hf.train.precision import choose_execution
-from ant_hf.train.run_record import environment
+from ant_hf.train.run_folder import environment
+from ant_hf.train.setup import choose_execution
 from ant_hf.utils.console import say
 from ant_hf.utils.plots import STYLE
 

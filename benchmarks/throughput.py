@@ -31,8 +31,8 @@ from rich.table import Table
 from rounds import ROOT, Contender, packed_text, take_turns
 
 from ant_hf.recipe import TrainingRecipe
-from ant_hf.train.precision import Execution, choose_execution
-from ant_hf.train.run_record import environment
+from ant_hf.train.run_folder import environment
+from ant_hf.train.setup import Execution, choose_execution
 from ant_hf.utils.console import say, show
 
 _SHAPES = {"cpu": "8x256,4x1024,2x2048", "cuda": "256x256,64x1024,16x4096"}

@@ -201,8 +201,8 @@ def _fork(recipe: Path, rank: int, processes: int, port: int, log: Path) -> int:
 
 
 def _launch(recipe: Path, processes: int, log: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--cpu", "--num_machines", "1"]
-    command += ["--num_processes", str(processes), "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc_per_node", str(processes)]
     with log.open("a") as output:
         return subprocess.Popen(
             [*command, "pretrain.py", "--config", str(recipe)],
@@ -214,8 +214,15 @@ def _launch(recipe: Path, processes: int, log: Path) -> subprocess.Popen:
 
 
 def newest_step(folder: Path) -> int:
-    """The newest checkpoint that has its name, which is the promise that it is complete."""
-    return max((int(path.name[11:]) for path in folder.glob("checkpoint-*")), default=0)
+    """The newest checkpoint that has its seal, which is the promise that it is complete."""
+    return max(
+        (int(seal.parent.name[11:]) for seal in folder.glob("checkpoint-*/checkpoint.json")), default=0
+    )
+
+
+def is_saving(folder: Path) -> bool:
+    """Whether a checkpoint is being written: its seal comes last."""
+    return any(not (path / "checkpoint.json").exists() for path in folder.glob("checkpoint-*"))
 
 
 def log_rows(folder: Path) -> list[tuple]:
@@ -248,7 +255,7 @@ def differences(folder: Path, reference: Path) -> list[str]:
 
 def phase(folder: Path, log: str) -> str:
     """Where a killed attempt was."""
-    if any((folder / ".saving").glob("checkpoint-*")):
+    if is_saving(folder):
         return "inside a save"
     if not re.search(r"^training {4}", log, re.MULTILINE):
         return "before training"
@@ -345,9 +352,8 @@ class Soak:
         if attempt.wait(delay):
             return False
         if aimed:
-            saving = folder / ".saving"
             until = time.monotonic() + HORIZON_SECONDS
-            while not saving.exists() and attempt.running() and time.monotonic() < until:
+            while not is_saving(folder) and attempt.running() and time.monotonic() < until:
                 time.sleep(0.0003)
             # As long as the saves of this model take on a fast disk.
             time.sleep(self.random.uniform(0, 0.012))
@@ -359,7 +365,7 @@ class Soak:
         resumed = re.search(r"resuming +from step ([\d,]+)", text)
         if resumed:
             step = int(resumed[1].replace(",", ""))
-            # A checkpoint may have been complete and killed just before it got its name.
+            # A checkpoint may have been complete and killed just before it was sealed.
             self.tally["lost_steps"] += max(0, before - step)
             self.tally["resumes"] += 1
         elif before and re.search(r"^ *0%", text, re.MULTILINE):

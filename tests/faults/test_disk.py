@@ -18,7 +18,7 @@ from ant_hf.train import pretrain as pretraining
 from ant_hf.train.callbacks import MetricsFile
 from ant_hf.train.checkpoints import checkpoints, damage, newest_checkpoint
 from ant_hf.train.pretrain import pretrain
-from ant_hf.train.run_folder import open_run_folder
+from ant_hf.train.run_folder import RunRecord, open_run_folder
 from ant_hf.train.trainer import AntTrainer
 from ant_hf.utils.disk import check_room, is_full
 
@@ -115,7 +115,7 @@ def test_full_while_saving(make_recipe, small_disk, monkeypatch):
         folder = small_disk / "run"
         assert [path.name for path in checkpoints(folder)] == ["checkpoint-4"]
         assert damage(folder / "checkpoint-4") is None
-        assert not (folder / ".saving").exists()
+        assert not (folder / "checkpoint-8").exists()
     monkeypatch.undo()
     (small_disk / "ballast").unlink()
     pretrain(recipe)
@@ -161,7 +161,7 @@ def test_a_quota_while_saving(make_recipe, monkeypatch, limit):
         assert newest_checkpoint(open_run_folder(recipe).path).name == "checkpoint-4"
 
 
-def test_a_quota_while_logging_and_recording(tmp_path, make_recipe):
+def test_a_quota_while_logging_and_recording(tmp_path):
     file = MetricsFile(tmp_path / "metrics.jsonl")
     file.begin(None)
     file.append({"step": 1, "loss": 1.0})
@@ -169,15 +169,15 @@ def test_a_quota_while_logging_and_recording(tmp_path, make_recipe):
         with files_up_to(40), pytest.raises(AntError, match=FULL.format("a row of metrics")) as refused:
             file.append({"step": 2, "loss": 1.0, "learning_rate": 1e-3})
         trial.message = refused.value
-    folder = open_run_folder(make_recipe())
-    folder.write_record({"status": "running"})
-    before = (folder.path / "run.json").read_bytes()
+    record = RunRecord(recipe={}, environment={}, resumed_from_steps=[])
+    record.write(tmp_path)
+    before = (tmp_path / "run.json").read_bytes()
     with tried("disk full while writing the run record") as trial:
         with files_up_to(40), pytest.raises(AntError, match=FULL.format("the run record")) as refused:
-            folder.write_record({"status": "finished"})
+            record.write(tmp_path)
         trial.message = refused.value
-        assert (folder.path / "run.json").read_bytes() == before
-        assert not list(folder.path.glob(".*partial"))
+        assert (tmp_path / "run.json").read_bytes() == before
+        assert not list(tmp_path.glob(".*partial"))
 
 
 def test_room_is_asked_where_the_folder_will_be(tmp_path):

@@ -22,7 +22,7 @@ from ant_hf.model.loading import load_final
 from ant_hf.model.scoring import score_folder
 from ant_hf.recipe import Recipe
 from ant_hf.train.callbacks import MetricsFile
-from ant_hf.train.checkpoints import PROGRESS, checkpoints, newest_checkpoint, publish
+from ant_hf.train.checkpoints import PROGRESS, checkpoints, newest_checkpoint, seal
 from ant_hf.train.run_folder import open_run_folder
 from ant_hf.utils.files import file_sha256
 from ant_hf.utils.metrics import read_metrics
@@ -148,6 +148,8 @@ MADE_ANEW = {
     ("metrics", "empty"),
     ("run record", "missing"),
     ("token manifest", "missing"),
+    # A folder without it is a save that was cut short.
+    ("checkpoint's seal", "missing"),
 }
 MADE_ANEW |= {("tokenizer's record", "missing")}
 MADE_ANEW |= {(name, "missing") for name in ("results", "lm-eval's results", "samples")}
@@ -214,9 +216,7 @@ def test_files_that_systems_leave_lying_about_are_no_damage(name, run, capsys):
     assert newest_checkpoint(run).name == "checkpoint-8"
     # There already while the checkpoint is sealed, it may change or go.
     (run / "checkpoint-8" / SEAL).unlink()
-    (run / ".saving").mkdir()
-    (run / "checkpoint-8").rename(run / ".saving" / "checkpoint-8")
-    publish(run, 8, {}, keep=2)
+    seal(run / "checkpoint-8", {}, keep=2)
     stray.write_bytes(b"xy")
     assert newest_checkpoint(run).name == "checkpoint-8"
     stray.unlink()
@@ -225,11 +225,11 @@ def test_files_that_systems_leave_lying_about_are_no_damage(name, run, capsys):
 
 
 def test_a_stray_file_that_an_older_seal_names_is_held_to_it(run):
-    stray, seal = run / "checkpoint-8" / ".DS_Store", run / "checkpoint-8" / SEAL
+    stray, sealed = run / "checkpoint-8" / ".DS_Store", run / "checkpoint-8" / SEAL
     stray.write_bytes(b"x")
-    values = json.loads(seal.read_text())
+    values = json.loads(sealed.read_text())
     values["files"][stray.name] = {"bytes": 1, "sha256": file_sha256(stray)}
-    seal.write_text(json.dumps(values))
+    sealed.write_text(json.dumps(values))
     assert newest_checkpoint(run).name == "checkpoint-8"
     stray.write_bytes(b"xy")
     assert newest_checkpoint(run).name == "checkpoint-4"

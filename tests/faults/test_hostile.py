@@ -15,7 +15,7 @@ from ant_hf.errors import AntError
 from ant_hf.model.architecture import load_config
 from ant_hf.model.loading import load_final
 from ant_hf.recipe import load_recipe
-from ant_hf.train.checkpoints import newest_checkpoint, publish
+from ant_hf.train.checkpoints import newest_checkpoint, seal
 from ant_hf.train.pretrain import pretrain
 from ant_hf.train.run_folder import open_run_folder
 from ant_hf.utils.names import SEAL
@@ -177,11 +177,8 @@ def test_a_sealed_checkpoint_with_a_harmful_pickle_is_refused(make_recipe, tmp_p
         pretrain(recipe)
     folder, trace = open_run_folder(recipe).path, tmp_path / "trace"
     made_of = json.loads((folder / "checkpoint-1" / SEAL).read_text())["made_of"]
-    (folder / ".saving").mkdir()
-    staged = (folder / "checkpoint-1").rename(folder / ".saving" / "checkpoint-1")
-    (staged / SEAL).unlink()
-    torch.save({"state": Harmful(trace)}, staged / name)
-    publish(folder, 1, made_of, keep=2)
+    torch.save({"state": Harmful(trace)}, folder / "checkpoint-1" / name)
+    seal(folder / "checkpoint-1", made_of, keep=2)
     with tried("harmful pickle in a checkpoint") as trial:
         with pytest.raises(
             AntError, match="checkpoint-1 cannot be loaded: a file of it holds more than"

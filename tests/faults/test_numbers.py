@@ -13,13 +13,11 @@ from records import write_results
 
 from ant_hf.errors import AntError
 from ant_hf.release.build import make_release
+from ant_hf.train.callbacks import StepGuard, StopRequest
 from ant_hf.train.checkpoints import newest_checkpoint
-from ant_hf.train.guard import StepGuard
-from ant_hf.train.precision import choose_execution
 from ant_hf.train.pretrain import pretrain
 from ant_hf.train.run_folder import open_run_folder
-from ant_hf.train.setup import training_arguments
-from ant_hf.train.stopping import StopRequest
+from ant_hf.train.setup import choose_execution, training_arguments
 from ant_hf.train.trainer import AntTrainer
 from ant_hf.utils.metrics import read_metrics
 
@@ -107,9 +105,9 @@ def loss_scaling(monkeypatch):
 
 
 def test_fp16_takes_the_optimizer_whose_skips_are_seen(make_recipe, tmp_path):
-    recipe = make_recipe().training
+    recipe = make_recipe()
     for precision, name in (("fp32", "adamw_torch_fused"), ("fp16", "adamw_torch")):
-        execution = dataclasses.replace(choose_execution(recipe), precision=precision)
+        execution = dataclasses.replace(choose_execution(recipe.training), precision=precision)
         assert training_arguments(recipe, execution, tmp_path).optim == name
 
 

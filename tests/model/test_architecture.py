@@ -6,7 +6,13 @@ from conftest import ROOT, TINY_CONFIG
 from transformers import AutoConfig, LlamaForCausalLM
 
 from ant_hf.errors import AntError
-from ant_hf.model.architecture import build_model, load_config, parameter_ledger, training_flops_per_token
+from ant_hf.model.architecture import (
+    build_model,
+    load_architecture,
+    load_config,
+    parameter_ledger,
+    training_flops_per_token,
+)
 from ant_hf.published import published_counterpart
 
 ANT_10M = ROOT / "configs" / "llama_ant10m.json"
@@ -50,7 +56,7 @@ def test_model_is_stock_llama_tied_and_seeded(shared):
 def test_training_flops_of_ant10m():
     # 6 x (embeddings + 12 x (737,792 - 512 norms)) and 6 x 12 layers x 256 x 1,024 for causal attention.
     expected = 6 * (1_048_576 + 12 * 737_280) + 6 * 12 * 256 * 1024
-    assert training_flops_per_token(load_config(ANT_10M), 1024) == expected
+    assert training_flops_per_token(*load_architecture(ANT_10M), 1024) == expected
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import pytest
 from conftest import ROOT
 
 from ant_hf.errors import AntError
-from ant_hf.model.architecture import load_config, parameter_ledger
+from ant_hf.model.architecture import load_architecture, load_config
 from ant_hf.recipe import load_recipe
-from ant_hf.train.plan import Plan
+from ant_hf.train.setup import choose_execution, choose_micro_batch, make_plan
 
 RECIPES = sorted((ROOT / "configs" / "recipes").glob("*.yaml"))
 
@@ -21,8 +21,10 @@ def at_root(monkeypatch):
 
 def plan_of(name, num_processes=1):
     recipe = load_recipe(ROOT / "configs" / "recipes" / f"{name}.yaml")
-    config = load_config(recipe.architecture)
-    return recipe, Plan.of(recipe, config, parameter_ledger(config), num_processes, lambda blocks: blocks)
+    config, ledger = load_architecture(recipe.architecture)
+    execution = choose_execution(recipe.training)
+    at_once = choose_micro_batch(recipe.training, config, execution, num_processes)
+    return recipe, make_plan(recipe.training, config, ledger, num_processes, at_once)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

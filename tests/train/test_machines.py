@@ -24,10 +24,9 @@ def free_port():
 
 
 def start(machine_rank, port, arguments, machines=2, processes=2):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
-    command += ["--num_machines", str(machines), "--num_processes", str(processes)]
-    command += ["--machine_rank", str(machine_rank), "--main_process_ip", "127.0.0.1"]
-    command += ["--main_process_port", str(port), "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(machines)]
+    command += ["--node_rank", str(machine_rank), "--nproc_per_node", str(processes // machines)]
+    command += ["--master_addr", "127.0.0.1", "--master_port", str(port)]
     return subprocess.Popen(
         [*command, "pretrain.py", *arguments],
         cwd=ROOT,

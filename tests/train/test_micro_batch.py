@@ -5,8 +5,7 @@ import torch
 from conftest import ROOT
 
 from ant_hf.model.architecture import load_config
-from ant_hf.train.plan import choose_micro_batch, largest_that_fits
-from ant_hf.train.precision import choose_execution
+from ant_hf.train.setup import choose_execution, choose_micro_batch, largest_that_fits
 
 
 def test_running_out_of_memory_leads_to_the_next_smaller_size():
@@ -34,18 +33,21 @@ def test_another_error_is_not_taken_for_a_lack_of_memory():
 @pytest.mark.parametrize(("blocks", "expected"), [(8, 4), (6, 3), (5, 1), (1, 1)])
 def test_a_cpu_takes_four_blocks_of_1024_at_once(make_recipe, blocks, expected):
     config = load_config(ROOT / "configs/llama_ant10m.json")
-    execution = choose_execution(make_recipe().training)
-    assert choose_micro_batch(config, execution, 1024, blocks) == expected
-    assert choose_micro_batch(config, execution, 1 << 20, blocks) == 1
+    for length, at_once in ((1024, expected), (1 << 20, 1)):
+        shape = {"sequence_length": length, "sequences_per_step": blocks, "per_device_batch_size": "auto"}
+        training = make_recipe(**shape).training
+        assert choose_micro_batch(training, config, choose_execution(training), 1) == at_once
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_takes_what_fits_and_gives_the_memory_back(make_recipe):
     config = load_config(ROOT / "configs/llama_ant10m.json")
-    execution = choose_execution(make_recipe(device="cuda", precision="auto").training)
+    shape = {"sequence_length": 1024, "sequences_per_step": 1 << 12, "per_device_batch_size": "auto"}
+    training = make_recipe(device="cuda", precision="auto", **shape).training
+    execution = choose_execution(training)
     before = torch.cuda.memory_allocated()
     state = torch.cuda.get_rng_state()
-    chosen = choose_micro_batch(config, execution, 1024, 1 << 12)
+    chosen = choose_micro_batch(training, config, execution, 1)
     gc.collect()
     assert 1 <= chosen <= 64
     assert torch.cuda.memory_allocated() == before

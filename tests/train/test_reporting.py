@@ -16,7 +16,6 @@ from transformers.integrations import INTEGRATION_TO_CALLBACK
 from ant_hf.errors import AntError
 from ant_hf.recipe import Integration, load_recipe
 from ant_hf.train import setup as run_setup
-from ant_hf.train import trackers as reporting
 from ant_hf.train.pretrain import pretrain
 from ant_hf.utils.metrics import read_metrics
 
@@ -97,7 +96,7 @@ def test_every_name_is_one_of_trainers():
 
 
 def test_a_package_that_is_not_there_is_named_before_any_work(write, monkeypatch, tmp_path):
-    monkeypatch.setattr(reporting, "find_spec", lambda name: None)
+    monkeypatch.setattr(run_setup, "find_spec", lambda name: None)
     with pytest.raises(AntError, match=r"'swanlab', which is not installed.*pip install swanlab"):
         pretrain(load_recipe(write(report_to=["swanlab"])), dry_run=True)
     assert not (tmp_path / "run").exists()
@@ -169,7 +168,7 @@ def test_a_tracker_holds_our_figures_without_touching_the_network(write, tmp_pat
 def test_wandb_without_an_account_is_refused_instead_of_waiting_for_an_answer(tmp_path):
     pytest.importorskip("wandb", reason="wandb is not installed")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    script = "from ant_hf.train.trackers import check_reporting; check_reporting(['wandb'])"
+    script = "from ant_hf.train.setup import check_reporting; check_reporting(['wandb'])"
     result = subprocess.run(
         [sys.executable, "-c", script],
         cwd=tmp_path,

@@ -19,10 +19,9 @@ from ant_hf.data.corpus import in_validation_split, normalised
 from ant_hf.errors import AntError, RunStopped
 from ant_hf.train import pretrain as pretraining
 from ant_hf.train import setup as run_setup
-from ant_hf.train.precision import choose_execution
 from ant_hf.train.pretrain import pretrain
 from ant_hf.train.run_folder import open_run_folder
-from ant_hf.train.setup import training_arguments
+from ant_hf.train.setup import choose_execution, training_arguments
 from ant_hf.utils.files import read_sealed, write_sealed
 from ant_hf.utils.metrics import read_metrics
 
@@ -358,8 +357,14 @@ def test_dry_run_prints_the_plan_and_writes_nothing(make_recipe, capsys, tmp_pat
 
 
 def launch(arguments, processes):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        str(processes),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [*command, "pretrain.py", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True

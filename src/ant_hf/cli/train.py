@@ -33,14 +33,13 @@ def pretrain(
 ) -> None:
     """Train a model from a recipe: tokenizer, packed tokens, training, export, check.
 
-    Run again with the same recipe, it continues from the newest checkpoint. On several processes:
+    Run again with the same recipe, it continues from the newest checkpoint. On several GPUs:
     accelerate launch --num_processes N pretrain.py --config RECIPE.
     """
-    from ant_hf.train.distributed import start_missing_processes
-
-    start_missing_processes()
+    from ant_hf.train.distributed import check_launch
     from ant_hf.train.pretrain import pretrain as run_recipe
 
+    check_launch()
     recipe = read_recipe(config, data, output_dir, overrides, report_to=report_to or None)
     run_recipe(recipe, fresh=fresh, dry_run=dry_run)
 
@@ -87,13 +86,10 @@ def params(
     ),
 ) -> None:
     """Count parameters by component on the model itself, beside the published figure."""
-    from ant_hf.model.architecture import ledger_table, load_config, parameter_ledger
-    from ant_hf.published import published_counterpart
+    from ant_hf.model.architecture import ledger_table, load_architecture
     from ant_hf.utils.console import show
 
-    values = load_config(config)
-    ledger = parameter_ledger(values)
-    show(ledger_table(list(ledger.rows), ledger.total, ledger.equation(), published_counterpart(values)))
+    show(ledger_table(*load_architecture(config)))
 
 
 def plots(

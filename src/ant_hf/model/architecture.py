@@ -8,7 +8,6 @@ Transformers sees it.
 from __future__ import annotations
 
 import difflib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,10 @@ import torch
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from ant_hf.errors import AntError, missing_file
-from ant_hf.published import PublishedModel
+from ant_hf.errors import AntError
+from ant_hf.published import published_counterpart
+from ant_hf.utils.files import read_json
+from ant_hf.utils.names import CONFIG
 
 _POSITIVE = (
     "vocab_size",
@@ -44,24 +45,26 @@ def load_config(path: str | Path) -> PreTrainedConfig:
     """Read a Llama config JSON (or a folder with a config.json), refusing what Transformers would swallow.
 
     Raises:
+        AntError: as `load_architecture`.
+    """
+    return load_architecture(path)[0]
+
+
+def load_architecture(path: str | Path) -> tuple[PreTrainedConfig, Ledger]:
+    """A checked config, and its count of parameters.
+
+    Raises:
         AntError: missing or broken file, unknown keys (with the nearest valid name), values
             that no model can have. All violations are listed at once.
     """
     path = Path(path)
-    file = path / "config.json" if path.is_dir() else path
-    if not file.is_file():
-        raise missing_file(
-            file,
-            "model config",
-            "Pass a LlamaConfig JSON such as configs/llama_ant10m.json; "
-            f"names in a recipe count from the folder you are in, {Path.cwd()}",
-        )
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise AntError(f"{file} is not a readable JSON file: {error}") from None
-    if not isinstance(values, dict):
-        raise AntError(f"{file} holds no config", seen=type(values).__name__, expected="a JSON object")
+    file = path / CONFIG if path.is_dir() else path
+    values = read_json(
+        file,
+        "model config",
+        "Pass a LlamaConfig JSON such as configs/llama_ant10m.json; "
+        f"names in a recipe count from the folder you are in, {Path.cwd()}",
+    )
     problems = _problems(values)
     if problems:
         listing = "\n".join(f"  - {problem}" for problem in problems)
@@ -69,12 +72,10 @@ def load_config(path: str | Path) -> PreTrainedConfig:
     try:
         # The file may have any name, so AutoConfig gets the values and not the path.
         config = AutoConfig.for_model(**values)
-        with torch.device("meta"):
-            AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        return config, parameter_ledger(config)
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
         raise AntError(f"{file} is refused by transformers: {reason}") from None
-    return config
 
 
 def _problems(values: dict[str, Any]) -> list[str]:
@@ -200,7 +201,7 @@ def _component(name: str) -> str:
     return f"mlp {name.split('.')[-2]}"
 
 
-def training_flops_per_token(config: PreTrainedConfig, sequence_length: int) -> float:
+def training_flops_per_token(config: PreTrainedConfig, ledger: Ledger, sequence_length: int) -> float:
     """Floating-point operations a trained token costs, forward and backward.
 
     6 for each weight that a matrix product uses (Kaplan et al. 2020, arXiv:2001.08361; a tied
@@ -208,7 +209,6 @@ def training_flops_per_token(config: PreTrainedConfig, sequence_length: int) -> 
     values are 2 products of 2 x head_dim x heads x sequence_length / 2 a token and layer, times 3
     for forward and backward.
     """
-    ledger = parameter_ledger(config)
     weights = ledger.total - ledger.norms
     if not ledger.tied:
         weights -= ledger.embeddings
@@ -216,20 +216,18 @@ def training_flops_per_token(config: PreTrainedConfig, sequence_length: int) -> 
     return 6.0 * weights + 6.0 * attention
 
 
-def ledger_table(
-    rows: list[tuple[str, int]], total: int, equation: str, published: PublishedModel | None
-) -> Table:
-    """Parameters by component, with the published figure and its difference below."""
-    table = Table(title="Parameters", title_justify="left", caption=equation, caption_justify="left")
+def ledger_table(config: PreTrainedConfig, ledger: Ledger) -> Table:
+    """Parameters by component, with the published figure for this architecture, if there is one, below."""
+    table = Table(title="Parameters", title_justify="left", caption=ledger.equation(), caption_justify="left")
     table.add_column("component")
     table.add_column("parameters", justify="right")
     table.add_column("share", justify="right")
-    for name, count in rows:
-        table.add_row(name, f"{count:,}", f"{count / total:.1%}")
+    for name, count in ledger.rows:
+        table.add_row(name, f"{count:,}", f"{count / ledger.total:.1%}")
     table.add_section()
-    table.add_row("total (computed from the model)", f"{total:,}", "100.0%", style="bold")
-    if published:
+    table.add_row("total (computed from the model)", f"{ledger.total:,}", "100.0%", style="bold")
+    if published := published_counterpart(config):
         rounded = ", rounded there" if published.parameters_rounded else ""
         table.add_row(f"published for {published.name}{rounded}", f"{published.parameters:,}", "")
-        table.add_row("published - computed", f"{published.parameters - total:+,}", "")
+        table.add_row("published - computed", f"{published.parameters - ledger.total:+,}", "")
     return table

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from ant_hf.errors import AntError, missing_file
-from ant_hf.model.architecture import load_config, parameter_ledger, size_problems
+from ant_hf.model.architecture import load_architecture, size_problems
 from ant_hf.utils.files import (
     check_file,
     file_sha256,
@@ -22,59 +22,39 @@ from ant_hf.utils.files import (
     read_json,
     read_sealed,
 )
-from ant_hf.utils.names import WEIGHTS
+from ant_hf.utils.names import CONFIG, FINAL, RUN_RECORD, TOKENIZER, WEIGHTS
 from ant_hf.utils.quiet import quiet_libraries
 
 _LOADERS = r"(transformers|tokenizers|safetensors|torch|ant_hf)\b"
 # Any of them makes a tokenizer for Transformers.
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_TOKENIZERS = (TOKENIZER, "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
-def load_any(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, Any]:
-    """Load a model that anyone made, with its tokenizer, unless the two cannot be meant for each other.
+def load_any(
+    folder: str | Path, dtype: torch.dtype = torch.float32, strict: bool = False
+) -> tuple[PreTrainedModel, Any]:
+    """Load a model and its tokenizer by the calls a user makes; nothing in the folder is executed.
 
-    Raises:
-        AntError: no model is there; weights are missing or of another shape; the tokenizer has more
-            entries than the model.
-    """
-    if not Path(folder, "config.json").is_file():
-        raise missing_file(Path(folder, "config.json"), "model folder", "Train one: make quickstart")
-    loaded, tokenizer = _load(folder, dtype)
-    model, info = loaded
-    _refuse_keys(folder, info, "missing_keys", "mismatched_keys")
-    if len(tokenizer) > model.config.vocab_size:
-        raise _other_vocabulary(folder, tokenizer, model, "at most ")
-    return model, tokenizer
-
-
-def load_final(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, Any]:
-    """Load model and tokenizer by the calls a user makes, refusing anything less than a perfect match.
+    Args:
+        strict: accept nothing less than a perfect match, as of a model that was exported here. Otherwise
+            anyone's model is loaded, unless it and its tokenizer cannot be meant for each other.
 
     Raises:
-        AntError: no model is there; keys are missing or unexpected; tied weights are not tied;
-            the tokenizer has another size than the model; anything was warned about.
+        AntError: no model is there, or a file is damaged (names it); weights are missing or of another
+            shape; the tokenizer has more entries than the model. If strict also: files are not those that
+            were exported; keys are unexpected; tied weights are not tied; the tokenizer has fewer entries;
+            anything was warned about.
     """
-    if not Path(folder, "config.json").is_file():
-        raise missing_file(Path(folder, "config.json"), "model folder", "Train one: make quickstart")
-    _check_before_loading(Path(folder))
-    with warnings.catch_warnings():
-        # Of the loading libraries alone: filters are the whole process's, and an upload may run beside.
-        warnings.filterwarnings("error", module=_LOADERS)
-        loaded, tokenizer = _load(folder, dtype)
-    model, info = loaded
-    _refuse_keys(folder, info, "missing_keys", "unexpected_keys", "mismatched_keys")
-    head, embeddings = model.get_output_embeddings().weight, model.get_input_embeddings().weight
-    if model.config.tie_word_embeddings and head.data_ptr() != embeddings.data_ptr():
-        raise AntError(f"{folder}: embeddings and output projection are tied in the config only")
-    if len(tokenizer) != model.config.vocab_size:
-        raise _other_vocabulary(folder, tokenizer, model, "")
-    return model, tokenizer
-
-
-def _load(folder: str | Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Model with its loading info, and tokenizer; nothing in the folder is executed."""
-    _check_files(Path(folder))
-    with quiet_libraries():
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file():
+        raise missing_file(folder / CONFIG, "model folder", "Train one: make quickstart")
+    if strict:
+        _check_exported(folder)
+    _check_files(folder)
+    with warnings.catch_warnings(), quiet_libraries():
+        if strict:
+            # Of the loading libraries alone: filters are the whole process's, and an upload may run beside.
+            warnings.filterwarnings("error", module=_LOADERS)
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -85,10 +65,35 @@ def _load(folder: str | Path, dtype: torch.dtype) -> tuple[Any, Any]:
                 # They are refused below by name; transformers refers to a report that is not shown.
                 ignore_mismatched_sizes=True,
             )
-            return loaded, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         # The tokenizer's reader raises bare Exception, and damaged JSON a dozen kinds.
         except Exception as error:
             raise AntError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from None
+    model, info = loaded
+    for problem in ("missing_keys", "mismatched_keys", *["unexpected_keys"] * strict):
+        if info[problem]:
+            what = f"{folder}: the weights have {problem.replace('_', ' ')}"
+            raise AntError(what, seen=sorted(info[problem]))
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if strict and model.config.tie_word_embeddings and head.weight.data_ptr() != embeddings.weight.data_ptr():
+        raise AntError(f"{folder}: embeddings and output projection are tied in the config only")
+    entries, places = len(tokenizer), model.config.vocab_size
+    if entries > places or (strict and entries < places):
+        raise AntError(
+            f"{folder}: tokenizer and config differ in vocabulary",
+            seen=f"{entries} entries",
+            expected=f"{'' if strict else 'at most '}vocab_size {places}",
+        )
+    return model, tokenizer
+
+
+def load_final(folder: str | Path) -> tuple[PreTrainedModel, Any]:
+    """A model that was exported here, in fp32.
+
+    Raises:
+        AntError: as `load_any`, strictly.
+    """
+    return load_any(folder, strict=True)
 
 
 def _check_files(folder: Path) -> None:
@@ -101,12 +106,12 @@ def _check_files(folder: Path) -> None:
     if not any((folder / name).is_file() for name in _TOKENIZERS):
         raise AntError(
             f"{folder} has no tokenizer",
-            expected=f"tokenizer.json ({', '.join(_TOKENIZERS[1:])} of other models)",
+            expected=f"{TOKENIZER} ({', '.join(_TOKENIZERS[1:])} of other models)",
             hint="Copy it from the model it was trained with.",
         )
-    for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+    for name in (CONFIG, "generation_config.json", TOKENIZER, "tokenizer_config.json"):
         values = read_json(folder / name, "file of the model", again) if (folder / name).is_file() else {}
-        if name == "config.json" and (problems := size_problems(values)):
+        if name == CONFIG and (problems := size_problems(values)):
             raise AntError(f"{folder / name}: {'; '.join(problems)}", hint=again)
     for file in folder.glob("*.safetensors"):
         try:
@@ -116,59 +121,35 @@ def _check_files(folder: Path) -> None:
             raise AntError(f"{file} is cut short or damaged: {error}", hint=again) from None
 
 
-def _refuse_keys(folder: str | Path, info: dict[str, Any], *problems: str) -> None:
-    for problem in problems:
-        if info[problem]:
-            raise AntError(
-                f"{folder}: the weights have {problem.replace('_', ' ')}", seen=sorted(info[problem])
-            )
-
-
-def _other_vocabulary(folder: str | Path, tokenizer: Any, model: PreTrainedModel, bound: str) -> AntError:
-    return AntError(
-        f"{folder}: tokenizer and config differ in vocabulary",
-        seen=f"{len(tokenizer)} entries",
-        expected=f"{bound}vocab_size {model.config.vocab_size}",
-    )
-
-
-def _check_before_loading(folder: Path) -> None:
-    """Config, size and hashes, as far as they are known, before anything is allocated or run.
+def _check_exported(folder: Path) -> None:
+    """Hashes, config and size, as far as they are known, before anything is allocated or run.
 
     Raises:
-        AntError: the config is none of ours, the weights are smaller than it says, or a file is not
-            the one that was exported (names it and both hashes).
+        AntError: a file is not the one that was exported (names it and both hashes), the config is none of
+            ours, the tokenizer asks for code, or the weights are smaller than the config says.
     """
-    record = folder.parent / "run.json"
-    if folder.name == "final" and record.exists():
-        _check_exported(folder, record)
-    config = load_config(folder)
-    settings = folder / "tokenizer_config.json"
+    record = folder.parent / RUN_RECORD
+    if folder.name == FINAL and record.exists():
+        hint = f"Train it again with --fresh, or remove {record} if it belongs to another model."
+        for name, expected in (read_sealed(record, "run record", hint).get("exported_sha256") or {}).items():
+            path = folder / Path(name).name
+            if not path.is_file():
+                raise missing_file(path, "a file of the exported model", hint)
+            check_file(path, expected, "was changed after it was exported", hint)
+    _, ledger = load_architecture(folder)
+    settings, weights = folder / "tokenizer_config.json", folder / WEIGHTS
     if settings.exists() and "auto_map" in read_json(settings, "tokenizer settings", ""):
         raise AntError(
             f"{settings} asks for code of its own (auto_map)", hint="Code from models is never run."
         )
-    weights = folder / WEIGHTS
     if not weights.is_file():
         raise missing_file(weights, "weights", "Only safetensors are read: pickles can run code.")
-    total, size = parameter_ledger(config).total, weights.stat().st_size
-    if size < total:
+    if (size := weights.stat().st_size) < ledger.total:
         raise AntError(
             f"{weights} is cut short, or its config.json is another model's",
             seen=f"{size:,} bytes",
-            expected=f"more than one for each of {total:,} parameters",
+            expected=f"more than one for each of {ledger.total:,} parameters",
         )
-
-
-def _check_exported(folder: Path, record: Path) -> None:
-    """Hold an exported folder to the hashes in its run's record."""
-    hint = f"Train it again with --fresh, or remove {record} if it belongs to another model."
-    exported = read_sealed(record, "run record", hint).get("exported_sha256")
-    for name, expected in exported.items() if isinstance(exported, dict) else ():
-        path = folder / Path(name).name
-        if not path.is_file():
-            raise missing_file(path, "a file of the exported model", hint)
-        check_file(path, expected, "was changed after it was exported", hint)
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -207,11 +188,11 @@ def locate(model: str) -> tuple[str, Path]:
     """
     path = Path(model)
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not (path / CONFIG).is_file():
             raise AntError(f"{model} is no model folder: it has no config.json", hint=_nearby(path))
         resolved = path.resolve()
         # A run's `final` says less than the run's own name.
-        return (f"{resolved.parent.name}/final" if resolved.name == "final" else resolved.name), path
+        return (f"{resolved.parent.name}/final" if resolved.name == FINAL else resolved.name), path
     check_hub_id(model)
     try:
         return model, Path(snapshot_download(model, allow_patterns=_FILES))
@@ -237,8 +218,8 @@ def check_hub_id(model: str) -> None:
 
 
 def _nearby(path: Path) -> str:
-    if (path / "final" / "config.json").is_file():
-        return f"Did you mean {path / 'final'}?"
+    if (path / FINAL / CONFIG).is_file():
+        return f"Did you mean {path / FINAL}?"
     return "Pass the folder that pretrain.py wrote as final/."
 
 
@@ -261,8 +242,8 @@ def load_subject(model: str, dtype: str, device: str) -> Subject:
     identity = {
         "name": name,
         "weights_sha256": _hash(folder, "*.safetensors"),
-        "tokenizer_sha256": _hash(folder, "tokenizer.json"),
-        "config_sha256": _hash(folder, "config.json"),
+        "tokenizer_sha256": _hash(folder, TOKENIZER),
+        "config_sha256": _hash(folder, CONFIG),
         "parameters": parameters,
         "vocab_size": loaded.config.vocab_size,
     }

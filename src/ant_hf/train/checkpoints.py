@@ -1,10 +1,9 @@
 """Checkpoints a run continues from: complete or absent, and held to their hashes before use.
 
-Trainer writes `checkpoint-N/` file by file, in place. Here it does so inside `.saving/`; once every
-process has written its part, the files are hashed and flushed, the seal (`checkpoint.json`) is
-written last, and one rename makes the folder a checkpoint. A kill at any moment leaves the
-checkpoints that were there and at most one unfinished folder, which the next start moves to
-`incomplete/`. The price is one read of what was just written, and waiting for the disk.
+Trainer writes `checkpoint-N/` file by file. Once every process has written its part, the files are hashed
+and flushed, and the seal (`checkpoint.json`) is written last: a folder without one is no checkpoint. A kill
+at any moment leaves the checkpoints that were there and at most one unfinished folder, which the next start
+moves to `incomplete/`. The price is one read of what was just written, and waiting for the disk.
 """
 
 from __future__ import annotations
@@ -18,14 +17,13 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ant_hf.errors import AntError
 from ant_hf.utils.console import say
-from ant_hf.utils.files import file_sha256, flush_folder, read_json, write_json
-from ant_hf.utils.names import SEAL
+from ant_hf.utils.files import check_hash, file_sha256, flush_folder, inventory, read_json, write_json
+from ant_hf.utils.names import SEAL, WEIGHTS
 
-SAVING = ".saving"
 INCOMPLETE = "incomplete"
 PROGRESS = "progress.json"
 _FORMAT_VERSION = 1
-_REQUIRED = {"model.safetensors", "scheduler.pt", "trainer_state.json", PROGRESS}
+_REQUIRED = {WEIGHTS, "scheduler.pt", "trainer_state.json", PROGRESS}
 # The second is what accelerate writes under FSDP.
 _OPTIMIZERS = {"optimizer.pt", "optimizer.bin"}
 # What file managers of Windows put into every folder they show.
@@ -43,7 +41,11 @@ def step_of(checkpoint: Path) -> int:
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
-    """The `checkpoint-N` folders, oldest first."""
+    """The sealed `checkpoint-N` folders, oldest first."""
+    return [path for path in _folders(output_dir) if (path / SEAL).exists()]
+
+
+def _folders(output_dir: Path) -> list[Path]:
     found = [
         path
         for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
@@ -52,31 +54,22 @@ def checkpoints(output_dir: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
-def publish(output_dir: Path, step: int, made_of: Mapping[str, str], keep: int) -> Path:
-    """Seal the folder that was written inside `.saving/`, give it its name, then remove old ones.
+def seal(checkpoint: Path, made_of: Mapping[str, str], keep: int) -> None:
+    """Make a checkpoint of a folder whose files are all written, then remove older ones.
 
     Args:
         made_of: sha256 of config, tokenizer and tokens, kept in the seal.
         keep: how many checkpoints stay; none is removed before the new one is complete.
     """
-    staged, target = output_dir / SAVING / checkpoint_name(step), output_dir / checkpoint_name(step)
-    files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-        for path in sorted(staged.iterdir())
-        if not _is_stray(path.name)
-    }
-    flush_folder(staged)
-    seal = {"format_version": _FORMAT_VERSION, "step": step, "made_of": dict(made_of), "files": files}
-    write_json(staged / SEAL, seal)
-    flush_folder(staged)
-    if target.exists():
-        _remove(target)
-    staged.replace(target)
-    flush_folder(output_dir, files=False)
-    (output_dir / SAVING).rmdir()
-    for old in checkpoints(output_dir)[:-keep]:
+    strays = tuple(path.name for path in checkpoint.iterdir() if _is_stray(path.name))
+    files = inventory(checkpoint, without=(SEAL, *strays))
+    flush_folder(checkpoint)
+    values = {"format_version": _FORMAT_VERSION, "step": step_of(checkpoint), "made_of": dict(made_of)}
+    write_json(checkpoint / SEAL, values | {"files": files})
+    flush_folder(checkpoint)
+    flush_folder(checkpoint.parent, files=False)
+    for old in checkpoints(checkpoint.parent)[:-keep]:
         _remove(old)
-    return target
 
 
 def _remove(checkpoint: Path) -> None:
@@ -87,6 +80,13 @@ def _remove(checkpoint: Path) -> None:
     shutil.rmtree(nameless, ignore_errors=True)
 
 
+def remove_unsealed(output_dir: Path) -> None:
+    """Remove what a failed save of this very process left."""
+    for path in _folders(output_dir):
+        if not (path / SEAL).exists():
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def newest_checkpoint(output_dir: Path) -> Path | None:
     """The newest checkpoint whose files all have their hashes; others are set aside with a warning.
 
@@ -95,7 +95,13 @@ def newest_checkpoint(output_dir: Path) -> Path | None:
     """
     for leftover in output_dir.glob(f".{PREFIX_CHECKPOINT_DIR}-*.old"):
         shutil.rmtree(leftover, ignore_errors=True)
-    _set_aside_unfinished(output_dir)
+    for unsealed in [path for path in _folders(output_dir) if not (path / SEAL).exists()]:
+        # Only the latest such folder is kept.
+        for older in _folders(output_dir / INCOMPLETE):
+            if not (older / SEAL).exists():
+                shutil.rmtree(older, ignore_errors=True)
+        step, moved = step_of(unsealed), _set_aside(unsealed)
+        say(f"warning     the save of step {step:,} was cut short; skipped, kept as {moved}")
     damaged: list[tuple[Path, str]] = []
     for candidate in reversed(checkpoints(output_dir)):
         problem = damage(candidate)
@@ -112,6 +118,14 @@ def newest_checkpoint(output_dir: Path) -> Path | None:
             "Put the old files back, or start over with --fresh"
         )
     return None
+
+
+def _set_aside(checkpoint: Path) -> Path:
+    target = checkpoint.parent / INCOMPLETE / checkpoint.name
+    target.parent.mkdir(exist_ok=True)
+    shutil.rmtree(target, ignore_errors=True)
+    checkpoint.replace(target)
+    return target
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -169,42 +183,5 @@ def check_made_of(checkpoint: Path, now: Mapping[str, str]) -> None:
     before = read_json(checkpoint / SEAL, "the seal", "").get("made_of")
     for name, wanted in now.items():
         seen = before.get(name) if isinstance(before, dict) else None
-        if seen != wanted:
-            raise AntError(
-                f"{checkpoint} was made with different {name}",
-                seen=f"sha256 {str(seen)[:12]} in the checkpoint",
-                expected=f"{wanted[:12]}, that of now",
-                hint=f"Put the old {name} back, or start over with --fresh",
-            )
-
-
-def _set_aside_unfinished(output_dir: Path) -> None:
-    """Move what a killed save left behind out of the way; only the latest such folder is kept."""
-    saving = output_dir / SAVING
-    if not saving.is_dir():
-        return
-    for staged in checkpoints(saving):
-        target = output_dir / staged.name
-        if not target.exists() and damage(staged) is None:
-            # Sealed, and killed just before the rename.
-            staged.replace(target)
-            continue
-        for older in checkpoints(output_dir / INCOMPLETE):
-            if not (older / SEAL).exists():
-                shutil.rmtree(older, ignore_errors=True)
-        moved = _set_aside(staged, output_dir)
-        say(f"warning     the save of step {step_of(staged):,} was cut short; skipped, kept as {moved}")
-    shutil.rmtree(saving, ignore_errors=True)
-
-
-def _set_aside(checkpoint: Path, output_dir: Path | None = None) -> Path:
-    target = (output_dir or checkpoint.parent) / INCOMPLETE / checkpoint.name
-    target.parent.mkdir(exist_ok=True)
-    shutil.rmtree(target, ignore_errors=True)
-    checkpoint.replace(target)
-    return target
-
-
-def clear_saving(output_dir: Path) -> None:
-    """Remove what a failed save of this very process left."""
-    shutil.rmtree(output_dir / SAVING, ignore_errors=True)
+        hint = f"Put the old {name} back, or start over with --fresh"
+        check_hash(f"{checkpoint} was made with different {name}", seen, wanted, hint)

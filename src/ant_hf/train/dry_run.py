@@ -11,7 +11,8 @@ import numpy as np
 from ant_hf.data.dataset import PackedDataset, TrainingOrder
 from ant_hf.data.tokens import TRAIN, PackedTokens
 from ant_hf.recipe import Recipe
-from ant_hf.train.setup import make_trainer, set_up
+from ant_hf.train.setup import set_up
+from ant_hf.train.trainer import AntTrainer, RunData
 from ant_hf.utils.console import is_first_process, say
 from ant_hf.utils.metrics import read_metrics
 from ant_hf.utils.names import METRICS
@@ -43,8 +44,7 @@ def dry_run(recipe: Recipe) -> None:
         blocks_at_once = setup.plan.per_device_batch_size * setup.plan.num_processes
         tokens = _RandomTokens(blocks_at_once * recipe.training.sequence_length, setup.config.vocab_size)
         order = TrainingOrder(PackedDataset(tokens, recipe.training.sequence_length, 0), blocks_at_once, 0)
-        byte_lengths = [1] * setup.config.vocab_size
-        trainer = make_trainer(setup, order, tokens, byte_lengths, Path(scratch) / METRICS, {})
+        trainer = AntTrainer(setup, RunData(order, tokens, [1] * setup.config.vocab_size), {})
         trainer.train()
         loss = read_metrics(Path(scratch) / METRICS)[0]["loss"] if is_first_process() else 0.0
         say(

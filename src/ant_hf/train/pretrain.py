@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import shlex
 import time
 from contextlib import ExitStack
@@ -23,24 +21,24 @@ from ant_hf.model.loading import load_final
 from ant_hf.model.saving import export_final
 from ant_hf.model.scoring import SAME_LOSS, TokenScores, score_tokens
 from ant_hf.recipe import Recipe
-from ant_hf.train.checkpoints import check_made_of, checkpoint_name, checkpoints, step_of
+from ant_hf.train.checkpoints import check_made_of, checkpoint_name, checkpoints
 from ant_hf.train.distributed import (
     check_equal_inputs,
     check_run_folder_is_shared,
     is_first_on_another_machine,
 )
 from ant_hf.train.dry_run import dry_run as run_dry
-from ant_hf.train.run_folder import RunFolder, lock_run_folder, open_run_folder
-from ant_hf.train.run_record import environment
-from ant_hf.train.setup import Setup, make_trainer, set_up
-from ant_hf.train.trainer import AntTrainer
+from ant_hf.train.run_folder import RunFolder, RunRecord, open_run_folder
+from ant_hf.train.setup import Setup, set_up
+from ant_hf.train.trainer import AntTrainer, RunData
 from ant_hf.train.uploads import fetch_checkpoint, finish_uploads, start_uploads
 from ant_hf.utils.console import is_first_process, say
 from ant_hf.utils.disk import check_room, writing
-from ant_hf.utils.files import differences, file_sha256
+from ant_hf.utils.files import check_hash, differences, file_sha256
 from ant_hf.utils.hardware import peak_memory_bytes
+from ant_hf.utils.locks import locked
 from ant_hf.utils.metrics import read_metrics
-from ant_hf.utils.names import FINAL, MANIFEST, METRICS, PLOTS, WEIGHTS
+from ant_hf.utils.names import FINAL, MANIFEST, METRICS, PLOTS, TOKENIZER, WEIGHTS
 from ant_hf.utils.plots import plot_run
 from ant_hf.utils.provenance import now
 
@@ -66,51 +64,82 @@ def pretrain(recipe: Recipe, fresh: bool = False, dry_run: bool = False) -> None
     if dry_run:
         run_dry(recipe)
         return
-    setup = set_up(recipe, Path(recipe.output_dir))
+    output_dir = Path(recipe.output_dir)
+    if output_dir.exists() and not output_dir.is_dir():
+        raise AntError(f"output_dir {output_dir} is a file", hint="Set another: --output-dir FOLDER")
+    setup = set_up(recipe, output_dir)
     with ExitStack() as held:
         # The first process alone removes and makes files; the others come after and find them.
         with setup.arguments.main_process_first(local=False, desc="preparing data"):
             if is_first_process():
-                held.enter_context(lock_run_folder(recipe))
+                held.enter_context(locked(output_dir, "run"))
             fetch_checkpoint(recipe, fresh)
             folder = open_run_folder(recipe, fresh and is_first_process())
             if not folder.is_finished and is_first_process():
                 make_data(recipe, setup.config.max_position_embeddings)
-        check_run_folder_is_shared(folder.path)
+        check_run_folder_is_shared(output_dir)
         with setup.arguments.main_process_first(local=True, desc="preparing data"):
             if not folder.is_finished and is_first_on_another_machine():
                 find_data(recipe, setup.config.max_position_embeddings)
-        if folder.is_finished:
-            say(f"finished    {folder.path / FINAL} is there already ({folder.record['finished']})")
-            _say_result(folder.record["final"], folder.path)
-            finish_uploads(start_uploads(recipe), folder.path / FINAL)
-            return
-        record = folder.record or _new_record(setup)
-        _check_inputs(setup, folder, record)
-        _train_and_finish(setup, folder, record)
+        if folder.record and folder.record.final and folder.is_finished:
+            say(f"finished    {output_dir / FINAL} is there already ({folder.record.finished})")
+            _say_result(folder.record.final, output_dir)
+            finish_uploads(start_uploads(recipe), output_dir / FINAL)
+        else:
+            _train(setup, folder)
 
 
-def _check_inputs(setup: Setup, folder: RunFolder, record: dict[str, Any]) -> None:
-    """Hold architecture, tokenizer and tokens to those the run was started with."""
+def _train(setup: Setup, folder: RunFolder) -> None:
+    """Train what is left of the run, and finish it."""
+    recipe, started = setup.recipe, time.perf_counter()
+    record = folder.record or RunRecord.begin(setup)
+    _check_inputs(setup, folder, record)
+    data = _read_data(setup)
+    trainer = AntTrainer(setup, data, record.sha256)
+    if folder.record:
+        record.go_on(setup, folder)
+    uploads = start_uploads(recipe, trainer)
+    if is_first_process():
+        record.write(folder.path)
+    trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
+    if trainer.guard.stopped_by:
+        # The machine may be gone in a moment, and another one goes on from what has arrived.
+        finish_uploads(uploads, None)
+        _leave(trainer, record)
+    in_training = trainer.score()
+    model, weights = trainer.whole_model()
+    if is_first_process():
+        meter = trainer.meter
+        record.training_seconds, record.timed_steps = round(meter.seconds, 1), meter.steps
+        tokens = meter.steps * setup.plan.tokens_per_step
+        record.tokens_per_second = round(tokens / max(meter.seconds, 1e-9), 1)
+        record.skipped_steps = trainer.guard.skipped_steps
+        final, dtype = folder.path / FINAL, getattr(torch, recipe.export_dtype)
+        with writing("the final model", folder.path, 4 * setup.ledger.total):
+            record.exported_sha256 = export_final(model, recipe.tokenizer_dir, final, weights, dtype)
+        _finish(setup, record, data.validation, in_training)
+        record.train_and_finish_seconds = round(time.perf_counter() - started, 1)
+        record.write(folder.path)
+        _say_finished(recipe, record)
+        finish_uploads(uploads, final)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _check_inputs(setup: Setup, folder: RunFolder, record: RunRecord) -> None:
+    """Hold architecture, tokenizer and tokens to those the run was started with, and look for room."""
     recipe = setup.recipe
     hashes = {
         "config": file_sha256(Path(recipe.architecture)),
-        "tokenizer": file_sha256(recipe.tokenizer_dir / "tokenizer.json"),
+        "tokenizer": file_sha256(recipe.tokenizer_dir / TOKENIZER),
         "tokens": file_sha256(recipe.tokens_dir / MANIFEST),
     }
     check_equal_inputs(hashes)
-    before = record.setdefault("sha256", hashes)
-    config = json.loads(json.dumps(setup.config.to_dict()))
+    record.sha256 = record.sha256 or hashes
     for name, seen in hashes.items():
-        if before[name] != seen:
-            changed = differences(record["config"], config) if name == "config" else []
-            listing = "".join(f"\n  - {line}" for line in changed)
-            raise AntError(
-                f"{folder.path} was made with different {name}{listing}",
-                seen=f"sha256 {seen[:12]}",
-                expected=before[name][:12],
-                hint="Put the old one back, or start over with --fresh",
-            )
+        changed = differences(record.config, setup.config_values) if name == "config" else []
+        listing = "".join(f"\n  - {line}" for line in changed)
+        problem = f"{folder.path} was made with different {name}{listing}"
+        check_hash(problem, seen, record.sha256[name], "Put the old one back, or start over with --fresh")
     if folder.checkpoint:
         check_made_of(folder.checkpoint, hashes)
     # Three files of weights and moments more than there are, and the export.
@@ -119,102 +148,24 @@ def _check_inputs(setup: Setup, folder: RunFolder, record: dict[str, Any]) -> No
     check_room("the checkpoints", folder.path, room)
 
 
-def _new_record(setup: Setup) -> dict[str, Any]:
-    return {
-        "name": setup.recipe.name,
-        "status": "running",
-        "started": now(),
-        "recipe": setup.recipe.model_dump(),
-        "config": setup.config.to_dict(),
-        "parameters": {"total": setup.ledger.total, "by_component": dict(setup.ledger.rows)},
-        "plan": dataclasses.asdict(setup.plan),
-        "environment": environment(setup.execution, setup.plan.num_processes),
-        "resumed_from_steps": [],
-        "changes": [],
-    }
-
-
-def _continue_record(setup: Setup, folder: RunFolder, record: dict[str, Any]) -> None:
-    """Write down from where a run goes on, and what of recipe and machine is not as it was."""
-    if folder.checkpoint:
-        step = step_of(folder.checkpoint)
-        say(f"resuming    from step {step:,} ({folder.checkpoint})")
-        record["resumed_from_steps"].append(step)
-    now_here = environment(setup.execution, setup.plan.num_processes)
-    changes = [*folder.changes, *differences(record["environment"], now_here)]
-    for change in changes:
-        say(f"changed     {change}")
-    if changes:
-        entry = {
-            "when": now(),
-            "step": step_of(folder.checkpoint) if folder.checkpoint else 0,
-            "what": changes,
-        }
-        record.setdefault("changes", []).append(entry)
-    record |= {
-        "status": "running",
-        "recipe": setup.recipe.model_dump(),
-        "plan": dataclasses.asdict(setup.plan),
-        "environment": now_here,
-    }
-
-
-def _train_and_finish(setup: Setup, folder: RunFolder, record: dict[str, Any]) -> None:
-    recipe, started = setup.recipe, time.perf_counter()
+def _read_data(setup: Setup) -> RunData:
+    recipe, training = setup.recipe, setup.recipe.training
     tokenizer = load_tokenizer(recipe.tokenizer_dir)
     if tokenizer.get_vocab_size() != setup.config.vocab_size:
         raise AntError(
             f"{recipe.tokenizer_dir} has {tokenizer.get_vocab_size()} entries and {recipe.architecture} has "
             f"vocab_size {setup.config.vocab_size}"
         )
-    training, length = PackedTokens(recipe.tokens_dir, TRAIN), recipe.training.sequence_length
     pad = tokenizer.token_to_id(PAD)
     assert pad is not None, "load_tokenizer checked it"
-    blocks = PackedDataset(training, length, pad)
-    positions = recipe.training.max_steps * recipe.training.sequences_per_step
-    validation = PackedTokens(recipe.tokens_dir, VALIDATION)
-    trainer = make_trainer(
-        setup,
-        TrainingOrder(blocks, positions, recipe.training.seed),
-        validation,
-        token_byte_lengths(tokenizer),
-        folder.path / METRICS,
-        record["sha256"],
-    )
-    say(f"training    {positions / len(blocks):.2f} passes over {len(training):,} tokens")
-    if folder.record:
-        _continue_record(setup, folder, record)
-    uploads = start_uploads(recipe, trainer)
-    if is_first_process():
-        folder.write_record(record)
-    trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
-    if trainer.guard.stopped_by:
-        # The machine may be gone in a moment, and another one goes on from what has arrived.
-        finish_uploads(uploads, None)
-        _leave(trainer, folder, record)
-    in_training = trainer.score(validation)
-    model, weights = trainer.whole_model()
-    if is_first_process():
-        record["training_seconds"] = round(trainer.meter.seconds, 1)
-        record["timed_steps"] = trainer.meter.steps
-        record["tokens_per_second"] = round(
-            trainer.meter.steps * setup.plan.tokens_per_step / max(trainer.meter.seconds, 1e-9), 1
-        )
-        record["skipped_steps"] = trainer.guard.skipped_steps
-        with writing("the final model", folder.path, 4 * setup.ledger.total):
-            record["exported_sha256"] = export_final(
-                model,
-                recipe.tokenizer_dir,
-                folder.path / FINAL,
-                weights,
-                getattr(torch, recipe.export_dtype),
-            )
-        _finish(setup, folder, record, validation, in_training, started)
-        finish_uploads(uploads, folder.path / FINAL)
-    trainer.accelerator.wait_for_everyone()
+    tokens = PackedTokens(recipe.tokens_dir, TRAIN)
+    blocks = PackedDataset(tokens, training.sequence_length, pad)
+    order = TrainingOrder(blocks, training.max_steps * training.sequences_per_step, training.seed)
+    say(f"training    {len(order) / len(blocks):.2f} passes over {len(tokens):,} tokens")
+    return RunData(order, PackedTokens(recipe.tokens_dir, VALIDATION), token_byte_lengths(tokenizer))
 
 
-def _leave(trainer: AntTrainer, folder: RunFolder, record: dict[str, Any]) -> NoReturn:
+def _leave(trainer: AntTrainer, record: RunRecord) -> NoReturn:
     """Record and say where a stopped run stands.
 
     Raises:
@@ -223,28 +174,22 @@ def _leave(trainer: AntTrainer, folder: RunFolder, record: dict[str, Any]) -> No
     step, reason = trainer.state.global_step, trainer.guard.stopped_by
     text = (
         f"stopped     by {reason} at step {step:,} of {trainer.state.max_steps:,}, saved in "
-        f"{folder.path / checkpoint_name(step)}. Run the same command again to continue."
+        f"{trainer.folder / checkpoint_name(step)}. Run the same command again to continue."
     )
     if is_first_process():
-        record |= {"status": "stopped", "stopped": {"step": step, "reason": reason, "when": now()}}
-        folder.write_record(record)
+        record.status, record.stopped = "stopped", {"step": step, "reason": reason, "when": now()}
+        record.write(trainer.folder)
     say(text)
     # The launcher ends the others as soon as one has left.
     trainer.accelerator.wait_for_everyone()
     raise RunStopped(text)
 
 
-def _finish(
-    setup: Setup,
-    folder: RunFolder,
-    record: dict[str, Any],
-    validation: PackedTokens,
-    in_training: TokenScores,
-    started: float,
-) -> None:
-    """Reload what was written, hold it to what was trained, and tell the user."""
+def _finish(setup: Setup, record: RunRecord, validation: PackedTokens, in_training: TokenScores) -> None:
+    """Reload what was written, hold it to what was trained, and let it write."""
     recipe = setup.recipe
-    model, tokenizer = load_final(folder.path / FINAL)
+    folder = Path(recipe.output_dir)
+    model, tokenizer = load_final(folder / FINAL)
     model.to(setup.arguments.device)  # type: ignore[arg-type]  # wrapped by a decorator of transformers
     scores = score_tokens(
         model,
@@ -253,46 +198,46 @@ def _finish(
         recipe.training.sequence_length,
         setup.plan.per_device_batch_size,
     )
-    difference = scores.loss / in_training.loss - 1
-    if abs(difference) > SAME_LOSS:
+    if abs(scores.loss / in_training.loss - 1) > SAME_LOSS:
         raise AntError(
-            f"{folder.path / FINAL}, reloaded, does not reproduce the trained model: validation loss "
+            f"{folder / FINAL}, reloaded, does not reproduce the trained model: validation loss "
             f"{scores.loss:.4f} against {in_training.loss:.4f} in training",
             expected=f"a difference of at most {SAME_LOSS:.1%}",
             hint="Do not use it; please report this run's run.json",
         )
-    samples = [
+    record.samples = [
         {"seed": seed, "text": generate_sample(model, tokenizer, recipe.sample_prompt, seed)}
         for seed in _SAMPLE_SEEDS
     ]
-    plot_run(read_metrics(folder.path / METRICS), folder.path / PLOTS, recipe.name)
-    record |= {
-        "status": "finished",
-        "finished": now(),
-        "final": {
-            **scores.metrics(),
-            "uniform_byte_perplexity": scores.uniform_byte_perplexity(setup.config.vocab_size),
-            "tokens": scores.tokens,
-            "bytes": scores.bytes,
-            "context_tokens": recipe.training.sequence_length,
-            "dtype": "float32",
-            "loss_in_training": in_training.loss,
-            "weights_sha256": file_sha256(folder.path / FINAL / WEIGHTS),
-        },
-        "samples": samples,
-        "peak_memory_bytes": peak_memory_bytes(),
-        "train_and_finish_seconds": round(time.perf_counter() - started, 1),
+    plot_run(read_metrics(folder / METRICS), folder / PLOTS, recipe.name)
+    record.status, record.finished = "finished", now()
+    record.final = {
+        **scores.metrics(),
+        "uniform_byte_perplexity": scores.uniform_byte_perplexity(setup.config.vocab_size),
+        "tokens": scores.tokens,
+        "bytes": scores.bytes,
+        "context_tokens": recipe.training.sequence_length,
+        "dtype": "float32",
+        "loss_in_training": in_training.loss,
+        "weights_sha256": file_sha256(folder / FINAL / WEIGHTS),
     }
-    folder.write_record(record)
-    _say_result(record["final"], folder.path)
+    record.peak_memory_bytes = peak_memory_bytes()
+
+
+def _say_finished(recipe: Recipe, record: RunRecord) -> None:
+    folder = Path(recipe.output_dir)
+    assert record.final
+    assert record.samples
+    assert record.peak_memory_bytes
+    _say_result(record.final, folder)
     say(
-        f"speed       {record['tokens_per_second']:,.0f} tokens a second, "
-        f"{record['training_seconds']:,.0f} s of training, "
-        f"{record['peak_memory_bytes']['process'] / 1e9:.2f} GB of memory at most"
+        f"speed       {record.tokens_per_second:,.0f} tokens a second, "
+        f"{record.training_seconds:,.0f} s of training, "
+        f"{record.peak_memory_bytes['process'] / 1e9:.2f} GB of memory at most"
     )
-    say(f"\nsample      {samples[0]['text']}\n")
-    final, prompt = shlex.quote(str(folder.path / FINAL)), shlex.quote(recipe.sample_prompt)
-    say(f"next        look at the curves:     {folder.path / PLOTS / 'loss.png'}")
+    say(f"\nsample      {record.samples[0]['text']}\n")
+    final, prompt = shlex.quote(str(folder / FINAL)), shlex.quote(recipe.sample_prompt)
+    say(f"next        look at the curves:     {folder / PLOTS / 'loss.png'}")
     say(f"            let it write:           ant-hf generate {final} --prompt {prompt}")
     say(f"            measure it:             ant-hf evaluate {final}")
 

@@ -1,27 +1,34 @@
-"""Who owns an output folder: a new run, the same run to go on with, or another one to be refused."""
+"""A run's folder: whose it is, its record `run.json`, and where a run goes on."""
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import platform
 import shutil
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ant_hf.errors import AntError
 from ant_hf.recipe import Recipe
-from ant_hf.train.checkpoints import INCOMPLETE, SAVING, checkpoints, newest_checkpoint, step_of
+from ant_hf.train.checkpoints import INCOMPLETE, checkpoints, newest_checkpoint, step_of
+from ant_hf.train.setup import Execution, Setup
 from ant_hf.utils.console import is_first_process, say
 from ant_hf.utils.disk import writing
 from ant_hf.utils.files import differences, read_json, read_sealed, write_sealed
-from ant_hf.utils.locks import locked
 from ant_hf.utils.names import FINAL, METRICS, PLOTS, RUN_RECORD
+from ant_hf.utils.provenance import now, package_versions, source_commit
 
 _RECORD_VERSION = 2
 # A record with the longest of configs and samples.
 _RECORD_BYTES = 20_000
+_PACKAGES = (
+    *("ant-hf", "torch", "transformers", "accelerate"),
+    *("tokenizers", "datasets", "numpy", "safetensors"),
+)
 # May differ between a run and its continuation: they change what is shown, or where things lie, and
 # not the weights. What the config and the tokens hold is compared by hash.
 _FREE_KEYS = {
@@ -56,38 +63,131 @@ _FREE_KEYS = {
 _LENGTH_KEYS = {"training.max_steps", "training.stable_fraction"}
 
 
-@dataclass(frozen=True)
+class RunRecord(BaseModel):
+    """`run.json`: what was run, on what, from what, with what outcome. What is not known yet is not in it.
+
+    Keys of other versions are kept as they are.
+    """
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    name: str | None = None
+    status: str = "running"
+    """`running`, `stopped` or `finished`."""
+    started: str | None = None
+    recipe: dict[str, Any]
+    config: dict[str, Any] = {}
+    """The LlamaConfig."""
+    parameters: dict[str, Any] = {}
+    plan: dict[str, Any] = {}
+    environment: dict[str, Any]
+    """Versions, commit and hardware."""
+    sha256: dict[str, str] = {}
+    """Of config, tokenizer and tokens."""
+    resumed_from_steps: list[int]
+    changes: list[dict[str, Any]] = []
+    """When, at which step, and what of recipe and machine was not as before."""
+    stopped: dict[str, Any] | None = None
+    training_seconds: float | None = None
+    timed_steps: int | None = None
+    tokens_per_second: float | None = None
+    skipped_steps: int | None = None
+    exported_sha256: dict[str, str] | None = None
+    final: dict[str, Any] | None = None
+    """Scores of the reloaded model."""
+    samples: list[dict[str, Any]] | None = None
+    peak_memory_bytes: dict[str, int] | None = None
+    train_and_finish_seconds: float | None = None
+    finished: str | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> RunRecord:
+        """The record of a folder.
+
+        Raises:
+            AntError: it is damaged, or was changed after it was written.
+        """
+        path = folder / RUN_RECORD
+        hint = f"Start over with --fresh, or remove {folder}."
+        try:
+            record = cls.model_validate(read_sealed(path, "run record", hint))
+        except ValidationError as error:
+            wrong = ", ".join(str(item["loc"][0]) for item in error.errors())
+            raise AntError(f"run record {path} is damaged", seen=f"no {wrong}", hint="Use --fresh.") from None
+        if record.status == "finished" and not (record.final and record.finished):
+            raise AntError(f"run record {path} is damaged", seen="no final", hint="Use --fresh.")
+        return record
+
+    @classmethod
+    def begin(cls, setup: Setup) -> RunRecord:
+        """The record of a run that begins here."""
+        return cls(
+            name=setup.recipe.name,
+            started=now(),
+            recipe=setup.recipe.model_dump(),
+            config=setup.config_values,
+            parameters={"total": setup.ledger.total, "by_component": dict(setup.ledger.rows)},
+            plan=dataclasses.asdict(setup.plan),
+            environment=environment(setup.execution, setup.plan.num_processes),
+            resumed_from_steps=[],
+        )
+
+    def go_on(self, setup: Setup, folder: RunFolder) -> None:
+        """Write down from where the run goes on, and what of recipe and machine is not as it was."""
+        step = step_of(folder.checkpoint) if folder.checkpoint else 0
+        if folder.checkpoint:
+            say(f"resuming    from step {step:,} ({folder.checkpoint})")
+            self.resumed_from_steps.append(step)
+        now_here = environment(setup.execution, setup.plan.num_processes)
+        changes = [*folder.changes, *differences(self.environment, now_here)]
+        for change in changes:
+            say(f"changed     {change}")
+        if changes:
+            self.changes.append({"when": now(), "step": step, "what": changes})
+        self.status, self.environment = "running", now_here
+        self.recipe, self.plan = setup.recipe.model_dump(), dataclasses.asdict(setup.plan)
+
+    def write(self, folder: Path) -> None:
+        """Write `run.json`, whole or as it was."""
+        values = {name: value for name, value in self if value is not None}
+        with writing("the run record", folder, _RECORD_BYTES):
+            write_sealed(folder / RUN_RECORD, values | {"format_version": _RECORD_VERSION})
+
+
+def environment(execution: Execution, num_processes: int) -> dict[str, Any]:
+    """Versions, commit and hardware, as JSON values."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": package_versions(_PACKAGES),
+        "commit": source_commit(),
+        "device": execution.device,
+        "device_name": execution.device_name,
+        "num_processes": num_processes,
+        "cpu_cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "precision": execution.precision,
+        "precision_reason": execution.reason,
+        "torch_compile": execution.torch_compile,
+        "attn_implementation": execution.attn_implementation,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
 class RunFolder:
     """An output folder that was found fit for a recipe."""
 
     path: Path
-    record: dict[str, Any]
-    """run.json of the run to go on with; empty for a new one."""
-    checkpoint: Path | None
+    record: RunRecord | None = None
+    """Of the run to go on with; None for a new one."""
+    checkpoint: Path | None = None
     """Newest complete checkpoint of the run to go on with."""
     changes: tuple[str, ...] = ()
     """What the recipe of now changes in the run, all of it allowed."""
 
     @property
     def is_finished(self) -> bool:
-        return self.record.get("status") == "finished"
-
-    def write_record(self, values: dict[str, Any]) -> None:
-        values["format_version"] = _RECORD_VERSION
-        with writing("the run record", self.path, _RECORD_BYTES):
-            write_sealed(self.path / RUN_RECORD, values)
-
-
-def lock_run_folder(recipe: Recipe) -> AbstractContextManager[None]:
-    """Hold a run's folder while it trains.
-
-    Raises:
-        AntError: another process does, or the path is a file.
-    """
-    path = Path(recipe.output_dir)
-    if path.exists() and not path.is_dir():
-        raise AntError(f"output_dir {path} is a file", hint="Set another: --output-dir FOLDER")
-    return locked(path, "run")
+        return self.record is not None and self.record.status == "finished"
 
 
 def open_run_folder(recipe: Recipe, fresh: bool = False) -> RunFolder:
@@ -101,28 +201,31 @@ def open_run_folder(recipe: Recipe, fresh: bool = False) -> RunFolder:
     """
     path = Path(recipe.output_dir)
     if not (path / RUN_RECORD).exists():
-        if checkpoints(path) or (path / FINAL).exists():
+        if any(path.glob("checkpoint-*")) or (path / FINAL).exists():
             raise AntError(
                 f"{path} holds checkpoints without a {RUN_RECORD}",
                 hint="Set another folder: --output-dir FOLDER",
             )
-        return RunFolder(path, {}, None)
+        return RunFolder(path)
     if fresh:
         say(f"fresh       removing the run in {path}: {_described(path)}")
         _remove_run(path)
-        return RunFolder(path, {}, None)
-    record = read_sealed(path / RUN_RECORD, "run record", f"Start over with --fresh, or remove {path}.")
-    _check_shape(path / RUN_RECORD, record)
-    recorded = _recorded_recipe(record)
-    before = _with_whole_paths(recorded.model_dump() if recorded else record["recipe"])
+        return RunFolder(path)
+    record = RunRecord.read(path)
+    try:
+        # Newer keys are at the defaults that the run was trained with.
+        recorded: Recipe | None = Recipe.model_validate(record.recipe)
+    except ValidationError:
+        recorded = None
+    before = _with_whole_paths(recorded.model_dump() if recorded else record.recipe)
     values = _with_whole_paths(recipe.model_dump())
-    is_open = recorded and record["status"] != "finished" and _length_is_open(path, recorded, recipe)
+    is_open = recorded and record.status != "finished" and _length_is_open(path, recorded, recipe)
     free = _FREE_KEYS | _LENGTH_KEYS if is_open else _FREE_KEYS
     if refused := differences(before, values, free):
         listing = "\n".join(f"  - {line}" for line in refused)
         raise AntError(
-            f"{path} holds another run, {record.get('name')!r}, {record.get('status')}, "
-            f"started {record.get('started')}:\n{listing}\nSet another folder with --output-dir, "
+            f"{path} holds another run, {record.name!r}, {record.status}, "
+            f"started {record.started}:\n{listing}\nSet another folder with --output-dir, "
             "or remove that run with --fresh"
         )
     # The first process sets damaged ones aside before the others look.
@@ -138,14 +241,6 @@ def _with_whole_paths(recipe: dict[str, Any]) -> dict[str, Any]:
     return recipe | {"corpus": corpus | {"path": str(Path(corpus["path"]).expanduser().resolve())}}
 
 
-def _recorded_recipe(record: dict[str, Any]) -> Recipe | None:
-    """The recipe of a run, newer keys at the defaults it was trained with; None if keys are gone."""
-    try:
-        return Recipe.model_validate(record["recipe"])
-    except ValidationError:
-        return None
-
-
 def _length_is_open(path: Path, recorded: Recipe, recipe: Recipe) -> bool:
     """Whether old and new length give every step up to the newest checkpoint the same learning rate."""
     old, new = recorded.training, recipe.training
@@ -153,15 +248,6 @@ def _length_is_open(path: Path, recorded: Recipe, recipe: Recipe) -> bool:
     kinds = {old.lr_scheduler_type, new.lr_scheduler_type}
     constant_until = min(old.decay_begins, new.decay_begins)
     return latest is not None and kinds == {"warmup_stable_decay"} and step_of(latest) <= constant_until
-
-
-def _check_shape(path: Path, record: dict[str, Any]) -> None:
-    """A record of format 1 has no seal: hold the parts that are read to their types."""
-    shape = {"recipe": dict, "status": str, "environment": dict, "resumed_from_steps": list}
-    if record.get("status") == "finished":
-        shape |= {"final": dict, "finished": str}
-    if wrong := [name for name, kind in shape.items() if not isinstance(record.get(name), kind)]:
-        raise AntError(f"run record {path} is damaged", seen=f"no {', '.join(wrong)}", hint="Use --fresh.")
 
 
 def _described(path: Path) -> str:
@@ -174,8 +260,9 @@ def _described(path: Path) -> str:
 
 
 def _remove_run(path: Path) -> None:
-    folders = (FINAL, PLOTS, "tensorboard", SAVING, INCOMPLETE)
-    for child in [*checkpoints(path), *(path / name for name in folders)]:
+    # .saving is of earlier versions.
+    folders = (FINAL, PLOTS, "tensorboard", ".saving", INCOMPLETE)
+    for child in [*path.glob("checkpoint-*"), *(path / name for name in folders)]:
         shutil.rmtree(child, ignore_errors=True)
     for name in (METRICS, RUN_RECORD):
         (path / name).unlink(missing_ok=True)

@@ -1,91 +1,92 @@
-"""What a recipe means on this machine: sizes, device, arguments and the trainer made of them."""
+"""What a recipe means on this machine, decided before data is touched: device, precision, batch, sizes."""
 
 from __future__ import annotations
 
-import dataclasses
+import gc
+import json
 import os
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import PreTrainedConfig, TrainingArguments
 
-from ant_hf.data.dataset import TrainingOrder
+from ant_hf.data.tokens import TRAIN, read_manifest
 from ant_hf.errors import AntError
-from ant_hf.model.architecture import Ledger, build_model, load_config, parameter_ledger
-from ant_hf.recipe import Recipe, TrainingRecipe
-from ant_hf.train.distributed import check_fsdp
-from ant_hf.train.plan import Plan, choose_micro_batch, show_plan
-from ant_hf.train.precision import Execution, choose_execution
-from ant_hf.train.trackers import PROJECT, check_reporting
-from ant_hf.train.trainer import AntTrainer
-from ant_hf.utils.console import say
-from ant_hf.utils.hardware import keep_freed_memory, threads_per_process
+from ant_hf.model.architecture import (
+    Ledger,
+    build_model,
+    ledger_table,
+    load_architecture,
+    training_flops_per_token,
+)
+from ant_hf.model.attention import CAUSAL_BLOCKS
+from ant_hf.recipe import Integration, Recipe, TrainingRecipe
+from ant_hf.utils.console import facts_table, is_first_process, say, show
+from ant_hf.utils.hardware import cpu_flags, cpu_name, keep_freed_memory, known_gpu, threads_per_process
+from ant_hf.utils.names import MANIFEST
 
+# In fp32 on a CPU, SDPA pays per call and wins from longer blocks on; see docs/decisions.md.
+_EAGER_UP_TO_TOKENS = 256
+# On a CPU 16 x 1,024 tokens at once were slower than 4 x 1,024, which stay nearer to its caches. The other
+# two are guesses, not measured: enough work for every kernel to fill a GPU.
+_MOST_TOKENS = {"cpu": 4096, "mps": 16384, "cuda": 65536}
+# Trainer, optimizer state and fragmentation come on top of the step that is tried.
+_USABLE_MEMORY = 0.8
 # The first process may tokenise a whole corpus while the others wait for it.
 _WAIT_SECONDS = 24 * 3600
+_PROJECT = "ant-hf"
+# Keys of the recipe that are also Trainer's.
+_SAME_NAME = (
+    *("max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm"),
+    *("adam_beta1", "adam_beta2", "seed", "dataloader_num_workers"),
+    *("logging_steps", "eval_steps", "save_steps"),
+)
 
 
-def training_arguments(recipe: TrainingRecipe, execution: Execution, output_dir: Path) -> TrainingArguments:
-    """The recipe in Trainer's words; creating them also joins the other processes."""
-    # The only way to tell Trainer's TensorBoard callback where to write.
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(output_dir / "tensorboard")
-    return TrainingArguments(
-        output_dir=str(output_dir),
-        max_steps=recipe.max_steps,
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type=recipe.lr_scheduler_type,
-        lr_scheduler_kwargs=_scheduler_kwargs(recipe),
-        warmup_steps=recipe.warmup_steps,
-        # The fused kernel skips an overflowed step by itself, unseen: accelerate would count it as
-        # taken and Trainer would move the schedule on.
-        optim="adamw_torch" if execution.precision == "fp16" else "adamw_torch_fused",
-        weight_decay=recipe.weight_decay,
-        adam_beta1=recipe.adam_beta1,
-        adam_beta2=recipe.adam_beta2,
-        max_grad_norm=recipe.max_grad_norm,
-        bf16=execution.precision == "bf16",
-        fp16=execution.precision == "fp16",
-        torch_compile=execution.torch_compile,
-        use_cpu=execution.device == "cpu",
-        seed=recipe.seed,
-        # TrainingOrder has shuffled already.
-        train_sampling_strategy="sequential",
-        dataloader_num_workers=recipe.dataloader_num_workers,
-        dataloader_pin_memory=execution.device == "cuda",
-        # From pinned memory, so that the copy of a batch goes on beside the step before.
-        accelerator_config={"non_blocking": execution.device == "cuda"},
-        remove_unused_columns=False,
-        logging_steps=recipe.logging_steps,
-        logging_first_step=True,
-        # The guard must see a NaN; Trainer would put the running mean in its place.
-        logging_nan_inf_filter=False,
-        eval_strategy="steps",
-        eval_steps=recipe.eval_steps,
-        save_strategy="steps",
-        save_steps=recipe.save_steps,
-        save_total_limit=recipe.save_total_limit,
-        report_to=[*recipe.report_to],
-        project=PROJECT,
-        ddp_timeout=_WAIT_SECONDS,
-        ddp_find_unused_parameters=False,
-    )
+@dataclass(frozen=True)
+class Execution:
+    """How the recipe runs on this machine."""
+
+    device: str
+    """`cpu`, `cuda` or `mps`."""
+    device_name: str
+    precision: str
+    """`bf16` or `fp16` (autocast over fp32 weights), or `fp32`."""
+    reason: str
+    """Why this precision."""
+    torch_compile: bool
+    attn_implementation: str
+    peak_flops: float | None
+    """Dense 16-bit FLOP/s of the device where its data sheet is known, for MFU."""
+
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
 
 
-def _scheduler_kwargs(recipe: TrainingRecipe) -> dict[str, Any]:
-    if recipe.lr_scheduler_type == "cosine_with_min_lr":
-        return {"min_lr_rate": recipe.min_lr_rate}
-    return {
-        # The steps between warmup and decay are the stable ones.
-        "num_decay_steps": recipe.max_steps - recipe.decay_begins,
-        "decay_type": "linear",
-        "min_lr_ratio": recipe.min_lr_rate,
-    }
+@dataclass(frozen=True)
+class Plan:
+    """What follows from recipe, architecture and number of processes."""
+
+    num_processes: int
+    per_device_batch_size: int
+    """The largest that divides a process's share of a step and is not above the recipe's."""
+    gradient_accumulation_steps: int
+    tokens_per_step: int
+    total_tokens: int
+    tokens_per_parameter: float
+    flops_per_token: float
+    total_flops: float
+    checkpoint_bytes: int
+    """One checkpoint: fp32 weights and two moments (Muon keeps one for its matrices)."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Setup:
     """Everything decided before data is touched."""
 
@@ -96,6 +97,11 @@ class Setup:
     plan: Plan
     arguments: TrainingArguments
 
+    @property
+    def config_values(self) -> dict[str, Any]:
+        """The config as a JSON file would hold it."""
+        return dict(json.loads(json.dumps(self.config.to_dict())))
+
 
 def set_up(recipe: Recipe, output_dir: Path) -> Setup:
     """Decide everything that needs no data, and show it.
@@ -103,7 +109,7 @@ def set_up(recipe: Recipe, output_dir: Path) -> Setup:
     Raises:
         AntError: recipe, architecture and machine do not fit each other.
     """
-    config = load_config(recipe.architecture)
+    config, ledger = load_architecture(recipe.architecture)
     training = recipe.training
     if recipe.tokenizer.vocab_size != config.vocab_size:
         raise AntError(
@@ -117,55 +123,309 @@ def set_up(recipe: Recipe, output_dir: Path) -> Setup:
             expected=f"at most the max_position_embeddings of {recipe.architecture}, "
             f"{config.max_position_embeddings}",
         )
-    ledger = parameter_ledger(config)
     execution = choose_execution(training)
     if execution.device == "cpu":
         # accelerate launch exports OMP_NUM_THREADS=1, which would leave all other cores idle.
         torch.set_num_threads(training.cpu_threads or threads_per_process())
         keep_freed_memory()
     check_reporting(training.report_to)
-    arguments = training_arguments(training, execution, output_dir)
-    arguments.run_name = recipe.name
-    _use_one_gpu(arguments)
-    micro_batch = partial(choose_micro_batch, config, execution, training.sequence_length)
-    plan = Plan.of(recipe, config, ledger, arguments.world_size, micro_batch)
-    arguments.per_device_train_batch_size = plan.per_device_batch_size
-    arguments.gradient_accumulation_steps = plan.gradient_accumulation_steps
-    show_plan(recipe, ledger, execution, plan, config)
-    return Setup(recipe, config, ledger, execution, plan, arguments)
-
-
-def _use_one_gpu(arguments: TrainingArguments) -> None:
-    """Keep one process to one GPU: over several, Trainer (DataParallel) would multiply the recipe's batch."""
+    arguments = training_arguments(recipe, execution, output_dir)
     if arguments.n_gpu > 1:
+        # Over several, Trainer (DataParallel) would multiply the recipe's batch.
         say(
             f"note        one process uses one of the {arguments.n_gpu} GPUs; for all of them: "
             f"accelerate launch --num_processes {arguments.n_gpu} pretrain.py ..."
         )
         arguments._n_gpu = 1
+    at_once = choose_micro_batch(training, config, execution, arguments.world_size)
+    plan = make_plan(training, config, ledger, arguments.world_size, at_once)
+    arguments.per_device_train_batch_size = plan.per_device_batch_size
+    arguments.gradient_accumulation_steps = plan.gradient_accumulation_steps
+    setup = Setup(recipe, config, ledger, execution, plan, arguments)
+    _show(setup)
+    return setup
 
 
-def make_trainer(
-    setup: Setup,
-    order: TrainingOrder,
-    validation: Any,
-    byte_lengths: list[int],
-    metrics_file: Path,
-    made_of: Mapping[str, str],
-) -> AntTrainer:
-    """The model, freshly initialised, and the trainer around it."""
-    seed = setup.recipe.training.seed
-    trainer = AntTrainer(
-        build_model(setup.config, seed, setup.execution.attn_implementation),
-        setup.arguments,
-        order,
-        validation,
-        recipe=setup.recipe,
-        execution=setup.execution,
-        plan=setup.plan,
-        byte_lengths=byte_lengths,
-        metrics_file=metrics_file,
-        made_of=made_of,
+def choose_execution(recipe: TrainingRecipe) -> Execution:
+    """Decide device, precision, attention and compilation.
+
+    Raises:
+        AntError: the device asked for is not there, or cannot run the precision asked for.
+    """
+    device = _choose_device(recipe.device)
+    precision, reason = _choose_precision(device, recipe.precision)
+    attention: str = recipe.attn_implementation
+    if attention == "auto" and device != "cpu":
+        attention = "sdpa"
+    elif attention == "auto" and precision == "bf16":
+        attention = CAUSAL_BLOCKS
+    elif attention == "auto":
+        attention = "eager" if recipe.sequence_length <= _EAGER_UP_TO_TOKENS else "sdpa"
+    name = (
+        torch.cuda.get_device_name() if device == "cuda" else cpu_name() if device == "cpu" else "Apple GPU"
     )
-    check_fsdp(getattr(trainer.accelerator.state, "fsdp_plugin", None))
-    return trainer
+    gpu = known_gpu(name) if device == "cuda" else None
+    return Execution(
+        device=device,
+        device_name=name,
+        precision=precision,
+        reason=reason,
+        torch_compile=recipe.torch_compile == "on" or (recipe.torch_compile == "auto" and device == "cuda"),
+        attn_implementation=attention,
+        peak_flops=gpu.peak_flops if gpu else None,
+    )
+
+
+def _choose_device(requested: str) -> str:
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    found = [name for name, available in there.items() if available]
+    if requested == "auto":
+        return found[0]
+    if requested not in found:
+        raise AntError(
+            f"training.device is {requested!r} and no such device is there",
+            seen=", ".join(found),
+            hint="Use --set training.device=auto, or install a torch build for that device.",
+        )
+    return requested
+
+
+def _choose_precision(device: str, requested: str) -> tuple[str, str]:
+    best, reason = _best_precision(device)
+    if requested == "auto":
+        return best, reason
+    if requested == "fp16" and device != "cuda":
+        raise AntError(
+            f"training.precision is 'fp16' on {device}",
+            expected="bf16 or fp32 there: loss scaling needs CUDA",
+            hint="Use --set training.precision=auto",
+        )
+    if requested == "bf16" and best != "bf16":
+        raise AntError("training.precision is 'bf16'", seen=reason, hint="Use --set training.precision=auto")
+    return requested, "asked for by the recipe"
+
+
+def _best_precision(device: str) -> tuple[str, str]:
+    if device == "cuda":
+        # torch.cuda.is_bf16_supported() also says yes to slow emulation, so the capability decides.
+        major, minor = torch.cuda.get_device_capability()
+        if major >= 8:
+            return "bf16", f"SM {major}.{minor} multiplies bf16 in hardware"
+        return "fp16", f"SM {major}.{minor} is below 8.0, so fp16 autocast over fp32 weights"
+    if device == "cpu":
+        flags = cpu_flags()
+        if "avx512_bf16" in flags or "amx_bf16" in flags:
+            return "bf16", f"this CPU has {'AMX' if 'amx_bf16' in flags else 'AVX512-BF16'}"
+        return "fp32", "this CPU multiplies neither bf16 (AVX512-BF16, AMX) nor fp16 in hardware"
+    return "fp32", "16-bit autocast is not used on Apple GPUs"
+
+
+def check_reporting(names: list[Integration]) -> None:
+    """Find what Trainer would only find after the data is prepared.
+
+    Raises:
+        AntError: a package is missing, or wandb has no account to write to and would wait for an answer.
+    """
+    if not is_first_process():
+        return
+    for name in names:
+        if find_spec(name) is None:
+            raise AntError(
+                f"training.report_to names {name!r}, which is not installed",
+                hint=f"pip install {name} (or leave it out: --report-to none)",
+            )
+    if "wandb" not in names:
+        return
+    import wandb
+
+    os.environ.setdefault("WANDB_PROJECT", _PROJECT)
+    if wandb.setup().settings.mode != "online":
+        return
+    try:
+        known = wandb.login(prompt=False)
+    except TypeError:
+        # An older wandb, as in Colab's image, without that argument.
+        known = bool(wandb.api.api_key)
+    if not known:
+        raise AntError(
+            "training.report_to names wandb, and no account is logged in",
+            hint="Run: wandb login (or set WANDB_API_KEY, or WANDB_MODE=offline to keep the metrics here)",
+        )
+
+
+def training_arguments(recipe: Recipe, execution: Execution, output_dir: Path) -> TrainingArguments:
+    """The recipe in Trainer's words; creating them also joins the other processes."""
+    # The only way to tell Trainer's TensorBoard callback where to write.
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(output_dir / "tensorboard")
+    training = recipe.training
+    if training.lr_scheduler_type == "cosine_with_min_lr":
+        scheduler: dict[str, Any] = {"min_lr_rate": training.min_lr_rate}
+    else:
+        # The steps between warmup and decay are the stable ones.
+        decay_steps = training.max_steps - training.decay_begins
+        scheduler = {"num_decay_steps": decay_steps, "decay_type": "linear"}
+        scheduler["min_lr_ratio"] = training.min_lr_rate
+    return TrainingArguments(
+        **{name: getattr(training, name) for name in _SAME_NAME},
+        output_dir=str(output_dir),
+        run_name=recipe.name,
+        lr_scheduler_kwargs=scheduler,
+        # The fused kernel skips an overflowed step by itself, unseen: accelerate would count it as
+        # taken and Trainer would move the schedule on.
+        optim="adamw_torch" if execution.precision == "fp16" else "adamw_torch_fused",
+        bf16=execution.precision == "bf16",
+        fp16=execution.precision == "fp16",
+        torch_compile=execution.torch_compile,
+        use_cpu=execution.device == "cpu",
+        # TrainingOrder has shuffled already.
+        train_sampling_strategy="sequential",
+        dataloader_pin_memory=execution.device == "cuda",
+        # From pinned memory, so that the copy of a batch goes on beside the step before.
+        accelerator_config={"non_blocking": execution.device == "cuda"},
+        remove_unused_columns=False,
+        logging_first_step=True,
+        # The guard must see a NaN; Trainer would put the running mean in its place.
+        logging_nan_inf_filter=False,
+        eval_strategy="steps",
+        save_strategy="steps",
+        report_to=[*training.report_to],
+        project=_PROJECT,
+        ddp_timeout=_WAIT_SECONDS,
+        ddp_find_unused_parameters=False,
+    )
+
+
+def choose_micro_batch(
+    recipe: TrainingRecipe, config: PreTrainedConfig, execution: Execution, num_processes: int
+) -> int:
+    """Blocks one process handles at once: the largest divisor of its share of a step that is allowed.
+
+    Where the recipe says `auto`, as many as are worth it; on CUDA every candidate then runs one forward
+    and backward pass, largest first, until one fits, and all processes end with the smallest that any found.
+
+    Raises:
+        AntError: the blocks of a step do not divide over the processes, or not even one fits the memory.
+    """
+    per_process, rest = divmod(recipe.sequences_per_step, num_processes)
+    if rest:
+        nearest = (per_process + 1) * num_processes
+        raise AntError(
+            f"training.sequences_per_step is {recipe.sequences_per_step}",
+            expected=f"a multiple of the {num_processes} processes",
+            hint=f"Use --set training.sequences_per_step={nearest}",
+        )
+    asked = recipe.per_device_batch_size
+    most = max(1, _MOST_TOKENS[execution.device] // recipe.sequence_length) if asked == "auto" else asked
+    candidates = [size for size in range(min(most, per_process), 0, -1) if per_process % size == 0]
+    if asked != "auto" or execution.device != "cuda":
+        return candidates[0]
+    chosen = largest_that_fits(candidates, lambda size: _fits(recipe, config, execution, size))
+    if chosen is None:
+        raise AntError(
+            "not even one block fits the GPU's memory",
+            seen=f"{torch.cuda.get_device_properties().total_memory / 2**30:.0f} GiB, "
+            f"training.sequence_length {recipe.sequence_length}",
+            hint="Lower training.sequence_length, or train a smaller model.",
+        )
+    if torch.distributed.is_initialized():
+        smallest = torch.tensor(chosen, device="cuda")
+        torch.distributed.all_reduce(smallest, torch.distributed.ReduceOp.MIN)
+        chosen = int(smallest)
+    return chosen
+
+
+def ran_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a smaller batch may help: every device words this in its own way."""
+    return bool(should_reduce_batch_size(error))
+
+
+def largest_that_fits(candidates: Sequence[int], fits: Callable[[int], bool]) -> int | None:
+    """The first candidate that fits; running out of memory means that it does not."""
+    for size in candidates:
+        try:
+            if fits(size):
+                return size
+        except RuntimeError as error:
+            if not ran_out_of_memory(error):
+                raise
+        # Outside the handler, whose traceback would keep the tensors of the failed try alive.
+        gc.collect()
+        clear_device_cache()
+    return None
+
+
+def _fits(recipe: TrainingRecipe, config: PreTrainedConfig, execution: Execution, size: int) -> bool:
+    """Run one training pass as it will be, but not compiled, which needs more memory rather than less."""
+    torch.cuda.reset_peak_memory_stats()
+    # Building a model seeds the generator anew; the run's own seeding must find it as it was.
+    with torch.random.fork_rng():
+        model = build_model(config, 0, execution.attn_implementation)
+    model.cuda()  # type: ignore[call-arg]  # wrapped by a decorator of transformers
+    ids = torch.zeros((size, recipe.sequence_length), dtype=torch.int64, device="cuda")
+    with torch.autocast("cuda", dtype=execution.autocast_dtype, enabled=execution.autocast_dtype is not None):
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+    loss.backward()
+    used = torch.cuda.max_memory_allocated() / torch.cuda.get_device_properties().total_memory
+    del model, ids, loss
+    gc.collect()
+    clear_device_cache()
+    return used <= _USABLE_MEMORY
+
+
+def make_plan(
+    recipe: TrainingRecipe, config: PreTrainedConfig, ledger: Ledger, num_processes: int, at_once: int
+) -> Plan:
+    """The sizes of a run, with `at_once` blocks in a forward pass of a process."""
+    tokens_per_step = recipe.sequences_per_step * recipe.sequence_length
+    total_tokens = tokens_per_step * recipe.max_steps
+    flops = training_flops_per_token(config, ledger, recipe.sequence_length)
+    moments = 2 * ledger.total
+    if recipe.optimizer == "muon":
+        moments -= ledger.per_layer * ledger.num_hidden_layers
+    return Plan(
+        num_processes=num_processes,
+        per_device_batch_size=at_once,
+        gradient_accumulation_steps=recipe.sequences_per_step // num_processes // at_once,
+        tokens_per_step=tokens_per_step,
+        total_tokens=total_tokens,
+        tokens_per_parameter=total_tokens / ledger.total,
+        flops_per_token=flops,
+        total_flops=flops * total_tokens,
+        checkpoint_bytes=4 * (ledger.total + moments),
+    )
+
+
+def _show(setup: Setup) -> None:
+    recipe, execution, plan = setup.recipe, setup.execution, setup.plan
+    show(ledger_table(setup.config, setup.ledger))
+    training = recipe.training
+    batch = (
+        f"{training.sequences_per_step} blocks of {training.sequence_length} = "
+        f"{plan.tokens_per_step:,} tokens ({plan.per_device_batch_size} a device x "
+        f"{plan.num_processes} processes x {plan.gradient_accumulation_steps} accumulated)"
+    )
+    if training.per_device_batch_size not in ("auto", plan.per_device_batch_size):
+        batch += f"; the recipe's {training.per_device_batch_size} a device do not divide it"
+    threads = f", {torch.get_num_threads()} threads a process" if execution.device == "cpu" else ""
+    # How often each training token is seen, as far as the amount of text is known yet.
+    passes = "known once the text is packed"
+    if (recipe.tokens_dir / MANIFEST).is_file():
+        tokens = read_manifest(recipe.tokens_dir)["splits"][TRAIN]["tokens"]
+        passes = f"{plan.total_tokens / tokens:.2f} over {tokens:,} packed tokens"
+    elif recipe.corpus.max_tokens:
+        passes = f"{plan.total_tokens / recipe.corpus.max_tokens:.2f} if the corpus has max_tokens"
+    facts = [
+        ("device", f"{execution.device} ({execution.device_name}){threads}"),
+        ("precision", f"{execution.precision}: {execution.reason}"),
+        (
+            "compile, attention",
+            f"{'on' if execution.torch_compile else 'off'}, {execution.attn_implementation}",
+        ),
+        ("a step", batch),
+        ("the run", f"{training.max_steps:,} steps = {plan.total_tokens:,} tokens"),
+        ("passes", passes),
+        ("tokens a parameter", f"{plan.tokens_per_parameter:.2f}"),
+        ("training compute", f"{plan.flops_per_token / 1e6:.1f} MFLOP a token, {plan.total_flops:.3g} FLOP"),
+        ("a checkpoint", f"{plan.checkpoint_bytes / 1e6:,.1f} MB, {training.save_total_limit} kept"),
+    ]
+    show(facts_table(f"Plan of {recipe.name}", facts))

@@ -1,15 +1,17 @@
-"""The training loss where it is more than the model's own: cross-entropy with a z-loss."""
+"""A `Trainer` that logs what small-model people compare, and whose checkpoints are complete or absent."""
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import (
     PreTrainedModel,
     ProgressCallback,
@@ -25,17 +27,16 @@ from transformers.trainer_utils import TrainOutput
 from ant_hf.data.dataset import IGNORED_LABEL, TrainingOrder, whole_batch
 from ant_hf.data.tokens import PackedTokens
 from ant_hf.errors import AntError
+from ant_hf.model.architecture import build_model
 from ant_hf.model.scoring import TokenScores, score_tokens
-from ant_hf.recipe import Recipe
-from ant_hf.train.callbacks import MetricsFile, ProgressBar, ThroughputMeter
-from ant_hf.train.checkpoints import PROGRESS, SAVING, checkpoint_name, clear_saving, publish
-from ant_hf.train.guard import StepGuard
+from ant_hf.train.callbacks import MetricsFile, ProgressBar, StepGuard, StopRequest, ThroughputMeter
+from ant_hf.train.checkpoints import PROGRESS, checkpoint_name, remove_unsealed, seal
+from ant_hf.train.distributed import check_fsdp
 from ant_hf.train.optimizers import muon_adamw
-from ant_hf.train.plan import Plan, ran_out_of_memory
-from ant_hf.train.precision import Execution
-from ant_hf.train.stopping import StopRequest
+from ant_hf.train.setup import Setup, ran_out_of_memory
 from ant_hf.utils.disk import writing
 from ant_hf.utils.files import read_json, write_json
+from ant_hf.utils.names import METRICS, WEIGHTS
 
 
 def cross_entropy_with_z_loss(coefficient: float) -> Callable[..., torch.Tensor]:
@@ -61,69 +62,61 @@ def cross_entropy_with_z_loss(coefficient: float) -> Callable[..., torch.Tensor]
     return loss
 
 
+@dataclass(frozen=True)
+class RunData:
+    """What a run reads."""
+
+    order: TrainingOrder
+    validation: PackedTokens
+    byte_lengths: Sequence[int]
+    """Bytes of text by token id, shape (vocab_size,)."""
+
+
 class AntTrainer(Trainer):
     """`Trainer` with Muon, bits per byte, tokens per second, a fixed order of blocks, and checkpoints
     that are complete or absent.
 
+    The model is freshly initialised, and the metrics go to the folder of the arguments.
+
     Args:
-        recipe: the whole recipe.
-        execution: device and precision decided for this machine.
-        plan: derived sizes.
-        byte_lengths: bytes of text by token id, shape (vocab_size,).
-        metrics_file: where rows of metrics go.
         made_of: sha256 of config, tokenizer and tokens, kept in each checkpoint.
+
+    Raises:
+        AntError: FSDP was asked for in a way that would not be done, or not be saved as whole files.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        args: TrainingArguments,
-        order: TrainingOrder,
-        validation: PackedTokens,
-        *,
-        recipe: Recipe,
-        execution: Execution,
-        plan: Plan,
-        byte_lengths: Sequence[int],
-        metrics_file: Path,
-        made_of: Mapping[str, str],
-    ) -> None:
-        z_loss = recipe.training.z_loss
+    def __init__(self, setup: Setup, data: RunData, made_of: Mapping[str, str]) -> None:
+        recipe, plan = setup.recipe.training, setup.plan
         super().__init__(
-            model=model,
-            args=args,
-            train_dataset=order,
-            eval_dataset=validation,  # read by our own evaluate() only
+            model=build_model(setup.config, recipe.seed, setup.execution.attn_implementation),
+            args=setup.arguments,
+            train_dataset=data.order,
+            eval_dataset=data.validation,  # read by our own evaluate() only
             data_collator=whole_batch,  # type: ignore[arg-type]  # our batches come collated
-            compute_loss_func=cross_entropy_with_z_loss(z_loss) if z_loss else None,
+            compute_loss_func=cross_entropy_with_z_loss(recipe.z_loss) if recipe.z_loss else None,
         )
-        self.recipe = recipe
-        self.execution = execution
-        self.plan = plan
-        self.byte_lengths = byte_lengths
-        self.order = order
-        self.made_of = made_of
+        check_fsdp(getattr(self.accelerator.state, "fsdp_plugin", None))
+        self.setup, self.data, self.made_of = setup, data, made_of
+        self.folder = Path(str(setup.arguments.output_dir))
         self.meter = ThroughputMeter()
-        self.metrics = MetricsFile(metrics_file)
-        self.stop = StopRequest(recipe.training.max_hours, plan.checkpoint_bytes)
+        self.metrics = MetricsFile(self.folder / METRICS)
+        self.stop = StopRequest(recipe.max_hours, plan.checkpoint_bytes)
         self.guard = StepGuard(
-            recipe.training, order, self.metrics, self.stop, self._sum_over_processes, plan.num_processes
+            recipe, data.order, self.metrics, self.stop, self._sum_over_processes, plan.num_processes
         )
-        self._is_saving = False
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
         # The guard first: it may ask for a save, which stops the meter's clock.
-        for callback in (_IntervalsOfNow(), self.guard, self.meter, self.metrics):
+        for callback in (_IntervalsOfNow(), self.guard, self.meter, self.metrics, _Sealing(self)):
             self.add_callback(callback)
-        if not args.disable_tqdm:
+        if not setup.arguments.disable_tqdm:
             self.add_callback(ProgressBar())
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        if self.recipe.training.optimizer == "muon" and self.optimizer is None:
+        recipe = self.setup.recipe.training
+        if recipe.optimizer == "muon" and self.optimizer is None:
             module: Any = self.model if model is None else model
-            self.optimizer = muon_adamw(
-                module, set(self.get_decay_parameter_names(module)), self.recipe.training
-            )
+            self.optimizer = muon_adamw(module, set(self.get_decay_parameter_names(module)), recipe)
         return super().create_optimizer(model)
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> TrainOutput:  # type: ignore[override]
@@ -143,7 +136,9 @@ class AntTrainer(Trainer):
         if self.is_world_process_zero():
             self.metrics.begin(progress and progress["metrics"])
         try:
-            with self.stop.listening():
+            if resume_from_checkpoint is not None:
+                self._check_names(Path(resume_from_checkpoint) / WEIGHTS)
+            with self.stop.listening(), self._saving_whole():
                 return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         except pickle.UnpicklingError:
             raise AntError(
@@ -155,13 +150,37 @@ class AntTrainer(Trainer):
         except RuntimeError as error:
             if not ran_out_of_memory(error):
                 raise
-            at_once = self.plan.per_device_batch_size
+            at_once = self.setup.plan.per_device_batch_size
             raise AntError(
                 f"a step with {at_once} blocks at once does not fit the memory",
                 seen=str(error).splitlines()[0],
                 hint=f"Use --set training.per_device_batch_size={max(1, at_once // 2)}; the batch of a step, "
                 "and so the recipe, stays as it is. The last checkpoint is kept.",
             ) from None
+
+    @contextlib.contextmanager
+    def _saving_whole(self) -> Iterator[None]:
+        """Leave nothing of a save that failed, and say so where there was no room for it."""
+        try:
+            yield
+        except BaseException:
+            if self.args.should_save:
+                remove_unsealed(self.folder)
+            what = f"checkpoint {self.state.global_step}"
+            with writing(what, self.folder, self.setup.plan.checkpoint_bytes):
+                raise
+
+    def _check_names(self, weights: Path) -> None:
+        """Only a tied projection may be missing from a checkpoint; Trainer would warn and go on."""
+        model: Any = self.model
+        own = set(model.state_dict()) - set(getattr(model, "_tied_weights_keys", None) or ())
+        with safe_open(weights, framework="pt") as file:
+            saved = set(file.keys())
+        if own != saved:
+            raise AntError(
+                "the checkpoint holds other weights than the model",
+                seen=f"missing {sorted(own - saved)}, unexpected {sorted(saved - own)}",
+            )
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -176,54 +195,11 @@ class AntTrainer(Trainer):
         self.guard.add_micro_batch(loss)
         return loss
 
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Only a tied projection may be missing from a checkpoint; Trainer would warn and go on."""
-        missing = set(load_result.missing_keys) - set(getattr(self.model, "_tied_weights_keys", None) or ())
-        if missing or load_result.unexpected_keys:
-            raise AntError(
-                "the checkpoint holds other weights than the model",
-                seen=f"missing {sorted(missing)}, unexpected {sorted(load_result.unexpected_keys)}",
-            )
-
-    def _get_output_dir(self, trial: Any) -> str:
-        folder = super()._get_output_dir(trial)
-        return str(Path(folder, SAVING)) if self._is_saving else folder
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Let Trainer write all its files aside, then give the complete folder its name."""
-        started, output_dir = time.perf_counter(), self.metrics.path.parent
-        wait = self.accelerator.wait_for_everyone
-        needed = self.plan.checkpoint_bytes
-        with writing(f"checkpoint {self.state.global_step}", output_dir, needed):
-            try:
-                if self.args.should_save:
-                    clear_saving(output_dir)
-                wait()
-                self._is_saving = True
-                super()._save_checkpoint(model, trial)
-                wait()
-                if self.args.should_save:
-                    progress = {
-                        "guard": self.guard.state(),
-                        "meter": self.meter.state(),
-                        "metrics": self.metrics.state(),
-                    }
-                    name = checkpoint_name(self.state.global_step)
-                    write_json(output_dir / SAVING / name / PROGRESS, progress)
-                    keep = self.recipe.training.save_total_limit
-                    publish(output_dir, self.state.global_step, self.made_of, keep)
-            except BaseException:
-                clear_saving(output_dir)
-                raise
-            finally:
-                self._is_saving = False
-        wait()
-        self.stop.save_took(time.perf_counter() - started)
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add tokens seen to every row, speed and MFU to those with a training loss."""
-        blocks_seen = self.state.global_step * self.recipe.training.sequences_per_step
-        logs["tokens_seen"] = self.order.tokens_before(blocks_seen)
+        plan, peak_flops = self.setup.plan, self.setup.execution.peak_flops
+        blocks_seen = self.state.global_step * self.setup.recipe.training.sequences_per_step
+        logs["tokens_seen"] = self.data.order.tokens_before(blocks_seen)
         if "loss" in logs:
             # Trainer forgets the steps between the last row and a checkpoint when it resumes.
             logs["loss"] = self.guard.mean_loss()
@@ -232,10 +208,10 @@ class AntTrainer(Trainer):
             seconds, steps, loading = self.meter.since_last_call()
             if seconds:
                 logs["data_loading_share"] = loading / seconds
-                logs["tokens_per_second"] = steps * self.plan.tokens_per_step / seconds
-                if self.execution.peak_flops:
-                    peak = self.execution.peak_flops * self.plan.num_processes
-                    logs["mfu"] = logs["tokens_per_second"] * self.plan.flops_per_token / peak
+                logs["tokens_per_second"] = steps * plan.tokens_per_step / seconds
+                if peak_flops:
+                    flops = logs["tokens_per_second"] * plan.flops_per_token
+                    logs["mfu"] = flops / (peak_flops * plan.num_processes)
         super().log(logs, start_time)
 
     def evaluate(
@@ -245,28 +221,26 @@ class AntTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Score validation tokens with the code that later scores the reloaded checkpoint."""
-        tokens: Any = eval_dataset or self.eval_dataset
-        scores = self.score(tokens, self.recipe.training.eval_max_tokens)
+        scores = self.score(self.setup.recipe.training.eval_max_tokens)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.metrics().items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def score(self, tokens: PackedTokens, max_tokens: int | None = None) -> TokenScores:
-        """Score tokens, or windows of at most `max_tokens` spread over them, over all processes."""
-        training = self.recipe.training
+    def score(self, max_tokens: int | None = None) -> TokenScores:
+        """Score the validation split, or at most `max_tokens` spread over it, over all processes."""
         # Each forward pass of FSDP gathers weights from every process, so that all must make the same ones.
         share = (0, 1) if self.is_fsdp_enabled else (self.accelerator.process_index, self.args.world_size)
         # Not unwrap_model(): it takes off accelerate's autocast, and training would go on in fp32.
         model: Any = self.model
         scores = score_tokens(
             model,
-            tokens,
-            self.byte_lengths,
-            training.sequence_length,
-            self.plan.per_device_batch_size,
+            self.data.validation,
+            self.data.byte_lengths,
+            self.setup.recipe.training.sequence_length,
+            self.setup.plan.per_device_batch_size,
             max_tokens,
-            self.execution.autocast_dtype,
+            self.setup.execution.autocast_dtype,
             *share,
         )
         if self.is_fsdp_enabled:
@@ -297,3 +271,34 @@ class _IntervalsOfNow(TrainerCallback):
     ) -> None:
         state.logging_steps, state.eval_steps = int(args.logging_steps), int(args.eval_steps or 0)
         state.save_steps = int(args.save_steps)
+
+
+class _Sealing(TrainerCallback):
+    """Makes a checkpoint of what Trainer wrote, once every process has written its part."""
+
+    def __init__(self, trainer: AntTrainer) -> None:
+        self._trainer = trainer
+        self._began = 0.0
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self._began = time.perf_counter()
+
+    # An evaluation comes between the step and its save.
+    on_evaluate = on_step_end
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        trainer = self._trainer
+        trainer.accelerator.wait_for_everyone()
+        if args.should_save:
+            folder = trainer.folder / checkpoint_name(state.global_step)
+            counters = {
+                "guard": trainer.guard.state(),
+                "meter": trainer.meter.state(),
+                "metrics": trainer.metrics.state(),
+            }
+            write_json(folder / PROGRESS, counters)
+            seal(folder, trainer.made_of, trainer.setup.recipe.training.save_total_limit)
+        trainer.accelerator.wait_for_everyone()
+        trainer.stop.save_took(time.perf_counter() - self._began)
