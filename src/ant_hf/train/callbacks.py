@@ -55,9 +55,7 @@ class ThroughputMeter(TrainerCallback):
         yield
         self.loading_seconds += time.perf_counter() - started
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
         if self._running_since is None:
             self._running_since = time.perf_counter()
 
@@ -71,9 +69,7 @@ class ThroughputMeter(TrainerCallback):
                 torch.cuda.synchronize()
             self._stop()
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_end(self, *_: Any, **__: Any) -> None:
         self._stop()
 
     def _stop(self) -> None:
@@ -150,12 +146,7 @@ class MetricsFile(TrainerCallback):
             handle.write(line)
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
+        self, args: Any, state: TrainerState, control: Any, logs: dict[str, float] | None = None, **_: Any
     ) -> None:
         if logs is None or not state.is_world_process_zero:
             return
@@ -174,14 +165,7 @@ def _finite(value: Any) -> Any:
 class ProgressBar(ProgressCallback):
     """Trainer's bar with the latest figures in it, instead of a printed dictionary a log."""
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
+    def on_log(self, *_: Any, logs: dict[str, float] | None = None, **__: Any) -> None:
         bar: Any = self.training_bar
         if bar is None or not logs:
             return
@@ -349,13 +333,7 @@ class StepGuard(TrainerCallback):
         self._recent.extend(state["recent_losses"])
 
     def on_pre_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: Any = None,
-        optimizer: Any = None,
-        **_: Any,
+        self, args: Any, state: TrainerState, control: Any, model: Any = None, optimizer: Any = None, **_: Any
     ) -> None:
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -372,12 +350,7 @@ class StepGuard(TrainerCallback):
             raise self._refused("gradient norm", gradient_norm, step, state)
 
     def on_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: Any = None,
-        **_: Any,
+        self, args: Any, state: TrainerState, control: Any, optimizer: Any = None, **_: Any
     ) -> None:
         if _scaler(optimizer) is None or not optimizer.step_was_skipped:
             self._skipped_in_a_row = 0

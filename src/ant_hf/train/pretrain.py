@@ -21,24 +21,23 @@ from ant_hf.model.loading import load_final
 from ant_hf.model.saving import export_final
 from ant_hf.model.scoring import SAME_LOSS, TokenScores, score_tokens
 from ant_hf.recipe import Recipe
-from ant_hf.train.checkpoints import check_made_of, checkpoint_name, checkpoints
+from ant_hf.train.checkpoints import checkpoint_name
 from ant_hf.train.distributed import (
-    check_equal_inputs,
     check_run_folder_is_shared,
     is_first_on_another_machine,
 )
 from ant_hf.train.dry_run import dry_run as run_dry
-from ant_hf.train.run_folder import RunFolder, RunRecord, open_run_folder
+from ant_hf.train.run_folder import RunFolder, RunRecord, begin_or_go_on, open_run_folder
 from ant_hf.train.setup import Setup, set_up
 from ant_hf.train.trainer import AntTrainer, RunData
 from ant_hf.train.uploads import fetch_checkpoint, finish_uploads, start_uploads
 from ant_hf.utils.console import is_first_process, say
-from ant_hf.utils.disk import check_room, writing
-from ant_hf.utils.files import check_hash, differences, file_sha256
+from ant_hf.utils.disk import writing
+from ant_hf.utils.files import file_sha256
 from ant_hf.utils.hardware import peak_memory_bytes
 from ant_hf.utils.locks import locked
 from ant_hf.utils.metrics import read_metrics
-from ant_hf.utils.names import FINAL, MANIFEST, METRICS, PLOTS, TOKENIZER, WEIGHTS
+from ant_hf.utils.names import FINAL, METRICS, PLOTS, WEIGHTS
 from ant_hf.utils.plots import plot_run
 from ant_hf.utils.provenance import now
 
@@ -92,12 +91,9 @@ def pretrain(recipe: Recipe, fresh: bool = False, dry_run: bool = False) -> None
 def _train(setup: Setup, folder: RunFolder) -> None:
     """Train what is left of the run, and finish it."""
     recipe, started = setup.recipe, time.perf_counter()
-    record = folder.record or RunRecord.begin(setup)
-    _check_inputs(setup, folder, record)
+    record = begin_or_go_on(setup, folder)
     data = _read_data(setup)
     trainer = AntTrainer(setup, data, record.sha256)
-    if folder.record:
-        record.go_on(setup, folder)
     uploads = start_uploads(recipe, trainer)
     if is_first_process():
         record.write(folder.path)
@@ -125,29 +121,6 @@ def _train(setup: Setup, folder: RunFolder) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
-def _check_inputs(setup: Setup, folder: RunFolder, record: RunRecord) -> None:
-    """Hold architecture, tokenizer and tokens to those the run was started with, and look for room."""
-    recipe = setup.recipe
-    hashes = {
-        "config": file_sha256(Path(recipe.architecture)),
-        "tokenizer": file_sha256(recipe.tokenizer_dir / TOKENIZER),
-        "tokens": file_sha256(recipe.tokens_dir / MANIFEST),
-    }
-    check_equal_inputs(hashes)
-    record.sha256 = record.sha256 or hashes
-    for name, seen in hashes.items():
-        changed = differences(record.config, setup.config_values) if name == "config" else []
-        listing = "".join(f"\n  - {line}" for line in changed)
-        problem = f"{folder.path} was made with different {name}{listing}"
-        check_hash(problem, seen, record.sha256[name], "Put the old one back, or start over with --fresh")
-    if folder.checkpoint:
-        check_made_of(folder.checkpoint, hashes)
-    # Three files of weights and moments more than there are, and the export.
-    missing = recipe.training.save_total_limit + 1 - len(checkpoints(folder.path))
-    room = max(1, missing) * setup.plan.checkpoint_bytes + 4 * setup.ledger.total
-    check_room("the checkpoints", folder.path, room)
-
-
 def _read_data(setup: Setup) -> RunData:
     recipe, training = setup.recipe, setup.recipe.training
     tokenizer = load_tokenizer(recipe.tokenizer_dir)
@@ -158,11 +131,12 @@ def _read_data(setup: Setup) -> RunData:
         )
     pad = tokenizer.token_to_id(PAD)
     assert pad is not None, "load_tokenizer checked it"
+    byte_lengths = token_byte_lengths(tokenizer)
     tokens = PackedTokens(recipe.tokens_dir, TRAIN)
     blocks = PackedDataset(tokens, training.sequence_length, pad)
     order = TrainingOrder(blocks, training.max_steps * training.sequences_per_step, training.seed)
     say(f"training    {len(order) / len(blocks):.2f} passes over {len(tokens):,} tokens")
-    return RunData(order, PackedTokens(recipe.tokens_dir, VALIDATION), token_byte_lengths(tokenizer))
+    return RunData(order, PackedTokens(recipe.tokens_dir, VALIDATION), byte_lengths)
 
 
 def _leave(trainer: AntTrainer, record: RunRecord) -> NoReturn:

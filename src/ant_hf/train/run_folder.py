@@ -14,12 +14,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ant_hf.errors import AntError
 from ant_hf.recipe import Recipe
-from ant_hf.train.checkpoints import INCOMPLETE, checkpoints, newest_checkpoint, step_of
+from ant_hf.train.checkpoints import INCOMPLETE, check_made_of, checkpoints, newest_checkpoint, step_of
+from ant_hf.train.distributed import check_equal_inputs
 from ant_hf.train.setup import Execution, Setup
 from ant_hf.utils.console import is_first_process, say
-from ant_hf.utils.disk import writing
-from ant_hf.utils.files import differences, read_json, read_sealed, write_sealed
-from ant_hf.utils.names import FINAL, METRICS, PLOTS, RUN_RECORD
+from ant_hf.utils.disk import check_room, writing
+from ant_hf.utils.files import check_hash, differences, file_sha256, read_json, read_sealed, write_sealed
+from ant_hf.utils.names import FINAL, MANIFEST, METRICS, PLOTS, RUN_RECORD, TOKENIZER
 from ant_hf.utils.provenance import now, package_versions, source_commit
 
 _RECORD_VERSION = 2
@@ -118,35 +119,6 @@ class RunRecord(BaseModel):
             raise AntError(f"run record {path} is damaged", seen="no final", hint="Use --fresh.")
         return record
 
-    @classmethod
-    def begin(cls, setup: Setup) -> RunRecord:
-        """The record of a run that begins here."""
-        return cls(
-            name=setup.recipe.name,
-            started=now(),
-            recipe=setup.recipe.model_dump(),
-            config=setup.config_values,
-            parameters={"total": setup.ledger.total, "by_component": dict(setup.ledger.rows)},
-            plan=dataclasses.asdict(setup.plan),
-            environment=environment(setup.execution, setup.plan.num_processes),
-            resumed_from_steps=[],
-        )
-
-    def go_on(self, setup: Setup, folder: RunFolder) -> None:
-        """Write down from where the run goes on, and what of recipe and machine is not as it was."""
-        step = step_of(folder.checkpoint) if folder.checkpoint else 0
-        if folder.checkpoint:
-            say(f"resuming    from step {step:,} ({folder.checkpoint})")
-            self.resumed_from_steps.append(step)
-        now_here = environment(setup.execution, setup.plan.num_processes)
-        changes = [*folder.changes, *differences(self.environment, now_here)]
-        for change in changes:
-            say(f"changed     {change}")
-        if changes:
-            self.changes.append({"when": now(), "step": step, "what": changes})
-        self.status, self.environment = "running", now_here
-        self.recipe, self.plan = setup.recipe.model_dump(), dataclasses.asdict(setup.plan)
-
     def write(self, folder: Path) -> None:
         """Write `run.json`, whole or as it was."""
         values = {name: value for name, value in self if value is not None}
@@ -231,6 +203,60 @@ def open_run_folder(recipe: Recipe, fresh: bool = False) -> RunFolder:
     # The first process sets damaged ones aside before the others look.
     newest = newest_checkpoint(path) if is_first_process() else next(reversed(checkpoints(path)), None)
     return RunFolder(path, record, newest, tuple(differences(before, values)))
+
+
+def begin_or_go_on(setup: Setup, folder: RunFolder) -> RunRecord:
+    """The record of a run that begins here, or of one that goes on, with what is not as it was.
+
+    Raises:
+        AntError: config, tokenizer or tokens are not those the run was started with (names both hashes),
+            or there is no room for what it will write.
+    """
+    now_here = environment(setup.execution, setup.plan.num_processes)
+    record = folder.record or RunRecord(
+        name=setup.recipe.name,
+        started=now(),
+        recipe={},
+        config=setup.config_values,
+        parameters={"total": setup.ledger.total, "by_component": dict(setup.ledger.rows)},
+        environment=now_here,
+        resumed_from_steps=[],
+    )
+    _check_inputs(setup, folder, record)
+    step = step_of(folder.checkpoint) if folder.checkpoint else 0
+    if folder.checkpoint:
+        say(f"resuming    from step {step:,} ({folder.checkpoint})")
+        record.resumed_from_steps.append(step)
+    changes = [*folder.changes, *differences(record.environment, now_here)]
+    for change in changes:
+        say(f"changed     {change}")
+    if changes:
+        record.changes.append({"when": now(), "step": step, "what": changes})
+    record.status, record.environment = "running", now_here
+    record.recipe, record.plan = setup.recipe.model_dump(), dataclasses.asdict(setup.plan)
+    return record
+
+
+def _check_inputs(setup: Setup, folder: RunFolder, record: RunRecord) -> None:
+    recipe = setup.recipe
+    hashes = {
+        "config": file_sha256(Path(recipe.architecture)),
+        "tokenizer": file_sha256(recipe.tokenizer_dir / TOKENIZER),
+        "tokens": file_sha256(recipe.tokens_dir / MANIFEST),
+    }
+    check_equal_inputs(hashes)
+    record.sha256 = record.sha256 or hashes
+    for name, seen in hashes.items():
+        changed = differences(record.config, setup.config_values) if name == "config" else []
+        listing = "".join(f"\n  - {line}" for line in changed)
+        problem = f"{folder.path} was made with different {name}{listing}"
+        check_hash(problem, seen, record.sha256[name], "Put the old one back, or start over with --fresh")
+    if folder.checkpoint:
+        check_made_of(folder.checkpoint, hashes)
+    # Three files of weights and moments more than there are, and the export.
+    missing = recipe.training.save_total_limit + 1 - len(checkpoints(folder.path))
+    room = max(1, missing) * setup.plan.checkpoint_bytes + 4 * setup.ledger.total
+    check_room("the checkpoints", folder.path, room)
 
 
 def _with_whole_paths(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -87,13 +87,14 @@ class AntTrainer(Trainer):
 
     def __init__(self, setup: Setup, data: RunData, made_of: Mapping[str, str]) -> None:
         recipe, plan = setup.recipe.training, setup.plan
+        loss = cross_entropy_with_z_loss(recipe.z_loss) if recipe.z_loss else None
         super().__init__(
             model=build_model(setup.config, recipe.seed, setup.execution.attn_implementation),
             args=setup.arguments,
             train_dataset=data.order,
             eval_dataset=data.validation,  # read by our own evaluate() only
             data_collator=whole_batch,  # type: ignore[arg-type]  # our batches come collated
-            compute_loss_func=cross_entropy_with_z_loss(recipe.z_loss) if recipe.z_loss else None,
+            compute_loss_func=loss,
         )
         check_fsdp(getattr(self.accelerator.state, "fsdp_plugin", None))
         self.setup, self.data, self.made_of = setup, data, made_of
