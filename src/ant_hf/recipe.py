@@ -226,20 +226,23 @@ class TrainingRecipe(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingRecipe:
-        problems = []
-        if self.warmup_steps >= self.max_steps:
-            problems.append(
-                f"training.warmup_steps is {self.warmup_steps}; must be below max_steps ({self.max_steps})"
-            )
-        if self.stable_fraction and self.lr_scheduler_type != "warmup_stable_decay":
-            problems.append("training.stable_fraction is set; only warmup_stable_decay has a stable phase")
-        if self.optimizer == "muon" and self.muon_learning_rate is None:
-            problems.append("training.muon_learning_rate is missing; optimizer muon needs it (0.02 is usual)")
-        if self.optimizer == "adamw" and self.muon_learning_rate is not None:
-            problems.append("training.muon_learning_rate is set; optimizer adamw does not use it")
-        if self.push_to_hub and self.hub_model_id is None:
-            problems.append("training.hub_model_id is missing; push_to_hub needs it, as owner/name")
-        if problems:
+        muon, rate = self.optimizer == "muon", self.muon_learning_rate
+        rules = {
+            f"training.warmup_steps is {self.warmup_steps}; must be below max_steps ({self.max_steps})": (
+                self.warmup_steps < self.max_steps
+            ),
+            "training.stable_fraction is set; only warmup_stable_decay has a stable phase": (
+                not self.stable_fraction or self.lr_scheduler_type == "warmup_stable_decay"
+            ),
+            "training.muon_learning_rate is missing; optimizer muon needs it (0.02 is usual)": (
+                not muon or rate is not None
+            ),
+            "training.muon_learning_rate is set; optimizer adamw does not use it": muon or rate is None,
+            "training.hub_model_id is missing; push_to_hub needs it, as owner/name": (
+                not self.push_to_hub or self.hub_model_id is not None
+            ),
+        }
+        if problems := [problem for problem, holds in rules.items() if not holds]:
             raise ValueError("\n".join(problems))
         return self
 

@@ -105,28 +105,21 @@ def size_problems(values: dict[str, Any], null: bool = True) -> list[str]:
 
 def _shape_problems(values: dict[str, Any]) -> list[str]:
     """Relations between values, each known to be a positive whole number."""
-    problems = []
-    hidden, heads = values["hidden_size"], values["num_attention_heads"]
-    groups = values.get("num_key_value_heads", heads)
-    if values["vocab_size"] > MAX_VOCAB_SIZE:
-        problems.append(
-            f"vocab_size is {values['vocab_size']}; must be at most {MAX_VOCAB_SIZE} (uint16 tokens)"
-        )
-    if hidden % heads:
-        problems.append(f"num_attention_heads is {heads}; must divide hidden_size ({hidden})")
-    if heads % groups:
-        problems.append(f"num_key_value_heads is {groups}; must divide num_attention_heads ({heads})")
-    head_dim = values.get("head_dim", hidden // heads)
-    if head_dim % 2:
-        problems.append(f"head_dim is {head_dim}; must be even (rotary embeddings pair its dimensions)")
+    vocabulary, hidden, heads = (values[key] for key in ("vocab_size", "hidden_size", "num_attention_heads"))
+    groups, head_dim = values.get("num_key_value_heads", heads), values.get("head_dim", hidden // heads)
     layers, width = values["num_hidden_layers"], values.get("intermediate_size", 11008)
-    total = values["vocab_size"] * hidden + layers * hidden * (2 * (heads + groups) * head_dim + 3 * width)
-    if total > MAX_PARAMETERS or layers > _MAX_LAYERS:
-        problems.append(
-            f"the model would have about {total:,} parameters in {layers:,} layers; must be at most "
-            f"{MAX_PARAMETERS:,} in {_MAX_LAYERS:,}"
-        )
-    return problems
+    total = vocabulary * hidden + layers * hidden * (2 * (heads + groups) * head_dim + 3 * width)
+    size = f"{total:,} parameters in {layers:,} layers; must be at most {MAX_PARAMETERS:,} in {_MAX_LAYERS:,}"
+    rules = {
+        f"vocab_size is {vocabulary}; must be at most {MAX_VOCAB_SIZE} (uint16 tokens)": (
+            vocabulary <= MAX_VOCAB_SIZE
+        ),
+        f"num_attention_heads is {heads}; must divide hidden_size ({hidden})": hidden % heads == 0,
+        f"num_key_value_heads is {groups}; must divide num_attention_heads ({heads})": heads % groups == 0,
+        f"head_dim is {head_dim}; must be even (rotary embeddings pair its dimensions)": head_dim % 2 == 0,
+        f"the model would have about {size}": total <= MAX_PARAMETERS and layers <= _MAX_LAYERS,
+    }
+    return [problem for problem, holds in rules.items() if not holds]
 
 
 def build_model(config: PreTrainedConfig, seed: int, attn_implementation: str = "sdpa") -> PreTrainedModel:
