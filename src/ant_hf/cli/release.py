@@ -24,8 +24,7 @@ def audit(
 ) -> None:
     """Check a card's figures against each other by arithmetic alone."""
     from ant_hf.card.audit import audit as check
-    from ant_hf.card.claims import published_claims
-    from ant_hf.card.reading import read_card
+    from ant_hf.card.claims import published_claims, read_card
     from ant_hf.cli.tables import audit_table
     from ant_hf.published import published_models
     from ant_hf.utils.console import say, show
