@@ -72,9 +72,8 @@ def _parameters(claims: Claims) -> Iterator[Finding]:
         return
     difference = claims.parameters.value - counted
     note = f" ({difference:+,.0f} printed)" if difference else ""
-    yield Finding(
-        label, f"{counted:,} from the architecture{note}", claims.parameters.meets(counted, counted)
-    )
+    agrees = claims.parameters.meets(counted, counted)
+    yield Finding(label, f"{counted:,} from the architecture{note}", agrees)
 
 
 def _speed(claims: Claims) -> Iterator[Finding]:
@@ -149,11 +148,8 @@ def _cosine_end(schedule: Schedule, step: int, printed: Printed, steps: int) -> 
     # share = (1 + cos(pi * done)) / 2
     done = math.acos(2 * share - 1) / math.pi
     end = schedule.warmup_steps + (step - schedule.warmup_steps) / done if done else math.inf
-    return Finding(
-        f"cosine through {printed.text} at step {step:,}, last step {steps:,}",
-        f"such a cosine has ended by step {end:,.0f} at the latest",
-        end >= steps,
-    )
+    claim = f"cosine through {printed.text} at step {step:,}, last step {steps:,}"
+    return Finding(claim, f"such a cosine has ended by step {end:,.0f} at the latest", end >= steps)
 
 
 def _whole_count(accuracy: Accuracy) -> Finding:
@@ -178,11 +174,8 @@ def _slices(claims: Claims) -> Iterator[Finding]:
         yield _whole_count(overall)
     low = sum(part.printed.low * part.items for part in claims.slices) / items
     high = sum(part.printed.high * part.items for part in claims.slices) / items
-    yield Finding(
-        f"{overall.label} {overall.printed.value:.2%} overall",
-        f"average of its slices {(low + high) / 2:.2%}",
-        overall.printed.meets(low, high),
-    )
+    claim = f"{overall.label} {overall.printed.value:.2%} overall"
+    yield Finding(claim, f"average of its slices {(low + high) / 2:.2%}", overall.printed.meets(low, high))
 
 
 def _perplexities(perplexities: Perplexities, claims: Claims) -> Iterator[Finding]:
@@ -190,14 +183,11 @@ def _perplexities(perplexities: Perplexities, claims: Claims) -> Iterator[Findin
     nats = math.log(byte.value)
     if word and perplexities.bytes_per_word:
         seen, known = math.log(word.value) / nats, perplexities.bytes_per_word
-        yield Finding(
-            f"{perplexities.text} word perplexity {word.text} beside byte perplexity {byte.text}",
-            f"{seen:.3f} bytes a word; the text has {known:.3f}",
-            abs(seen / known - 1) <= _TEXT_TOLERANCE,
-        )
+        claim = f"{perplexities.text} word perplexity {word.text} beside byte perplexity {byte.text}"
+        agrees = abs(seen / known - 1) <= _TEXT_TOLERANCE
+        yield Finding(claim, f"{seen:.3f} bytes a word; the text has {known:.3f}", agrees)
     yield from _identities(perplexities)
-    vocabulary = claims.architecture.get("vocab_size")
-    if vocabulary:
+    if vocabulary := claims.architecture.get("vocab_size"):
         yield _against_uniform(perplexities, nats, int(vocabulary))
     losses = [moment.eval_loss for moment in claims.dynamics if moment.eval_loss]
     if losses and perplexities.bytes_per_token is None:

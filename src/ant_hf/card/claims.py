@@ -7,7 +7,6 @@ not what we meant.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -18,39 +17,25 @@ import yaml
 import ant_hf.evaluation
 from ant_hf.card.markdown import read_tables
 from ant_hf.errors import AntError, missing_file
+from ant_hf.evaluation.arithmark import SLICES
 from ant_hf.published import PublishedModel
 from ant_hf.utils.names import CARD
 
 
-@dataclass(frozen=True)
+@dataclass
 class Printed:
-    """A number as printed, and the interval of values that round to it."""
+    """A number as printed, and the interval of values that round to it: `value`, `low` and `high`."""
 
     text: str
 
-    @property
-    def value(self) -> float:
-        return float(self._decimal)
-
-    @property
-    def low(self) -> float:
-        return float(self._decimal - self._half_a_unit)
-
-    @property
-    def high(self) -> float:
-        return float(self._decimal + self._half_a_unit)
-
-    @property
-    def _decimal(self) -> Decimal:
+    def __post_init__(self) -> None:
         try:
-            return Decimal(self.text.replace(",", ""))
+            number = Decimal(self.text.replace(",", ""))
         except InvalidOperation:
             raise AntError("a printed figure is no number", seen=self.text) from None
-
-    @property
-    def _half_a_unit(self) -> Decimal:
-        exponent = self._decimal.as_tuple().exponent
-        return Decimal(5).scaleb(int(exponent) - 1)
+        half_a_unit = Decimal(5).scaleb(int(number.as_tuple().exponent) - 1)
+        self.value, self.low = float(number), float(number - half_a_unit)
+        self.high = float(number + half_a_unit)
 
     def meets(self, low: float, high: float) -> bool:
         """Whether some value in [low, high] is printed like this; equal to a part in 10^12."""
@@ -138,10 +123,17 @@ class Claims:
 
 
 ARITHMARK, ARITHMARK_GENERATED = "arithmark_2.0", "arithmark_generated"
-# Operators to items.
-ARITHMARK_SLICES = {"1": 1250, "2": 750, "3": 500}
 # Bytes and words of WikiText-2's test pages, counted as lm-eval counts them.
 WIKITEXT_BYTES_PER_WORD = 1_290_527 / 241_335
+
+
+# Rows of a card's table of training dynamics, and the keys of published.yaml.
+_MOMENT = {
+    "Training loss": "loss",
+    "Validation loss": "eval_loss",
+    "Token perplexity": "perplexity",
+    "Learning rate": "learning_rate",
+}
 
 
 def _benchmarks() -> dict[str, dict[str, Any]]:
@@ -164,10 +156,10 @@ def published_claims(model: PublishedModel) -> Claims:
     slices: tuple[Accuracy, ...] = ()
     overall = None
     if arithmark := results.get(ARITHMARK):
-        overall = _share(ARITHMARK, arithmark["acc"], sum(ARITHMARK_SLICES.values()))
+        overall = _share(ARITHMARK, arithmark["acc"], sum(SLICES.values()))
         slices = tuple(
             _share(f"{ARITHMARK}, {operators} operators", arithmark[f"slice_{operators}"], count)
-            for operators, count in ARITHMARK_SLICES.items()
+            for operators, count in SLICES.items()
         )
     schedule = claims.get("schedule")
     return Claims(
@@ -180,22 +172,22 @@ def published_claims(model: PublishedModel) -> Claims:
         steps=_count(training["steps"]) if "steps" in training else None,
         tokens_per_second=tuple(Printed(text) for text in training.get("tokens_per_second", ())),
         schedule=Schedule(**{**schedule, "peak": Printed(schedule["peak"])}) if schedule else None,
-        dynamics=tuple(_moment(values["step"], values) for values in claims.get("dynamics", ())),
+        dynamics=tuple(
+            Moment(values["step"], *(_printed(values.get(key)) for key in _MOMENT.values()))
+            for values in claims.get("dynamics", ())
+        ),
         accuracies=tuple(
             _share(task, next(iter(results[task].values())), count) for task, count in items.items()
         ),
         slices=slices,
         slices_overall=overall,
-        perplexities=tuple(
-            Perplexities(
-                "WikiText-2",
-                Printed(figures["byte_perplexity"]),
-                _printed(figures.get("word_perplexity")),
-                WIKITEXT_BYTES_PER_WORD,
-            )
-            for figures in ([claims["wikitext"]] if "wikitext" in claims else [])
-        ),
+        perplexities=(_wikitext(claims["wikitext"]),) if "wikitext" in claims else (),
     )
+
+
+def _wikitext(texts: dict[str, str]) -> Perplexities:
+    word = _printed(texts.get("word_perplexity"))
+    return Perplexities("WikiText-2", Printed(texts["byte_perplexity"]), word, WIKITEXT_BYTES_PER_WORD)
 
 
 def _share(label: str, value: float, items: int) -> Accuracy:
@@ -209,11 +201,6 @@ def _printed(text: str | None) -> Printed | None:
 
 def _count(text: str) -> int:
     return int(Printed(text).value)
-
-
-def _moment(step: int, texts: Mapping[str, str]) -> Moment:
-    keys = ("loss", "eval_loss", "perplexity", "learning_rate")
-    return Moment(step, **{key: _printed(texts.get(key)) for key in keys})
 
 
 def read_card(path: Path) -> Claims:
@@ -243,14 +230,14 @@ def card_claims(text: str, name: str) -> Claims:
     architecture, training = _facts(by_title["architecture"][0]), _facts(by_title["training"][0])
     scores = [_accuracies(table) for table in by_title.get("benchmark", [])]
     accuracies, slices = scores[0] if scores else (), sum(scores[1:], ())
-    hours, speed = training.get("Training time, hours"), training.get("Throughput, tokens/s")
+    speed = training.get("Throughput, tokens/s")
     return Claims(
         name=name,
         source="its README.md",
         architecture={key: _value(text) for key, text in architecture.items()},
         parameters=Printed(architecture["Total parameters"]),
         tokens=Printed(training["Tokens seen"]),
-        hours=Printed(hours) if hours else None,
+        hours=_printed(training.get("Training time, hours")),
         steps=_count(training["Steps"]),
         tokens_per_second=(Printed(speed),) if speed else (),
         tokens_per_step=Printed(training["Tokens a step"]),
@@ -290,20 +277,12 @@ def _value(text: str) -> Any:
 
 
 def _moments(table: list[list[str]]) -> tuple[Moment, ...]:
-    labels = {
-        "Training loss": "loss",
-        "Validation loss": "eval_loss",
-        "Token perplexity": "perplexity",
-        "Learning rate": "learning_rate",
-    }
-    moments = []
-    for heading, *cells in zip(*table, strict=True):
-        if step := re.match(r"step ([\d,]+)", heading):
-            texts = {
-                labels[row[0]]: cell for row, cell in zip(table[1:], cells, strict=True) if row[0] in labels
-            }
-            moments.append(_moment(_count(step[1]), texts))
-    return tuple(moments)
+    rows = {label: cells for label, *cells in table[1:]}
+    return tuple(
+        # The heading is "step 80 (warmup peak)".
+        Moment(_count(heading.split()[1]), *(_printed(rows[label][column]) for label in _MOMENT))
+        for column, heading in enumerate(table[0][1:])
+    )
 
 
 def _accuracies(table: list[list[str]]) -> tuple[Accuracy, ...]:

@@ -40,7 +40,8 @@ _SHOWN = {
         "learning_rate muon_learning_rate adam_beta1 adam_beta2 weight_decay max_grad_norm sequence_length "
         "seed logging_steps eval_max_tokens",
         "config": "num_hidden_layers hidden_size intermediate_size num_attention_heads num_key_value_heads "
-        "head_dim max_position_embeddings vocab_size tie_word_embeddings hidden_act rope_parameters.rope_theta",
+        "head_dim max_position_embeddings vocab_size tie_word_embeddings hidden_act "
+        "rope_parameters.rope_theta",
         "environment": "device device_name num_processes cpu_cores precision precision_reason python commit "
         "packages",
         "sha256": "config tokenizer tokens",
@@ -50,9 +51,9 @@ _SHOWN = {
     },
     RESULTS: {
         "conditions": "dtype context_length bos_policy versions.lm-eval",
-        "tasks?.*": "label metric value stderr floor verdict n expected_n complete",
-        "tasks?.*.slices?.*": "value stderr n",
-        "perplexity?.*": "label n complete nats_per_token token_perplexity bytes_per_token bits_per_byte "
+        "tasks.*": "label metric value stderr floor verdict n expected_n complete",
+        "tasks.*.slices?.*": "value stderr n",
+        "perplexity.*": "label n complete nats_per_token token_perplexity bytes_per_token bits_per_byte "
         "byte_perplexity uniform_guess_byte_perplexity",
         "degeneration?": "prompts greedy.loop_rate greedy.stderr sampled.loop_rate sampled.stderr",
     },
@@ -95,6 +96,11 @@ class CardInputs:
     @property
     def name(self) -> str:
         return self.repository.rpartition("/")[2]
+
+    @property
+    def wikitext(self) -> dict[str, Any] | None:
+        """The perplexities on WikiText-2, if they were measured."""
+        return self.results["perplexity"].get("wikitext")
 
     @property
     def recipe(self) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def render_card(inputs: CardInputs) -> str:
     )
     environment.filters |= {"code": code, "quote": quote, "fenced": fenced}
     body = environment.from_string(shipped_file(TEMPLATE).read_text(encoding="utf-8")).render(context)
-    data = card_data(inputs, context["rows"], context["wikitext"], context["co2"])
+    data = card_data(inputs, context["rows"])
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
 
 
@@ -54,12 +54,12 @@ def _context(inputs: CardInputs) -> dict[str, Any]:
     """What the template knows by name."""
     published = compared_models(inputs)
     scores, slices = measured_rows(inputs), _slices(inputs, published)
-    wikitext = inputs.results.get("perplexity", {}).get("wikitext")
     data, data_license = _data_source(inputs.recipe["corpus"])
     run = inputs.run
     return {
         **vars(inputs),
         "name": inputs.name,
+        "wikitext": inputs.wikitext,
         "repository": Safe(inputs.repository),
         "training": inputs.recipe["training"],
         "config": run["config"],
@@ -74,8 +74,7 @@ def _context(inputs: CardInputs) -> dict[str, Any]:
         "co2": co2_estimate(run),
         "rows": scores,
         "slices": slices,
-        "wikitext": wikitext,
-        "takeaways": _takeaways(scores, slices, wikitext, inputs.results.get("degeneration")),
+        "takeaways": _takeaways(inputs, scores, slices),
         "recipe_yaml": yaml.safe_dump(inputs.recipe, sort_keys=False, allow_unicode=True),
         "tables": {
             "architecture": _architecture_table(inputs),
@@ -85,12 +84,7 @@ def _context(inputs: CardInputs) -> dict[str, Any]:
             "benchmarks": _benchmark_table(scores, published, inputs.name),
             "slices": _benchmark_table(slices, published, inputs.name),
             "published_wikitext": _published_wikitext(published),
-            "gate": _gate_table(inputs),
-            "files": _files_table(inputs),
-            "exported": _exported_table(inputs),
-            "sources": _sources_table(inputs),
-            "contamination": _contamination_table(inputs),
-            "versions": table(["package", "version"], sorted(run["environment"]["packages"].items())),
+            **_tables_of_records(inputs),
         },
     }
 
@@ -136,21 +130,17 @@ def compared_models(inputs: CardInputs) -> list[PublishedModel]:
 
 def measured_rows(inputs: CardInputs) -> list[Score]:
     """The benchmarks of results.json in their order, also for the card's figure."""
-    tasks = inputs.results.get("tasks", {})
-    return [_score(task, values, values["metric"], compared_models(inputs)) for task, values in tasks.items()]
+    published, tasks = compared_models(inputs), inputs.results["tasks"]
+    return [_score(task, values, values["metric"], published) for task, values in tasks.items()]
 
 
 def _slices(inputs: CardInputs, published: list[PublishedModel]) -> list[Score]:
     """The slices of Arithmark; the floor is the task's."""
     scores = []
-    for task, values in inputs.results.get("tasks", {}).items():
+    for task, values in inputs.results["tasks"].items():
         for key, part in (values.get("slices") or {}).items():
-            merged = {
-                **values,
-                "expected_n": None,
-                **part,
-                "label": f"{key} operator{'' if key == '1' else 's'}",
-            }
+            label = f"{key} operator{'' if key == '1' else 's'}"
+            merged = {**values, "expected_n": None, **part, "label": label}
             if merged["floor"] is not None:
                 merged["verdict"] = verdict(merged["value"], merged["stderr"], merged["floor"])
             scores.append(_score(task, merged, f"slice_{key}", published))
@@ -200,12 +190,7 @@ def _number(value: float | None, form: str = ".4f", missing: str = NOT_MEASURED)
 # --- Takeaways: sentences by rule. Nothing here explains why a number is as it is.
 
 
-def _takeaways(
-    scores: list[Score],
-    slices: list[Score],
-    wikitext: dict[str, Any] | None,
-    degeneration: dict[str, Any] | None,
-) -> list[str]:
+def _takeaways(inputs: CardInputs, scores: list[Score], slices: list[Score]) -> list[str]:
     """The list under "Key takeaways"; a difference is one from two standard errors on."""
     lines = []
     if parts := [
@@ -226,7 +211,7 @@ def _takeaways(
             for one in slices
         ]
         lines.append(f"Arithmetic, against a floor of {slices[0].floor:.1%}: {'; '.join(parts)}.")
-    if wikitext:
+    if wikitext := inputs.wikitext:
         uniform, byte = wikitext["uniform_guess_byte_perplexity"], wikitext["byte_perplexity"]
         broken = "on this text the model is broken"
         outcome = broken if byte >= uniform else f"{wikitext['bits_per_byte']:.3f} bits for each byte of text"
@@ -234,7 +219,7 @@ def _takeaways(
             f"{wikitext['label']}: byte perplexity {byte:.3f}, where guessing all tokens alike has "
             f"{uniform:.2f}: {outcome}."
         )
-    if degeneration:
+    if degeneration := inputs.results.get("degeneration"):
         greedy, sampled = degeneration["greedy"], degeneration["sampled"]
         lines.append(
             f"Loops: {greedy['loop_rate']:.1%} of {degeneration['prompts']} greedy continuations end in a "
@@ -259,11 +244,8 @@ def _against(scores: list[Score], name: str) -> str:
 
     better = [score for score in scores if distance(score) >= _SURE]
     worse = [score for score in scores if distance(score) <= -_SURE]
-    parts = [
-        f"{word} on {_listed(group, distance)}"
-        for word, group in (("better", better), ("worse", worse))
-        if group
-    ]
+    groups = {"better": better, "worse": worse}
+    parts = [f"{word} on {_listed(group, distance)}" for word, group in groups.items() if group]
     if alike := len(scores) - len(better) - len(worse):
         parts.append(f"no difference that two standard errors show on {alike} of {len(scores)}")
     return f"Against the published figures of {name}: {'; '.join(parts)}."
@@ -421,7 +403,7 @@ def _perplexity_table(inputs: CardInputs) -> Safe:
         "word perplexity": ("word_perplexity", ",.0f"),
     }
     rows = []
-    for text in ({**final, **held_out}, *inputs.results.get("perplexity", {}).values()):
+    for text in ({**final, **held_out}, *inputs.results["perplexity"].values()):
         pages = f", first {text['n']} pages" if text["complete"] is False else ""
         rows.append(
             [text["label"] + pages, *(_number(text.get(key), form) for key, form in columns.values())]
@@ -438,24 +420,37 @@ def _published_wikitext(published: list[PublishedModel]) -> Safe:
     return table(["WikiText-2", "byte perplexity", "word perplexity"], rows)
 
 
-def _gate_table(inputs: CardInputs) -> Safe:
+def _tables_of_records(inputs: CardInputs) -> dict[str, Safe]:
+    """Tables that show the entries of a record one by one; empty text where a record has none."""
     outcome = {True: "passed", False: "FAILED", None: "not checked"}
-    rows = [[check["name"], outcome[check["passed"]], check["seen"]] for check in inputs.gate["checks"]]
-    return table(["check", "outcome", "seen"], rows, numbers_from=3)
-
-
-def _files_table(inputs: CardInputs) -> Safe:
-    rows = [
+    checks = [[check["name"], outcome[check["passed"]], check["seen"]] for check in inputs.gate["checks"]]
+    files = [
         [code(name), f"{values['bytes']:,}", code(values["sha256"][:16])]
         for name, values in inputs.files.items()
     ]
-    return table(["file", "bytes", "sha256, first 16 digits"], rows)
+    sources = [
+        [source["name"], source["license"], source["url"] or NOT_MEASURED]
+        for source in inputs.recipe["corpus"].get("sources") or []
+    ]
+    by_set = inputs.manifest["documents"].get("contaminated_by_set") or {}
+    left_out = [[code(name), f"{count:,}"] for name, count in by_set.items()]
+    packages = sorted(inputs.run["environment"]["packages"].items())
+    return {
+        "gate": table(["check", "outcome", "seen"], checks, numbers_from=3),
+        "files": table(["file", "bytes", "sha256, first 16 digits"], files),
+        "exported": _exported_table(inputs.exported) if inputs.exported else Safe(""),
+        "sources": table(["training text", "licence", "from"], sources, numbers_from=3)
+        if sources
+        else Safe(""),
+        "contamination": table(["evaluation set", "documents left out"], left_out) if left_out else Safe(""),
+        "versions": table(["package", "version"], packages),
+    }
 
 
-def _exported_table(inputs: CardInputs) -> Safe:
-    """The GGUF files with what their verification saw; empty without any."""
+def _exported_table(record: dict[str, Any]) -> Safe:
+    """The GGUF files with what their verification saw."""
     rows = []
-    for name, values in (inputs.exported or {"files": {}})["files"].items():
+    for name, values in record["files"].items():
         if "verified" in values:
             run, read = values["verified"]["llama_cpp"], values["verified"]["transformers"]
             rows.append([
@@ -483,20 +478,6 @@ def _data_source(corpus: dict[str, Any]) -> tuple[str, str]:
     if sources := corpus.get("sources"):
         return "; ".join(source["name"] for source in sources), "see the table of sources"
     return "local text files, known by their sha256 only", "not recorded"
-
-
-def _sources_table(inputs: CardInputs) -> Safe:
-    """The parts of the corpus as the recipe names them; empty where it names none."""
-    sources = inputs.recipe["corpus"].get("sources") or []
-    rows = [[source["name"], source["license"], source["url"] or NOT_MEASURED] for source in sources]
-    return table(["training text", "licence", "from"], rows, numbers_from=3) if rows else Safe("")
-
-
-def _contamination_table(inputs: CardInputs) -> Safe:
-    """Documents left out for each evaluation set; empty where nothing was compared."""
-    by_set = inputs.manifest["documents"].get("contaminated_by_set") or {}
-    rows = [[code(name), f"{count:,}"] for name, count in by_set.items()]
-    return table(["evaluation set", "documents left out"], rows) if rows else Safe("")
 
 
 # --- Metadata: the YAML head, and the results as the Hub shows them (`model-index`).
@@ -527,9 +508,7 @@ _SETS: dict[str, tuple[str, str | None, str]] = {
 }
 
 
-def card_data(
-    inputs: CardInputs, scores: list[Score], wikitext: dict[str, Any] | None, co2: dict[str, Any] | None
-) -> ModelCardData:
+def card_data(inputs: CardInputs, scores: list[Score]) -> ModelCardData:
     """The metadata; only complete sets that exist on the Hub enter the `model-index`."""
     if not _LICENSE_ID.match(inputs.license):
         raise AntError(
@@ -543,10 +522,11 @@ def card_data(
             what = f"{score.metric} (standard error {score.stderr:.4f})"
             harness = "Zero-shot, lm-evaluation-harness"
             results.append(_result(score.task, harness, score.label, score.metric, what, score.value))
-    if wikitext and wikitext["complete"]:
+    if (wikitext := inputs.wikitext) and wikitext["complete"]:
         for key in ("byte_perplexity", "bits_per_byte"):
             what, label = key.replace("_", " "), wikitext["label"]
             results.append(_result("wikitext", "Language modelling", label, key, what, wikitext[key]))
+    co2 = co2_estimate(inputs.run)
     emissions: dict[str, Any] = {"co2_eq_emissions": co2} if co2 else {}
     data = ModelCardData(
         model_name=inputs.name,

@@ -135,9 +135,9 @@ def publish(
     client = HubClient(attempts=attempts, timeout=timeout)
     gguf = None
     if with_gguf:
-        from ant_hf.export.exporting import Export, export
+        from ant_hf.export.exporting import export
 
-        gguf, _ = export(Export(str(model), "gguf", repository=repo, license=license_id))
+        gguf, _ = export(str(model), "gguf", repository=repo, license_id=license_id)
     folder, _ = make_release(model, repo, license_id, tokens, gguf)
     gate_report(folder)
     space_folder = None
