@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-import ant_hf.evaluation
 from ant_hf.card.markdown import read_tables
 from ant_hf.errors import AntError, missing_file
 from ant_hf.evaluation.arithmark import SLICES
@@ -138,7 +138,7 @@ _MOMENT = {
 
 def _benchmarks() -> dict[str, dict[str, Any]]:
     """The evaluation's own table by task: `label`, `documents` (items of the complete set) and more."""
-    table = Path(ant_hf.evaluation.__path__[0], "benchmarks.yaml")
+    table = files("ant_hf.evaluation").joinpath("benchmarks.yaml")
     entries: dict[str, dict[str, Any]] = yaml.safe_load(table.read_text(encoding="utf-8"))
     return entries
 

@@ -63,7 +63,7 @@ _SHOWN = {
         "worst_shattered_words.*": "word tokens",
     },
     RELEASED_MANIFEST: {
-        "": "documents.read inputs.corpus.decontaminate?.ngram_words",
+        "": "documents",
         "splits": "train.documents train.tokens train.bytes validation.documents",
     },
     VERIFIED: {
@@ -119,6 +119,9 @@ def read_inputs(
     run, results, gate, fragmentation, manifest = (
         _read(folder / name) for name in (RUN_RECORD, RESULTS, GATE, FRAGMENTATION, RELEASED_MANIFEST)
     )
+    if manifest["documents"].get("contaminated_by_set"):
+        for key in ("documents.contaminated", "documents.read", "inputs.corpus.decontaminate.ngram_words"):
+            _hold(folder / RELEASED_MANIFEST, manifest, key)
     metrics = read_metrics(folder / METRICS)
     if not any("loss" in row and "learning_rate" in row for row in metrics):
         raise AntError(f"no metrics in {folder / METRICS}", hint="The card shows the training's course.")

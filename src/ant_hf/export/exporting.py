@@ -51,7 +51,9 @@ def export(
     """
     types = _checked_types(to, types)
     subject = load_subject(model, "float32", "cpu")
-    target = output or _default_output(subject, to)
+    # Beside a run's final folder; for any other model under exports/.
+    beside = subject.folder.parent if subject.folder.name == "final" else None
+    target = output or (beside or Path("exports", subject.name.replace("/", "_"))) / to
     name = (repository or subject.name.removesuffix("/final")).rpartition("/")[2]
     origin = gguf.Origin(re.sub(r"[^\w.-]+", "_", name), repository, license_id)
     # An export is made again when any of this changes.
@@ -96,13 +98,6 @@ def _checked_types(to: str, types: Sequence[str]) -> tuple[str, ...]:
     if missing := [name for name in _NEEDS[to] if importlib.util.find_spec(name) is None]:
         raise AntError(f"the export to {to} needs {', '.join(missing)}", hint=f"pip install 'ant-hf[{to}]'")
     return chosen if to == "gguf" else ()
-
-
-def _default_output(subject: Subject, to: str) -> Path:
-    """Beside a run's final folder; for any other model under exports/."""
-    if subject.folder.name == "final":
-        return subject.folder.parent / to
-    return Path("exports", subject.name.replace("/", "_"), to)
 
 
 def _reusable(target: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:

@@ -137,11 +137,11 @@ class _Server:
     def greedy(self, prompt: str) -> list[int]:
         return list(self._continue(prompt, return_tokens=True)["tokens"])
 
-    def _continue(self, prompt: str | list[int], **settings: Any) -> Any:
+    def _continue(self, prompt: str | Sequence[int], **settings: Any) -> Any:
         question = {"prompt": prompt, "n_predict": self._asked.new_tokens, "temperature": 0}
         return self._ask("/completion", question | settings)
 
-    def score(self, ids: list[int]) -> list[float]:
+    def score(self, ids: Sequence[int]) -> list[float]:
         """Every next token's log-likelihood, a request each: the server gives none of a prompt's own."""
         # A sampled piece of a character would be held back with its probabilities, which are those before
         # the bias: so a whole letter is sampled.

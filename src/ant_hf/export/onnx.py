@@ -37,25 +37,6 @@ def write_onnx(folder: Path, model: PreTrainedModel) -> None:
     Raises:
         AntError: this transformers has no such exporter, or it failed.
     """
-    exporter, configuration, decompose, all_free = _exporter()
-    # One padded row, or the mask would be left out of the graph as needless.
-    ids = torch.arange(2, 16).reshape(2, 7) % model.config.vocab_size
-    mask = torch.ones_like(ids)
-    mask[1, 0] = 0
-    # Without the exporter's notes on what this graph does not have or what is checked below.
-    with warnings.catch_warnings(), quiet_libraries(), one_line("transformers' ONNX exporter failed"):
-        warnings.simplefilter("ignore")
-        parts = decompose(model, {"input_ids": ids, "attention_mask": mask}, multi_token_decode=True)
-        graph, inputs = parts["decode"]
-        shapes = {name: free for name, free in all_free(inputs).items() if free is not None}
-        # Heads and their width are the model's own.
-        shapes["past_key_values"] = [{0: free[0], 2: free[2]} for free in shapes["past_key_values"]]
-        exported = exporter().export(graph, inputs, configuration(dynamic=True, dynamic_shapes=shapes))
-        exported.generation_config = model.generation_config
-        exported.save_pretrained(folder)
-
-
-def _exporter() -> tuple[Any, Any, Any, Any]:
     try:
         from transformers.exporters.configs import OnnxConfig
         from transformers.exporters.exporter_dynamo import get_auto_dynamic_shapes
@@ -72,7 +53,24 @@ def _exporter() -> tuple[Any, Any, Any, Any]:
             expected="5.23 or newer",
             hint="pip install --upgrade transformers",
         )
-    return OnnxExporter, OnnxConfig, decompose_for_generation, get_auto_dynamic_shapes
+    # One padded row, or the mask would be left out of the graph as needless.
+    ids = torch.arange(2, 16).reshape(2, 7) % model.config.vocab_size
+    mask = torch.ones_like(ids)
+    mask[1, 0] = 0
+    # Without the exporter's notes on what this graph does not have or what is checked below.
+    with warnings.catch_warnings(), quiet_libraries(), one_line("transformers' ONNX exporter failed"):
+        warnings.simplefilter("ignore")
+        prompt = {"input_ids": ids, "attention_mask": mask}
+        parts: Any = decompose_for_generation(model, prompt, multi_token_decode=True)
+        graph, inputs = parts["decode"]
+        free_of = get_auto_dynamic_shapes(inputs).items()
+        shapes: dict[str, Any] = {name: free for name, free in free_of if free is not None}
+        # Heads and their width are the model's own.
+        shapes["past_key_values"] = [{0: free[0], 2: free[2]} for free in shapes["past_key_values"]]
+        settings = OnnxConfig(dynamic=True, dynamic_shapes=shapes)
+        exported: Any = OnnxExporter().export(graph, inputs, settings)
+        exported.generation_config = model.generation_config
+        exported.save_pretrained(folder)
 
 
 class OnnxModel:
