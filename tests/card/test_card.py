@@ -72,6 +72,15 @@ def test_our_own_card_has_no_finding(inputs):
     assert [finding for finding in findings if finding.verdict == "DISAGREES"] == []
 
 
+def test_slices_belong_to_the_benchmark_of_the_table_and_to_no_name_like_it(inputs):
+    tasks = inputs.results["tasks"]
+    other = {**tasks["arithmark_2.0"], "label": "Algorithms", "slices": None}
+    inputs.results["tasks"] = {"algorithms": other, **tasks}
+    claims = card_claims(render_card(inputs), "card")
+    assert claims.accuracies[0].label == "Algorithms"
+    assert claims.slices_overall.label == "Arithmark-2.0"
+
+
 @pytest.mark.parametrize(
     ("printed", "changed"),
     [
