@@ -449,7 +449,7 @@ def run_in_llama_cpp(
     figures = check_greedy(who, loaded, tokenizer, answers.greedy, TYPES[kind].tie)
     logits = torch.cat([row[:-1] for row in _logits(model, questions.scored)])
     followers = torch.tensor([index for ids in questions.scored for index in ids[1:]])
-    ours = torch.nn.functional.cross_entropy(logits, followers).item()
+    ours = torch.nn.functional.cross_entropy(logits, followers, reduction="none").mean().item()
     theirs = -sum(map(sum, answers.log_likelihoods)) / len(followers)
     if abs(theirs - ours) > TYPES[kind].nats:
         raise AntError(
