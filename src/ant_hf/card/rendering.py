@@ -295,10 +295,11 @@ def _architecture_table(inputs: CardInputs) -> Safe:
 def _training_table(inputs: CardInputs) -> Safe:
     run, training = inputs.run, inputs.recipe["training"]
     environment = run["environment"]
-    optimizer = f"AdamW (betas {training['adam_beta1']}, {training['adam_beta2']})"
+    betas = f"betas {training['adam_beta1']}, {training['adam_beta2']}"
+    optimizer = f"AdamW ({betas})"
     if training["optimizer"] == "muon":
-        peak = f", peak {_rate(training['learning_rate'])})"
-        optimizer = f"Muon for matrices, {optimizer[:-1]}{peak} for the rest"
+        rate = _rate(training["learning_rate"])
+        optimizer = f"Muon for matrices, AdamW ({betas}, peak {rate}) for the rest"
     after_warmup = training["max_steps"] - training["warmup_steps"]
     schedules = {"cosine_with_min_lr": "cosine", "warmup_stable_decay": "warmup-stable-decay"}
     skipped = run.get("skipped_steps")
