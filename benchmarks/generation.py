@@ -23,9 +23,7 @@ from typing import Any
 
 import torch
 
-from ant_hf.export.gguf_file import Origin, write_gguf
-from ant_hf.export.gguf_tensors import TYPES
-from ant_hf.export.gguf_vocabulary import read_vocabulary
+from ant_hf.export.gguf import TYPES, Origin, read_vocabulary, write_gguf
 from ant_hf.export.llama_cpp import Questions, ask, is_installed
 from ant_hf.model.loading import DTYPES, load_any, locate
 from ant_hf.utils.hardware import cpu_name
@@ -74,7 +72,7 @@ def llama_cpp_way(file: Path, threads: int, new_tokens: int) -> Callable[[int], 
             context=PROMPT_TOKENS + new_tokens,
             threads=threads,
         )
-        return ask(file, questions).tokens_per_second[str(batch)][0]
+        return ask(file, questions).tokens_per_second[str(batch)]
 
     return turn
 

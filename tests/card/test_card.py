@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import shutil
 
 import markdown_it
 import pytest
@@ -12,12 +13,10 @@ from hub.metadata_rules import problems
 from huggingface_hub import ModelCard
 
 from ant_hf.card.audit import audit
-from ant_hf.card.energy import co2_estimate
+from ant_hf.card.claims import card_claims
 from ant_hf.card.inputs import read_inputs
 from ant_hf.card.markdown import Safe, code, escape, quote, read_tables, table
-from ant_hf.card.metadata import KEYS
-from ant_hf.card.reading import card_claims
-from ant_hf.card.rendering import render_card
+from ant_hf.card.rendering import KEYS, co2_estimate, render_card
 from ant_hf.errors import AntError
 from ant_hf.utils.files import inventory
 
@@ -73,6 +72,15 @@ def test_our_own_card_has_no_finding(inputs):
     assert [finding for finding in findings if finding.verdict == "DISAGREES"] == []
 
 
+def test_slices_belong_to_the_benchmark_of_the_table_and_to_no_name_like_it(inputs):
+    tasks = inputs.results["tasks"]
+    other = {**tasks["arithmark_2.0"], "label": "Algorithms", "slices": None}
+    inputs.results["tasks"] = {"algorithms": other, **tasks}
+    claims = card_claims(render_card(inputs), "card")
+    assert claims.accuracies[0].label == "Algorithms"
+    assert claims.slices_overall.label == "Arithmark-2.0"
+
+
 @pytest.mark.parametrize(
     ("printed", "changed"),
     [
@@ -92,28 +100,73 @@ def test_a_figure_typed_by_hand_is_found(inputs, printed, changed):
     assert [finding for finding in findings if finding.verdict == "DISAGREES"]
 
 
+RECORDS = ("run.json", "results.json", "gate.json", "fragmentation.json", "tokens.json", "metrics.jsonl")
+
+
 @pytest.mark.parametrize(
-    "path",
+    ("file", "path"),
     [
-        ("results", "conditions", "context_length"),
-        ("results", "perplexity", "wikitext", "byte_perplexity"),
-        ("results", "tasks", "piqa", "stderr"),
-        ("run", "final", "bits_per_byte"),
-        ("run", "environment", "device_name"),
-        ("run", "samples"),
-        ("fragmentation", "bytes_per_token"),
-        ("manifest", "splits", "train", "documents"),
-        ("gate", "verdict"),
+        ("results.json", "conditions.context_length"),
+        ("results.json", "perplexity.wikitext.byte_perplexity"),
+        ("results.json", "tasks.piqa.stderr"),
+        ("run.json", "final.bits_per_byte"),
+        ("run.json", "environment.device_name"),
+        ("run.json", "samples"),
+        ("fragmentation.json", "bytes_per_token"),
+        ("tokens.json", "splits.train.documents"),
+        ("gate.json", "verdict"),
     ],
-    ids=".".join,
 )
-def test_a_missing_number_does_not_render(inputs, path):
-    values = getattr(inputs, path[0])
-    for key in path[1:-1]:
-        values = values[key]
-    del values[path[-1]]
-    with pytest.raises(AntError, match="the card does not render"):
-        render_card(inputs)
+def test_a_missing_number_is_named_with_its_file(released, tmp_path, file, path):
+    for name in RECORDS:
+        shutil.copy(released / "release" / name, tmp_path)
+    record = json.loads((tmp_path / file).read_text())
+    *parents, key = path.split(".")
+    values = record
+    for parent in parents:
+        values = values[parent]
+    del values[key]
+    (tmp_path / file).write_text(json.dumps(record))
+    files = inventory(released / "release", without=("README.md", "release.json"))
+    with pytest.raises(
+        AntError, match=rf"{re.escape(str(tmp_path / file))} has no {path}.*, which the card shows"
+    ):
+        read_inputs(tmp_path, REPO, "apache-2.0", files)
+
+
+def keys_of(values, path=()):
+    """Every key of a record, at any depth; of a list its first entry."""
+    for key, value in values.items():
+        yield (*path, key)
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            yield from keys_of(value[0], (*path, key, 0))
+        elif isinstance(value, dict):
+            yield from keys_of(value, (*path, key))
+
+
+@pytest.mark.parametrize("file", [name for name in RECORDS if name.endswith(".json")])
+def test_whatever_key_is_missing_reading_names_it_or_the_card_does_without(released, tmp_path, file):
+    """So that a KeyError of the rendering is a fault of ours and never a record's."""
+    files = inventory(released / "release", without=("README.md", "release.json"))
+    for name in RECORDS:
+        shutil.copy(released / "release" / name, tmp_path)
+    whole = json.loads((tmp_path / file).read_text())
+    # All benchmarks are read alike.
+    whole |= {"tasks": {"arithmark_2.0": whole["tasks"]["arithmark_2.0"]}} if "tasks" in whole else {}
+    refused = 0
+    for *parents, key in keys_of(whole):
+        values = record = copy.deepcopy(whole)
+        for parent in parents:
+            values = values[parent]
+        del values[key]
+        (tmp_path / file).write_text(json.dumps(record))
+        try:
+            inputs = read_inputs(tmp_path, REPO, "apache-2.0", files)
+        except AntError:
+            refused += 1
+        else:
+            render_card(inputs)
+    assert refused > 5
 
 
 HOSTILE = (

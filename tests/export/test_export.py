@@ -15,13 +15,11 @@ from ant_hf.card.markdown import read_tables
 from ant_hf.card.rendering import render_card
 from ant_hf.data.tokenizer import save_tokenizer, train_bpe
 from ant_hf.errors import AntError
-from ant_hf.export import exporting, gguf_checks, gguf_tensors
-from ant_hf.export.exporting import Export, export
-from ant_hf.export.gguf_checks import read_back, run_in_llama_cpp, scored_ids
-from ant_hf.export.gguf_file import Origin, write_gguf
-from ant_hf.export.gguf_vocabulary import read_vocabulary
+from ant_hf.export import exporting, gguf, llama_cpp
+from ant_hf.export.exporting import export
+from ant_hf.export.gguf import Origin, read_back, read_vocabulary, run_in_llama_cpp, scored_ids, write_gguf
 from ant_hf.export.llama_cpp import Answers, Questions, ask
-from ant_hf.export.texts import check_texts, greedy_prompts
+from ant_hf.export.questions import check_texts, greedy_prompts
 from ant_hf.recipe import TokenizerRecipe
 from ant_hf.release.build import copy_gguf
 from ant_hf.release.files import file_problems
@@ -41,7 +39,7 @@ def final(tiny_run, tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(final):
     """Folder and record of two types, verified in both programs."""
-    return export(Export(str(final), "gguf", ("f32", "q8_0"), None, REPO, "apache-2.0"))
+    return export(str(final), "gguf", ("f32", "q8_0"), None, REPO, "apache-2.0")
 
 
 def load(folder):
@@ -107,8 +105,8 @@ def test_a_stranger_loads_the_file_with_equal_logits(final, exported):
 
 
 def test_metadata_is_complete(final, exported):
-    gguf = pytest.importorskip("gguf")
-    reader = gguf.GGUFReader(exported[0] / "Ant-10M-Q8_0.gguf")
+    library = pytest.importorskip("gguf")
+    reader = library.GGUFReader(exported[0] / "Ant-10M-Q8_0.gguf")
     config = json.loads((final / "config.json").read_text())
     expected = {
         "general.architecture": "llama", "general.name": "Ant-10M", "general.license": "apache-2.0",
@@ -140,14 +138,14 @@ def test_the_modelfile_has_the_cards_sampling(exported):
 
 
 def test_the_same_export_again_is_reused_and_a_damaged_one_made_anew(final, tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting, "is_installed", lambda: False)
-    job = Export(str(final), "gguf", ("f16",), tmp_path / "out", REPO)
-    first = export(job)
-    assert export(job) == first
+    monkeypatch.setattr(llama_cpp, "is_installed", lambda: False)
+    job = (str(final), "gguf", ("f16",), tmp_path / "out", REPO)
+    first = export(*job)
+    assert export(*job) == first
     file = first[0] / "Ant-10M-F16.gguf"
     whole = file.read_bytes()
     file.write_bytes(whole[:-1])
-    assert export(job)[1]["made"] >= first[1]["made"]
+    assert export(*job)[1]["made"] >= first[1]["made"]
     assert file.read_bytes() == whole
 
 
@@ -170,16 +168,16 @@ def test_untied_models_keep_their_output_projection(final, tmp_path):
     untied = AutoModelForCausalLM.from_config(config)
     untied.save_pretrained(tmp_path / "untied")
     tokenizer.save_pretrained(tmp_path / "untied")
-    _, record = export(Export(str(tmp_path / "untied"), "gguf", ("f32",), tmp_path / "out"))
+    _, record = export(str(tmp_path / "untied"), "gguf", ("f32",), tmp_path / "out")
     (verified,) = [values["verified"] for values in record["files"].values() if "verified" in values]
     assert verified["transformers"]["largest_logit_difference"] == 0
     assert verified["llama_cpp"]["prompts_with_equal_output"] == 20
 
 
 def test_halves_of_heads_left_as_they_are_do_not_pass(final, tmp_path, monkeypatch):
-    monkeypatch.setattr(gguf_tensors, "interleave", lambda weight, heads: weight)
+    monkeypatch.setattr(gguf, "interleave", lambda weight, heads: weight)
     with pytest.raises(AntError, match=r"holds another model\.layers\.0\.self_attn\.[qk]_proj\.weight"):
-        export(Export(str(final), "gguf", ("f32",), tmp_path / "out"))
+        export(str(final), "gguf", ("f32",), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
     # llama.cpp alone would have found it too: what it says of the texts and prompts is no longer the model's.
     file = tmp_path / "wrong.gguf"
@@ -227,9 +225,9 @@ def test_digits_kept_together_need_the_plain_one(final, tmp_path):
 
 
 def test_texts_that_llama_cpp_cuts_otherwise_stop_the_export(final, tmp_path, monkeypatch):
-    monkeypatch.setattr(gguf_checks, "ask", lambda *_: Answers(tokens=[[5]] * 1299))
+    monkeypatch.setattr(gguf, "ask", lambda *_: Answers(tokens=[[5]] * 1299))
     with pytest.raises(AntError, match=r"llama\.cpp cuts 1299 of 1299 texts otherwise with run-F32\.gguf"):
-        export(Export(str(final), "gguf", ("f32",), tmp_path / "wrong"))
+        export(str(final), "gguf", ("f32",), tmp_path / "wrong")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -262,18 +260,18 @@ def test_a_tokenizer_that_llama_cpp_lacks_is_refused(final, tmp_path, change, me
 )
 def test_unknown_formats_and_types_are_named(final, job, message):
     with pytest.raises(AntError, match=message):
-        export(Export(str(final), *job))
+        export(str(final), *job)
 
 
 def test_a_missing_package_is_named_with_its_extra(final, monkeypatch):
     monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(AntError, match=r"needs gguf\. pip install 'ant-hf\[gguf\]'"):
-        export(Export(str(final), "gguf"))
+        export(str(final), "gguf")
 
 
 def test_without_llama_cpp_it_says_what_was_left_out(final, tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting, "is_installed", lambda: False)
-    _, record = export(Export(str(final), "gguf", ("f32",), tmp_path / "out"))
+    monkeypatch.setattr(llama_cpp, "is_installed", lambda: False)
+    _, record = export(str(final), "gguf", ("f32",), tmp_path / "out")
     (line,) = record["left_out"]
     assert "xllamacpp is not installed; pip install 'ant-hf[gguf]'" in line
     (verified,) = [values["verified"] for values in record["files"].values() if "verified" in values]
@@ -282,10 +280,10 @@ def test_without_llama_cpp_it_says_what_was_left_out(final, tmp_path, monkeypatc
 
 def test_no_model_and_a_folder_of_other_things_are_refused(final, tmp_path):
     with pytest.raises(AntError, match="it has no config"):
-        export(Export(str(final.parent), "gguf"))
+        export(str(final.parent), "gguf")
     (tmp_path / "letter.txt").write_text("mine")
     with pytest.raises(AntError, match="holds no export"):
-        export(Export(str(final), "gguf", output=tmp_path))
+        export(str(final), "gguf", output=tmp_path)
     assert (tmp_path / "letter.txt").read_text() == "mine"
 
 
@@ -295,7 +293,7 @@ def test_widths_that_fill_no_blocks_are_refused_for_q8_0(final, tmp_path):
     AutoModelForCausalLM.from_config(type(model.config)(**values)).save_pretrained(tmp_path / "odd")
     tokenizer.save_pretrained(tmp_path / "odd")
     with pytest.raises(AntError, match=r"blocks of 32 numbers.*down_proj.*saw 72.*--type f32"):
-        export(Export(str(tmp_path / "odd"), "gguf", output=tmp_path / "out"))
+        export(str(tmp_path / "odd"), "gguf", output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -308,9 +306,9 @@ def test_a_full_disk_leaves_what_was_there(final, exported, tmp_path, monkeypatc
         path.write_bytes(b"half")
         raise OSError(28, os.strerror(28), str(path))
 
-    monkeypatch.setattr(exporting, "write_gguf", full)
+    monkeypatch.setattr(gguf, "write_gguf", full)
     with pytest.raises(AntError, match="no room for the export"):
-        export(Export(str(final), "gguf", ("f32",), target, REPO))
+        export(str(final), "gguf", ("f32",), target, REPO)
     assert {path.name: path.stat().st_mtime_ns for path in target.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["gguf"]
 
@@ -343,15 +341,15 @@ def test_scored_text_is_long_enough_to_say_something(final):
 def test_an_older_transformers_has_no_onnx_exporter(final, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "transformers.exporters.exporter_onnx", None)
     with pytest.raises(AntError, match=r"saw 'transformers [\d.]+'; expected 5\.23 or newer"):
-        export(Export(str(final), "onnx", output=tmp_path / "out"))
+        export(str(final), "onnx", output=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
 def test_onnx_gives_equal_logits_and_outputs_through_its_cache(final, tmp_path):
-    from ant_hf.export.onnx_graph import OnnxModel
+    from ant_hf.export.onnx import OnnxModel
 
-    folder, record = export(Export(str(final), "onnx", output=tmp_path / "onnx"))
+    folder, record = export(str(final), "onnx", output=tmp_path / "onnx")
     verified = record["files"]["model.onnx"]["verified"]["onnxruntime"]
     assert verified["largest_logit_difference"] < 1e-3
     assert verified["prompts_with_equal_output"] == verified["prompts"] == 20
@@ -397,7 +395,7 @@ def test_only_verified_files_of_the_same_weights_are_published(
     (changed / "Modelfile").write_text("FROM elsewhere\n")
     with pytest.raises(AntError, match="Modelfile was changed after it was verified"):
         copy_gguf(changed, target)
-    monkeypatch.setattr(exporting, "is_installed", lambda: False)
-    half, _ = export(Export(str(final), "gguf", ("f32",), tmp_path / "half"))
+    monkeypatch.setattr(llama_cpp, "is_installed", lambda: False)
+    half, _ = export(str(final), "gguf", ("f32",), tmp_path / "half")
     with pytest.raises(AntError, match=r"only after llama\.cpp has verified them; saw .llama\.cpp: not run"):
         copy_gguf(half, target)

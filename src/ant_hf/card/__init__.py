@@ -2,6 +2,6 @@
 
 In: the records of a release folder (`run.json`, `results.json`, `gate.json`, ...). Out: `README.md`.
 
-Read `rendering.py` first. `claims.py` and `audit.py` take the figures of any card, ours or a published one,
-and recompute what can be recomputed.
+Read `rendering.py` first. `claims.py` takes the figures of any card, ours or a published one, and `audit.py`
+recomputes what can be recomputed.
 """

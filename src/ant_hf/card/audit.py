@@ -9,15 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from ant_hf.card.claims import Accuracy, Claims, Moment, Perplexities, Printed, Schedule
 
-Verdict = Literal["agrees", "DISAGREES", "not checkable"]
 # WikiText counts differ a little between versions of the harness.
 _TEXT_TOLERANCE = 0.005
 # Bytes a token are printed with three decimals.
 _IDENTITY_TOLERANCE = 0.002
+# The least that byte-level BPE of 4,096 entries or more reaches on English; ours has 3.0 to 4.0.
+_USUAL_BYTES_PER_TOKEN = 2.5
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,12 @@ class Finding:
 
     claim: str
     recomputed: str
-    verdict: Verdict
+    agrees: bool | None
+    """None where the card does not say enough to tell."""
+
+    @property
+    def verdict(self) -> str:
+        return {True: "agrees", False: "DISAGREES", None: "not checkable"}[self.agrees]
 
 
 def audit(claims: Claims) -> list[Finding]:
@@ -63,34 +68,31 @@ def _parameters(claims: Claims) -> Iterator[Finding]:
         return
     counted, label = count_parameters(claims.architecture), f"{claims.parameters.text} parameters"
     if counted is None:
-        yield Finding(label, "the card gives no full architecture", "not checkable")
+        yield Finding(label, "the card gives no full architecture", None)
         return
     difference = claims.parameters.value - counted
     note = f" ({difference:+,.0f} printed)" if difference else ""
-    yield Finding(
-        label, f"{counted:,} from the architecture{note}", _verdict(claims.parameters.meets(counted, counted))
-    )
+    agrees = claims.parameters.meets(counted, counted)
+    yield Finding(label, f"{counted:,} from the architecture{note}", agrees)
 
 
 def _speed(claims: Claims) -> Iterator[Finding]:
     tokens, hours, speeds = claims.tokens, claims.hours, claims.tokens_per_second
     if tokens and hours and speeds:
         low, high = tokens.low / (hours.high * 3600), tokens.high / (hours.low * 3600)
-        agrees = low <= speeds[-1].high and high >= speeds[0].low
-        yield Finding(
-            f"{' to '.join(p.text for p in speeds)} tokens/s",
-            f"{tokens.text} tokens in {hours.text} h: {tokens.value / hours.value / 3600:,.0f} tokens/s",
-            _verdict(agrees),
-        )
+        claim = f"{' to '.join(p.text for p in speeds)} tokens/s"
+        mean = tokens.value / hours.value / 3600
+        seen = f"{tokens.text} tokens in {hours.text} h: {mean:,.0f} tokens/s"
+        yield Finding(claim, seen, low <= speeds[-1].high and high >= speeds[0].low)
     if tokens and claims.steps:
         each = tokens.value / claims.steps
         recomputed = f"{tokens.text} over {claims.steps:,} steps: {each:,.0f} tokens a step"
         if claims.tokens_per_step is None:
-            yield Finding("tokens a step (not printed)", recomputed, "not checkable")
+            yield Finding("tokens a step (not printed)", recomputed, None)
         else:
             printed = claims.tokens_per_step
             agrees = printed.low - _padding(claims) / claims.steps <= each <= printed.high
-            yield Finding(f"{printed.text} tokens a step", recomputed, _verdict(agrees))
+            yield Finding(f"{printed.text} tokens a step", recomputed, agrees)
 
 
 def _padding(claims: Claims) -> int:
@@ -107,9 +109,7 @@ def _dynamics(claims: Claims) -> Iterator[Finding]:
             continue
         recomputed = ", ".join(f"exp({loss.text}) = {math.exp(loss.value):.2f}" for loss in losses)
         agrees = any(moment.perplexity.meets(math.exp(loss.low), math.exp(loss.high)) for loss in losses)
-        yield Finding(
-            f"perplexity {moment.perplexity.text} at step {moment.step:,}", recomputed, _verdict(agrees)
-        )
+        yield Finding(f"perplexity {moment.perplexity.text} at step {moment.step:,}", recomputed, agrees)
 
 
 def rate_at(schedule: Schedule, step: int, last_step: int, min_rate: float) -> float:
@@ -137,7 +137,7 @@ def _schedule(schedule: Schedule, moments: tuple[Moment, ...], steps: int | None
             shares = [rate_at(schedule, step, last, least) for step in range(first, moment.step + 1)]
             low, high = min(shares) * schedule.peak.low, max(shares) * schedule.peak.high
             recomputed = f"{shares[-1] * schedule.peak.value:.2e} on the way of the schedule"
-            yield Finding(claim, recomputed, _verdict(printed.meets(low, high)))
+            yield Finding(claim, recomputed, printed.meets(low, high))
         elif schedule.kind == "cosine" and steps and moment.step < steps:
             yield _cosine_end(schedule, moment.step, printed, steps)
 
@@ -148,11 +148,8 @@ def _cosine_end(schedule: Schedule, step: int, printed: Printed, steps: int) -> 
     # share = (1 + cos(pi * done)) / 2
     done = math.acos(2 * share - 1) / math.pi
     end = schedule.warmup_steps + (step - schedule.warmup_steps) / done if done else math.inf
-    return Finding(
-        f"cosine through {printed.text} at step {step:,}, last step {steps:,}",
-        f"such a cosine has ended by step {end:,.0f} at the latest",
-        _verdict(end >= steps),
-    )
+    claim = f"cosine through {printed.text} at step {step:,}, last step {steps:,}"
+    return Finding(claim, f"such a cosine has ended by step {end:,.0f} at the latest", end >= steps)
 
 
 def _whole_count(accuracy: Accuracy) -> Finding:
@@ -161,10 +158,10 @@ def _whole_count(accuracy: Accuracy) -> Finding:
     low, high = math.ceil(printed.low * items - 1e-9), math.floor(printed.high * items + 1e-9)
     claim = f"{accuracy.label} {printed.value:.2%} of {items:,}"
     if low <= high:
-        return Finding(claim, f"{low:,} right" if low == high else f"{low:,} to {high:,} right", "agrees")
+        return Finding(claim, f"{low:,} right" if low == high else f"{low:,} to {high:,} right", True)
     below = math.floor(printed.value * items)
     near = ", ".join(f"{count:,} is {count / items:.3%}" for count in (below, below + 1))
-    return Finding(claim, f"no whole number of items: {near}", "DISAGREES")
+    return Finding(claim, f"no whole number of items: {near}", False)
 
 
 def _slices(claims: Claims) -> Iterator[Finding]:
@@ -177,11 +174,8 @@ def _slices(claims: Claims) -> Iterator[Finding]:
         yield _whole_count(overall)
     low = sum(part.printed.low * part.items for part in claims.slices) / items
     high = sum(part.printed.high * part.items for part in claims.slices) / items
-    yield Finding(
-        f"{overall.label} {overall.printed.value:.2%} overall",
-        f"average of its slices {(low + high) / 2:.2%}",
-        _verdict(overall.printed.meets(low, high)),
-    )
+    claim = f"{overall.label} {overall.printed.value:.2%} overall"
+    yield Finding(claim, f"average of its slices {(low + high) / 2:.2%}", overall.printed.meets(low, high))
 
 
 def _perplexities(perplexities: Perplexities, claims: Claims) -> Iterator[Finding]:
@@ -189,14 +183,11 @@ def _perplexities(perplexities: Perplexities, claims: Claims) -> Iterator[Findin
     nats = math.log(byte.value)
     if word and perplexities.bytes_per_word:
         seen, known = math.log(word.value) / nats, perplexities.bytes_per_word
-        yield Finding(
-            f"{perplexities.text} word perplexity {word.text} beside byte perplexity {byte.text}",
-            f"{seen:.3f} bytes a word; the text has {known:.3f}",
-            _verdict(abs(seen / known - 1) <= _TEXT_TOLERANCE),
-        )
+        claim = f"{perplexities.text} word perplexity {word.text} beside byte perplexity {byte.text}"
+        agrees = abs(seen / known - 1) <= _TEXT_TOLERANCE
+        yield Finding(claim, f"{seen:.3f} bytes a word; the text has {known:.3f}", agrees)
     yield from _identities(perplexities)
-    vocabulary = claims.architecture.get("vocab_size")
-    if vocabulary:
+    if vocabulary := claims.architecture.get("vocab_size"):
         yield _against_uniform(perplexities, nats, int(vocabulary))
     losses = [moment.eval_loss for moment in claims.dynamics if moment.eval_loss]
     if losses and perplexities.bytes_per_token is None:
@@ -204,7 +195,7 @@ def _perplexities(perplexities: Perplexities, claims: Claims) -> Iterator[Findin
         yield Finding(
             f"validation loss {losses[-1].text} a token beside {nats:.2f} nats a byte on {perplexities.text}",
             f"goes together at {implied:.2f} bytes a token; a token has at least one byte",
-            _verdict(implied >= 1),
+            implied >= 1,
         )
 
 
@@ -214,42 +205,30 @@ def _identities(p: Perplexities) -> Iterator[Finding]:
         low, high = 2**p.bits_per_byte.low, 2**p.bits_per_byte.high
         claim = f"{p.text} byte perplexity {p.byte.text}"
         seen = f"2^{p.bits_per_byte.text} = {2**p.bits_per_byte.value:.3f}"
-        yield Finding(claim, seen, _verdict(p.byte.meets(low, high)))
+        yield Finding(claim, seen, p.byte.meets(low, high))
     if p.nats_per_token and p.token:
         low, high = math.exp(p.nats_per_token.low), math.exp(p.nats_per_token.high)
         seen = f"exp({p.nats_per_token.text}) = {math.exp(p.nats_per_token.value):,.2f}"
         claim = f"{p.text} token perplexity {p.token.text}"
-        yield Finding(claim, seen, _verdict(p.token.meets(low, high)))
+        yield Finding(claim, seen, p.token.meets(low, high))
     if p.nats_per_token and p.bytes_per_token:
         implied = math.exp(p.nats_per_token.value / p.bytes_per_token)
         agrees = math.isclose(math.log(implied), math.log(p.byte.value), rel_tol=_IDENTITY_TOLERANCE)
         claim = f"{p.text}: {p.nats_per_token.text} nats a token beside byte perplexity {p.byte.text}"
-        yield Finding(claim, f"{implied:.3f} at {p.bytes_per_token} bytes a token", _verdict(agrees))
+        yield Finding(claim, f"{implied:.3f} at {p.bytes_per_token} bytes a token", agrees)
 
 
 def _against_uniform(perplexities: Perplexities, nats: float, vocabulary: int) -> Finding:
     claim = f"{perplexities.text} byte perplexity {perplexities.byte.text}"
-    known = perplexities.bytes_per_token
-    if known is not None:
+    if (known := perplexities.bytes_per_token) is not None:
         uniform = vocabulary ** (1 / known)
-        return Finding(
-            claim,
-            f"a uniform guess scores {uniform:.2f} at {known:.3f} bytes a token",
-            _verdict(perplexities.byte.low < uniform),
-        )
+        seen = f"a uniform guess scores {uniform:.2f} at {known:.3f} bytes a token"
+        return Finding(claim, seen, perplexities.byte.low < uniform)
     # English text at a vocabulary of thousands: about three bytes a token and more.
     needed = math.log(vocabulary) / nats
     return Finding(
         claim,
         f"{nats:.2f} nats a byte: worse than a uniform guess among {vocabulary:,} tokens unless a token "
         f"averages under {needed:.2f} bytes",
-        _verdict(needed > _USUAL_BYTES_PER_TOKEN),
+        needed > _USUAL_BYTES_PER_TOKEN,
     )
-
-
-# The least that byte-level BPE of 4,096 entries or more reaches on English; ours has 3.0 to 4.0.
-_USUAL_BYTES_PER_TOKEN = 2.5
-
-
-def _verdict(agrees: bool) -> Verdict:
-    return "agrees" if agrees else "DISAGREES"

@@ -1,47 +1,41 @@
-"""The figures a model card prints, as the card prints them: text, so that the precision is known."""
+"""The figures a model card prints, as the card prints them: text, so that the precision is known.
+
+They come out of `published.yaml`, or out of a rendered card, so that the audit reads what readers read and
+not what we meant.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ant_hf.errors import AntError
+from ant_hf.card.markdown import read_tables
+from ant_hf.errors import AntError, missing_file
+from ant_hf.evaluation.arithmark import SLICES
 from ant_hf.published import PublishedModel
+from ant_hf.utils.names import CARD
 
 
-@dataclass(frozen=True)
+@dataclass
 class Printed:
-    """A number as printed, and the interval of values that round to it."""
+    """A number as printed, and the interval of values that round to it: `value`, `low` and `high`."""
 
     text: str
 
-    @property
-    def value(self) -> float:
-        return float(self._decimal)
-
-    @property
-    def low(self) -> float:
-        return float(self._decimal - self._half_a_unit)
-
-    @property
-    def high(self) -> float:
-        return float(self._decimal + self._half_a_unit)
-
-    @property
-    def _decimal(self) -> Decimal:
+    def __post_init__(self) -> None:
         try:
-            return Decimal(self.text.replace(",", ""))
+            number = Decimal(self.text.replace(",", ""))
         except InvalidOperation:
             raise AntError("a printed figure is no number", seen=self.text) from None
-
-    @property
-    def _half_a_unit(self) -> Decimal:
-        exponent = self._decimal.as_tuple().exponent
-        return Decimal(5).scaleb(int(exponent) - 1)
+        half_a_unit = Decimal(5).scaleb(int(number.as_tuple().exponent) - 1)
+        self.value, self.low = float(number), float(number - half_a_unit)
+        self.high = float(number + half_a_unit)
 
     def meets(self, low: float, high: float) -> bool:
         """Whether some value in [low, high] is printed like this; equal to a part in 10^12."""
@@ -128,27 +122,46 @@ class Claims:
     perplexities: tuple[Perplexities, ...] = ()
 
 
-ARITHMARK = "arithmark_2.0"
-ARITHMARK_SLICES = {"1": 1250, "2": 750, "3": 500}
+ARITHMARK, ARITHMARK_GENERATED = "arithmark_2.0", "arithmark_generated"
 # Bytes and words of WikiText-2's test pages, counted as lm-eval counts them.
 WIKITEXT_BYTES_PER_WORD = 1_290_527 / 241_335
 
 
-def usual_items() -> dict[str, int]:
-    """Items of the complete sets by task, from the evaluation's own table."""
-    table = Path(__file__).parents[1] / "evaluation" / "benchmarks.yaml"
-    entries = yaml.safe_load(table.read_text(encoding="utf-8"))
-    return {task: entry["documents"] for task, entry in entries.items() if task not in _NO_SHARE}
+# Rows of a card's table of training dynamics, and the keys of published.yaml.
+_MOMENT = {
+    "Training loss": "loss",
+    "Validation loss": "eval_loss",
+    "Token perplexity": "perplexity",
+    "Learning rate": "learning_rate",
+}
 
 
-# Arithmark is claimed with its slices; WikiText is no share of right answers.
-_NO_SHARE = {ARITHMARK, "arithmark_generated", "wikitext"}
+def _benchmarks() -> dict[str, dict[str, Any]]:
+    """The evaluation's own table by task: `label`, `documents` (items of the complete set) and more."""
+    table = files("ant_hf.evaluation").joinpath("benchmarks.yaml")
+    entries: dict[str, dict[str, Any]] = yaml.safe_load(table.read_text(encoding="utf-8"))
+    return entries
 
 
 def published_claims(model: PublishedModel) -> Claims:
     """A published model's figures, out of its `claims` and `results`."""
-    claims = model.claims
-    training, wikitext = claims.get("training", {}), claims.get("wikitext", {})
+    claims, results = model.claims, model.results
+    training = claims.get("training", {})
+    # Arithmark is claimed with its slices; WikiText is no share of right answers.
+    items = {
+        task: entry["documents"]
+        for task, entry in _benchmarks().items()
+        if task in results and task not in (ARITHMARK, ARITHMARK_GENERATED, "wikitext")
+    }
+    slices: tuple[Accuracy, ...] = ()
+    overall = None
+    if arithmark := results.get(ARITHMARK):
+        overall = _share(ARITHMARK, arithmark["acc"], sum(SLICES.values()))
+        slices = tuple(
+            _share(f"{ARITHMARK}, {operators} operators", arithmark[f"slice_{operators}"], count)
+            for operators, count in SLICES.items()
+        )
+    schedule = claims.get("schedule")
     return Claims(
         name=model.name,
         source=model.source,
@@ -156,50 +169,148 @@ def published_claims(model: PublishedModel) -> Claims:
         parameters=_printed(claims.get("parameters")),
         tokens=_printed(training.get("tokens")),
         hours=_printed(training.get("hours")),
-        steps=int(training["steps"].replace(",", "")) if "steps" in training else None,
+        steps=_count(training["steps"]) if "steps" in training else None,
         tokens_per_second=tuple(Printed(text) for text in training.get("tokens_per_second", ())),
-        schedule=_schedule(claims.get("schedule")),
-        dynamics=tuple(_moment(values) for values in claims.get("dynamics", ())),
-        accuracies=tuple(
-            Accuracy(task, _fraction(next(iter(model.results[task].values()))), items)
-            for task, items in usual_items().items()
-            if task in model.results
+        schedule=Schedule(**{**schedule, "peak": Printed(schedule["peak"])}) if schedule else None,
+        dynamics=tuple(
+            Moment(values["step"], *(_printed(values.get(key)) for key in _MOMENT.values()))
+            for values in claims.get("dynamics", ())
         ),
-        **_arithmark(model.results.get(ARITHMARK)),
-        perplexities=(_wikitext(wikitext),) if wikitext else (),
+        accuracies=tuple(
+            _share(task, next(iter(results[task].values())), count) for task, count in items.items()
+        ),
+        slices=slices,
+        slices_overall=overall,
+        perplexities=(_wikitext(claims["wikitext"]),) if "wikitext" in claims else (),
     )
 
 
-def _wikitext(values: dict[str, str]) -> Perplexities:
-    word = _printed(values.get("word_perplexity"))
-    return Perplexities("WikiText-2", Printed(values["byte_perplexity"]), word, WIKITEXT_BYTES_PER_WORD)
+def _wikitext(texts: dict[str, str]) -> Perplexities:
+    word = _printed(texts.get("word_perplexity"))
+    return Perplexities("WikiText-2", Printed(texts["byte_perplexity"]), word, WIKITEXT_BYTES_PER_WORD)
 
 
-def _arithmark(figures: dict[str, Any] | None) -> dict[str, Any]:
-    if figures is None:
-        return {}
-    slices = tuple(
-        Accuracy(f"{ARITHMARK}, {key} operators", _fraction(figures[f"slice_{key}"]), items)
-        for key, items in ARITHMARK_SLICES.items()
-    )
-    overall = Accuracy(ARITHMARK, _fraction(figures["acc"]), sum(ARITHMARK_SLICES.values()))
-    return {"slices": slices, "slices_overall": overall}
+def _share(label: str, value: float, items: int) -> Accuracy:
+    return Accuracy(label, Printed(f"{value:.4f}"), items)
 
 
 def _printed(text: str | None) -> Printed | None:
-    return None if text is None else Printed(text)
+    """A figure, or None where nothing is printed, or a dash."""
+    return None if text in (None, "-", "\N{EN DASH}") else Printed(text)
 
 
-def _fraction(value: float) -> Printed:
-    return Printed(f"{value:.4f}")
+def _count(text: str) -> int:
+    return int(Printed(text).value)
 
 
-def _schedule(values: dict[str, Any] | None) -> Schedule | None:
-    if values is None:
-        return None
-    return Schedule(values["kind"], Printed(values["peak"]), values["warmup_steps"])
+def read_card(path: Path) -> Claims:
+    """The figures of a README.md, or of the one in a folder.
+
+    Raises:
+        AntError: it is not there, or no card of ours.
+    """
+    file = path / CARD if path.is_dir() else path
+    if not file.is_file():
+        raise missing_file(file, "card", "Make one: ant-hf card MODEL_FOLDER --repo OWNER/NAME")
+    return card_claims(file.read_text(encoding="utf-8"), str(path))
 
 
-def _moment(values: dict[str, Any]) -> Moment:
-    keys = ("loss", "eval_loss", "perplexity", "learning_rate")
-    return Moment(values["step"], **{key: _printed(values.get(key)) for key in keys})
+def card_claims(text: str, name: str) -> Claims:
+    """The figures of a card that `ant-hf card` rendered.
+
+    Raises:
+        AntError: it lacks a table that every such card has.
+    """
+    by_title: dict[str, list[list[list[str]]]] = {}
+    for table in read_tables(text):
+        by_title.setdefault(table[0][0], []).append(table)
+    missing = [t for t in ("architecture", "training", "training dynamics", "text") if t not in by_title]
+    if missing:
+        raise AntError(f"{name} is no card of ours: no table of {', '.join(missing)}")
+    architecture, training = _facts(by_title["architecture"][0]), _facts(by_title["training"][0])
+    scores = [_accuracies(table) for table in by_title.get("benchmark", [])]
+    accuracies, slices = scores[0] if scores else (), sum(scores[1:], ())
+    speed = training.get("Throughput, tokens/s")
+    return Claims(
+        name=name,
+        source="its README.md",
+        architecture={key: _value(text) for key, text in architecture.items()},
+        parameters=Printed(architecture["Total parameters"]),
+        tokens=Printed(training["Tokens seen"]),
+        hours=_printed(training.get("Training time, hours")),
+        steps=_count(training["Steps"]),
+        tokens_per_second=(Printed(speed),) if speed else (),
+        tokens_per_step=Printed(training["Tokens a step"]),
+        tokens_of_text=_count(training["Tokens of the text"]),
+        block_tokens=_count(training["Block length, tokens"]),
+        schedule=Schedule(
+            kind=training["Schedule"],
+            peak=Printed(training["Peak learning rate"]),
+            warmup_steps=_count(training["Warmup steps"]),
+            stable_steps=_count(training["Constant steps"]),
+            min_rate=float(training["End of the decay, share of the peak"]),
+            last_step=_count(training["Steps"]),
+            skipped_steps=_count(training.get("Skipped steps", "0")),
+        ),
+        dynamics=_moments(by_title["training dynamics"][0]),
+        accuracies=accuracies,
+        slices=slices,
+        slices_overall=_overall(accuracies, slices),
+        perplexities=_perplexities(by_title["text"][0]),
+    )
+
+
+def _facts(table: list[list[str]]) -> dict[str, str]:
+    """A two-column table by its labels, or by the config key that a label names in a code span."""
+    facts = {}
+    for label, value in table[1:]:
+        key = re.search(r"`(\w+)", label)
+        facts[key[1] if key else label] = value
+    return facts
+
+
+def _value(text: str) -> Any:
+    if text in ("True", "False"):
+        return text == "True"
+    plain = text.replace(",", "")
+    return int(plain) if plain.isdecimal() else text
+
+
+def _moments(table: list[list[str]]) -> tuple[Moment, ...]:
+    rows = {label: cells for label, *cells in table[1:]}
+    return tuple(
+        # The heading is "step 80 (warmup peak)".
+        Moment(_count(heading.split()[1]), *(_printed(rows[label][column]) for label in _MOMENT))
+        for column, heading in enumerate(table[0][1:])
+    )
+
+
+def _accuracies(table: list[list[str]]) -> tuple[Accuracy, ...]:
+    head = table[0]
+    measured, items = next(i for i, c in enumerate(head) if c.endswith("(measured)")), head.index("items")
+    return tuple(
+        Accuracy(row[0], Printed(row[measured]), _count(row[items].partition(" ")[0])) for row in table[1:]
+    )
+
+
+def _overall(accuracies: tuple[Accuracy, ...], slices: tuple[Accuracy, ...]) -> Accuracy | None:
+    """The benchmark whose items the slices divide."""
+    table, total = _benchmarks(), sum(part.items for part in slices)
+    sliced = {table[task]["label"] for task in (ARITHMARK, ARITHMARK_GENERATED)}
+    return next((a for a in accuracies if a.items == total and a.label in sliced), None)
+
+
+def _perplexities(table: list[list[str]]) -> tuple[Perplexities, ...]:
+    (token,) = [title for title in table[0] if title.startswith("token perplexity")]
+    return tuple(
+        Perplexities(
+            text=row["text"],
+            byte=Printed(row["byte perplexity"]),
+            word=_printed(row["word perplexity"]),
+            bytes_per_token=Printed(row["bytes a token"]).value,
+            bits_per_byte=Printed(row["bits per byte"]),
+            nats_per_token=Printed(row["nats a token"]),
+            token=Printed(row[token]),
+        )
+        for row in (dict(zip(table[0], cells, strict=True)) for cells in table[1:])
+    )

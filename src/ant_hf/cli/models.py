@@ -218,11 +218,10 @@ def export(
     figures.
     """
     from ant_hf.cli.tables import verified_table
-    from ant_hf.export.exporting import Export
     from ant_hf.export.exporting import export as export_model
     from ant_hf.utils.console import say, show
 
-    folder, record = export_model(Export(model, to, tuple(types or ()), output, repo, license_id))
+    folder, record = export_model(model, to, types or (), output, repo, license_id)
     show(verified_table(record))
     for line in record["left_out"]:
         say(f"left out    {line}")

@@ -24,8 +24,7 @@ def audit(
 ) -> None:
     """Check a card's figures against each other by arithmetic alone."""
     from ant_hf.card.audit import audit as check
-    from ant_hf.card.claims import published_claims
-    from ant_hf.card.reading import read_card
+    from ant_hf.card.claims import published_claims, read_card
     from ant_hf.cli.tables import audit_table
     from ant_hf.published import published_models
     from ant_hf.utils.console import say, show
@@ -136,9 +135,9 @@ def publish(
     client = HubClient(attempts=attempts, timeout=timeout)
     gguf = None
     if with_gguf:
-        from ant_hf.export.exporting import Export, export
+        from ant_hf.export.exporting import export
 
-        gguf, _ = export(Export(str(model), "gguf", repository=repo, license=license_id))
+        gguf, _ = export(str(model), "gguf", repository=repo, license_id=license_id)
     folder, _ = make_release(model, repo, license_id, tokens, gguf)
     gate_report(folder)
     space_folder = None

@@ -13,8 +13,10 @@ import secrets
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,8 +44,6 @@ class Questions:
     """Tokens of each continuation with its prompt."""
     threads: int = 1
     vocab_size: int = 0
-    repeats: int = 1
-    """Timed repeats of each batch."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Answers:
     greedy: list[list[int]] = field(default_factory=list)
     log_likelihoods: list[list[float]] = field(default_factory=list)
     """Nats of each scored token given those before it."""
-    tokens_per_second: dict[str, list[float]] = field(default_factory=dict)
-    """New tokens a second of wall time by batch size, one figure a repeat."""
+    tokens_per_second: dict[str, float] = field(default_factory=dict)
+    """New tokens a second of wall time by batch size."""
 
 
 def is_installed() -> bool:
@@ -70,7 +70,7 @@ def ask(file: Path, questions: Questions) -> Answers:
     """
     with tempfile.TemporaryDirectory() as scratch:
         job, report = Path(scratch, "job.json"), Path(scratch, "report.json")
-        write_json(job, {**vars(questions), "file": str(file.resolve()), "report": str(report)})
+        write_json(job, {"questions": vars(questions), "file": str(file.resolve()), "report": str(report)})
         result = subprocess.run(  # noqa: S603 (our own module)
             [sys.executable, "-m", "ant_hf.export.llama_cpp", str(job)],
             capture_output=True,
@@ -80,7 +80,8 @@ def ask(file: Path, questions: Questions) -> Answers:
         )
         if result.returncode or not report.is_file():
             lines = [line for line in result.stderr.splitlines() if line.strip()]
-            said = [line for line in lines if " E " in line or "rror" in line] or lines
+            # Its log marks errors by a letter.
+            said = [line for line in lines if " E " in line or "error" in line.lower()] or lines
             raise AntError(f"llama.cpp failed on {file.name}", seen=" ".join(said[-3:])[-500:])
         return Answers(**read_json(report, "llama.cpp's answers", ""))
 
@@ -88,15 +89,13 @@ def ask(file: Path, questions: Questions) -> Answers:
 def main(job_file: str) -> None:
     """Answer one job."""
     job = read_json(Path(job_file), "job of llama.cpp", "It is written by ant-hf itself.")
-    batches = job["speed_batches"]
-    server = _Server(job["file"], job["context"], max([1, *batches]), job["threads"])
+    asked = Questions(**job["questions"])
+    server = _Server(job["file"], asked)
     answers = Answers(
-        tokens=[server.tokenize(text) for text in job["texts"]],
-        greedy=[server.greedy(prompt, job["new_tokens"]) for prompt in job["prompts"]],
-        log_likelihoods=[server.score(ids, job["vocab_size"]) for ids in job["scored"]],
-        tokens_per_second={
-            str(size): server.speed(size, job["new_tokens"], job["repeats"]) for size in batches
-        },
+        tokens=[server.tokenize(text) for text in asked.texts],
+        greedy=[server.greedy(prompt) for prompt in asked.prompts],
+        log_likelihoods=[server.score(ids) for ids in asked.scored],
+        tokens_per_second={str(size): server.speed(size) for size in asked.speed_batches},
     )
     write_json(Path(job["report"]), vars(answers))
 
@@ -104,17 +103,18 @@ def main(job_file: str) -> None:
 class _Server:
     """llama-server inside this process, behind a key that only we know."""
 
-    def __init__(self, file: str, context: int, parallel: int, threads: int) -> None:
+    def __init__(self, file: str, asked: Questions) -> None:
         import xllamacpp
 
+        self._asked = asked
         parameters = xllamacpp.CommonParams()
         parameters.model.path = file
-        parameters.n_ctx, parameters.n_parallel = context * parallel, parallel
-        parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
+        parameters.n_parallel = max([1, *asked.speed_batches])
+        parameters.n_ctx = asked.context * parameters.n_parallel
+        parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = asked.threads
         # The default cache is F16, which would be measured instead of the file.
         parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-        parameters.warmup = False
-        parameters.ui = False
+        parameters.warmup = parameters.ui = False
         self._key = secrets.token_hex(16)
         parameters.api_keys = [self._key]
         self._server = xllamacpp.Server(parameters)
@@ -131,44 +131,38 @@ class _Server:
             return json.loads(response.read())
 
     def tokenize(self, text: str) -> list[int]:
-        return list(
-            self._ask("/tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"]
-        )
+        question = {"content": text, "add_special": True, "parse_special": True}
+        return list(self._ask("/tokenize", question)["tokens"])
 
-    def greedy(self, prompt: str, new_tokens: int) -> list[int]:
-        question = {"prompt": prompt, "n_predict": new_tokens, "temperature": 0, "return_tokens": True}
-        return list(self._ask("/completion", question)["tokens"])
+    def greedy(self, prompt: str) -> list[int]:
+        return list(self._continue(prompt, return_tokens=True)["tokens"])
 
-    def score(self, ids: list[int], vocab_size: int) -> list[float]:
+    def _continue(self, prompt: str | Sequence[int], **settings: Any) -> Any:
+        question = {"prompt": prompt, "n_predict": self._asked.new_tokens, "temperature": 0}
+        return self._ask("/completion", question | settings)
+
+    def score(self, ids: Sequence[int]) -> list[float]:
         """Every next token's log-likelihood, a request each: the server gives none of a prompt's own."""
         # A sampled piece of a character would be held back with its probabilities, which are those before
         # the bias: so a whole letter is sampled.
         letter = self.tokenize("a")[-1]
-        question = {"n_predict": 1, "temperature": 0, "n_probs": vocab_size, "logit_bias": [[letter, 1000]]}
+        settings = {"n_predict": 1, "n_probs": self._asked.vocab_size, "logit_bias": [[letter, 1000]]}
         found = []
         for length in range(1, len(ids)):
-            answer = self._ask("/completion", {**question, "prompt": ids[:length]})
+            answer = self._continue(ids[:length], **settings)
             entries = answer["completion_probabilities"][0]["top_logprobs"]
             found.append(next(entry["logprob"] for entry in entries if entry["id"] == ids[length]))
         return found
 
-    def speed(self, size: int, new_tokens: int, repeats: int) -> list[float]:
-        """Tokens a second of `size` greedy continuations at once, after one that is not counted."""
-        import time
-        from concurrent.futures import ThreadPoolExecutor
-
-        def one(index: int) -> None:
-            prompt = [2 + (7 * index + place) % 200 for place in range(8)]
-            question = {"prompt": prompt, "n_predict": new_tokens, "temperature": 0, "ignore_eos": True}
-            self._ask("/completion", question | {"cache_prompt": False})
-
-        figures = []
+    def speed(self, size: int) -> float:
+        """Tokens a second of `size` greedy continuations at once, after one turn that is not counted."""
+        prompts = [[2 + (7 * index + place) % 200 for place in range(8)] for index in range(size)]
         with ThreadPoolExecutor(size) as pool:
-            for _ in range(1 + repeats):
+            for _ in range(2):
                 started = time.perf_counter()
-                list(pool.map(one, range(size)))
-                figures.append(size * new_tokens / (time.perf_counter() - started))
-        return figures[1:]
+                list(pool.map(lambda ids: self._continue(ids, ignore_eos=True, cache_prompt=False), prompts))
+                seconds = time.perf_counter() - started
+        return size * self._asked.new_tokens / seconds
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ant_hf.card.audit import audit
+from ant_hf.card.claims import card_claims
 from ant_hf.card.inputs import read_inputs
-from ant_hf.card.reading import card_claims
 from ant_hf.card.rendering import TEMPLATE, compared_models, measured_rows, render_card
 from ant_hf.data.tokenizer import END_OF_TEXT, load_tokenizer
 from ant_hf.data.tokens import VALIDATION, PackedTokens, read_manifest, verify_shards

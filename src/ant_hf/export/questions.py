@@ -1,17 +1,24 @@
-"""Texts that an exported tokenizer must cut as the original does: the same ones every time, made by rule.
+"""What a verification asks another program: texts to cut, prompts to continue; and how near the answers are.
 
-Nothing is read or downloaded: words of each kind below are strung together by a seeded generator. Code
-points are written as escapes where an editor would hide or change them.
+Nothing is read or downloaded: for the texts, words of each kind below are strung together by a seeded
+generator. Code points are written as escapes where an editor would hide or change them.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
+import torch
+from transformers import PreTrainedModel
+
+from ant_hf.errors import AntError
 from ant_hf.evaluation.degeneration import prompts
 from ant_hf.model.texts import ENGLISH, ROUND_TRIP
 
+NEW_TOKENS = 32
 TEXTS_PER_KIND = 90
 _SEED = 7
 _DIGITS = (
@@ -76,16 +83,90 @@ _EVERYTHING = tuple(dict.fromkeys(piece for pieces, _ in _KINDS for piece in pie
 
 def check_texts() -> list[str]:
     """1,299 texts of every kind above, the same ones every time."""
-    return [*ROUND_TRIP, *ENGLISH, *prompts(), *_strung()]
-
-
-def _strung() -> Iterator[str]:
     generator = random.Random(_SEED)
-    for pieces, separator in (*_KINDS, (_EVERYTHING, "")):
-        for _ in range(TEXTS_PER_KIND):
-            yield separator.join(generator.choices(pieces, k=generator.randint(1, 12)))
+    strung = [
+        separator.join(generator.choices(pieces, k=generator.randint(1, 12)))
+        for pieces, separator in (*_KINDS, (_EVERYTHING, ""))
+        for _ in range(TEXTS_PER_KIND)
+    ]
+    return [*ROUND_TRIP, *ENGLISH, *prompts(), *strung]
 
 
 def greedy_prompts() -> list[str]:
     """Twenty prompts, two of each opening of the degeneration test."""
     return prompts()[3::10][:20]
+
+
+def room_for(tokenizer: Any, context: int) -> int:
+    """How many tokens to generate after each of `greedy_prompts`.
+
+    Raises:
+        AntError: the longest prompt fills the model's context.
+    """
+    longest = max(len(tokenizer(prompt)["input_ids"]) for prompt in greedy_prompts())
+    if (room := min(NEW_TOKENS, context - longest)) < 1:
+        raise AntError("the check's prompts fill the model's context", seen=f"{context} tokens")
+    return room
+
+
+def check_greedy(
+    file: str, model: PreTrainedModel, tokenizer: Any, outputs: list[list[int]], tie: float
+) -> dict[str, Any]:
+    """Hold greedy outputs to the model: each token must be the likeliest after those before it.
+
+    One forward pass an output says for every token what `generate` would have chosen there.
+
+    Args:
+        outputs: ids after each of `greedy_prompts`, with or without the end of the text.
+        tie: the largest gap of two logits, in nats, that counts as equally likely; an output may part there.
+
+    Raises:
+        AntError: an output parts where the model was sure.
+    """
+    new_tokens, gaps = room_for(tokenizer, model.config.max_position_embeddings), []
+    for prompt, ids in zip(greedy_prompts(), outputs, strict=True):
+        gap = _gap(model, tokenizer, prompt, ids, new_tokens)
+        if gap is not None and gap > tie:
+            expected = f"the model's greedy output, or logits at most {tie} apart (here {gap:.3g})"
+            what = f"{file} continues {prompt!r} otherwise than the model"
+            raise AntError(what, seen=tokenizer.decode(ids), expected=expected)
+        gaps += [] if gap is None else [gap]
+    return {
+        "prompts": len(outputs),
+        "new_tokens": new_tokens,
+        "prompts_with_equal_output": len(outputs) - len(gaps),
+        "largest_logit_gap_where_they_part": max(gaps, default=None),
+    }
+
+
+def _gap(
+    model: PreTrainedModel, tokenizer: Any, prompt: str, output: Sequence[int], new_tokens: int
+) -> float | None:
+    """Logits between the model's choice and the other one where they first differ; None if nowhere."""
+    end, start = tokenizer.eos_token_id, tokenizer(prompt)["input_ids"]
+    chosen = list(output)
+    if end in chosen:
+        chosen = chosen[: chosen.index(end) + 1]
+    elif len(chosen) < new_tokens and end is not None:
+        # It stopped by itself.
+        chosen.append(end)
+    with torch.no_grad():
+        logits = model(torch.tensor([[*start, *chosen[:-1]]])).logits[0, len(start) - 1 :]
+    best = logits.argmax(dim=-1).tolist()
+    for place, (ours, theirs) in enumerate(zip(best, chosen, strict=True)):
+        if ours != theirs:
+            return float((logits[place, ours] - logits[place, theirs]).item())
+    return None
+
+
+@contextmanager
+def one_line(problem: str) -> Iterator[None]:
+    """Whatever another library raises, as one line of ours; only its own calls belong inside.
+
+    Raises:
+        AntError: the problem, then the error's words.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise AntError(f"{problem}: {' '.join(str(error).split())[:300]}") from error

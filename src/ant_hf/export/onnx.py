@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +17,14 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from ant_hf.errors import AntError
-from ant_hf.export.greedy import check_greedy, room_for
-from ant_hf.export.texts import greedy_prompts
+from ant_hf.export.questions import check_greedy, greedy_prompts, one_line, room_for
 from ant_hf.utils.quiet import quiet_libraries
 
 GRAPH = "model.onnx"
 TOLERANCE = 1e-3
 # Greedy outputs that part where two logits are nearer than this were decided by rounding.
 _TIE = 1e-3
+_FAILED = f"ONNX Runtime failed on {GRAPH}"
 _SHAPES = ((1, 1), (1, 7), (3, 16), (2, 61))
 
 
@@ -39,28 +37,6 @@ def write_onnx(folder: Path, model: PreTrainedModel) -> None:
     Raises:
         AntError: this transformers has no such exporter, or it failed.
     """
-    exporter, configuration, decompose, all_free = _exporter()
-    # One padded row, or the mask would be left out of the graph as needless.
-    ids = torch.arange(2, 16).reshape(2, 7) % model.config.vocab_size
-    mask = torch.ones_like(ids)
-    mask[1, 0] = 0
-    with _quiet():
-        try:
-            parts = decompose(model, {"input_ids": ids, "attention_mask": mask}, multi_token_decode=True)
-            graph, inputs = parts["decode"]
-            shapes = {name: free for name, free in all_free(inputs).items() if free is not None}
-            # Heads and their width are the model's own.
-            shapes["past_key_values"] = [{0: free[0], 2: free[2]} for free in shapes["past_key_values"]]
-            exported = exporter().export(graph, inputs, configuration(dynamic=True, dynamic_shapes=shapes))
-            exported.generation_config = model.generation_config
-            exported.save_pretrained(folder)
-        except Exception as error:
-            raise AntError(
-                f"transformers' ONNX exporter failed: {' '.join(str(error).split())[:300]}"
-            ) from error
-
-
-def _exporter() -> tuple[Any, Any, Any, Any]:
     try:
         from transformers.exporters.configs import OnnxConfig
         from transformers.exporters.exporter_dynamo import get_auto_dynamic_shapes
@@ -77,15 +53,24 @@ def _exporter() -> tuple[Any, Any, Any, Any]:
             expected="5.23 or newer",
             hint="pip install --upgrade transformers",
         )
-    return OnnxExporter, OnnxConfig, decompose_for_generation, get_auto_dynamic_shapes
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's notes on what this graph does not have or what is checked below."""
-    with warnings.catch_warnings(), quiet_libraries():
+    # One padded row, or the mask would be left out of the graph as needless.
+    ids = torch.arange(2, 16).reshape(2, 7) % model.config.vocab_size
+    mask = torch.ones_like(ids)
+    mask[1, 0] = 0
+    # Without the exporter's notes on what this graph does not have or what is checked below.
+    with warnings.catch_warnings(), quiet_libraries(), one_line("transformers' ONNX exporter failed"):
         warnings.simplefilter("ignore")
-        yield
+        prompt = {"input_ids": ids, "attention_mask": mask}
+        parts: Any = decompose_for_generation(model, prompt, multi_token_decode=True)
+        graph, inputs = parts["decode"]
+        free_of = get_auto_dynamic_shapes(inputs).items()
+        shapes: dict[str, Any] = {name: free for name, free in free_of if free is not None}
+        # Heads and their width are the model's own.
+        shapes["past_key_values"] = [{0: free[0], 2: free[2]} for free in shapes["past_key_values"]]
+        settings = OnnxConfig(dynamic=True, dynamic_shapes=shapes)
+        exported: Any = OnnxExporter().export(graph, inputs, settings)
+        exported.generation_config = model.generation_config
+        exported.save_pretrained(folder)
 
 
 class OnnxModel:
@@ -96,28 +81,30 @@ class OnnxModel:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        self._session = onnxruntime.InferenceSession(str(folder / GRAPH), options, ["CPUExecutionProvider"])
+        with one_line(_FAILED):
+            self._session = onnxruntime.InferenceSession(
+                str(folder / GRAPH), options, ["CPUExecutionProvider"]
+            )
         inputs = {value.name: value.shape for value in self._session.get_inputs()}
         self._cache = {name: shape for name, shape in inputs.items() if "past_key_values" in name}
         self._outputs = [value.name for value in self._session.get_outputs()]
-
-    def empty_cache(self, batch: int) -> dict[str, NDArray[Any]]:
-        return {
-            name: np.zeros((batch, shape[1], 0, shape[3]), dtype=np.float32)
-            for name, shape in self._cache.items()
-        }
 
     def __call__(
         self, ids: NDArray[np.int64], cache: dict[str, NDArray[Any]] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, NDArray[Any]]]:
         """Logits, shape (batch, tokens, vocabulary), and the cache with these tokens in it."""
         batch, length = ids.shape
-        cache = self.empty_cache(batch) if cache is None else cache
+        cache = cache or {
+            name: np.zeros((batch, shape[1], 0, shape[3]), dtype=np.float32)
+            for name, shape in self._cache.items()
+        }
         past = next(iter(cache.values())).shape[2]
         positions = np.tile(np.arange(past, past + length, dtype=np.int64), (batch, 1))
         mask = np.ones((batch, past + length), dtype=np.int64)
         feed = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, **cache}
-        outputs = dict(zip(self._outputs, self._session.run(None, feed), strict=True))
+        with one_line(_FAILED):
+            results = self._session.run(None, feed)
+        outputs = dict(zip(self._outputs, results, strict=True))
         return outputs["logits"], {name: outputs[name.replace("input.", "output.", 1)] for name in cache}
 
     def greedy(self, ids: list[int], new_tokens: int, end: int | None) -> list[int]:
@@ -138,28 +125,24 @@ def check_onnx(folder: Path, model: PreTrainedModel, tokenizer: Any, threads: in
     Raises:
         AntError: ONNX Runtime does not load the graph, or it gives other numbers.
     """
-    try:
-        graph = OnnxModel(folder, threads)
-        difference = _largest_difference(graph, model)
-    # Its errors derive from Exception alone.
-    except Exception as error:
-        raise AntError(f"ONNX Runtime failed on {GRAPH}: {' '.join(str(error).split())[:300]}") from None
+    graph = OnnxModel(folder, threads)
+    difference = _largest_difference(graph, model)
     if not difference <= TOLERANCE:
         raise AntError(
             f"{GRAPH} gives other logits than the model",
             seen=f"{difference:.2e} apart",
             expected=f"at most {TOLERANCE}",
         )
-    room = room_for(greedy_prompts(), tokenizer, model.config.max_position_embeddings)
-    outputs = {
-        prompt: graph.greedy(tokenizer(prompt)["input_ids"], room, tokenizer.eos_token_id)
+    room = room_for(tokenizer, model.config.max_position_embeddings)
+    outputs = [
+        graph.greedy(tokenizer(prompt)["input_ids"], room, tokenizer.eos_token_id)
         for prompt in greedy_prompts()
-    }
+    ]
     return {
         "largest_logit_difference": difference,
         "shapes": [list(shape) for shape in _SHAPES],
         "threads": threads,
-        **check_greedy(GRAPH, model, tokenizer, outputs, room, _TIE),
+        **check_greedy(GRAPH, model, tokenizer, outputs, _TIE),
     }
 
 
