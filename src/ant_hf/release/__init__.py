@@ -4,5 +4,5 @@ In: a run's `final/` with its results. Out: `release/`, then one commit on the H
 
 Read `build.py` first: it gathers the records, has them judged, and makes the card. `verify.py` asks the gate,
 about a release or anyone's model, and `gate.py` is its process, which knows nothing but the files; `files.py`
-says what may lie in a release. `publish.py` sends it, `repository.py` reads what the Hub holds.
+says what may lie in a release. `publish.py` is all that talks to the Hub.
 """

@@ -15,7 +15,7 @@ from ant_hf.card.rendering import TEMPLATE, compared_models, measured_rows, rend
 from ant_hf.errors import AntError, missing_file
 from ant_hf.published import shipped_file
 from ant_hf.release.files import read_release
-from ant_hf.release.repository import check_repository
+from ant_hf.release.publish import check_repository
 from ant_hf.release.verify import PASSED, ask_gate, check_files, refusal, tokens_of
 from ant_hf.utils.console import say
 from ant_hf.utils.files import (
@@ -114,9 +114,9 @@ def make_release(
     if not (final / CONFIG).is_file():
         raise missing_file(final, "model folder", "Pass a run's final folder, as runs/quickstart/final.")
     run = read_sealed(run_dir / RUN_RECORD, "run record", "Pass the final folder inside a run's folder.")
-    if run["status"] != "finished":
+    if (status := run.get("status")) != "finished":
         hint = "Finish it: run it again."
-        raise AntError(f"the run in {run_dir} is not finished", seen=run["status"], hint=hint)
+        raise AntError(f"the run in {run_dir} is not finished", seen=status, hint=hint)
     packed = Path(tokens) if tokens else tokens_of(run, run_dir)
     sources = Sources(final, run, packed, Path(gguf) if gguf else None, repo, license_id)
     target, made_of = run_dir / "release", sources.fingerprint()
@@ -146,7 +146,12 @@ def _gather(sources: Sources, folder: Path) -> None:
     manifest = read_sealed(sources.tokens / MANIFEST, "token manifest", "Pass it: --tokens FOLDER")
     fragmentation = sources.tokens.parent / "tokenizer" / FRAGMENTATION
     report = read_json(fragmentation, "fragmentation report", "Train the tokenizer anew.")
-    run = sources.run | {"recipe": _public_recipe(sources.run["recipe"])}
+    # Of local texts the name alone, also where their place is relative.
+    corpus = dict(sources.run["recipe"]["corpus"])
+    for key in ("path", "decontaminate") if corpus["source"] == "files" else ("decontaminate",):
+        if corpus.get(key):
+            corpus[key] = Path(corpus[key]).name
+    run = sources.run | {"recipe": sources.run["recipe"] | {"corpus": corpus}}
     for name, values in ((RUN_RECORD, run), (RESULTS, results), (RELEASED_MANIFEST, manifest)):
         write_sealed(folder / name, without_paths(values))
     write_json(folder / FRAGMENTATION, without_paths(report))
@@ -154,16 +159,6 @@ def _gather(sources: Sources, folder: Path) -> None:
     (folder / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     if sources.gguf:
         copy_gguf(sources.gguf, folder)
-
-
-def _public_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The recipe without folders of this machine; local texts keep their names only."""
-    corpus = recipe["corpus"]
-    if corpus["source"] == "files":
-        corpus = corpus | {"path": Path(corpus["path"]).name}
-    if compared := corpus.get("decontaminate"):
-        corpus = corpus | {"decontaminate": Path(compared).name}
-    return recipe | {"corpus": corpus}
 
 
 def copy_gguf(gguf: Path, folder: Path) -> None:

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,9 @@ _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 def main(job_file: Path) -> None:
     """Run the checks that a job asks for and write their report beside it."""
     job = Job.model_validate_json(job_file.read_text(encoding="utf-8"))
-    write_json(job_file.with_name(GATE), report(job))
-
-
-def report(job: Job) -> dict[str, Any]:
-    """Verdict, checks, and the hashes of what was checked."""
     checks = [vars(check) for check in run_checks(job)]
     files = sorted(path for path in job.folder.iterdir() if path.suffix in (".safetensors", ".json"))
-    return {
+    report = {
         "schema": 1,
         "verdict": verdict(checks),
         "finished": now(),
@@ -61,12 +57,14 @@ def report(job: Job) -> dict[str, Any]:
         "held_out_sha256": file_sha256(job.held_out.text) if job.held_out else None,
         "checks": checks,
     }
+    write_json(job_file.with_name(GATE), report)
 
 
 def run_checks(job: Job) -> list[Check]:
     """All checks in order; what needs a loaded model is left out when it does not load."""
     files = check_files(job.folder, job.owner)
-    loaded, checks = load(job.folder, torch.float32, dangerous_files(job.folder))
+    loaded, loading = load(job.folder, torch.float32)
+    checks = [loading]
     if loaded:
         checks += [_tied(loaded.model), _parameters(loaded, job.parameters), _round_trip(loaded.tokenizer)]
         if job.held_out:
@@ -87,22 +85,19 @@ class Loaded:
     """Of the largest tensor there."""
 
 
-def load(folder: Path, dtype: torch.dtype, refuse: list[str]) -> tuple[Loaded | None, list[Check]]:
-    """Load through the Auto classes, without remote code and offline.
-
-    Args:
-        refuse: reasons not to try at all.
+def load(folder: Path, dtype: torch.dtype) -> tuple[Loaded | None, Check]:
+    """Load through the Auto classes, without remote code and offline, unless a file there could run code.
 
     Returns:
-        None instead of the model if it does not load, and the check of the loading.
+        The model, None if it does not load, and the check of the loading.
     """
-    name = "loading"
+    name, refused = "loading", dangerous_files(folder)
     for file in (CONFIG, "tokenizer_config.json"):
         path = folder / file
         if path.is_file() and "auto_map" in path.read_text(encoding="utf-8", errors="replace"):
-            refuse = [*refuse, f"{file} asks for remote code (auto_map)"]
-    if refuse:
-        return None, [Check(name, False, "; ".join(refuse))]
+            refused.append(f"{file} asks for remote code (auto_map)")
+    if refused:
+        return None, Check(name, False, "; ".join(refused))
     said: list[str] = []
     try:
         with _listening(said):
@@ -113,14 +108,14 @@ def load(folder: Path, dtype: torch.dtype, refuse: list[str]) -> tuple[Loaded | 
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         loaded = Loaded(model.eval(), tokenizer, *_stored(folder))
     except Exception as error:  # whatever it is, a stranger would meet it too
-        return None, [Check(name, False, f"does not load: {type(error).__name__}: {_one_line(error)}")]
+        return None, Check(name, False, f"does not load: {type(error).__name__}: {_one_line(error)}")
     keys = {k: sorted(v) for k, v in info.items() if k.endswith("_keys") and v}
     problems = [f"{kind.replace('_', ' ')}: {', '.join(map(str, found[:3]))}" for kind, found in keys.items()]
     problems += [f"warning: {text}" for text in said]
     if len(tokenizer) > (size := model.config.vocab_size):
         problems.append(f"the tokenizer has {len(tokenizer):,} entries, the model {size:,}")
     seen = "; ".join(problems) or "Auto classes, no warning, no missing or unexpected key, no remote code"
-    return loaded, [Check(name, not problems, seen)]
+    return loaded, Check(name, not problems, seen)
 
 
 def _stored(folder: Path) -> tuple[int, torch.dtype]:
@@ -137,21 +132,18 @@ def _stored(folder: Path) -> tuple[int, torch.dtype]:
 @contextmanager
 def _listening(said: list[str]) -> Iterator[None]:
     """Collect warnings of Python and of the libraries' loggers instead of showing them."""
-
-    class Collector(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            said.append(_one_line(record.getMessage()))
-
-    collector = Collector(logging.WARNING)
+    heard = BufferingHandler(capacity=1_000_000)
+    heard.setLevel(logging.WARNING)
     loggers = [logging.getLogger("transformers"), logging.getLogger("huggingface_hub")]
     before = [(logger.handlers[:], logger.propagate) for logger in loggers]
     transformers_logging.disable_progress_bar()
     try:
         for logger in loggers:
-            logger.handlers, logger.propagate = [collector], False
+            logger.handlers, logger.propagate = [heard], False
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             yield
+        said += [_one_line(record.getMessage()) for record in heard.buffer]
         said += [_one_line(item.message) for item in caught]
     finally:
         for logger, (handlers, propagate) in zip(loggers, before, strict=True):
@@ -189,7 +181,7 @@ class Scores:
 
 
 def score_documents(
-    loaded: Loaded, documents: list[str], context: int, batch_size: int, limit: int | None = None
+    loaded: Loaded, documents: list[str], context: int, batch_size: int, limit: int = sys.maxsize
 ) -> Scores:
     """Encode, join with end-of-text as packing does, and score at most `limit` tokens."""
     tokenizer, model = loaded.tokenizer, loaded.model
@@ -198,9 +190,9 @@ def score_documents(
     for document in documents:
         ids += tokenizer.encode(document, add_special_tokens=False, split_special_tokens=True)
         ids += [end] if end is not None else []
-        if limit is not None and len(ids) > limit:
+        if len(ids) > limit:
             break
-    ids = ids[: None if limit is None else limit + 1]
+    ids = ids[: limit + 1]
     if torch.cuda.is_available():
         model.to("cuda")  # type: ignore[arg-type]  # wrapped by a decorator of transformers
     scores = score_tokens(model, TokensInMemory(ids), [0] * model.config.vocab_size, context, batch_size)
@@ -258,11 +250,11 @@ def _held_out(folder: Path, loaded: Loaded, expected: HeldOut) -> list[Check]:
     full, stored = score(loaded), loaded.stored_dtype
     checks = [_loss("held-out loss, float32", full, expected.loss)]
     if stored != torch.float32:
-        other, _ = load(folder, stored, [])
+        other, _ = load(folder, stored)
         if other:
             name = f"held-out loss, {str(stored).removeprefix('torch.')} (as stored)"
             checks.append(_loss(name, score(other), expected.loss))
-    half, _ = load(folder, torch.float16, [])
+    half, _ = load(folder, torch.float16)
     if half:
         limit = min(expected.tokens, _HALF_TOKENS)
         prefix, scores = score(loaded, limit), score(half, limit)

@@ -1,24 +1,100 @@
-"""A release folder becomes a Hub repository: looked at first, then one commit, read back, then tagged."""
+"""A repository on the Hub: what it holds, what a release would change, one commit, read back, then tagged."""
 
 from __future__ import annotations
 
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, RepoCard
-from rich.table import Table
+from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils.sha import git_hash
+from rich.table import Column, Table
 
 from ant_hf.errors import AntError
-from ant_hf.hub import HubClient
+from ant_hf.hub import HubClient, HubUnreachableError
 from ant_hf.release.files import is_dangerous_name, read_release
-from ant_hf.release.repository import Remote, compare, read_remote
 from ant_hf.utils.console import say, show
 from ant_hf.utils.files import check_file, check_hash, file_sha256
-from ant_hf.utils.names import CARD, RELEASE
+from ant_hf.utils.names import CARD, LAST_CHECKPOINT, RELEASE
 
+_NAME = re.compile(
+    r"(?!.*(?:--|\.\.))[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]{0,95}(?<![.-])(?<!\.git)"
+)
+# Made by the Hub itself.
+_THEIRS = {".gitattributes"}
 _CONFLICT = (409, 412)
+
+
+def check_repository(repository: str) -> None:
+    """Refuse a name that the Hub does not take.
+
+    Raises:
+        AntError: it has another form than `owner/name`.
+    """
+    if not _NAME.fullmatch(repository):
+        raise AntError(
+            "the repository's name is not valid",
+            seen=repository,
+            expected="owner/name of letters, digits, '-', '_' and '.'",
+            hint="For example GODELEV/Ant-10M",
+        )
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A repository as it is now."""
+
+    head: str
+    private: bool
+    files: dict[str, RepoFile]
+    tags: dict[str, str]
+    """Commit by name."""
+
+
+def read_remote(client: HubClient, repository: str, kind: str = "model") -> Remote | None:
+    """The repository's state; None if there is none (or it is another's private one)."""
+
+    def read() -> Remote | None:
+        try:
+            info = client.api.repo_info(repository, repo_type=kind)
+        except RepositoryNotFoundError:
+            return None
+        head = info.sha or ""
+        entries = client.api.list_repo_tree(repository, recursive=True, revision=head, repo_type=kind)
+        tags = client.api.list_repo_refs(repository, repo_type=kind).tags
+        return Remote(
+            head=head,
+            private=bool(info.private),
+            files={entry.path: entry for entry in entries if isinstance(entry, RepoFile)},
+            tags={tag.name: tag.target_commit for tag in tags},
+        )
+
+    return client.step(f"reading {repository}", read)
+
+
+def compare(folder: Path, remote: Remote | None, prune: bool) -> dict[str, str]:
+    """`new`, `changed` or `same` by file of the folder; `kept`, or `removed` to `prune`, for other files."""
+    there = remote.files if remote else {}
+    states = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        states[name] = "new" if name not in there else "same" if _is_same(path, there[name]) else "changed"
+    for name in sorted(there.keys() - states.keys() - _THEIRS):
+        states[name] = "removed" if prune else "kept"
+    return states
+
+
+def _is_same(path: Path, there: RepoFile) -> bool:
+    """Whether a file here has the bytes of one there, by hash."""
+    if path.stat().st_size != there.size:
+        return False
+    if there.lfs:
+        return file_sha256(path) == there.lfs.sha256
+    return git_hash(path.read_bytes()) == there.blob_id
 
 
 @dataclass(frozen=True)
@@ -197,10 +273,8 @@ def _may_write(rights: dict[str, Any], owner: str) -> bool:
 
 
 def _show(changes: Changes) -> None:
-    table = Table(title=f"Release to {changes.address}", title_justify="left")
-    table.add_column("file")
-    table.add_column("bytes", justify="right")
-    table.add_column("what happens")
+    columns = ("file", Column("bytes", justify="right"), "what happens")
+    table = Table(*columns, title=f"Release to {changes.address}", title_justify="left")
     words = {"same": "is there already", "kept": "only there, stays", "removed": "only there, is removed"}
     for name, state in changes.states.items():
         path = changes.folder / name
@@ -308,3 +382,44 @@ def _tag(client: HubClient, changes: Changes, commit: str) -> None:
 
     if client.step(f"tagging {changes.tag}", tag) != commit:
         raise AntError(f"the tag {changes.tag} was taken meanwhile", hint="Pass another one: --tag NAME")
+
+
+def fetch_model(client: HubClient, repository: str, revision: str | None = None) -> tuple[Path, list[str]]:
+    """Download a repository into the Hub's cache.
+
+    Returns:
+        Its folder, and the files left out because they may hold code or pickles.
+
+    Raises:
+        AntError: it is not there, or not readable with this token; the name can be no repository's.
+        HubUnreachableError: nobody answers.
+    """
+    # Brings torch, which those who publish do not need.
+    from ant_hf.model.loading import check_hub_id
+
+    check_hub_id(repository)
+    check_repository(repository)
+    # A mistyped `release/Ant-10M` has the form of a repository's name; said before the wait for a Hub.
+    say(f"hub         {repository} is no folder here; asking the Hub")
+    try:
+        remote = read_remote(client, repository)
+    except HubUnreachableError:
+        raise HubUnreachableError(
+            f"{repository} is no folder here and cannot be had from the Hub",
+            hint="Check the name of the folder, or the network",
+        ) from None
+    if remote is None:
+        raise AntError(
+            f"neither a folder nor a repository that can be read: {repository}",
+            hint="Check the name; a private repository needs a token of its owner",
+        )
+    left_out = sorted(path for path in remote.files if is_dangerous_name(path))
+    folder = client.step(
+        f"downloading {repository}",
+        lambda: client.api.snapshot_download(
+            repository,
+            revision=revision or remote.head,
+            ignore_patterns=[*left_out, "checkpoint-*", f"{LAST_CHECKPOINT}/*"],
+        ),
+    )
+    return Path(folder), left_out

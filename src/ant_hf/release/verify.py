@@ -18,8 +18,8 @@ from ant_hf.data.tokens import VALIDATION, PackedTokens, read_manifest, verify_s
 from ant_hf.errors import AntError, missing_file
 from ant_hf.hub import HubClient
 from ant_hf.release.files import file_problems, read_release
-from ant_hf.release.repository import fetch_model
-from ant_hf.utils.files import check_hash, file_sha256, read_json, read_sealed, write_text
+from ant_hf.release.publish import fetch_model
+from ant_hf.utils.files import check_hash, file_sha256, inventory, read_json, read_sealed, write_text
 from ant_hf.utils.names import CONFIG, GATE, MANIFEST, RELEASE, RESULTS, RUN_RECORD, TOKENIZER, WEIGHTS
 
 PASSED, REFUSED = "passed", "refused"
@@ -95,19 +95,12 @@ def write_held_out(run: dict[str, Any], tokens: Path, tokenizer: Path, target: P
     Raises:
         AntError: tokens or tokenizer are not those of the run.
     """
-    hint = "Pass the right folder: --tokens FOLDER"
-    check_hash(
-        f"{tokens} is not what this run was trained on",
-        file_sha256(tokens / MANIFEST),
-        run["sha256"]["tokens"],
-        hint,
-    )
+    problem, hint = f"{tokens} is not what this run was trained on", "Pass the right folder: --tokens FOLDER"
+    check_hash(problem, file_sha256(tokens / MANIFEST), run["sha256"]["tokens"], hint)
     verify_shards(tokens)
-    check_hash(
-        f"{tokenizer} is not the tokenizer that packed {tokens}",
-        file_sha256(tokenizer / TOKENIZER),
-        read_manifest(tokens)["inputs"]["tokenizer_sha256"],
-    )
+    packed_with = read_manifest(tokens)["inputs"]["tokenizer_sha256"]
+    problem = f"{tokenizer} is not the tokenizer that packed {tokens}"
+    check_hash(problem, file_sha256(tokenizer / TOKENIZER), packed_with)
     loaded = load_tokenizer(tokenizer)
     end = loaded.token_to_id(END_OF_TEXT)
     split = PackedTokens(tokens, VALIDATION)
@@ -230,20 +223,17 @@ def _run_of(folder: Path) -> tuple[dict[str, Any] | None, Path | None]:
         read_sealed(path, "run record", hint) if path.is_file() else None
         for path in (folder / RUN_RECORD, run_dir / RUN_RECORD)
     )
-    # A run has no final model before it ends.
-    if own is None and beside and (folder / WEIGHTS).is_file() and "final" in beside:
-        own = beside if beside["final"]["weights_sha256"] == file_sha256(folder / WEIGHTS) else None
-    packed = tokens_of(beside, run_dir) if beside and beside["status"] == "finished" else None
+    # A file of this name may be another program's, and a run of ours has no final model before it ends.
+    if own is None and beside and (folder / WEIGHTS).is_file():
+        named = beside.get("final", {}).get("weights_sha256")
+        own = beside if named == file_sha256(folder / WEIGHTS) else None
+    packed = tokens_of(beside, run_dir) if beside and beside.get("status") == "finished" else None
     return own, packed if packed and packed.is_dir() else None
 
 
 def _hashes(folder: Path) -> Check:
     """The files against the hashes of release.json."""
-    files = read_release(folder, "Make it anew: ant-hf card")["files"]
-    wrong = [
-        name
-        for name, expected in files.items()
-        if not (folder / name).is_file() or file_sha256(folder / name) != expected["sha256"]
-    ]
+    files, there = read_release(folder, "Make it anew: ant-hf card")["files"], inventory(folder)
+    wrong = [name for name in files if there.get(name, {}).get("sha256") != files[name]["sha256"]]
     seen = f"differ from {RELEASE}: {', '.join(wrong)}" if wrong else f"{len(files)} files as in {RELEASE}"
     return Check("hashes", not wrong, seen)
