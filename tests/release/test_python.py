@@ -3,6 +3,7 @@
 import shutil
 
 import ant_hf
+from hub.conftest import client, client_environment, hub  # noqa: F401 (fixtures)
 
 REPO = "GODELEV/Ant-10M"
 
@@ -14,7 +15,7 @@ def shown(run):
     return "\n".join(lines[start:]).replace("runs/quickstart", str(run)).replace("OWNER/NAME", REPO)
 
 
-def test_the_script_of_the_docstring_verifies_releases_and_publishes(hub, client, released, tmp_path):
+def test_the_script_of_the_docstring_verifies_releases_and_publishes(hub, client, released, tmp_path):  # noqa: F811
     run = tmp_path / "run"
     shutil.copytree(released, run)
     dry = f"""
