@@ -2,8 +2,9 @@
 
 import shutil
 
-import ant_hf
 from hub.conftest import client, client_environment, hub  # noqa: F401 (fixtures)
+
+import ant_hf
 
 REPO = "GODELEV/Ant-10M"
 
