@@ -22,7 +22,6 @@ from ant_hf.recipe import Recipe, load_recipe
 from ant_hf.release import gate
 from ant_hf.release.build import make_release
 from ant_hf.train.pretrain import pretrain
-from ant_hf.utils.files import write_json
 
 torch.set_num_threads(1)
 
@@ -132,12 +131,11 @@ def trained_run(tmp_path_factory, shared) -> Path:
 def quick_gate(monkeypatch):
     """The gate in this process: the same checks without the seconds a fresh one takes to start."""
 
-    def run_here(folder, job, scratch):
-        write_json(scratch / "job.json", job | {"folder": str(folder), "report": str(scratch / "gate.json")})
-        gate.main(str(scratch / "job.json"))
+    def run_here(job, scratch):
+        (scratch / "job.json").write_text(job.model_dump_json())
+        gate.main(scratch / "job.json")
         return json.loads((scratch / "gate.json").read_text())
 
-    monkeypatch.setattr("ant_hf.release.build.run_gate", run_here)
     monkeypatch.setattr("ant_hf.release.verify.run_gate", run_here)
 
 
@@ -146,5 +144,5 @@ def released(trained_run, tmp_path_factory) -> Path:
     """A run with its release folder, for GODELEV/Ant-10M; read-only."""
     folder = tmp_path_factory.mktemp("released") / "run"
     shutil.copytree(trained_run, folder)
-    make_release(folder / "final", "GODELEV/Ant-10M", "apache-2.0")
+    make_release(folder / "final", "GODELEV/Ant-10M")
     return folder

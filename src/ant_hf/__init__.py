@@ -25,7 +25,7 @@ _PUBLIC = {
     "load_model": ("model.loading", "load_any"),
     "generate": ("model.generation", "generate_sample"),
     "evaluate": ("evaluation.evaluate", "evaluate"),
-    "verify": ("release.verify", "verify_folder"),
+    "verify": ("release.verify", "verify"),
     "make_release": ("release.build", "make_release"),
     "publish": ("release.publish", "publish"),
     "audit": ("card.audit", "audit"),

@@ -10,7 +10,7 @@ import random
 import re
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx2
 from huggingface_hub import HfApi, get_session, get_token, set_client_factory
@@ -61,7 +61,13 @@ class HubClient:
 
     def redact(self, text: str) -> str:
         """A text without this token, and without anything shaped like one."""
-        return redact(text.replace(self._token, "hf_***") if self._token else text)
+        known = text.replace(self._token, "hf_***") if self._token else text
+        return re.sub(r"\bhf_[A-Za-z0-9]{8,}", "hf_***", known)
+
+    def account(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the Hub says of the token's owner, and of the token: its `role` may be `read`."""
+        account = self.step("asking who the token belongs to", self.api.whoami)
+        return account, account.get("auth", {}).get("accessToken", {})
 
     def step(
         self,
@@ -122,11 +128,6 @@ class HubClient:
             return self.redact(f"the Hub answered {status} {detail}".strip())
         root = _root(error)
         return self.redact(f"{type(root).__name__} {' '.join(str(root).split())[:200]}".strip())
-
-
-def redact(text: str) -> str:
-    """A text without anything shaped like a Hub token."""
-    return re.sub(r"\bhf_[A-Za-z0-9]{8,}", "hf_***", text)
 
 
 def status_of(error: BaseException) -> int | None:

@@ -136,7 +136,7 @@ def test_a_run_that_skipped_steps_gets_its_card(make_recipe, loss_scaling, quick
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=pytest.fail)
     write_results(folder / "final")
-    card = make_release(folder / "final", "GODELEV/Ant-10M", "apache-2.0")[0] / "README.md"
+    card = make_release(folder / "final", "GODELEV/Ant-10M") / "README.md"
     assert "| Skipped steps | 1 |" in card.read_text()
 
 

@@ -87,7 +87,8 @@ def run_case(hub: Hub, release: Path, number: int, step: str, kind: object, what
 
     def attempt() -> str:
         try:
-            publish(HubClient(attempts=3, timeout=TIMEOUT), release, repository, yes=True, kind=what)
+            client = HubClient(attempts=3, timeout=TIMEOUT)
+            publish(release, repository, yes=True, kind=what, client=client)
         except AntError as error:
             outcome["message"] = outcome["message"] or str(error)
             return "refused"

@@ -77,7 +77,7 @@ def test_a_mistyped_folder_is_told_from_a_silent_hub(hub, session, client):
 from ant_hf.cli.main import run
 import typer
 from ant_hf.hub import HubClient
-from ant_hf.release.fetch import fetch_model
+from ant_hf.release.publish import fetch_model
 app = typer.Typer()
 app.command()(lambda: fetch_model(HubClient(attempts=1, anonymous=True), "release/Ant-11M"))
 run(app)

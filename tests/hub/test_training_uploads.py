@@ -2,14 +2,19 @@
 
 import json
 import shutil
+import threading
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from conftest import tiny_values
+from huggingface_hub import HfApi
 from safetensors.torch import load_file
 
 from ant_hf.errors import AntError
 from ant_hf.recipe import load_recipe
+from ant_hf.train.uploads import CheckpointUploads
+from ant_hf.utils.files import write_sealed
 from hub.conftest import READ_TOKEN, WRITE_TOKEN
 
 REPO = "GODELEV/training"
@@ -149,6 +154,36 @@ for token in (None, {READ_TOKEN!r}, {WRITE_TOKEN!r}):
     assert "may only read" in read_only
     assert "whether GODELEV/training holds a checkpoint of this run is not known" in unknown
     assert not list((tmp_path / "machine").rglob("*.json"))
+
+
+def test_the_end_waits_a_bounded_time_and_what_still_waits_then_is_left(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("ant_hf.train.uploads._WAIT_SECONDS", 0.2)
+    answer, asked = threading.Event(), []
+
+    def step(what, call):
+        asked.append(what)
+        answer.wait(60)
+
+    client = SimpleNamespace(api=HfApi(token=False), step=step, redact=str)
+    training = {
+        "hub_model_id": REPO,
+        "hub_private_repo": True,
+        "hub_strategy": "end",
+        "hub_always_push": True,
+    }
+    recipe = SimpleNamespace(training=SimpleNamespace(**training), output_dir=str(tmp_path))
+    write_sealed(tmp_path / "run.json", {})
+    (tmp_path / "final").mkdir()
+    uploads = CheckpointUploads(client, recipe)
+    uploads.finish(tmp_path / "final")
+    uploads.finish(tmp_path / "final")
+    assert (
+        capsys.readouterr().out.count("the final model was not sent, training goes on: no end after 0 s") == 2
+    )
+    answer.set()
+    client.api.run_as_future(int).result(60)
+    # The first was under way; the second is not begun.
+    assert (asked, uploads.sent) == ([f"creating {REPO}", "sending the final model"], ["the final model"])
 
 
 def test_recipe_names_the_repository(recipes):

@@ -15,7 +15,7 @@ from ant_hf.recipe import Recipe
 from ant_hf.release import gate
 from ant_hf.release.build import make_release
 from ant_hf.release.files import file_problems
-from ant_hf.release.verify import verify_folder
+from ant_hf.release.verify import HeldOut, Job, verify
 from ant_hf.train.pretrain import pretrain
 from ant_hf.utils.files import file_sha256, read_sealed, write_sealed
 from ant_hf.utils.provenance import without_paths
@@ -28,7 +28,7 @@ def run(trained_run, tmp_path):
 
 
 def release(run):
-    return make_release(run / "final", "GODELEV/Ant-10M", "apache-2.0")
+    return make_release(run / "final", "GODELEV/Ant-10M")
 
 
 def checks(report):
@@ -46,16 +46,17 @@ def test_a_true_export_passes_every_check(released):
 
 def test_line_separators_do_not_end_a_held_out_text(released, tmp_path):
     text = "In the beginning\u2028God created\u2029the heavens\u0085and the earth."
-    (tmp_path / "held_out.jsonl").write_text(json.dumps({"text": text}, ensure_ascii=False) + "\n", "utf-8")
-    expected = {"loss": 5.0, "byte_perplexity": 11.0, "tokens": 2000, "context_tokens": 64}
-    job = {"held_out": str(tmp_path / "held_out.jsonl"), "expected": expected}
-    found = {check.name: check for check in gate.run_checks(released / "final", job)}
+    file = tmp_path / "held_out.jsonl"
+    file.write_text(json.dumps({"text": text}, ensure_ascii=False) + "\n", "utf-8")
+    held_out = HeldOut(text=file, loss=5.0, byte_perplexity=11.0, tokens=2000, context_tokens=64)
+    job = Job(folder=released / "final", held_out=held_out)
+    found = {check.name: check for check in gate.run_checks(job)}
     assert found["held-out loss, float32"].numbers["tokens"] > 20
 
 
 def test_tokens_that_are_not_there_are_named(released, tmp_path):
     with pytest.raises(AntError, match=r"packed tokens not found: .*nowhere"):
-        verify_folder(released / "final", tmp_path / "nowhere")
+        verify(released / "final", tmp_path / "nowhere")
 
 
 def shuffle_tokenizer(final):
@@ -146,7 +147,7 @@ def test_verify_names_what_is_broken(released, tmp_path, quick_gate, breakage, c
     record = read_sealed(tmp_path / "run" / "run.json", "run record", "")
     record["final"]["weights_sha256"] = file_sha256(final / "model.safetensors")
     write_sealed(tmp_path / "run" / "run.json", record)
-    report = verify_folder(final, released / "tokens")
+    report = verify(final, released / "tokens")
     assert report["verdict"] == "refused"
     assert checks(report)[check]["passed"] is False, report
 
@@ -155,21 +156,21 @@ def test_a_model_from_outside_is_checked_without_its_records(released, tmp_path,
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "theirs").mkdir(exist_ok=True)
         shutil.copy(released / "final" / name, tmp_path / "theirs")
-    report = verify_folder(tmp_path / "theirs")
+    report = verify(tmp_path / "theirs")
     assert report["verdict"] == "passed"
     assert checks(report)["held-out loss"]["passed"] is None
     assert checks(report)["generation"]["passed"] is None
     (tmp_path / "theirs" / "pytorch_model.bin").write_bytes(b"\x80\x02.")
-    report = verify_folder(tmp_path / "theirs")
+    report = verify(tmp_path / "theirs")
     assert checks(report)["loading"]["passed"] is False
 
 
 def test_a_release_folder_is_verified_by_its_hashes(released, tmp_path, quick_gate):
     shutil.copytree(released / "release", tmp_path / "release")
-    assert verify_folder(tmp_path / "release")["verdict"] == "passed"
+    assert verify(tmp_path / "release")["verdict"] == "passed"
     with (tmp_path / "release" / "README.md").open("a") as card:
         card.write("typed by hand")
-    report = verify_folder(tmp_path / "release")
+    report = verify(tmp_path / "release")
     assert checks(report)["hashes"]["passed"] is False
     assert "README.md" in checks(report)["hashes"]["seen"]
 
@@ -269,9 +270,12 @@ def test_a_run_in_a_folder_with_a_space_that_was_moved_is_released(shared, tmp_p
 
 
 def test_release_is_reused_until_something_it_is_made_of_changes(run, quick_gate):
-    assert not release(run)[1]
-    assert release(run)[1]
-    assert not make_release(run / "final", "GODELEV/Other", "apache-2.0")[1]
+    record = release(run) / "release.json"
+    first = record.stat()
+    assert release(run) == record.parent
+    assert record.stat() == first
+    make_release(run / "final", "GODELEV/Other")
+    assert record.stat() != first
 
 
 @pytest.mark.parametrize(

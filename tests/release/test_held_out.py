@@ -8,7 +8,7 @@ from ant_hf.data.corpus import Corpus
 from ant_hf.data.sources import LocalFiles
 from ant_hf.data.tokenizer import load_tokenizer
 from ant_hf.data.tokens import VALIDATION, PackedTokens, TokensInMemory, read_manifest
-from ant_hf.release.build import write_held_out
+from ant_hf.release.verify import write_held_out
 from ant_hf.utils.files import file_sha256
 
 
@@ -43,5 +43,5 @@ def test_texts_are_the_documents_until_the_tokens_are_covered(held_out, tiny_run
 def test_a_document_without_an_end_is_written_whole(held_out, tiny_run, monkeypatch):
     text = "In the beginning"
     ids = load_tokenizer(tiny_run / "tokenizer").encode(text).ids
-    monkeypatch.setattr("ant_hf.release.build.PackedTokens", lambda *_: TokensInMemory([*ids, 0, *ids]))
+    monkeypatch.setattr("ant_hf.release.verify.PackedTokens", lambda *_: TokensInMemory([*ids, 0, *ids]))
     assert held_out(2 * len(ids)) == [text, text]

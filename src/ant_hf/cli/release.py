@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -49,11 +50,16 @@ def card(model: Final, repo: Repo, license_id: License = "apache-2.0", tokens: T
     from ant_hf.cli.tables import gate_report
     from ant_hf.release.build import make_release
     from ant_hf.utils.console import say
+    from ant_hf.utils.names import CARD, RELEASE
 
-    folder, reused = make_release(model, repo, license_id, tokens)
+    record = model.resolve().parent / "release" / RELEASE
+    before = record.read_bytes() if record.is_file() else None
+    folder = make_release(model, repo, license_id, tokens)
     gate_report(folder)
+    # It holds its date: the same bytes are the same release.
+    reused = record.read_bytes() == before
     say(f"release     {folder}{' (reused: nothing it is made of has changed)' if reused else ''}")
-    say(f"card        {folder / 'README.md'}")
+    say(f"card        {folder / CARD}")
     say(f"next        ant-hf publish {model} --repo {repo}")
 
 
@@ -68,24 +74,17 @@ def verify(
     With a run's tokens the recorded loss is reproduced; without, all is checked that can be from outside.
     """
     from ant_hf.cli.tables import checks_table
-    from ant_hf.release.build import refusal
-    from ant_hf.release.checks import from_json
-    from ant_hf.release.verify import verify_folder
+    from ant_hf.release.verify import PASSED, refusal
+    from ant_hf.release.verify import verify as run_gate
     from ant_hf.utils.console import say, show
     from ant_hf.utils.files import write_json
 
-    folder, left_out = Path(model), tuple[str, ...]()
-    if not folder.is_dir():
-        from ant_hf.hub import HubClient
-        from ant_hf.release.fetch import fetch_model
-
-        folder, left_out = fetch_model(HubClient(anonymous=True), model, revision)
-    values = verify_folder(folder, tokens, left_out)
+    values = run_gate(model, tokens, revision=revision)
     if report:
         write_json(report, values)
     show(checks_table(model, values["checks"]))
-    if values["verdict"] != "passed":
-        raise refusal(model, from_json(values["checks"]), report)
+    if values["verdict"] != PASSED:
+        raise refusal(model, values["checks"], report)
     say("passed      nothing speaks against this model" if not tokens else "passed")
 
 
@@ -138,7 +137,7 @@ def publish(
         from ant_hf.export.exporting import export
 
         gguf, _ = export(str(model), "gguf", repository=repo, license_id=license_id)
-    folder, _ = make_release(model, repo, license_id, tokens, gguf)
+    folder = make_release(model, repo, license_id, tokens, gguf)
     gate_report(folder)
     space_folder = None
     if space:
@@ -146,6 +145,7 @@ def publish(
 
         # Before the model is sent, so that a missing package stops both.
         space_folder = make_space(folder.parent, repo, license_id)
-    publish_release(client, folder, repo, private, tag, prune, yes)
+    send = partial(publish_release, repo=repo, private=private, prune=prune, yes=yes, client=client)
+    send(folder, tag=tag)
     if space_folder:
-        publish_release(client, space_folder, repo, private, None, prune, yes, kind="space")
+        send(space_folder, kind="space")

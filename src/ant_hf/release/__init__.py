@@ -2,7 +2,7 @@
 
 In: a run's `final/` with its results. Out: `release/`, then one commit on the Hub that was read back.
 
-Read `build.py` first: it gathers the records, runs `gate.py` on the reloaded files in a process of its own,
-and makes the card. `verify.py` runs the same gate on anyone's model; `preflight.py` and `publish.py` talk to
-the Hub.
+Read `build.py` first: it gathers the records, has them judged, and makes the card. `verify.py` asks the gate,
+about a release or anyone's model, and `gate.py` is its process, which knows nothing but the files; `files.py`
+says what may lie in a release. `publish.py` is all that talks to the Hub.
 """

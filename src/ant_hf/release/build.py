@@ -1,14 +1,9 @@
-"""The held-out text of a run, as text again, so that the gate starts where a reader starts."""
+"""A run becomes a release folder: records gathered, the gate passed, figures and card made, all hashed."""
 
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
-import subprocess
-import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +12,15 @@ from ant_hf.card.audit import audit
 from ant_hf.card.claims import card_claims
 from ant_hf.card.inputs import read_inputs
 from ant_hf.card.rendering import TEMPLATE, compared_models, measured_rows, render_card
-from ant_hf.data.tokenizer import END_OF_TEXT, load_tokenizer
-from ant_hf.data.tokens import VALIDATION, PackedTokens, read_manifest, verify_shards
 from ant_hf.errors import AntError, missing_file
 from ant_hf.published import shipped_file
-from ant_hf.release.checks import PASSED, Check, from_json
-from ant_hf.release.files import check_files
+from ant_hf.release.files import read_release
+from ant_hf.release.publish import check_repository
+from ant_hf.release.verify import PASSED, ask_gate, check_files, refusal, tokens_of
 from ant_hf.utils.console import say
 from ant_hf.utils.files import (
     check_file,
+    check_hash,
     file_sha256,
     fingerprint,
     inventory,
@@ -38,14 +33,19 @@ from ant_hf.utils.files import (
 from ant_hf.utils.metrics import read_metrics
 from ant_hf.utils.names import (
     CARD,
+    CONFIG,
     FRAGMENTATION,
     GATE,
     MANIFEST,
     METRICS,
+    MODEL_FILES,
+    PLOTS,
     RELEASE,
     RELEASED_MANIFEST,
     RESULTS,
     RUN_RECORD,
+    TOKENIZER,
+    TOKENIZER_FILES,
     VERIFIED,
     WEIGHTS,
 )
@@ -53,53 +53,112 @@ from ant_hf.utils.plots import plot_benchmarks, plot_fragmentation, plot_run
 from ant_hf.utils.provenance import now, source_commit, without_paths
 
 
-def write_held_out(run: dict[str, Any], tokens: Path, tokenizer: Path, target: Path) -> None:
-    """Decode the validation split with the tokenizer that packed it, one JSON object a document.
+@dataclass(frozen=True)
+class Sources:
+    """What a release is made of."""
 
-    Stops once it covers the tokens that the recorded loss was measured on.
+    final: Path
+    run: dict[str, Any]
+    """Its record."""
+    tokens: Path
+    """Packed, with their tokenizer beside them."""
+    gguf: Path | None
+    repository: str
+    license_id: str
+
+    @property
+    def run_dir(self) -> Path:
+        return self.final.resolve().parent
+
+    def fingerprint(self) -> str:
+        """Of everything that the release follows from."""
+        paths = [
+            *sorted(path for path in self.final.iterdir() if path.is_file()),
+            self.run_dir / RUN_RECORD,
+            self.run_dir / METRICS,
+            shipped_file(TEMPLATE),
+            shipped_file("published.yaml"),
+            *([self.gguf / VERIFIED] if self.gguf else []),
+        ]
+        hashes = {path.name: file_sha256(path) for path in paths if path.is_file()}
+        return fingerprint([hashes, self.run["sha256"], self.repository, self.license_id, source_commit()])
+
+
+def make_release(
+    model: str | Path,
+    repo: str,
+    license_id: str = "apache-2.0",
+    tokens: str | Path | None = None,
+    gguf: str | Path | None = None,
+) -> Path:
+    """Write `release/` beside a run's `final/`, whole or not at all.
+
+    One that is there, made of the same files by the same version, stays as it is.
+
+    Args:
+        model: the `final` folder of a finished run, with results.json.
+        repo: `owner/name` on the Hub, for the card.
+        license_id: licence of the model, as the Hub spells it.
+        tokens: folder of the packed tokens, when it is not where the run left it.
+        gguf: a verified GGUF export of the same weights, which becomes part of the release.
+
+    Returns:
+        The release folder.
 
     Raises:
-        AntError: tokens or tokenizer are not those of the run.
+        AntError: this is no final folder of a finished run, a record is missing, the gate refuses the model
+            (its report stays as `gate.json` beside `final/`), or the card contradicts itself.
     """
-    if (seen := file_sha256(tokens / MANIFEST)) != run["sha256"]["tokens"]:
-        raise AntError(
-            f"{tokens} is not what this run was trained on",
-            seen=f"sha256 {seen[:12]}",
-            expected=run["sha256"]["tokens"][:12],
-            hint="Pass the right folder: --tokens FOLDER",
-        )
-    verify_shards(tokens)
-    packed_with = read_manifest(tokens)["inputs"]["tokenizer_sha256"]
-    if (seen := file_sha256(tokenizer / "tokenizer.json")) != packed_with:
-        raise AntError(
-            f"{tokenizer} is not the tokenizer that packed {tokens}",
-            seen=f"sha256 {seen[:12]}",
-            expected=packed_with[:12],
-        )
-    loaded = load_tokenizer(tokenizer)
-    end = loaded.token_to_id(END_OF_TEXT)
-    split = PackedTokens(tokens, VALIDATION)
-    wanted = min(len(split), run["final"]["tokens"] + 1)
-    ids = split.slice(0, len(split)).tolist()
-    # Where text was cut the last document has no end: with this one it is found like the others.
-    ids.append(end)
-    with target.open("w", encoding="utf-8") as handle:
-        start = 0
-        while start < wanted:
-            stop = ids.index(end, start)
-            handle.write(json.dumps({"text": loaded.decode(ids[start:stop])}, ensure_ascii=False) + "\n")
-            start = stop + 1
+    check_repository(repo)
+    final, run_dir = Path(model), Path(model).resolve().parent
+    if not (final / CONFIG).is_file():
+        raise missing_file(final, "model folder", "Pass a run's final folder, as runs/quickstart/final.")
+    run = read_sealed(run_dir / RUN_RECORD, "run record", "Pass the final folder inside a run's folder.")
+    if (status := run.get("status")) != "finished":
+        hint = "Finish it: run it again."
+        raise AntError(f"the run in {run_dir} is not finished", seen=status, hint=hint)
+    packed = Path(tokens) if tokens else tokens_of(run, run_dir)
+    sources = Sources(final, run, packed, Path(gguf) if gguf else None, repo, license_id)
+    target, made_of = run_dir / "release", sources.fingerprint()
+    if (target / RELEASE).is_file():
+        there = read_release(target, f"Remove {target} to make it anew.")
+        if there.get("made_of") == made_of and there["files"] == inventory(target, without=(RELEASE,)):
+            return target
+    with whole_folder(target) as folder:
+        _gather(sources, folder)
+        report = _gate_report(sources, folder, target)
+        write_json(folder / GATE, report)
+        if report["verdict"] != PASSED:
+            write_json(run_dir / GATE, report)
+            raise refusal(final, report["checks"], run_dir / GATE)
+        finish(folder, repo, license_id, made_of)
+    return target
 
 
-def expected_scores(run: dict[str, Any]) -> dict[str, Any]:
-    """What the run recorded on its held-out text, for the gate to find again."""
-    final = run["final"]
-    return {
-        "loss": final["loss_in_training"],
-        "byte_perplexity": final["byte_perplexity"],
-        "tokens": final["tokens"],
-        "context_tokens": final["context_tokens"],
-    }
+def _gather(sources: Sources, folder: Path) -> None:
+    """Model files as they are; records with paths cut down to names."""
+    for name in (*MODEL_FILES, *TOKENIZER_FILES):
+        if not (sources.final / name).is_file():
+            raise missing_file(sources.final / name, "exported file", "Train again, or restore it.")
+        shutil.copyfile(sources.final / name, folder / name)
+    measure = f"Measure the model first: ant-hf evaluate {sources.final}"
+    results = read_sealed(sources.final / RESULTS, "results", measure)
+    manifest = read_sealed(sources.tokens / MANIFEST, "token manifest", "Pass it: --tokens FOLDER")
+    fragmentation = sources.tokens.parent / "tokenizer" / FRAGMENTATION
+    report = read_json(fragmentation, "fragmentation report", "Train the tokenizer anew.")
+    # Of local texts the name alone, also where their place is relative.
+    corpus = dict(sources.run["recipe"]["corpus"])
+    for key in ("path", "decontaminate") if corpus["source"] == "files" else ("decontaminate",):
+        if corpus.get(key):
+            corpus[key] = Path(corpus[key]).name
+    run = sources.run | {"recipe": sources.run["recipe"] | {"corpus": corpus}}
+    for name, values in ((RUN_RECORD, run), (RESULTS, results), (RELEASED_MANIFEST, manifest)):
+        write_sealed(folder / name, without_paths(values))
+    write_json(folder / FRAGMENTATION, without_paths(report))
+    rows = read_metrics(sources.run_dir / METRICS)
+    (folder / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    if sources.gguf:
+        copy_gguf(sources.gguf, folder)
 
 
 def copy_gguf(gguf: Path, folder: Path) -> None:
@@ -111,14 +170,9 @@ def copy_gguf(gguf: Path, folder: Path) -> None:
     """
     hint = "Export anew: ant-hf export MODEL_FOLDER --to gguf"
     record = read_sealed(gguf / VERIFIED, "record of the export", hint)
-    for name, key in ((WEIGHTS, "weights_sha256"), ("tokenizer.json", "tokenizer_sha256")):
-        if (seen := record["made_of"][key]) != (expected := file_sha256(folder / name)):
-            raise AntError(
-                f"{gguf} was made of another {name}",
-                seen=f"sha256 {str(seen)[:12]}",
-                expected=expected[:12],
-                hint=hint,
-            )
+    for name, key in ((WEIGHTS, "weights_sha256"), (TOKENIZER, "tokenizer_sha256")):
+        seen = record["made_of"][key]
+        check_hash(f"{gguf} was made of another {name}", seen, file_sha256(folder / name), hint)
     if record["left_out"]:
         raise AntError(
             "GGUF files are published only after llama.cpp has verified them",
@@ -130,157 +184,31 @@ def copy_gguf(gguf: Path, folder: Path) -> None:
     shutil.copyfile(gguf / VERIFIED, folder / VERIFIED)
 
 
-_MODEL_FILES = (
-    "config.json",
-    "generation_config.json",
-    "model.safetensors",
-    "tokenizer.json",
-    "tokenizer_config.json",
-)
-_REPOSITORY = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")
-
-
-@dataclass(frozen=True)
-class Sources:
-    """Where the parts of a release come from."""
-
-    final: Path
-    run_dir: Path
-    tokenizer: Path
-    tokens: Path
-    run: dict[str, Any]
-
-    @classmethod
-    def of(cls, final: Path, tokens: Path | None = None) -> Sources:
-        """Find a run's parts from its `final` folder.
-
-        Args:
-            tokens: folder of the packed tokens, when it is not where the run left it.
-
-        Raises:
-            AntError: this is no final folder of a finished run.
-        """
-        run_dir = final.resolve().parent
-        if not (final / "config.json").is_file():
-            raise missing_file(final, "model folder", "Pass a run's final folder, as runs/quickstart/final.")
-        run = read_sealed(run_dir / RUN_RECORD, "run record", "Pass the final folder inside a run's folder.")
-        if run.get("status") != "finished":
-            raise AntError(
-                f"the run in {run_dir} is not finished",
-                seen=run.get("status"),
-                hint="Finish it: run it again.",
-            )
-        tokens = tokens or Path(run["recipe"]["data_dir"] or run_dir) / "tokens"
-        return cls(final, run_dir, tokens.parent / "tokenizer", tokens, run)
-
-
-def check_repository(repository: str) -> str:
-    """A repository name that the Hub takes.
-
-    Raises:
-        AntError: it has another form than `owner/name`.
-    """
-    name = repository.rpartition("/")[2]
-    if (
-        not _REPOSITORY.match(repository)
-        or "--" in repository
-        or ".." in repository
-        or name.endswith((".git", ".", "-"))
-    ):
-        raise AntError(
-            "the repository's name is not valid",
-            seen=repository,
-            expected="owner/name of letters, digits, '-', '_' and '.'",
-            hint="For example GODELEV/Ant-10M",
-        )
-    return repository
-
-
-def make_release(
-    final: Path, repository: str, license_id: str, tokens: Path | None = None, gguf: Path | None = None
-) -> tuple[Path, bool]:
-    """Write `release/` beside a run's `final/`, whole or not at all.
-
-    Args:
-        gguf: a verified GGUF export of the same weights, which becomes part of the release.
-
-    Returns:
-        The folder, and whether it was there already, made of the same files by the same version.
-
-    Raises:
-        AntError: the gate refuses the model (its report stays as `gate.json` beside `final/`), a record is
-            missing, or the card contradicts itself.
-    """
-    check_repository(repository)
-    sources = Sources.of(final, tokens)
-    target, made_of = sources.run_dir / "release", _made_of(sources, repository, license_id, gguf)
-    if _is_whole(target, made_of):
-        return target, True
-    with whole_folder(target) as folder:
-        _copy(sources, folder)
-        if gguf:
-            copy_gguf(gguf, folder)
-        checked = _gate_made_of(folder)
-        report = _earlier_gate(target, checked)
-        if report is None:
-            say(f"gate        checking {final} in a process of its own, one to five minutes on two CPU cores")
-            report = _gate(sources, folder, repository.partition("/")[0]) | {"made_of": checked}
-        write_json(folder / GATE, report)
-        if report["verdict"] != PASSED:
-            write_json(sources.run_dir / GATE, report)
-            raise refusal(final, from_json(report["checks"]), sources.run_dir / GATE)
-        finish(folder, repository, license_id, made_of)
-    return target, False
-
-
-def _made_of(sources: Sources, repository: str, license_id: str, gguf: Path | None) -> str:
-    """Fingerprint of everything a release follows from."""
-    paths = [
-        *sorted(path for path in sources.final.iterdir() if path.is_file()),
-        sources.run_dir / RUN_RECORD,
-        sources.run_dir / METRICS,
-        shipped_file(TEMPLATE),
-        shipped_file("published.yaml"),
-        *([gguf / VERIFIED] if gguf else []),
-    ]
-    hashes = {path.name: file_sha256(path) for path in paths if path.is_file()}
-    return fingerprint([hashes, sources.run["sha256"], repository, license_id, source_commit()])
-
-
-def _gate_made_of(folder: Path) -> str:
-    """Fingerprint of what the gate looks at: every file before the card, and this version of the gate."""
-    return fingerprint([inventory(folder), source_commit()])
-
-
-def _earlier_gate(release: Path, made_of: str) -> dict[str, Any] | None:
-    """The report of an earlier release of the same bytes: another licence or name needs no new gate."""
-    if not (release / GATE).is_file():
-        return None
-    report = read_json(release / GATE, "gate report", f"Remove {release} to make it anew.")
-    return report if report.get("made_of") == made_of and report.get("verdict") == PASSED else None
-
-
-def _is_whole(folder: Path, made_of: str) -> bool:
-    if not (folder / RELEASE).is_file():
-        return False
-    release = read_json(folder / RELEASE, "release record", f"Remove {folder} to make it anew.")
-    return release.get("made_of") == made_of and release.get("files") == inventory(folder, without=(RELEASE,))
+def _gate_report(sources: Sources, folder: Path, release: Path) -> dict[str, Any]:
+    """The gate's report, or that of an earlier release of the same bytes: a new licence needs no new gate."""
+    # Every file before the card, and this version of the gate.
+    made_of = fingerprint([inventory(folder), source_commit()])
+    if (release / GATE).is_file():
+        earlier = read_json(release / GATE, "gate report", f"Remove {release} to make it anew.")
+        if earlier.get("made_of") == made_of and earlier.get("verdict") == PASSED:
+            return earlier
+    say(f"gate        checking {sources.final} in a process of its own, one to five minutes on two CPU cores")
+    owner = sources.repository.partition("/")[0]
+    return ask_gate(folder, sources.run, sources.tokens, owner) | {"made_of": made_of}
 
 
 def finish(folder: Path, repository: str, license_id: str, made_of: str) -> None:
     """Draw the figures, render and audit the card, and write release.json over all of it."""
     # Without the figures, so that a folder which has them already gets the same card.
     records = inventory(folder, without=(CARD, RELEASE))
-    files = {name: values for name, values in records.items() if not name.startswith("plots/")}
+    files = {name: values for name, values in records.items() if not name.startswith(f"{PLOTS}/")}
     inputs = read_inputs(folder, repository, license_id, files)
-    plots = folder / "plots"
-    drawn = plot_run(inputs.metrics, plots, inputs.name)
-    for path in drawn:
+    plots = folder / PLOTS
+    for path in plot_run(inputs.metrics, plots, inputs.name):
         if path.name not in ("loss.png", "learning_rate.png"):
             path.unlink()
     plot_fragmentation(inputs.fragmentation, plots / "fragmentation.png")
-    rows = [vars(row) for row in measured_rows(inputs)]
-    if rows:
+    if rows := [vars(row) for row in measured_rows(inputs)]:
         names = [model.name for model in compared_models(inputs)]
         plot_benchmarks(rows, names, plots / "benchmarks.png", inputs.name)
     card = render_card(inputs)
@@ -293,7 +221,7 @@ def finish(folder: Path, repository: str, license_id: str, made_of: str) -> None
     (folder / CARD).write_text(card, encoding="utf-8")
     left = check_files(folder, repository.partition("/")[0])
     if not left.passed:
-        raise refusal(folder, [left])
+        raise refusal(folder, [vars(left)])
     write_json(
         folder / RELEASE,
         {
@@ -306,77 +234,3 @@ def finish(folder: Path, repository: str, license_id: str, made_of: str) -> None
             "files": inventory(folder, without=(RELEASE,)),
         },
     )
-
-
-def refusal(what: Path | str, checks: list[Check], report: Path | None = None) -> AntError:
-    """The error that names every failed check with its numbers."""
-    failed = "\n".join(f"  - {check.name}: {check.seen}" for check in checks if check.passed is False)
-    where = f"\nThe whole report: {report}" if report else ""
-    return AntError(f"{what} is not fit to be published:\n{failed}{where}")
-
-
-def _copy(sources: Sources, folder: Path) -> None:
-    """Model files as they are; records with paths cut down to names."""
-    for name in _MODEL_FILES:
-        if not (sources.final / name).is_file():
-            raise missing_file(sources.final / name, "exported file", "Train again, or restore it.")
-        shutil.copyfile(sources.final / name, folder / name)
-    results = read_sealed(
-        sources.final / RESULTS, "results", f"Measure the model first: ant-hf evaluate {sources.final}"
-    )
-    manifest = read_sealed(sources.tokens / MANIFEST, "token manifest", "Pass it: --tokens FOLDER")
-    report = read_json(sources.tokenizer / FRAGMENTATION, "fragmentation report", "Train the tokenizer anew.")
-    run = sources.run | {"recipe": _public_recipe(sources.run["recipe"])}
-    for name, values in ((RUN_RECORD, run), (RESULTS, results), (RELEASED_MANIFEST, manifest)):
-        write_sealed(folder / name, without_paths(values))
-    write_json(folder / FRAGMENTATION, without_paths(report))
-    rows = read_metrics(sources.run_dir / METRICS)
-    (folder / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def _public_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The recipe without folders of this machine; local texts keep their names only."""
-    corpus = recipe["corpus"]
-    if corpus["source"] == "files":
-        corpus = corpus | {"path": Path(corpus["path"]).name}
-    if compared := corpus.get("decontaminate"):
-        corpus = corpus | {"decontaminate": Path(compared).name}
-    return recipe | {"corpus": corpus}
-
-
-def _gate(sources: Sources, folder: Path, owner: str) -> dict[str, Any]:
-    """Run the gate on the folder in a fresh process and read its report."""
-    with tempfile.TemporaryDirectory() as scratch:
-        held_out = Path(scratch) / "held_out.jsonl"
-        write_held_out(sources.run, sources.tokens, sources.tokenizer, held_out)
-        results = read_json(folder / RESULTS, "results", "")
-        job = {
-            "held_out": str(held_out),
-            "expected": expected_scores(sources.run),
-            "parameters": sources.run["parameters"]["total"],
-            "degeneration": results.get("degeneration"),
-            "owner": owner,
-        }
-        return run_gate(folder, job, Path(scratch))
-
-
-def run_gate(folder: Path, job: dict[str, Any], scratch: Path) -> dict[str, Any]:
-    """Start the gate's own process, offline, in an empty working directory.
-
-    Raises:
-        AntError: the process died before it could report.
-    """
-    values = job | {"folder": str(folder.resolve()), "report": str(scratch / GATE)}
-    write_json(scratch / "job.json", values)
-    offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    result = subprocess.run(  # noqa: S603 (our own module)
-        [sys.executable, "-m", "ant_hf.release.gate", str(scratch / "job.json")],
-        cwd=scratch,
-        env=os.environ | offline,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if result.returncode:
-        raise AntError("the gate's process failed", seen=result.stderr.strip().splitlines()[-1:])
-    return read_json(scratch / GATE, "gate report", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import re
@@ -9,9 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ant_hf.release.checks import Check
-from ant_hf.utils.files import strings_in
-from ant_hf.utils.provenance import without_paths
+from ant_hf.errors import AntError
+from ant_hf.utils.files import read_json
+from ant_hf.utils.names import RELEASE
+from ant_hf.utils.provenance import paths_in
 
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz"}
 _TRAINING_STATE = re.compile(r"^(optimizer|scheduler|rng_state|scaler|training_args|trainer_state)\b")
@@ -22,24 +24,13 @@ _SECRETS = re.compile(
     r"\bhf_[A-Za-z0-9]{20,}|\bgh[pousr]_[A-Za-z0-9]{30,}|\bsk-[A-Za-z0-9_-]{20,}|\bAKIA[0-9A-Z]{16}\b"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
+# In the middle of any text, where only the usual places can be told from other words.
 _PATHS = re.compile(
     r"(?<![\w.:/~-])/(?:home|root|Users|tmp|var|mnt|media|data|opt|srv|work|workspace|scratch|kaggle|content)/[\w.-]+"
     r"|\b[A-Za-z]:\\{1,2}(?:Users|Documents|home|temp|data)\b"
 )
 # Accounts that say nothing of a person, and are words of their own.
-_NOBODY = {
-    "root",
-    "user",
-    "ubuntu",
-    "admin",
-    "runner",
-    "kaggle",
-    "jovyan",
-    "nobody",
-    "app",
-    "vscode",
-    "codespace",
-}
+_NOBODY = re.compile("root|user|ubuntu|admin|runner|kaggle|jovyan|nobody|app|vscode|codespace", re.IGNORECASE)
 # Vocabularies hold pieces of any text; secrets in them would still be found.
 _VOCABULARIES = {"tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model"}
 
@@ -82,50 +73,33 @@ def _problems(path: Path, owner: str) -> Iterator[str]:
     if _TRAINING_STATE.match(path.name):
         yield "training state"
     yield from _executable(path)
-    if path.suffix in _TEXTS:
-        text = path.read_bytes().decode("utf-8", "replace")
-        yield from _text_problems(text, path.name, owner)
-
-
-def _executable(path: Path) -> Iterator[str]:
-    if path.suffix in _PICKLES or _is_pickle(path):
-        yield "a pickle, or a file that may hold one; weights belong into safetensors"
-    if path.suffix in _RUNS:
-        yield "code; the model must load without any"
-
-
-def _is_pickle(path: Path) -> bool:
-    with path.open("rb") as handle:
-        head = handle.read(4)
-    # Protocol 2 and later, or the zip that torch.save writes.
-    return (head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05") or head == b"PK\x03\x04"
-
-
-def _text_problems(text: str, name: str, owner: str) -> Iterator[str]:
+    if path.suffix not in _TEXTS:
+        return
+    text = path.read_bytes().decode("utf-8", "replace")
     if match := _SECRETS.search(text):
         yield f"something like an access token: {match[0][:6]}..."
-    if name in _VOCABULARIES:
+    if path.name in _VOCABULARIES:
         return
     if match := _PATHS.search(text):
         yield f"an absolute path: {match[0]}"
-    elif name.endswith(".json") and (found := next(_cut_texts(_parsed(text)), None)):
-        yield f"an absolute path: {found}"
+    elif path.suffix == ".json":
+        # Damaged JSON is no reason here: loading and reading name it.
+        with contextlib.suppress(ValueError):
+            yield from (f"an absolute path: {found}" for found in [*paths_in(json.loads(text))][:1])
     user = _user()
     if user and user != owner and re.search(rf"(?<!\w){re.escape(user)}(?!\w)", text):
         yield f"the name of this computer's user: {user}"
 
 
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None
-
-
-def _cut_texts(values: Any) -> Iterator[str]:
-    """The texts that `without_paths` would change."""
-    pairs = zip(strings_in(values), strings_in(without_paths(values)), strict=True)
-    return (text for text, cut in pairs if text != cut)
+def _executable(path: Path) -> Iterator[str]:
+    with path.open("rb") as handle:
+        head = handle.read(4)
+    # Protocol 2 and later, or the zip that torch.save writes.
+    is_pickle = (head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05") or head == b"PK\x03\x04"
+    if path.suffix in _PICKLES or is_pickle:
+        yield "a pickle, or a file that may hold one; weights belong into safetensors"
+    if path.suffix in _RUNS:
+        yield "code; the model must load without any"
 
 
 def _user() -> str | None:
@@ -133,18 +107,19 @@ def _user() -> str | None:
         user = getpass.getuser()
     except (OSError, KeyError, ImportError):
         return None
-    return user if len(user) > 2 and user.lower() not in _NOBODY else None
+    return user if len(user) > 2 and not _NOBODY.fullmatch(user) else None
 
 
-def check_files(folder: Path, owner: str = "") -> Check:
-    """The check of a folder's files as they are now."""
-    problems = file_problems(folder, owner)
-    names = [path for path in folder.rglob("*") if path.is_file()]
-    size = sum(path.stat().st_size for path in names)
-    weights = (
-        "safetensors and GGUF only" if any(path.suffix == ".gguf" for path in names) else "safetensors only"
-    )
-    seen = f"{len(names)} files, {size:,} bytes; {weights}, no code, no paths, no tokens"
-    return Check(
-        "files", not problems, "; ".join(problems) if problems else seen, {"files": len(names), "bytes": size}
-    )
+def read_release(folder: Path, hint: str) -> dict[str, Any]:
+    """The record of a release folder: `repository`, and `files` with the `sha256` of each.
+
+    Raises:
+        AntError: it is missing, or none of ours.
+    """
+    release = read_json(folder / RELEASE, "release record", hint)
+    files = release.get("files")
+    if not isinstance(files, dict) or not all(
+        isinstance(values, dict) and "sha256" in values for values in files.values()
+    ):
+        raise AntError(f"{folder / RELEASE} lists no files with their sha256", hint=hint)
+    return release

@@ -1,7 +1,7 @@
 """The gate: run as a process of its own that gets a folder of files, held-out text and the expected numbers.
 
-`python -m ant_hf.release.gate JOB.json` writes the report that the job names. Nothing of the training
-is in this process: what it finds, a stranger finds.
+`python -m ant_hf.release.gate JOB.json` writes gate.json beside its job. Nothing of the training is in this
+process: what it finds, a stranger finds.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,49 @@ from ant_hf.data.tokens import TokensInMemory
 from ant_hf.evaluation.degeneration import generate, measure, prompts
 from ant_hf.model.scoring import SAME_LOSS, score_tokens
 from ant_hf.model.texts import ENGLISH, ROUND_TRIP
-from ant_hf.release.checks import Check, as_json, verdict
-from ant_hf.release.files import check_files, dangerous_files
-from ant_hf.utils.files import file_sha256, read_json, write_json
+from ant_hf.release.files import dangerous_files
+from ant_hf.release.verify import Check, HeldOut, Job, check_files, verdict
+from ant_hf.utils.files import file_sha256, write_json
+from ant_hf.utils.names import CONFIG, GATE
 from ant_hf.utils.provenance import now
+
+# "Well below" a uniform guess: at most this share of its nats a byte.
+UNIFORM_SHARE = 0.9
+# Float16 takes a CPU four times as long as float32; this many tokens are enough to see a difference.
+_HALF_TOKENS = 8192
+_BATCH = 8
+# Every fourth of the evaluation's prompts: enough to see a collapse, a few seconds on a CPU.
+_EVERY = 4
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def main(job_file: Path) -> None:
+    """Run the checks that a job asks for and write their report beside it."""
+    job = Job.model_validate_json(job_file.read_text(encoding="utf-8"))
+    checks = [vars(check) for check in run_checks(job)]
+    files = sorted(path for path in job.folder.iterdir() if path.suffix in (".safetensors", ".json"))
+    report = {
+        "schema": 1,
+        "verdict": verdict(checks),
+        "finished": now(),
+        "sha256": {path.name: file_sha256(path) for path in files},
+        "held_out_sha256": file_sha256(job.held_out.text) if job.held_out else None,
+        "checks": checks,
+    }
+    write_json(job_file.with_name(GATE), report)
+
+
+def run_checks(job: Job) -> list[Check]:
+    """All checks in order; what needs a loaded model is left out when it does not load."""
+    files = check_files(job.folder, job.owner)
+    loaded, loading = load(job.folder, torch.float32)
+    checks = [loading]
+    if loaded:
+        checks += [_tied(loaded.model), _parameters(loaded, job.parameters), _round_trip(loaded.tokenizer)]
+        if job.held_out:
+            checks += _held_out(job.folder, loaded, job.held_out)
+        checks += [_english(loaded), _generation(loaded, job.loop_rate)]
+    return [*checks, files]
 
 
 @dataclass(frozen=True)
@@ -45,21 +85,19 @@ class Loaded:
     """Of the largest tensor there."""
 
 
-def load(
-    folder: Path, dtype: torch.dtype, refuse: list[str] | None = None
-) -> tuple[Loaded | None, list[Check]]:
-    """Load through the Auto classes, without remote code and offline.
-
-    Args:
-        refuse: reasons not to try at all.
+def load(folder: Path, dtype: torch.dtype) -> tuple[Loaded | None, Check]:
+    """Load through the Auto classes, without remote code and offline, unless a file there could run code.
 
     Returns:
-        None instead of the model if it does not load, and the checks made on the way.
+        The model, None if it does not load, and the check of the loading.
     """
-    name = "loading"
-    reasons = [*(refuse or []), *_asks_for_code(folder)]
-    if reasons:
-        return None, [Check(name, False, "; ".join(reasons))]
+    name, refused = "loading", dangerous_files(folder)
+    for file in (CONFIG, "tokenizer_config.json"):
+        path = folder / file
+        if path.is_file() and "auto_map" in path.read_text(encoding="utf-8", errors="replace"):
+            refused.append(f"{file} asks for remote code (auto_map)")
+    if refused:
+        return None, Check(name, False, "; ".join(refused))
     said: list[str] = []
     try:
         with _listening(said):
@@ -68,78 +106,44 @@ def load(
             )
             model, info = both
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        stored_parameters, stored_dtype = _stored(folder)
+        loaded = Loaded(model.eval(), tokenizer, *_stored(folder))
     except Exception as error:  # whatever it is, a stranger would meet it too
-        return None, [Check(name, False, f"does not load: {type(error).__name__}: {_one_line(error)}")]
+        return None, Check(name, False, f"does not load: {type(error).__name__}: {_one_line(error)}")
     keys = {k: sorted(v) for k, v in info.items() if k.endswith("_keys") and v}
     problems = [f"{kind.replace('_', ' ')}: {', '.join(map(str, found[:3]))}" for kind, found in keys.items()]
     problems += [f"warning: {text}" for text in said]
-    problems += _size_problem(model, tokenizer)
+    if len(tokenizer) > (size := model.config.vocab_size):
+        problems.append(f"the tokenizer has {len(tokenizer):,} entries, the model {size:,}")
     seen = "; ".join(problems) or "Auto classes, no warning, no missing or unexpected key, no remote code"
-    loaded = Loaded(model.eval(), tokenizer, stored_parameters, stored_dtype)
-    return loaded, [Check(name, not problems, seen), _tied(model)]
-
-
-def _size_problem(model: PreTrainedModel, tokenizer: Any) -> list[str]:
-    if len(tokenizer) <= model.config.vocab_size:
-        return []
-    return [f"the tokenizer has {len(tokenizer):,} entries, the model {model.config.vocab_size:,}"]
-
-
-def _tied(model: Any) -> Check:
-    head, embeddings = model.get_output_embeddings().weight, model.get_input_embeddings().weight
-    shared = head.data_ptr() == embeddings.data_ptr()
-    declared = bool(model.config.tie_word_embeddings)
-    seen = f"tie_word_embeddings is {declared}, the two tensors share storage: {shared}"
-    return Check("tied weights", shared == declared, seen)
-
-
-def _asks_for_code(folder: Path) -> list[str]:
-    found = []
-    for name in ("config.json", "tokenizer_config.json"):
-        path = folder / name
-        if path.is_file() and "auto_map" in path.read_text(encoding="utf-8", errors="replace"):
-            found.append(f"{name} asks for remote code (auto_map)")
-    return found
+    return loaded, Check(name, not problems, seen)
 
 
 def _stored(folder: Path) -> tuple[int, torch.dtype]:
     """Numbers in all safetensors files, read from their heads, and the dtype of the largest tensor."""
-    total, largest, dtype = 0, -1, torch.float32
+    tensors: list[tuple[int, str]] = []
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 (no mapping)
-                view = file.get_slice(key)
-                count = 1
-                for size in view.get_shape():
-                    count *= size
-                total += count
-                if count > largest:
-                    largest, dtype = count, _DTYPES.get(view.get_dtype(), torch.float32)
-    return total, dtype
-
-
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+            views = map(file.get_slice, file.keys())
+            tensors += [(math.prod(view.get_shape()), view.get_dtype()) for view in views]
+    _, dtype = max(tensors, key=lambda tensor: tensor[0], default=(0, "F32"))
+    return sum(count for count, _ in tensors), _DTYPES.get(dtype, torch.float32)
 
 
 @contextmanager
 def _listening(said: list[str]) -> Iterator[None]:
     """Collect warnings of Python and of the libraries' loggers instead of showing them."""
-
-    class Collector(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            said.append(_one_line(record.getMessage()))
-
-    collector = Collector(logging.WARNING)
+    heard = BufferingHandler(capacity=1_000_000)
+    heard.setLevel(logging.WARNING)
     loggers = [logging.getLogger("transformers"), logging.getLogger("huggingface_hub")]
     before = [(logger.handlers[:], logger.propagate) for logger in loggers]
     transformers_logging.disable_progress_bar()
     try:
         for logger in loggers:
-            logger.handlers, logger.propagate = [collector], False
+            logger.handlers, logger.propagate = [heard], False
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             yield
+        said += [_one_line(record.getMessage()) for record in heard.buffer]
         said += [_one_line(item.message) for item in caught]
     finally:
         for logger, (handlers, propagate) in zip(loggers, before, strict=True):
@@ -177,7 +181,7 @@ class Scores:
 
 
 def score_documents(
-    loaded: Loaded, documents: list[str], context: int, batch_size: int, limit: int | None = None
+    loaded: Loaded, documents: list[str], context: int, batch_size: int, limit: int = sys.maxsize
 ) -> Scores:
     """Encode, join with end-of-text as packing does, and score at most `limit` tokens."""
     tokenizer, model = loaded.tokenizer, loaded.model
@@ -186,120 +190,77 @@ def score_documents(
     for document in documents:
         ids += tokenizer.encode(document, add_special_tokens=False, split_special_tokens=True)
         ids += [end] if end is not None else []
-        if limit is not None and len(ids) > limit:
+        if len(ids) > limit:
             break
-    ids = ids[: None if limit is None else limit + 1]
+    ids = ids[: limit + 1]
     if torch.cuda.is_available():
         model.to("cuda")  # type: ignore[arg-type]  # wrapped by a decorator of transformers
     scores = score_tokens(model, TokensInMemory(ids), [0] * model.config.vocab_size, context, batch_size)
-    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    first = tokenizer.decode(ids[:1], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    text, first = (
+        tokenizer.decode(part, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        for part in (ids, ids[:1])
+    )
     size = len(text.encode()) - len(first.encode())
     return Scores(scores.nats, scores.tokens, max(size, 1), model.config.vocab_size)
 
 
-# Every fourth of the evaluation's prompts: enough to see a collapse, a few seconds on a CPU.
-_EVERY = 4
-
-
-def greedy_loop_rate(loaded: Loaded) -> tuple[float, int]:
-    """Share of continuations stuck in a loop, by the evaluation's own measure, and how many there were."""
-    texts = prompts()[::_EVERY]
-    outputs = generate(loaded.model, loaded.tokenizer, texts, sample=False)
-    return measure(outputs, loaded.tokenizer.decode)["loop_rate"], len(outputs)
-
-
-# "Well below" a uniform guess: at most this share of its nats a byte.
-UNIFORM_SHARE = 0.9
-# Float16 takes a CPU four times as long as float32; this many tokens are enough to see a difference.
-_HALF_TOKENS = 8192
-_BATCH = 8
-
-
-def main(job_file: str) -> None:
-    """Run the checks that a job asks for and write its report."""
-    job = read_json(Path(job_file), "job of the gate", "It is written by ant-hf itself.")
-    folder = Path(job["folder"])
-    checks = run_checks(folder, job)
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))
-    report = {
-        "schema": 1,
-        "verdict": verdict(checks),
-        "finished": now(),
-        "sha256": {path.name: file_sha256(path) for path in files},
-        "held_out_sha256": file_sha256(Path(job["held_out"])) if job.get("held_out") else None,
-        "checks": as_json(checks),
-    }
-    write_json(Path(job["report"]), report)
-
-
-def run_checks(folder: Path, job: dict[str, Any]) -> list[Check]:
-    """All checks in order; what needs a loaded model is left out when it does not load."""
-    files = check_files(folder, job.get("owner", ""))
-    dangerous = dangerous_files(folder)
-    loaded, checks = load(folder, torch.float32, refuse=dangerous)
-    if loaded:
-        checks.append(_parameters(loaded, job.get("parameters")))
-        checks.append(_round_trip(loaded.tokenizer))
-        if job.get("held_out"):
-            checks += _held_out(folder, loaded, Path(job["held_out"]), job["expected"])
-        checks.append(_english(loaded))
-        checks.append(_generation(loaded, job.get("degeneration")))
-    return [*checks, files]
+def _tied(model: Any) -> Check:
+    head, embeddings = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    shared = head.data_ptr() == embeddings.data_ptr()
+    declared = bool(model.config.tie_word_embeddings)
+    seen = f"tie_word_embeddings is {declared}, the two tensors share storage: {shared}"
+    return Check("tied weights", shared == declared, seen)
 
 
 def _parameters(loaded: Loaded, expected: int | None) -> Check:
-    counted = loaded.model.num_parameters()
-    figures = {"model": counted, "stored": loaded.stored_parameters}
-    if loaded.model.config.model_type == "llama":
-        formula = count_parameters(loaded.model.config.to_dict())
-        figures |= {"formula": formula} if formula else {}
-    figures |= {"run.json": expected} if expected else {}
-    seen = ", ".join(f"{name} {count:,}" for name, count in figures.items())
-    return Check("parameters", len(set(figures.values())) == 1, seen, figures)
+    config = loaded.model.config
+    figures = {
+        "model": loaded.model.num_parameters(),
+        "stored": loaded.stored_parameters,
+        "formula": count_parameters(config.to_dict()) if config.model_type == "llama" else None,
+        "run.json": expected,
+    }
+    known = {name: count for name, count in figures.items() if count is not None}
+    seen = ", ".join(f"{name} {count:,}" for name, count in known.items())
+    return Check("parameters", len(set(known.values())) == 1, seen, known)
 
 
 def _round_trip(tokenizer: Any) -> Check:
-    changed = [
-        text
-        for text in (*ROUND_TRIP, *ENGLISH)
-        if tokenizer.decode(
-            tokenizer.encode(text, add_special_tokens=False), clean_up_tokenization_spaces=False
-        )
-        != text
+    texts = (*ROUND_TRIP, *ENGLISH)
+    back = [
+        tokenizer.decode(tokenizer.encode(text, add_special_tokens=False), clean_up_tokenization_spaces=False)
+        for text in texts
     ]
-    total = len(ROUND_TRIP) + len(ENGLISH)
-    seen = f"{total - len(changed)} of {total} texts come back exactly"
+    changed = [text for text, again in zip(texts, back, strict=True) if text != again]
+    seen = f"{len(texts) - len(changed)} of {len(texts)} texts come back exactly"
     if changed:
         seen += f"; the first that does not: {changed[0][:40]!r}"
-    return Check("tokenizer round trip", not changed, seen, {"texts": total, "changed": len(changed)})
+    return Check("tokenizer round trip", not changed, seen, {"texts": len(texts), "changed": len(changed)})
 
 
-def _held_out(folder: Path, loaded: Loaded, text: Path, expected: dict[str, Any]) -> list[Check]:
+def _held_out(folder: Path, loaded: Loaded, expected: HeldOut) -> list[Check]:
     """The recorded loss again, from the text on: exported tokenizer, exported weights."""
     # Not str.splitlines, which also cuts at the line separators that a text may hold.
-    with text.open(encoding="utf-8") as lines:
+    with expected.text.open(encoding="utf-8") as lines:
         documents = [json.loads(line)["text"] for line in lines]
-    context, limit = expected["context_tokens"], expected["tokens"]
-    full = score_documents(loaded, documents, context, _BATCH, limit)
-    checks = [_loss("held-out loss, float32", full, expected["loss"])]
-    stored = loaded.stored_dtype
+
+    def score(loaded: Loaded, limit: int = expected.tokens) -> Scores:
+        return score_documents(loaded, documents, expected.context_tokens, _BATCH, limit)
+
+    full, stored = score(loaded), loaded.stored_dtype
+    checks = [_loss("held-out loss, float32", full, expected.loss)]
     if stored != torch.float32:
         other, _ = load(folder, stored)
         if other:
-            scores = score_documents(other, documents, context, _BATCH, limit)
-            checks.append(_loss(f"held-out loss, {_name(stored)} (as stored)", scores, expected["loss"]))
+            name = f"held-out loss, {str(stored).removeprefix('torch.')} (as stored)"
+            checks.append(_loss(name, score(other), expected.loss))
     half, _ = load(folder, torch.float16)
     if half:
-        prefix = score_documents(loaded, documents, context, _BATCH, min(limit, _HALF_TOKENS))
-        scores = score_documents(half, documents, context, _BATCH, min(limit, _HALF_TOKENS))
+        limit = min(expected.tokens, _HALF_TOKENS)
+        prefix, scores = score(loaded, limit), score(half, limit)
         checks.append(_loss(f"first {scores.tokens:,} tokens, float16 (the snippet's)", scores, prefix.loss))
-    checks.append(_units(full, expected["byte_perplexity"]))
+    checks.append(_units(full, expected.byte_perplexity))
     return [*checks, _uniform("held-out text against a uniform guess", full)]
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _loss(name: str, scores: Scores, expected: float) -> Check:
@@ -345,21 +306,21 @@ def _english(loaded: Loaded) -> Check:
     return _uniform("plain English against a uniform guess", scores)
 
 
-def _generation(loaded: Loaded, recorded: dict[str, Any] | None) -> Check:
-    from ant_hf.release.gate import greedy_loop_rate
-
-    rate, prompts = greedy_loop_rate(loaded)
-    name, numbers = "generation", {"loop_rate": rate, "prompts": prompts}
-    seen = f"{rate:.0%} of {prompts} greedy continuations end in a loop"
+def _generation(loaded: Loaded, recorded: float | None) -> Check:
+    """How many greedy continuations are stuck in a loop, by the evaluation's own measure."""
+    outputs = generate(loaded.model, loaded.tokenizer, prompts()[::_EVERY], sample=False)
+    rate, count = measure(outputs, loaded.tokenizer.decode)["loop_rate"], len(outputs)
+    name, numbers = "generation", {"loop_rate": rate, "prompts": count}
+    seen = f"{rate:.0%} of {count} greedy continuations end in a loop"
     if recorded is None:
         return Check(name, None, f"{seen}; no rate on record to hold it to", numbers)
-    expected = recorded["greedy"]["loop_rate"]
     # Three standard errors of a rate from this few prompts, never less than three prompts' worth: the error
     # of a recorded rate of 0 is 0, and one loop must not refuse a model.
-    allowed = min(1.0, expected + max(3 * math.sqrt(expected * (1 - expected) / prompts), 3 / prompts))
-    seen += f"; on record {expected:.1%}, at most {allowed:.0%} allowed"
-    return Check(name, rate <= allowed, seen, numbers | {"recorded": expected, "allowed": allowed})
+    error = math.sqrt(recorded * (1 - recorded) / count)
+    allowed = min(1.0, recorded + max(3 * error, 3 / count))
+    seen += f"; on record {recorded:.1%}, at most {allowed:.0%} allowed"
+    return Check(name, rate <= allowed, seen, numbers | {"recorded": recorded, "allowed": allowed})
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(Path(sys.argv[1]))

@@ -1,92 +1,239 @@
-"""The gate on anything: a run's final folder, a release, or a model that someone else published."""
+"""The gate seen from outside: what it is asked, the process it runs in, and its verdict on anyone's model."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
+from ant_hf.data.tokenizer import END_OF_TEXT, load_tokenizer
+from ant_hf.data.tokens import VALIDATION, PackedTokens, read_manifest, verify_shards
 from ant_hf.errors import AntError, missing_file
-from ant_hf.release.build import Sources, expected_scores, run_gate, write_held_out
-from ant_hf.release.checks import Check, as_json, from_json, verdict
-from ant_hf.utils.files import file_sha256, read_json, read_sealed
-from ant_hf.utils.names import RELEASE, RESULTS, RUN_RECORD
+from ant_hf.hub import HubClient
+from ant_hf.release.files import file_problems, read_release
+from ant_hf.release.publish import fetch_model
+from ant_hf.utils.files import check_hash, file_sha256, inventory, read_json, read_sealed, write_text
+from ant_hf.utils.names import CONFIG, GATE, MANIFEST, RELEASE, RESULTS, RUN_RECORD, TOKENIZER, WEIGHTS
+
+PASSED, REFUSED = "passed", "refused"
 
 
-def verify_folder(
-    folder: Path, tokens: Path | None = None, only_there: tuple[str, ...] = ()
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at; `vars` of it is its JSON in a report."""
+
+    name: str
+    passed: bool | None
+    """None when there was nothing to check it against."""
+    seen: str
+    """The numbers or the reason, in one line."""
+    numbers: dict[str, Any] = field(default_factory=dict)
+
+
+class HeldOut(BaseModel, ser_json_inf_nan="constants"):
+    """Text that the training never saw, and what the run recorded on it."""
+
+    text: Path
+    """JSON lines, a document each."""
+    loss: float
+    """In training, nats a token."""
+    byte_perplexity: float
+    tokens: int
+    context_tokens: int
+
+
+class Job(BaseModel):
+    """What the gate's process is asked, as it reads it from its file."""
+
+    folder: Path
+    owner: str = ""
+    """Hub account whose name is no secret."""
+    parameters: int | None = None
+    """Counted by the training."""
+    held_out: HeldOut | None = None
+    loop_rate: float | None = None
+    """Of the evaluation's greedy continuations."""
+
+
+def verdict(checks: list[dict[str, Any]]) -> str:
+    """`passed` unless a check failed."""
+    return REFUSED if any(check["passed"] is False for check in checks) else PASSED
+
+
+def refusal(what: Path | str, checks: list[dict[str, Any]], report: Path | None = None) -> AntError:
+    """The error that names every failed check with its numbers."""
+    failed = "\n".join(
+        f"  - {check['name']}: {check['seen']}" for check in checks if check["passed"] is False
+    )
+    where = f"\nThe whole report: {report}" if report else ""
+    return AntError(f"{what} is not fit to be published:\n{failed}{where}")
+
+
+def check_files(folder: Path, owner: str = "") -> Check:
+    """The check of a folder's files as they are now."""
+    problems = file_problems(folder, owner)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files)
+    weights = "safetensors and GGUF" if any(path.suffix == ".gguf" for path in files) else "safetensors"
+    seen = f"{len(files)} files, {size:,} bytes; {weights} only, no code, no paths, no tokens"
+    return Check("files", not problems, "; ".join(problems) or seen, {"files": len(files), "bytes": size})
+
+
+def write_held_out(run: dict[str, Any], tokens: Path, tokenizer: Path, target: Path) -> None:
+    """Decode the validation split with the tokenizer that packed it, one JSON object a document.
+
+    As text again, so that the gate starts where a reader starts. Stops once it covers the tokens that the
+    recorded loss was measured on.
+
+    Raises:
+        AntError: tokens or tokenizer are not those of the run.
+    """
+    problem, hint = f"{tokens} is not what this run was trained on", "Pass the right folder: --tokens FOLDER"
+    check_hash(problem, file_sha256(tokens / MANIFEST), run["sha256"]["tokens"], hint)
+    verify_shards(tokens)
+    packed_with = read_manifest(tokens)["inputs"]["tokenizer_sha256"]
+    problem = f"{tokenizer} is not the tokenizer that packed {tokens}"
+    check_hash(problem, file_sha256(tokenizer / TOKENIZER), packed_with)
+    loaded = load_tokenizer(tokenizer)
+    end = loaded.token_to_id(END_OF_TEXT)
+    split = PackedTokens(tokens, VALIDATION)
+    wanted = min(len(split), run["final"]["tokens"] + 1)
+    ids = split.slice(0, len(split)).tolist()
+    # Where text was cut the last document has no end: with this one it is found like the others.
+    ids.append(end)
+    with target.open("w", encoding="utf-8") as handle:
+        start = 0
+        while start < wanted:
+            stop = ids.index(end, start)
+            handle.write(json.dumps({"text": loaded.decode(ids[start:stop])}, ensure_ascii=False) + "\n")
+            start = stop + 1
+
+
+def ask_gate(
+    folder: Path, run: dict[str, Any] | None, tokens: Path | None, owner: str = ""
 ) -> dict[str, Any]:
-    """Run the gate on a folder with whatever there is to hold it to.
+    """The gate's report on a folder, held to what its records and a run's packed tokens say.
 
     Args:
-        tokens: packed tokens of the run, for the recorded held-out loss.
-        only_there: further files of the repository, not downloaded, that have no place beside a model.
+        run: the record of the run that trained it.
+        tokens: packed by that run, their tokenizer beside them; without, no loss is reproduced.
+
+    Raises:
+        AntError: the tokens are not those of the run, or the process died before it could report.
+    """
+    job = Job(folder=folder.resolve(), owner=owner, parameters=run["parameters"]["total"] if run else None)
+    if (folder / RESULTS).is_file():
+        loops = read_json(folder / RESULTS, "results", "").get("degeneration")
+        job.loop_rate = loops["greedy"]["loop_rate"] if loops else None
+    with tempfile.TemporaryDirectory() as scratch:
+        if run and tokens:
+            text = Path(scratch) / "held_out.jsonl"
+            write_held_out(run, tokens, tokens.parent / "tokenizer", text)
+            loss = run["final"]["loss_in_training"]
+            job.held_out = HeldOut.model_validate(run["final"] | {"text": text, "loss": loss})
+        return run_gate(job, Path(scratch))
+
+
+def run_gate(job: Job, scratch: Path) -> dict[str, Any]:
+    """Start the gate's own process, offline, in an empty working directory.
+
+    Raises:
+        AntError: the process died before it could report.
+    """
+    write_text(scratch / "job.json", job.model_dump_json())
+    result = subprocess.run(  # noqa: S603 (our own module)
+        [sys.executable, "-m", "ant_hf.release.gate", str(scratch / "job.json")],
+        cwd=scratch,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if result.returncode:
+        raise AntError("the gate's process failed", seen=result.stderr.strip().splitlines()[-1:])
+    return read_json(scratch / GATE, "gate report", "")
+
+
+def tokens_of(run: dict[str, Any], run_dir: Path) -> Path:
+    """Where a run has its packed tokens."""
+    return Path(run["recipe"]["data_dir"] or run_dir) / "tokens"
+
+
+def verify(
+    model: str | Path,
+    tokens: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    client: HubClient | None = None,
+) -> dict[str, Any]:
+    """Run the gate on any model, with whatever there is to hold it to.
+
+    Args:
+        model: a run's final folder, a release, any other model folder, or a Hub repository.
+        tokens: folder of the run's packed tokens, for the recorded held-out loss.
+        revision: commit, tag or branch of the repository.
+        client: reads the repository; default: with the token that huggingface_hub finds, or without.
 
     Returns:
-        The report, as in gate.json.
+        The report, as in gate.json: `verdict` is `passed` or `refused`, `checks` say why.
+
+    Raises:
+        AntError: there is no model, or no such tokens.
     """
-    if not (folder / "config.json").is_file():
+    folder, left_out = Path(model), list[str]()
+    if not folder.is_dir():
+        folder, left_out = fetch_model(client or HubClient(anonymous=True), str(model), revision)
+    if not (folder / CONFIG).is_file():
         raise missing_file(folder, "model folder", "Pass a folder with config.json, or a Hub repository.")
-    run = _run_record(folder)
-    with tempfile.TemporaryDirectory() as scratch:
-        job = _job(folder, run, tokens, Path(scratch))
-        report = run_gate(folder, job, Path(scratch))
-    checks = from_json(report["checks"])
-    if not job.get("held_out"):
-        reason = "no held-out text here" if run else "no run.json, so no loss on record"
-        checks.insert(-2, Check("held-out loss", None, f"{reason}; pass --tokens FOLDER of the run's tokens"))
-    if (folder / RELEASE).is_file():
-        checks.append(_hashes(folder))
-    if only_there:
-        checks.append(
-            Check("files not downloaded", False, f"not safe beside a model: {', '.join(only_there)}")
-        )
-    return report | {"checks": as_json(checks), "verdict": verdict(checks)}
-
-
-def _run_record(folder: Path) -> dict[str, Any] | None:
-    """run.json inside a release, or beside a `final` folder whose weights it names."""
-    for path in (folder / RUN_RECORD, folder.resolve().parent / RUN_RECORD):
-        if path.is_file():
-            record = read_sealed(path, "run record", "Remove it to verify without it.")
-            weights = folder / "model.safetensors"
-            named = record.get("final", {}).get("weights_sha256")
-            if path.parent == folder or (weights.is_file() and named == file_sha256(weights)):
-                return record
-    return None
-
-
-def _job(folder: Path, run: dict[str, Any] | None, tokens: Path | None, scratch: Path) -> dict[str, Any]:
-    job: dict[str, Any] = {}
-    if tokens and not tokens.is_dir():
-        raise missing_file(tokens, "folder of packed tokens", "Pass the run's: --tokens FOLDER")
-    if (folder / RESULTS).is_file():
-        job["degeneration"] = read_json(folder / RESULTS, "results", "").get("degeneration")
-    if run is None:
-        if tokens:
+    run, packed = _run_of(folder)
+    if tokens:
+        packed = Path(tokens)
+        if not packed.is_dir():
+            raise missing_file(tokens, "folder of packed tokens", "Pass the run's: --tokens FOLDER")
+        if run is None:
             raise AntError("--tokens needs the run.json that says what the loss was", seen=str(folder))
-        return job
-    job["parameters"] = run["parameters"]["total"]
-    try:
-        sources = Sources.of(folder, tokens)
-        tokens, tokenizer = sources.tokens, sources.tokenizer
-    except AntError:
-        # A release folder knows no run folder around it.
-        tokenizer = tokens.parent / "tokenizer" if tokens else folder
-    if tokens and tokens.is_dir():
-        write_held_out(run, tokens, tokenizer, scratch / "held_out.jsonl")
-        job["held_out"] = str(scratch / "held_out.jsonl")
-        job["expected"] = expected_scores(run)
-    return job
+    report = ask_gate(folder, run, packed)
+    checks = report["checks"]
+    if not report["held_out_sha256"]:
+        reason = "no held-out text here" if run else "no run.json, so no loss on record"
+        seen = f"{reason}; pass --tokens FOLDER of the run's tokens"
+        checks.insert(-2, vars(Check("held-out loss", None, seen)))
+    if (folder / RELEASE).is_file():
+        checks.append(vars(_hashes(folder)))
+    if left_out:
+        seen = f"not safe beside a model: {', '.join(left_out)}"
+        checks.append(vars(Check("files not downloaded", False, seen)))
+    return report | {"verdict": verdict(checks)}
+
+
+def _run_of(folder: Path) -> tuple[dict[str, Any] | None, Path | None]:
+    """The record of the run that trained a model, and the packed tokens if it lies in that run's folder.
+
+    The record lies inside a release, or beside a `final` folder whose weights it names.
+    """
+    run_dir, hint = folder.resolve().parent, "Remove it to verify without it."
+    own, beside = (
+        read_sealed(path, "run record", hint) if path.is_file() else None
+        for path in (folder / RUN_RECORD, run_dir / RUN_RECORD)
+    )
+    # A file of this name may be another program's, and a run of ours has no final model before it ends.
+    if own is None and beside and (folder / WEIGHTS).is_file():
+        named = beside.get("final", {}).get("weights_sha256")
+        own = beside if named == file_sha256(folder / WEIGHTS) else None
+    packed = tokens_of(beside, run_dir) if beside and beside.get("status") == "finished" else None
+    return own, packed if packed and packed.is_dir() else None
 
 
 def _hashes(folder: Path) -> Check:
     """The files against the hashes of release.json."""
-    files = read_json(folder / RELEASE, "release record", "").get("files", {})
-    wrong = [
-        name
-        for name, expected in files.items()
-        if not (folder / name).is_file() or file_sha256(folder / name) != expected["sha256"]
-    ]
+    files, there = read_release(folder, "Make it anew: ant-hf card")["files"], inventory(folder)
+    wrong = [name for name in files if there.get(name, {}).get("sha256") != files[name]["sha256"]]
     seen = f"differ from {RELEASE}: {', '.join(wrong)}" if wrong else f"{len(files)} files as in {RELEASE}"
     return Check("hashes", not wrong, seen)

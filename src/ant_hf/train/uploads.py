@@ -2,21 +2,18 @@
 
 Not Trainer's own push: that sends the whole output folder, tokens included, drops a push while another
 is running unless `hub_always_push` is set, uploads from folders that the next save may remove, and stops
-the run when the Hub does not answer at its start. Here one thread sends one commit a checkpoint, from
-hard links of its own; what the Hub does never reaches the training.
+the run when the Hub does not answer at its start. Here the one worker of `HfApi.run_as_future` sends one
+commit a checkpoint, in order, from hard links of its own; what the Hub does never reaches the training.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import queue
 import shutil
-import threading
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.utils.tqdm import disable_progress_bars
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -26,22 +23,17 @@ from ant_hf.hub import HubClient, HubUnreachableError
 from ant_hf.recipe import Recipe
 from ant_hf.utils.console import is_first_process, say
 from ant_hf.utils.files import read_json, read_sealed, whole_folder, write_json, write_sealed
-from ant_hf.utils.names import METRICS, RUN_RECORD, SEAL
+from ant_hf.utils.names import LAST_CHECKPOINT, METRICS, MODEL_FILES, RUN_RECORD, SEAL, TOKENIZER_FILES
 from ant_hf.utils.provenance import without_paths
 
-LAST = "last-checkpoint"
 _STAGE = ".hub-upload"
-_MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors")
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 # Written by Trainer for itself: a pickle with this machine's paths in it, not needed to go on.
-_NOT_SENT = {"training_args.bin"}
-# Keys whose values are places on a machine.
-_PLACES = ("output_dir", "data_dir")
+_NOT_SENT = "training_args.bin"
 _WAIT_SECONDS = 600.0
 
 
 class CheckpointUploads(TrainerCallback):
-    """Sends every saved checkpoint to the Hub from a thread; failures are said and forgotten.
+    """Sends every saved checkpoint to the Hub beside the training; failures are said and forgotten.
 
     Args:
         client: may write to the recipe's `hub_model_id`.
@@ -49,16 +41,14 @@ class CheckpointUploads(TrainerCallback):
     """
 
     def __init__(self, client: HubClient, recipe: Recipe) -> None:
-        self._client, self._recipe = client, recipe
-        self._output_dir = Path(recipe.output_dir)
-        self._jobs: queue.Queue[tuple[str, Path] | None] = queue.Queue()
-        self._created = False
+        self._client, self._recipe, self._output_dir = client, recipe, Path(recipe.output_dir)
+        self._repository = str(recipe.training.hub_model_id)
+        self._newest: tuple[str, Path, Future[None]] | None = None
+        self._is_created = self._is_given_up = False
         self.sent: list[str] = []
         self.failed: list[str] = []
         shutil.rmtree(self._output_dir / _STAGE, ignore_errors=True)
         disable_progress_bars()
-        self._thread = threading.Thread(target=self._work, name="hub uploads", daemon=True)
-        self._thread.start()
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -67,118 +57,103 @@ class CheckpointUploads(TrainerCallback):
             return
         what = f"step {state.global_step:,}"
         try:
-            stage = self._stage_checkpoint(state.global_step)
+            stage = self._stage_checkpoint(self._output_dir / f"checkpoint-{state.global_step}")
         except OSError as error:
             self._fail(what, str(error))
             return
-        if not self._recipe.training.hub_always_push:
-            self._drop_waiting()
-        self._jobs.put((what, stage))
+        if self._newest and not self._recipe.training.hub_always_push:
+            older, its_stage, upload = self._newest
+            # Only what still waits can be cancelled.
+            if upload.cancel():
+                say(f"hub         {older} is not sent: a newer checkpoint is there before the line is free")
+                shutil.rmtree(its_stage, ignore_errors=True)
+        self._put_in_line(what, stage)
 
-    def finish(self, final: Path) -> None:
-        """Send the exported model and wait until everything is there, or has failed."""
-        stage = self._new_stage("final")
-        for path in final.iterdir():
-            if path.is_file():
-                _link(path, stage / path.name)
-        self._add_records(stage)
-        self._jobs.put(("the final model", stage))
-        self.close("the final model")
-
-    def close(self, last: str) -> None:
-        """Wait until everything is there, or has failed.
-
-        Args:
-            last: what was put in line last, for the message.
-        """
-        self._jobs.put(None)
-        say(f"hub         waiting for the uploads to {self._recipe.training.hub_model_id}")
-        self._thread.join(_WAIT_SECONDS)
-        if self._thread.is_alive():
+    def finish(self, final: Path | None) -> None:
+        """Send the exported model, if there is one, and wait until everything is there, or has failed."""
+        last = "the final model" if final else "the last checkpoint"
+        if final:
+            stage = self._new_stage("final")
+            for path in final.iterdir():
+                if path.is_file():
+                    _link(path, stage / path.name)
+            self._put_in_line(last, stage)
+        say(f"hub         waiting for the uploads to {self._repository}")
+        # In line behind all others, it is done when they are.
+        if wait([self._client.api.run_as_future(int)], _WAIT_SECONDS).not_done:
+            self._is_given_up = True
             self._fail(last, f"no end after {_WAIT_SECONDS:.0f} s")
         if self.failed:
             say("hub         not everything arrived; run the same command again to go on")
         else:
-            say(f"hub         {len(self.sent)} uploads to {self._recipe.training.hub_model_id} arrived")
+            say(f"hub         {len(self.sent)} uploads to {self._repository} arrived")
 
-    def _work(self) -> None:
-        while job := self._jobs.get():
-            what, stage = job
-            try:
-                self._send(what, stage)
-                self.sent.append(what)
-            except Exception as error:  # whatever it is, it must not reach the training
-                self._fail(what, self._client.redact(str(error)))
-            finally:
-                shutil.rmtree(stage, ignore_errors=True)
+    def _put_in_line(self, what: str, stage: Path) -> None:
+        self._newest = what, stage, self._client.api.run_as_future(self._send, what, stage)
 
     def _send(self, what: str, stage: Path) -> None:
-        training, api = self._recipe.training, self._client.api
-        repository = str(training.hub_model_id)
-        if not self._created:
+        # Python itself waits for the worker when it ends: for what is under way, and nothing more.
+        if self._is_given_up:
+            return
+        api, is_private = self._client.api, self._recipe.training.hub_private_repo
+        # Files of an earlier checkpoint that this one does not have.
+        gone = f"{LAST_CHECKPOINT}/*" if (stage / LAST_CHECKPOINT).is_dir() else None
+        try:
+            if not self._is_created:
+                self._client.step(
+                    f"creating {self._repository}",
+                    lambda: api.create_repo(self._repository, private=is_private, exist_ok=True),
+                )
+                self._is_created = True
             self._client.step(
-                f"creating {repository}",
-                lambda: api.create_repo(repository, private=training.hub_private_repo, exist_ok=True),
+                f"sending {what}",
+                lambda: api.upload_folder(
+                    repo_id=self._repository,
+                    folder_path=stage,
+                    commit_message=f"Training in progress, {what}",
+                    delete_patterns=gone,
+                ),
             )
-            self._created = True
-        self._client.step(
-            f"sending {what}",
-            lambda: api.upload_folder(
-                repo_id=repository,
-                folder_path=stage,
-                commit_message=f"Training in progress, {what}",
-                # Files of an earlier checkpoint that this one does not have.
-                delete_patterns=f"{LAST}/*" if (stage / LAST).is_dir() else None,
-            ),
-        )
+            self.sent.append(what)
+        except Exception as error:  # whatever it is, it must not reach the training
+            self._fail(what, self._client.redact(str(error)))
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
 
     def _fail(self, what: str, why: str) -> None:
         self.failed.append(what)
         say(f"hub         {what} was not sent, training goes on: {why}")
 
-    def _drop_waiting(self) -> None:
-        """A newer checkpoint takes the place of one that still waits, and says so."""
-        while True:
-            try:
-                job = self._jobs.get_nowait()
-            except queue.Empty:
-                return
-            if job:
-                say(f"hub         {job[0]} is not sent: a newer checkpoint is there before the line is free")
-                shutil.rmtree(job[1], ignore_errors=True)
-
-    def _stage_checkpoint(self, step: int) -> Path:
+    def _stage_checkpoint(self, checkpoint: Path) -> Path:
         """The files of one commit, as hard links that a later removal of the checkpoint cannot take away."""
-        checkpoint = self._output_dir / f"checkpoint-{step}"
         stage = self._new_stage(checkpoint.name)
-        for name in _MODEL_FILES:
+        for name in MODEL_FILES:
             if (checkpoint / name).is_file():
                 _link(checkpoint / name, stage / name)
-        for name in _TOKENIZER_FILES:
+        for name in TOKENIZER_FILES:
             _link(self._recipe.tokenizer_dir / name, stage / name)
-        self._add_records(stage)
-        strategy = self._recipe.training.hub_strategy
-        targets = {"checkpoint": [LAST], "all_checkpoints": [LAST, checkpoint.name]}.get(strategy, [])
-        for target in targets:
-            (stage / target).mkdir()
+        targets = {"checkpoint": [LAST_CHECKPOINT], "all_checkpoints": [LAST_CHECKPOINT, checkpoint.name]}
+        for target in targets.get(self._recipe.training.hub_strategy, []):
+            folder = self._new_stage(f"{checkpoint.name}/{target}")
             for path in checkpoint.iterdir():
-                if path.name not in _NOT_SENT:
-                    _link(path, stage / target / path.name)
-            _reseal(stage / target)
-            self._add_records(stage / target)
+                if path.name not in (_NOT_SENT, SEAL):
+                    _link(path, folder / path.name)
+            if (checkpoint / SEAL).is_file():
+                seal = read_json(checkpoint / SEAL, "the seal", "")
+                seal["files"].pop(_NOT_SENT, None)
+                write_json(folder / SEAL, seal)
         return stage
 
     def _new_stage(self, name: str) -> Path:
+        """A folder with the run's records, as the public may see them."""
         stage = self._output_dir / _STAGE / name
         shutil.rmtree(stage, ignore_errors=True)
         stage.mkdir(parents=True)
-        return stage
-
-    def _add_records(self, stage: Path) -> None:
         record = read_sealed(self._output_dir / RUN_RECORD, "run record", "")
         write_sealed(stage / RUN_RECORD, without_paths(record))
         if (self._output_dir / METRICS).is_file():
             shutil.copyfile(self._output_dir / METRICS, stage / METRICS)
+        return stage
 
 
 def _link(source: Path, target: Path) -> None:
@@ -189,23 +164,10 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _reseal(checkpoint: Path) -> None:
-    """Take what is not sent out of the checkpoint's own list of files."""
-    path = checkpoint / SEAL
-    if path.is_file():
-        seal = json.loads(path.read_text(encoding="utf-8"))
-        seal["files"] = {name: value for name, value in seal["files"].items() if name not in _NOT_SENT}
-        # Not written through the link, which would change the local checkpoint.
-        path.unlink()
-        write_json(path, seal)
-
-
 def finish_uploads(uploads: CheckpointUploads | None, final: Path | None) -> None:
     """Send the exported model, if the recipe pushes to the Hub; without one, wait for the last checkpoint."""
-    if uploads and final:
+    if uploads:
         uploads.finish(final)
-    elif uploads:
-        uploads.close("the last checkpoint")
 
 
 def start_uploads(recipe: Recipe, trainer: Trainer | None = None) -> CheckpointUploads | None:
@@ -219,25 +181,25 @@ def start_uploads(recipe: Recipe, trainer: Trainer | None = None) -> CheckpointU
     """
     if not recipe.training.push_to_hub or not is_first_process():
         return None
-    client = HubClient(attempts=3, timeout=30.0)
-    _check_token(client)
-    uploads = CheckpointUploads(client, recipe)
+    uploads = CheckpointUploads(_checked_client(), recipe)
     if trainer:
         trainer.add_callback(uploads)
     return uploads
 
 
-def _check_token(client: HubClient) -> None:
+def _checked_client() -> HubClient:
+    client = HubClient(attempts=3, timeout=30.0)
     try:
-        account = client.step("asking who the token belongs to", client.api.whoami)
+        account, access = client.account()
     except HubUnreachableError as error:
         say(f"hub         {error}; training goes on, and every save tries again")
-        return
-    if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        return client
+    if access.get("role") == "read":
         raise AntError(
             f"the Hub token of {account['name']} may only read, and training.push_to_hub is on",
             hint="Make one that may write at https://huggingface.co/settings/tokens",
         )
+    return client
 
 
 def fetch_checkpoint(recipe: Recipe, fresh: bool) -> None:
@@ -247,21 +209,20 @@ def fetch_checkpoint(recipe: Recipe, fresh: bool) -> None:
         AntError: the Hub cannot say whether it holds one: starting over would put a first checkpoint
             over a later one.
     """
-    output_dir = Path(recipe.output_dir)
-    training = recipe.training
-    if not training.push_to_hub or fresh or not is_first_process() or (output_dir / RUN_RECORD).is_file():
+    output_dir, repository = Path(recipe.output_dir), str(recipe.training.hub_model_id)
+    is_wanted = recipe.training.push_to_hub and not fresh and is_first_process()
+    if not is_wanted or (output_dir / RUN_RECORD).is_file():
         return
-    client = HubClient(attempts=3, timeout=30.0)
     # Now, and not after hours of packing.
-    _check_token(client)
-    repository = str(training.hub_model_id)
+    client = _checked_client()
 
     def download() -> Path | None:
         try:
-            folder = Path(snapshot_download(repository, allow_patterns=f"{LAST}/*", token=client.api.token))
+            snapshot = client.api.snapshot_download(repository, allow_patterns=f"{LAST_CHECKPOINT}/*")
         except RepositoryNotFoundError:
             return None
-        return folder / LAST if (folder / LAST / RUN_RECORD).is_file() else None
+        folder = Path(snapshot, LAST_CHECKPOINT)
+        return folder if (folder / RUN_RECORD).is_file() else None
 
     try:
         found = client.step(f"looking for a checkpoint in {repository}", download)
@@ -270,22 +231,12 @@ def fetch_checkpoint(recipe: Recipe, fresh: bool) -> None:
             f"{error}; whether {repository} holds a checkpoint of this run is not known",
             hint="Try again later, or train without the Hub: --set training.push_to_hub=false",
         ) from None
-    if found:
-        _put_in_place(found, recipe, output_dir)
-
-
-def _with_paths(then: Any, now: Any, key: str = "") -> Any:
-    """The recorded recipe with the paths of this machine where only the folders differ."""
-    if isinstance(then, dict) and isinstance(now, dict):
-        return {name: _with_paths(value, now.get(name), name) for name, value in then.items()}
-    return now if without_paths(then, key) == without_paths(now, key) else then
-
-
-def _put_in_place(found: Path, recipe: Recipe, output_dir: Path) -> None:
+    if not found:
+        return
     state = read_json(found / "trainer_state.json", "trainer state of the Hub's checkpoint", "")
     record = read_sealed(found / RUN_RECORD, "run record of the Hub's checkpoint", "")
     now = recipe.model_dump()
-    then = _with_paths(record.get("recipe", {}), now) | {key: now[key] for key in _PLACES}
+    then = _with_paths(record["recipe"], now) | {key: now[key] for key in ("output_dir", "data_dir")}
     step = int(state["global_step"])
     output_dir.mkdir(parents=True, exist_ok=True)
     with whole_folder(output_dir / f"checkpoint-{step}") as partial:
@@ -296,4 +247,11 @@ def _put_in_place(found: Path, recipe: Recipe, output_dir: Path) -> None:
         shutil.copyfile(found / METRICS, output_dir / METRICS)
     # Last: a folder with this file counts as the run's.
     write_sealed(output_dir / RUN_RECORD, record | {"recipe": then})
-    say(f"hub         step {step:,} was fetched from {recipe.training.hub_model_id}")
+    say(f"hub         step {step:,} was fetched from {repository}")
+
+
+def _with_paths(then: Any, now: Any, key: str = "") -> Any:
+    """The recorded recipe with the paths of this machine where only the folders differ."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        return {name: _with_paths(value, now.get(name), name) for name, value in then.items()}
+    return now if without_paths(then, key) == without_paths(now, key) else then

@@ -14,9 +14,13 @@ FRAGMENTATION = "fragmentation.json"
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
+MODEL_FILES = (CONFIG, "generation_config.json", WEIGHTS)
+TOKENIZER_FILES = (TOKENIZER, "tokenizer_config.json")
 RESULTS = "results.json"
 # In a checkpoint: its list of files, written last.
 SEAL = "checkpoint.json"
+# In a repository that a run pushes to: the state to go on from.
+LAST_CHECKPOINT = "last-checkpoint"
 # In a folder of exported files.
 VERIFIED = "verified.json"
 # In a release folder; the manifest of the tokens has another name there.

@@ -7,9 +7,11 @@ import importlib.metadata
 import re
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
+
+from ant_hf.utils.files import strings_in
 
 
 def source_commit() -> str | None:
@@ -50,13 +52,10 @@ _MOVED = re.compile(rf"((?:\w+\.)*(?:{'|'.join(_PLACES)})) was (?:.*, is )?['\"]
 
 
 def without_paths(value: Any, key: str = "") -> Any:
-    """JSON values with every absolute path cut down to its last name.
-
-    Of a change of a place, as run.json records it, only the key stays.
+    """JSON values with every absolute path, of either kind of system, cut down to its last name.
 
     Args:
-        key: the one that holds the value. White space makes a text a sentence, which stays as it is, unless
-            the key is that of a place.
+        key: the one that holds the value; it says whether white space makes a text a sentence, which stays.
     """
     if isinstance(value, dict):
         return {name: without_paths(item, name) for name, item in value.items()}
@@ -66,13 +65,16 @@ def without_paths(value: Any, key: str = "") -> Any:
         return value
     if key == "what" and (moved := _MOVED.match(value)):
         return f"{moved[1]} was changed"
-    is_sentence = key not in _PLACES and any(character.isspace() for character in value)
-    return value if is_sentence else _last_name(value)
-
-
-def _last_name(text: str) -> str:
-    """The last name of an absolute path with a folder in it, of either kind of system; other texts stay."""
-    posix, windows = PurePosixPath(text), PureWindowsPath(text)
+    if key not in _PLACES and any(character.isspace() for character in value):
+        return value
+    posix, windows = PurePosixPath(value), PureWindowsPath(value)
+    # `/text` alone is a separator or a command, no place.
     if posix.is_absolute() and len(posix.parts) > 2:
         return posix.name
-    return windows.name if windows.drive and windows.is_absolute() else text
+    return windows.name if windows.drive and windows.is_absolute() else value
+
+
+def paths_in(values: Any) -> Iterator[str]:
+    """The texts among JSON values that `without_paths` would change."""
+    pairs = zip(strings_in(values), strings_in(without_paths(values)), strict=True)
+    return (text for text, public in pairs if text != public)
