@@ -5,6 +5,7 @@ Every number, cell and sentence in it is computed here from the records; nothing
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable
@@ -32,7 +33,7 @@ def render_card(inputs: CardInputs) -> str:
     """The card's text.
 
     Raises:
-        AntError: the licence is none of the Hub's.
+        AntError: the licence is none of the Hub's, or a record lacks a key that the card shows (names both).
     """
     context = _context(inputs)
     environment = jinja2.Environment(
@@ -75,7 +76,9 @@ def _context(inputs: CardInputs) -> dict[str, Any]:
         "rows": scores,
         "slices": slices,
         "takeaways": _takeaways(inputs, scores, slices),
-        "recipe_yaml": yaml.safe_dump(inputs.recipe, sort_keys=False, allow_unicode=True),
+        "recipe_yaml": yaml.safe_dump(
+            json.loads(json.dumps(inputs.recipe)), sort_keys=False, allow_unicode=True
+        ),
         "tables": {
             "architecture": _architecture_table(inputs),
             "training": _training_table(inputs),
