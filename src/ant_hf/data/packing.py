@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
@@ -196,7 +195,8 @@ def write_tokens(
         text_bytes: about how much text there is, where that is known.
     """
     limit = recipe.corpus.max_tokens
-    splits = {TRAIN: SplitCounts(), VALIDATION: SplitCounts()}
+    counts = CorpusCounts({})
+    splits: dict[str, _SplitWriter] = {}
 
     def room_needed() -> int:
         """Bytes of all shards, by the limit or by what was read and written so far."""
@@ -206,8 +206,6 @@ def write_tokens(
         if text_bytes and read:
             estimates.append(written * text_bytes // read)
         return max(min(estimates, default=0), written)
-
-    counts = CorpusCounts({})
 
     def within_limit() -> Iterator[EncodedDocument]:
         nonlocal counts
@@ -221,42 +219,31 @@ def write_tokens(
     with ExitStack() as stack:
         stack.enter_context(writing("the packed tokens", recipe.tokens_dir, room_needed))
         partial = stack.enter_context(whole_folder(recipe.tokens_dir))
-        writers = {
-            name: stack.enter_context(_SplitWriter(partial, name, split)) for name, split in splits.items()
-        }
         bar = stack.enter_context(tqdm(desc="packing", unit="B", unit_scale=True, leave=False))
+        for name in (TRAIN, VALIDATION):
+            splits[name] = stack.enter_context(_SplitWriter(partial, name))
         for document in within_limit():
-            writers[document.split].add(document)
+            splits[document.split].add(document)
             bar.update(document.size)
-        for writer in writers.values():
-            writer.finish_shard()
         manifest = {
             "format_version": FORMAT_VERSION,
             "inputs_sha256": fingerprint(inputs),
             "inputs": inputs,
             "dtype": "uint16",
             "documents": counts.as_written(sum(split.documents for split in splits.values())),
-            "splits": {name: vars(split) for name, split in splits.items()},
+            "splits": {name: split.finish() for name, split in splits.items()},
         }
         write_sealed(partial / MANIFEST, manifest)
     return manifest
 
 
-@dataclass
-class SplitCounts:
-    """What one split holds; `tokens` counts one end-of-text token a document."""
-
-    documents: int = 0
-    tokens: int = 0
-    bytes: int = 0
-    shards: list[dict[str, Any]] = field(default_factory=list)
-
-
 class _SplitWriter:
     """Appends documents to shards of at most `SHARD_TOKENS`, hashing and counting as it goes."""
 
-    def __init__(self, folder: Path, split: str, counts: SplitCounts) -> None:
-        self._folder, self._split, self._counts = folder, split, counts
+    def __init__(self, folder: Path, split: str) -> None:
+        self.documents = self.tokens = self.bytes = 0
+        self._shards: list[dict[str, Any]] = []
+        self._folder, self._split = folder, split
         self._handle: BinaryIO | None = None
 
     def __enter__(self) -> _SplitWriter:
@@ -269,13 +256,13 @@ class _SplitWriter:
                 self._handle.close()
 
     def add(self, document: EncodedDocument) -> None:
-        self._counts.documents += 1
-        self._counts.tokens += len(document.ids) // 2
-        self._counts.bytes += document.size
+        self.documents += 1
+        self.tokens += len(document.ids) // 2
+        self.bytes += document.size
         ids = document.ids
         while ids:
             if self._handle is None:
-                name = f"{self._split}-{len(self._counts.shards):05d}.bin"
+                name = f"{self._split}-{len(self._shards):05d}.bin"
                 self._handle = (self._folder / name).open("wb")
                 self._digest, self._room = hashlib.sha256(), 2 * SHARD_TOKENS
             piece, ids = ids[: self._room], ids[self._room :]
@@ -283,16 +270,25 @@ class _SplitWriter:
             self._digest.update(piece)
             self._room -= len(piece)
             if not self._room:
-                self.finish_shard()
+                self._finish_shard()
 
-    def finish_shard(self) -> None:
-        """Write what is in the buffers and note the shard; nothing if none was begun."""
+    def finish(self) -> dict[str, Any]:
+        """What the split holds; `tokens` counts one end-of-text token a document."""
+        self._finish_shard()
+        return {
+            "documents": self.documents,
+            "tokens": self.tokens,
+            "bytes": self.bytes,
+            "shards": self._shards,
+        }
+
+    def _finish_shard(self) -> None:
         if self._handle is None:
             return
         self._handle.flush()
         os.fsync(self._handle.fileno())
         self._handle.close()
-        self._counts.shards.append(
+        self._shards.append(
             {
                 "file": Path(self._handle.name).name,
                 "tokens": SHARD_TOKENS - self._room // 2,

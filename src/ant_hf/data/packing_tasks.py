@@ -140,58 +140,56 @@ class EncodeFiles(_Step):
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
         yield from data or ()
-        packing, recipe = self.packing, self.packing.recipe
-        missing = [index for index in range(rank, packing.tasks, world_size) if not packing.is_encoded(index)]
+        mine = range(rank, self.packing.tasks, world_size)
+        missing = [index for index in mine if not self.packing.is_encoded(index)]
         if not missing:
             return
         # The tasks are the parallelism; threads inside each would only compete.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        recipe = self.packing.recipe
         encoder = Encoder(recipe.tokenizer_dir / TOKENIZER)
         sets = EvaluationSets.find(recipe.corpus.decontaminate)
         for index in missing:
-            file = LocalFiles((packing.files[index],), recipe.corpus.text_column)
-            documents, tokens = encode_file(file, packing.part(index), encoder, sets)
-            self.stat_update("documents", value=documents, unit="file")
-            self.stat_update("tokens", value=tokens, unit="file")
+            self._encode(index, encoder, sets)
 
+    def _encode(self, index: int, encoder: Encoder, sets: EvaluationSets) -> None:
+        """Write the part of one file; documents that share text with evaluation sets are not encoded."""
+        source = LocalFiles((self.packing.files[index],), self.packing.recipe.corpus.text_column)
+        part, intake, tokens = self.packing.part(index), Intake(0.0), 0
+        rows: list[tuple[bytes, int, int, int, int]] = []
 
-def encode_file(source: LocalFiles, part: Path, encoder: Encoder, sets: EvaluationSets) -> tuple[int, int]:
-    """Write the part of one file; documents that share text with evaluation sets are not encoded.
+        def worth_encoding() -> Iterator[Document]:
+            """Leaves a row for each document read, also for those that are left out."""
+            for raw in source.documents():
+                digest, text = identified(raw)
+                is_new = intake.is_new(digest)
+                shared = sets.sharing(text) if is_new else 0
+                is_kept = is_new and not shared
+                rows.append((digest, 0, 0, len(text) if is_kept else 0, shared))
+                if is_kept:
+                    # Its split is decided when the parts are put together.
+                    yield Document(text, TRAIN)
 
-    Returns:
-        Documents read, and tokens.
-    """
-    intake, tokens = Intake(0.0), 0
-    rows: list[tuple[bytes, int, int, int, int]] = []
-
-    def worth_encoding() -> Iterator[Document]:
-        """Leaves a row for each document read, also for those that are left out."""
-        for raw in source.documents():
-            digest, text = identified(raw)
-            is_new = intake.is_new(digest)
-            shared = sets.sharing(text) if is_new else 0
-            is_kept = is_new and not shared
-            rows.append((digest, 0, 0, len(text) if is_kept else 0, shared))
-            if is_kept:
-                # Its split is decided when the parts are put together.
-                yield Document(text, TRAIN)
-
-    with writing("encoded files", part.parent, lambda: 2 * tokens), whole_folder(part) as partial:
-        with (partial / _IDS).open("wb") as ids, (partial / _DOCUMENTS).open("wb") as handle:
-            for documents in chunks(worth_encoding()):
-                encoded = encoder.encode(documents)
-                ids.writelines(document.ids for document in encoded)
-                table = np.array(rows, dtype=_ROW)
-                is_kept = table["characters"] > 0
-                table["tokens"][is_kept] = [len(document.ids) // 2 for document in encoded]
-                table["bytes"][is_kept] = [document.size for document in encoded]
-                handle.write(table.tobytes())
-                tokens += int(table["tokens"].sum())
-                rows.clear()
-        hashes = {name: file_sha256(partial / name) for name in (_IDS, _DOCUMENTS)}
-        record = {"documents": intake.counts.read, "tokens": tokens, "sha256": hashes}
-        write_sealed(partial / _RECORD, record)
-    return intake.counts.read, tokens
+        with writing("encoded files", part.parent, lambda: 2 * tokens), whole_folder(part) as partial:
+            with (partial / _IDS).open("wb") as ids, (partial / _DOCUMENTS).open("wb") as handle:
+                for documents in chunks(worth_encoding()):
+                    encoded = encoder.encode(documents)
+                    ids.writelines(document.ids for document in encoded)
+                    table = np.array(rows, dtype=_ROW)
+                    is_kept = table["characters"] > 0
+                    table["tokens"][is_kept] = [len(document.ids) // 2 for document in encoded]
+                    table["bytes"][is_kept] = [document.size for document in encoded]
+                    handle.write(table.tobytes())
+                    tokens += int(table["tokens"].sum())
+                    rows.clear()
+            record = {
+                "documents": intake.counts.read,
+                "tokens": tokens,
+                "sha256": {name: file_sha256(partial / name) for name in (_IDS, _DOCUMENTS)},
+            }
+            write_sealed(partial / _RECORD, record)
+        self.stat_update("documents", value=intake.counts.read, unit="file")
+        self.stat_update("tokens", value=tokens, unit="file")
 
 
 class MergeParts(_Step):

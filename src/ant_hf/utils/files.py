@@ -84,7 +84,7 @@ def check_made_of(folder: Path, what: str, record: dict[str, Any], inputs: Any) 
 
 def differences(before: Any, now: Any, free: Container[str] = ()) -> list[str]:
     """`key was a, is b` for every dotted key in which two mappings differ, except the `free` ones."""
-    old, new = _flat(before if isinstance(before, dict) else {}), _flat(now)
+    old, new = dict(_flat(before if isinstance(before, dict) else {})), dict(_flat(now))
     return [
         f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())
@@ -92,25 +92,20 @@ def differences(before: Any, now: Any, free: Container[str] = ()) -> list[str]:
     ]
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            yield from _flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
-    return flat
+            yield prefix + key, value
 
 
 def strings_in(value: Any) -> Iterator[str]:
     """Every text among JSON values, in order; keys are none."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from strings_in(item)
-    elif isinstance(value, list):
-        for item in value:
+    elif isinstance(value, (dict, list)):
+        for item in value.values() if isinstance(value, dict) else value:
             yield from strings_in(item)
 
 
