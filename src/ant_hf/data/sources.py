@@ -1,24 +1,33 @@
 """Places text comes from, behind one interface: an identity to hash and a stream of documents.
 
-Another text is one class with `identity()` and `documents()`, and one line in `open_source`.
+Another text is one class with `identity()` and `documents()`, and one line in `open_source`. Local files are
+read in bounded memory, and a fault in one is named with its place.
 """
 
 from __future__ import annotations
 
+import codecs
 import glob
 import hashlib
 import importlib
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ant_hf.data.readers import read_jsonl, read_parquet, read_txt, text_of
 from ant_hf.errors import AntError, missing_file
 from ant_hf.recipe import CorpusRecipe
-from ant_hf.utils.files import check_hash, file_sha256
+from ant_hf.utils.files import check_hash, file_sha256, not_utf8, opened, read_json_rows
 
+_READ_BYTES = 1 << 20
+# A line of this and nothing else separates documents in a txt file, as in TinyStories.
+DOCUMENT_SEPARATOR = "<|endoftext|>"
+_SEPARATOR_LINE = re.compile(rf"(?m)^{re.escape(DOCUMENT_SEPARATOR)}[ \t]*\r?\n")
+# Longer texts are cut at a line end, so that one 5 GB file cannot fill the memory.
+MAX_DOCUMENT_CHARACTERS = 1_000_000
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 
 
@@ -98,9 +107,8 @@ class HubDataset:
 
     def identity(self) -> dict[str, Any]:
         # Streaming or not yields the same documents, so it is no part of the identity.
-        return self.recipe.model_dump(
-            include={"source", "path", "subset", "split", "revision", "text_column"}
-        )
+        keys = {"source", "path", "subset", "split", "revision", "text_column"}
+        return self.recipe.model_dump(include=keys)
 
     def text_bytes(self) -> int | None:
         return None
@@ -111,16 +119,13 @@ class HubDataset:
         recipe = self.recipe
         # A missing dataset, a wrong name and an unreachable Hub arrive as a dozen exception types.
         try:
-            rows = iter(
-                datasets.load_dataset(
-                    recipe.path,
-                    recipe.subset,
-                    split=recipe.split,
-                    revision=recipe.revision,
-                    streaming=recipe.streaming,
-                )
-            )
-            while (row := next(rows, None)) is not None:
+            for row in datasets.load_dataset(
+                recipe.path,
+                recipe.subset,
+                split=recipe.split,
+                revision=recipe.revision,
+                streaming=recipe.streaming,
+            ):
                 yield text_of(row, recipe.text_column, str(recipe.path))
         except AntError:
             raise
@@ -181,16 +186,101 @@ class LocalFiles:
         for file in self.files:
             if file.stat().st_size == 0:
                 raise AntError(f"{file} is empty", hint="Remove it or fill it.")
-            kind = _kind(file)
-            if kind == ".txt":
+            if _kind(file) == ".txt":
                 yield from read_txt(file)
-            elif kind == ".jsonl":
-                yield from read_jsonl(file, self.text_column)
             else:
-                yield from read_parquet(file, self.text_column)
+                read = read_jsonl if _kind(file) == ".jsonl" else read_parquet
+                yield from read(file, self.text_column)
 
 
 def _kind(file: Path) -> str:
     """`.txt`, `.jsonl` or `.parquet`; empty for anything else."""
     suffix = Path(file.name.removesuffix(".gz")).suffix
     return suffix if suffix in SUFFIXES else ""
+
+
+def read_txt(file: Path) -> Iterator[str]:
+    """The documents of a txt file: one, or those between separator lines.
+
+    Raises:
+        AntError: bytes that are not UTF-8, with their offset.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    offset, text, is_end = 0, "", False
+    with opened(file) as handle:
+        while not is_end:
+            chunk = handle.read(_READ_BYTES)
+            is_end = not chunk
+            pending = len(decoder.getstate()[0])
+            try:
+                text += decoder.decode(chunk, final=is_end)
+            except UnicodeDecodeError as error:
+                raise not_utf8(file, offset - pending + error.start) from None
+            offset += len(chunk)
+            if is_end and text.endswith(DOCUMENT_SEPARATOR):
+                # The last line may be a separator without a line end.
+                text += "\n"
+            *complete, text = _SEPARATOR_LINE.split(text)
+            yield from complete
+            while len(text) > MAX_DOCUMENT_CHARACTERS and not is_end:
+                cut = text.rfind("\n", 0, MAX_DOCUMENT_CHARACTERS) + 1 or MAX_DOCUMENT_CHARACTERS
+                yield text[:cut]
+                text = text[cut:]
+    yield text
+
+
+def read_jsonl(file: Path, column: str) -> Iterator[str]:
+    """The texts of a jsonl file; blank lines are skipped.
+
+    Raises:
+        AntError: as `read_json_rows` and `text_of`.
+    """
+    for where, row in read_json_rows(file):
+        yield text_of(row, column, where)
+
+
+def read_parquet(file: Path, column: str) -> Iterator[str]:
+    """The texts of a Parquet file, 512 rows at a time.
+
+    Raises:
+        AntError: the file is damaged, has no such column (names those it has), or no text in it.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    with opened(file) as handle, tempfile.TemporaryFile() as unpacked:
+        if file.suffix == ".gz":
+            # Parquet is read from its end, which gzip cannot do.
+            shutil.copyfileobj(handle, unpacked, _READ_BYTES)
+        try:
+            with pyarrow.parquet.ParquetFile(unpacked if file.suffix == ".gz" else handle) as table:
+                if column not in table.schema_arrow.names:
+                    raise missing_column(str(file), column, table.schema_arrow.names)
+                for batch in table.iter_batches(batch_size=512, columns=[column]):
+                    for row in batch.to_pylist():
+                        yield text_of(row, column, str(file))
+        except pyarrow.ArrowException as error:
+            raise AntError(f"{file} is no readable Parquet file: {' '.join(str(error).split())}") from None
+
+
+def text_of(row: dict[str, Any], column: str, where: str) -> str:
+    """The text in a row.
+
+    Raises:
+        AntError: the column is missing (names those there are), or holds something else.
+    """
+    if column not in row:
+        raise missing_column(where, column, list(row))
+    if not isinstance(row[column], str):
+        kind = type(row[column]).__name__
+        raise AntError(f"{where}: column {column!r} holds {kind}", expected="text in every row")
+    return row[column]
+
+
+def missing_column(where: str, column: str, columns: list[str]) -> AntError:
+    """The error for rows without the text column."""
+    return AntError(
+        f"{where} has no column {column!r}",
+        seen=columns,
+        hint="Name the text column: --set corpus.text_column=NAME",
+    )
