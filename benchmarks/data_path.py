@@ -24,13 +24,13 @@ from pathlib import Path
 import psutil
 from tokenizers import Tokenizer
 
-from ant_hf.data.corpus import Corpus
 from ant_hf.data.packing import pack
+from ant_hf.data.prepare import make_tokenizer
 from ant_hf.data.sources import EmbeddedBible, LocalFiles
-from ant_hf.data.tokenizer import prepare_tokenizer
-from ant_hf.recipe import TokenizerRecipe
+from ant_hf.recipe import load_recipe
 from ant_hf.utils.hardware import available_cores
 
+RECIPE = Path(__file__).parents[1] / "configs/recipes/quickstart.yaml"
 BASELINE_BYTES = 40_000_000
 
 
@@ -108,16 +108,22 @@ def main() -> None:
         folder = Path(scratch)
         if not options.data:
             write_corpus(folder / "corpus.jsonl", options.megabytes * 1_000_000)
-        source = LocalFiles.find(options.data or str(folder / "corpus.jsonl"))
-        corpus = Corpus(source, 0.001)
+        data = options.data or str(folder / "corpus.jsonl")
+        changes = {
+            "output_dir": scratch,
+            "corpus.source": "files",
+            "corpus.path": data,
+            "corpus.validation_fraction": 0.001,
+        }
+        recipe = load_recipe(RECIPE, changes=changes)
         with PeakMemory() as training_memory:
             start = time.perf_counter()
-            prepare_tokenizer(corpus, TokenizerRecipe(), folder / "tokenizer", 1024)
+            make_tokenizer(recipe, 1024)
             tokenizer_seconds = time.perf_counter() - start
-        baseline = measure_baseline(folder / "tokenizer" / "tokenizer.json", source)
+        baseline = measure_baseline(recipe.tokenizer_dir / "tokenizer.json", LocalFiles.find(data))
         with PeakMemory() as memory:
             start = time.perf_counter()
-            manifest, _ = pack(corpus, folder / "tokenizer", folder / "tokens")
+            manifest, _ = pack(recipe)
             seconds = time.perf_counter() - start
     tokens = sum(split["tokens"] for split in manifest["splits"].values())
     size = sum(split["bytes"] for split in manifest["splits"].values())

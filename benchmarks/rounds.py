@@ -16,11 +16,8 @@ from typing import Any
 import torch
 from contenders import flops_per_token
 
-from ant_hf.data.corpus import Corpus
-from ant_hf.data.packing import pack
-from ant_hf.data.sources import EmbeddedBible
-from ant_hf.data.tokenizer import prepare_tokenizer
-from ant_hf.recipe import TokenizerRecipe
+from ant_hf.data.prepare import make_data
+from ant_hf.recipe import load_recipe
 from ant_hf.utils.console import progress_bar, say
 
 ROOT = Path(__file__).parents[1]
@@ -38,11 +35,9 @@ class Contender:
 def packed_text() -> Iterator[Path]:
     """The embedded English text, packed with a tokenizer of 4,096 entries."""
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        corpus = Corpus(EmbeddedBible(), 0.05)
-        prepare_tokenizer(corpus, TokenizerRecipe(), folder / "tokenizer", 1024)
-        pack(corpus, folder / "tokenizer", folder / "tokens")
-        yield folder / "tokens"
+        recipe = load_recipe(ROOT / "configs/recipes/quickstart.yaml", changes={"output_dir": scratch})
+        make_data(recipe, 1024)
+        yield recipe.tokens_dir
 
 
 def take_turns(contenders: list[Contender], rounds: int) -> list[dict[str, Any]]:

@@ -14,7 +14,6 @@ from conftest import ROOT
 from typer.testing import CliRunner
 
 from ant_hf.cli.main import app
-from ant_hf.data.corpus import Corpus
 from ant_hf.data.packing import pack
 from ant_hf.data.packing_tasks import merge, pack_with_workers, plan_packing
 from ant_hf.errors import AntError
@@ -48,15 +47,11 @@ def recipe(make_recipe, files, tiny_run, tmp_path):
 
 
 def packed_by_one(recipe, folder):
-    pack(
-        Corpus.from_recipe(recipe.corpus),
-        recipe.tokenizer_dir,
-        folder,
-        recipe.corpus.max_tokens,
-        workers=1,
-        show_progress=False,
-    )
-    return contents(folder)
+    folder.mkdir()
+    (folder / "tokenizer").symlink_to(recipe.tokenizer_dir)
+    recipe = recipe.model_copy(update={"data_dir": str(folder)})
+    pack(recipe)
+    return contents(recipe.tokens_dir)
 
 
 def contents(folder):
@@ -70,14 +65,13 @@ def encode(packing, rank=0, world_size=1):
 @pytest.mark.parametrize("max_tokens", [None, 30_000])
 def test_number_of_tasks_changes_nothing(recipe, tmp_path, monkeypatch, max_tokens):
     """Also with chunks far smaller than the corpus, where the limit falls between two files."""
-    for module in ("data.packing", "data.packing_tasks"):
-        monkeypatch.setattr(f"ant_hf.{module}.CHUNK_CHARACTERS", 10_000)
+    monkeypatch.setattr("ant_hf.data.packing.CHUNK_CHARACTERS", 10_000)
     corpus = recipe.corpus.model_copy(update={"max_tokens": max_tokens})
     recipe = recipe.model_copy(update={"corpus": corpus})
     packing = plan_packing(recipe)
     for rank in (2, 0, 1):
         encode(packing, rank, world_size=3)
-    merge(packing, show_progress=False)
+    merge(packing)
     assert contents(recipe.tokens_dir) == packed_by_one(recipe, tmp_path / "single")
 
 
@@ -136,7 +130,7 @@ def test_documents_after_the_last_full_chunk_are_counted(recipe, tmp_path, texts
     recipe = recipe.model_copy(update={"corpus": recipe.corpus.model_copy(update=changes)})
     packing = plan_packing(recipe)
     encode(packing)
-    documents = merge(packing, show_progress=False)["documents"]
+    documents = merge(packing)["documents"]
     names = ("read", "empty", "duplicate", "contaminated", "past_limit")
     assert tuple(documents[name] for name in names) == counts
     assert contents(recipe.tokens_dir) == packed_by_one(recipe, tmp_path / "single")
@@ -161,7 +155,7 @@ def test_a_killed_task_is_done_again_and_the_tokens_are_the_same(recipe, tmp_pat
     first = (packing.part(0) / "part.json").stat().st_mtime_ns
     encode(packing)
     assert (packing.part(0) / "part.json").stat().st_mtime_ns == first
-    merge(packing, show_progress=False)
+    merge(packing)
     assert contents(recipe.tokens_dir) == packed_by_one(recipe, tmp_path / "single")
 
 
@@ -173,7 +167,7 @@ def test_damaged_parts_are_refused_by_name(recipe, tmp_path, monkeypatch, name):
         data = bytearray((part / name).read_bytes())
         data[len(data) // 2] ^= 1
         (part / name).write_bytes(data)
-        return merge(packing, show_progress=False)
+        return merge(packing)
 
     with monkeypatch.context() as patched:
         patched.setattr("ant_hf.data.packing_tasks.merge", damage_and_merge)

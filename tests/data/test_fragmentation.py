@@ -3,7 +3,7 @@ import json
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from ant_hf.data.fragmentation import fragmentation_report
+from ant_hf.data.tokenizer import fragmentation_report
 from ant_hf.errors import AntError
 
 

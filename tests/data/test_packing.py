@@ -1,5 +1,6 @@
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,30 +8,36 @@ import pytest
 
 from ant_hf.data.corpus import Corpus
 from ant_hf.data.packing import pack
-from ant_hf.data.sources import LocalFiles
 from ant_hf.data.tokenizer import load_tokenizer
 from ant_hf.data.tokens import TRAIN, VALIDATION, PackedTokens, read_manifest, verify_shards
 from ant_hf.errors import AntError
 
 
 @pytest.fixture
-def corpus(shared):
-    return Corpus(LocalFiles.find(str(shared / "corpus.jsonl")), 0.15)
+def recipe(make_recipe, tiny_run, tmp_path):
+    """Text that has a tokenizer already."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "tokenizer").symlink_to(tiny_run / "tokenizer")
+    return make_recipe()
+
+
+def changed(recipe, **corpus):
+    return recipe.model_copy(update={"corpus": recipe.corpus.model_copy(update=corpus)})
 
 
 @pytest.fixture
-def packed(corpus, tiny_run, tmp_path):
-    """Tokens in shards of 5,000, packed by two processes."""
-    folder = tmp_path / "tokens"
-    pack(corpus, tiny_run / "tokenizer", folder, workers=2, shard_tokens=5_000, show_progress=False)
-    return folder
+def packed(recipe, monkeypatch):
+    """Tokens in shards of 5,000."""
+    monkeypatch.setattr("ant_hf.data.packing.SHARD_TOKENS", 5_000)
+    pack(recipe)
+    return recipe.tokens_dir
 
 
-def test_every_document_and_token_is_there_in_order(packed, corpus, tiny_run):
-    tokenizer = load_tokenizer(tiny_run / "tokenizer")
+def test_every_document_and_token_is_there_in_order(packed, recipe):
+    tokenizer = load_tokenizer(recipe.tokenizer_dir)
     tokenizer.encode_special_tokens = True
     manifest = read_manifest(packed)
-    documents = list(corpus)
+    documents = list(Corpus.from_recipe(recipe.corpus))
     for split, wanted in ((TRAIN, False), (VALIDATION, True)):
         texts = [d.text for d in documents if d.is_validation is wanted]
         expected = [i for text in texts for i in [*tokenizer.encode(text).ids, 0]]
@@ -70,37 +77,44 @@ def test_a_data_worker_gets_the_place_of_the_tokens_and_not_their_bytes(packed, 
     )
 
 
-def test_number_of_processes_changes_nothing(packed, corpus, tiny_run, tmp_path):
-    pack(corpus, tiny_run / "tokenizer", tmp_path / "one", workers=1, shard_tokens=5_000, show_progress=False)
-    assert read_manifest(tmp_path / "one") == read_manifest(packed)
+@pytest.mark.parametrize("without_workers", [0, 3])
+def test_number_of_processes_changes_nothing(packed, recipe, monkeypatch, without_workers):
+    """All of the corpus in workers, and what follows on some chunks."""
+    monkeypatch.setattr("ant_hf.data.packing.CHUNK_CHARACTERS", 10_000)
+    monkeypatch.setattr("ant_hf.data.packing.CHUNKS_WITHOUT_WORKERS", without_workers)
+    before = {path.name: path.read_bytes() for path in packed.iterdir()}
+    shutil.rmtree(packed)
+    pack(recipe)
+    assert {path.name: path.read_bytes() for path in packed.iterdir()} == before
 
 
-def test_text_that_spells_a_special_token_stays_text(tiny_run, tmp_path):
+def test_a_small_corpus_starts_no_workers(recipe, monkeypatch):
+    monkeypatch.setattr("ant_hf.data.packing.ProcessPoolExecutor", None)
+    pack(recipe)
+
+
+def test_text_that_spells_a_special_token_stays_text(recipe, tmp_path):
     (tmp_path / "a.txt").write_text("before <|endoftext|> after")
-    corpus = Corpus(LocalFiles.find(str(tmp_path / "a.txt")), 0.0)
-    pack(corpus, tiny_run / "tokenizer", tmp_path / "tokens", workers=1, show_progress=False)
-    tokens = PackedTokens(tmp_path / "tokens", TRAIN)
+    pack(changed(recipe, path=str(tmp_path / "a.txt"), validation_fraction=0.0))
+    tokens = PackedTokens(recipe.tokens_dir, TRAIN)
     ids = tokens.slice(0, len(tokens)).tolist()
     assert ids.count(0) == 1
     assert ids[-1] == 0
 
 
-def test_limit_stops_after_the_document_that_reaches_it(corpus, tiny_run, tmp_path):
-    manifest, _ = pack(
-        corpus, tiny_run / "tokenizer", tmp_path / "t", max_tokens=20_000, workers=1, show_progress=False
-    )
+def test_limit_stops_after_the_document_that_reaches_it(recipe):
+    manifest, _ = pack(changed(recipe, max_tokens=20_000))
     train = manifest["splits"][TRAIN]
     assert 20_000 <= train["tokens"] < 30_000
     assert manifest["documents"]["past_limit"] > 0
 
 
-def test_reused_when_unchanged_and_refused_when_not(packed, corpus, tiny_run, shared):
+def test_reused_when_unchanged_and_refused_when_not(packed, recipe):
     before = (packed / "train-00000.bin").stat().st_mtime_ns
-    assert pack(corpus, tiny_run / "tokenizer", packed, show_progress=False)[1] is True
+    assert pack(recipe)[1] is True
     assert (packed / "train-00000.bin").stat().st_mtime_ns == before
-    other = Corpus(LocalFiles.find(str(shared / "corpus.jsonl")), 0.2)
     with pytest.raises(AntError, match="made of other text or settings"):
-        pack(other, tiny_run / "tokenizer", packed, show_progress=False)
+        pack(changed(recipe, validation_fraction=0.2))
 
 
 def test_damaged_shards_and_manifests_are_refused_by_name(packed):
@@ -122,9 +136,8 @@ def test_damaged_shards_and_manifests_are_refused_by_name(packed):
             read_manifest(packed)
 
 
-def test_an_unreadable_corpus_leaves_no_tokens(tiny_run, tmp_path):
+def test_an_unreadable_corpus_leaves_no_tokens(recipe, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"text": \n')
-    corpus = Corpus(LocalFiles.find(str(tmp_path / "a.jsonl")), 0.0)
     with pytest.raises(AntError, match="line 2"):
-        pack(corpus, tiny_run / "tokenizer", tmp_path / "tokens", workers=1, show_progress=False)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl"]
+        pack(changed(recipe, path=str(tmp_path / "a.jsonl")))
+    assert [path.name for path in recipe.tokens_dir.parent.iterdir()] == ["tokenizer"]

@@ -6,8 +6,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from ant_hf.data.readers import MAX_DOCUMENT_CHARACTERS
-from ant_hf.data.sources import EmbeddedBible, HubDataset, LocalFiles, open_source
+from ant_hf.data.sources import MAX_DOCUMENT_CHARACTERS, EmbeddedBible, HubDataset, LocalFiles, open_source
 from ant_hf.errors import AntError
 from ant_hf.recipe import CorpusRecipe
 
@@ -135,9 +134,8 @@ def test_unreachable_hub_says_what_to_set(tmp_path, monkeypatch):
 def test_hub_rows_come_through_datasets(tmp_path):
     # `datasets` reads a local folder by the same call as a Hub id.
     write(tmp_path, "train.jsonl", TEXTS)
-    source = HubDataset(str(tmp_path), None, "train", None, "text", streaming=True)
-    assert list(source.documents()) == TEXTS
-    wrong = HubDataset(str(tmp_path), None, "train", None, "body", streaming=True)
+    assert list(open_source(CorpusRecipe(path=str(tmp_path))).documents()) == TEXTS
+    wrong = open_source(CorpusRecipe(path=str(tmp_path), text_column="body"))
     with pytest.raises(AntError, match="no column 'body'"):
         list(wrong.documents())
 

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -8,9 +9,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from ant_hf.data.corpus import Corpus
-from ant_hf.data.sources import LocalFiles
-from ant_hf.data.tokenizer import load_tokenizer, prepare_tokenizer, token_byte_lengths, train_bpe
+from ant_hf.data.prepare import make_tokenizer
+from ant_hf.data.tokenizer import load_tokenizer, token_byte_lengths, train_bpe
 from ant_hf.errors import AntError
 from ant_hf.recipe import TokenizerRecipe
 
@@ -71,33 +71,38 @@ def test_digits_are_single_tokens_unless_told_otherwise(chapters):
     assert len(joined.encode(" 1234").tokens) < 5
 
 
-def test_training_again_in_another_process_is_byte_identical(tiny_run, shared, tmp_path):
+def test_training_again_in_another_process_is_byte_identical(tiny_run, make_recipe, tmp_path):
+    recipe = make_recipe()
     script = (
-        "import sys, pathlib\n"
-        "from ant_hf.corpus import Corpus\n"
-        "from ant_hf.sources import LocalFiles\n"
-        "from ant_hf.recipe import TokenizerRecipe\n"
-        "from ant_hf.tokenizer import prepare_tokenizer\n"
-        "corpus = Corpus(LocalFiles.find(sys.argv[1]), 0.15)\n"
-        "prepare_tokenizer(corpus, TokenizerRecipe(vocab_size=384), pathlib.Path(sys.argv[2]), 64, False)\n"
+        "import sys\n"
+        "from ant_hf.data.prepare import make_tokenizer\n"
+        "from ant_hf.recipe import load_recipe\n"
+        "make_tokenizer(load_recipe(sys.argv[1]), 64)\n"
     )
-    command = [sys.executable, "-c", script, str(shared / "corpus.jsonl"), str(tmp_path / "again")]
-    subprocess.run(command, check=True, env={"PYTHONHASHSEED": "7", "TOKENIZERS_PARALLELISM": "false"})
+    command = [sys.executable, "-c", script, str(tmp_path / "run.yaml")]
+    environment = os.environ | {"PYTHONHASHSEED": "7", "TOKENIZERS_PARALLELISM": "false"}
+    subprocess.run(command, check=True, env=environment)
     first = (tiny_run / "tokenizer" / "tokenizer.json").read_bytes()
-    assert (tmp_path / "again" / "tokenizer.json").read_bytes() == first
+    assert (recipe.tokenizer_dir / "tokenizer.json").read_bytes() == first
 
 
-def test_reused_when_unchanged_and_refused_when_not(shared, tmp_path):
-    corpus = Corpus(LocalFiles.find(str(shared / "corpus.jsonl")), 0.15)
-    recipe = TokenizerRecipe(vocab_size=300)
-    assert prepare_tokenizer(corpus, recipe, tmp_path / "t", 64, False)[1] is False
-    assert prepare_tokenizer(corpus, recipe, tmp_path / "t", 64, False)[1] is True
+def test_reading_a_tokenizer_needs_no_matplotlib():
+    script = "import sys, ant_hf.data.prepare; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+def test_reused_when_unchanged_and_refused_when_not(make_recipe, capsys):
+    recipe = make_recipe()
+    for how in ("trained", "reused"):
+        make_tokenizer(recipe, 64)
+        assert f"({how}, 384 entries)" in capsys.readouterr().out
+    other = TokenizerRecipe(vocab_size=385)
     with pytest.raises(AntError, match="made of other text or settings"):
-        prepare_tokenizer(corpus, TokenizerRecipe(vocab_size=301), tmp_path / "t", 64, False)
-    with (tmp_path / "t" / "tokenizer.json").open("a") as handle:
+        make_tokenizer(recipe.model_copy(update={"tokenizer": other}), 64)
+    with (recipe.tokenizer_dir / "tokenizer.json").open("a") as handle:
         handle.write(" ")
     with pytest.raises(AntError, match="was changed after it was trained"):
-        load_tokenizer(tmp_path / "t")
+        load_tokenizer(recipe.tokenizer_dir)
 
 
 def test_too_little_text_says_how_many_entries_it_gives(tmp_path):
@@ -105,12 +110,15 @@ def test_too_little_text_says_how_many_entries_it_gives(tmp_path):
         train_bpe(["a few words, a few words"], TokenizerRecipe())
 
 
-def test_a_failed_training_leaves_nothing_behind(tmp_path):
+def test_a_failed_training_leaves_nothing_behind(make_recipe, tmp_path):
     (tmp_path / "small.txt").write_text("only a few words here")
-    corpus = Corpus(LocalFiles.find(str(tmp_path / "small.txt")), 0.0)
-    with pytest.raises(AntError):
-        prepare_tokenizer(corpus, TokenizerRecipe(), tmp_path / "t", 64, False)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["small.txt"]
+    recipe = make_recipe()
+    corpus = recipe.corpus.model_copy(
+        update={"path": str(tmp_path / "small.txt"), "validation_fraction": 0.0}
+    )
+    with pytest.raises(AntError, match="too small for a vocabulary"):
+        make_tokenizer(recipe.model_copy(update={"corpus": corpus}), 64)
+    assert [path.name for path in recipe.tokenizer_dir.parent.iterdir() if path.name[:5] != ".data"] == []
 
 
 def test_a_tokenizer_without_our_special_tokens_is_refused(tmp_path):

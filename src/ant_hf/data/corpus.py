@@ -12,15 +12,18 @@ import hashlib
 import sqlite3
 import unicodedata
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ant_hf.data.decontamination import EvaluationSets, named
+from ant_hf.data.decontamination import EvaluationSets
 from ant_hf.data.sources import Source, open_source
+from ant_hf.data.tokens import TRAIN, VALIDATION
 from ant_hf.recipe import CorpusRecipe
 
 # Of a sha256, enough to tell documents apart.
 DIGEST_BYTES = 16
+# Stands for the digest of a document without text.
+NO_TEXT = bytes(DIGEST_BYTES)
 _DEDUPLICATION_CACHE_KIB = 128 * 1024
 
 
@@ -28,85 +31,112 @@ class Document(NamedTuple):
     """One text, normalised to NFC, and the split it belongs to."""
 
     text: str
-    is_validation: bool
+    split: str
+
+    @property
+    def characters(self) -> int:
+        return len(self.text)
+
+    @property
+    def is_validation(self) -> bool:
+        return self.split == VALIDATION
 
 
 @dataclass
 class CorpusCounts:
     """Where every document read went: read = empty + duplicate + contaminated + train + validation."""
 
+    contaminated_by_set: dict[str, int]
+    """A document that shares text with two sets counts for both; empty where nothing was compared."""
     read: int = 0
     empty: int = 0
     duplicate: int = 0
+    contaminated: int = 0
     train: int = 0
     validation: int = 0
-    contaminated: int = 0
-    contaminated_by_set: dict[str, int] = field(default_factory=dict)
-    """A document that shares text with two sets counts for both; empty where nothing was compared."""
 
-    @classmethod
-    def beginning(cls, sets: Iterable[str]) -> CorpusCounts:
-        """Nothing read yet, and these evaluation sets to compare with."""
-        return cls(contaminated_by_set=dict.fromkeys(sets, 0))
+    def as_written(self, documents: int) -> dict[str, Any]:
+        """For a manifest whose shards hold so many documents; the others of the splits are past the limit."""
+        counts: dict[str, Any] = {"read": self.read, "empty": self.empty, "duplicate": self.duplicate}
+        if self.contaminated_by_set:
+            counts["contaminated"] = self.contaminated
+            counts["contaminated_by_set"] = self.contaminated_by_set
+        return {**counts, "past_limit": self.train + self.validation - documents}
 
-    def add_contaminated(self, names: list[str]) -> None:
-        self.contaminated += 1
-        for name in names:
-            self.contaminated_by_set[name] += 1
 
-    def as_dict(self) -> dict[str, Any]:
-        values = asdict(self)
-        if not self.contaminated_by_set:
-            del values["contaminated"], values["contaminated_by_set"]
-        return values
+class Intake:
+    """Decides what becomes of each document of a corpus, in their order, and counts it.
+
+    Args:
+        sets: names of the evaluation sets that documents are compared with.
+    """
+
+    def __init__(self, validation_fraction: float, sets: Iterable[str] = ()) -> None:
+        self.counts = CorpusCounts(dict.fromkeys(sets, 0))
+        self._validation_fraction = validation_fraction
+        # An empty name is SQLite's private temporary database: a cache first, a file when that is full.
+        # `tokenizers` iterates from a thread of its own; only one thread at a time does.
+        self._seen = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        for statement in (
+            f"PRAGMA cache_size = -{_DEDUPLICATION_CACHE_KIB}",
+            "PRAGMA journal_mode = OFF",
+            "PRAGMA synchronous = OFF",
+            "CREATE TABLE seen (digest BLOB PRIMARY KEY) WITHOUT ROWID",
+        ):
+            self._seen.execute(statement)
+
+    def is_new(self, digest: bytes) -> bool:
+        """Whether a document that was read has text, and none before it had the same."""
+        self.counts.read += 1
+        if digest == NO_TEXT:
+            self.counts.empty += 1
+            return False
+        is_new = self._seen.execute("INSERT OR IGNORE INTO seen VALUES (?)", (digest,)).rowcount == 1
+        self.counts.duplicate += not is_new
+        return is_new
+
+    def split_of(self, digest: bytes, shared: int) -> str | None:
+        """The split of a new document; none if it shares text with evaluation sets, one bit each."""
+        if shared:
+            self.counts.contaminated += 1
+            for index, name in enumerate(self.counts.contaminated_by_set):
+                self.counts.contaminated_by_set[name] += shared >> index & 1
+            return None
+        if in_validation_split(digest, self._validation_fraction):
+            self.counts.validation += 1
+            return VALIDATION
+        self.counts.train += 1
+        return TRAIN
 
 
 class Corpus:
     """The documents of one source; can be iterated again, `counts` describes the latest pass."""
 
     def __init__(
-        self, source: Source, validation_fraction: float, evaluation_sets: EvaluationSets | None = None
+        self, source: Source, validation_fraction: float, sets: EvaluationSets | None = None
     ) -> None:
         self.source = source
         self.validation_fraction = validation_fraction
-        self.evaluation_sets = evaluation_sets
-        self.counts = CorpusCounts()
+        self.sets = sets or EvaluationSets({})
+        self.counts = CorpusCounts({})
 
     @classmethod
     def from_recipe(cls, recipe: CorpusRecipe) -> Corpus:
-        sets = EvaluationSets.find(recipe.decontaminate) if recipe.decontaminate else None
-        return cls(open_source(recipe), recipe.validation_fraction, sets)
+        return cls(open_source(recipe), recipe.validation_fraction, EvaluationSets.find(recipe.decontaminate))
 
     def identity(self) -> dict[str, Any]:
         """What decides the documents and their split, as JSON values."""
         values = {**self.source.identity(), "validation_fraction": self.validation_fraction}
         # Absent where nothing is compared, so that corpora packed before keep their identity.
-        return values | ({"decontaminate": self.evaluation_sets.identity()} if self.evaluation_sets else {})
+        return values | ({"decontaminate": self.sets.identity()} if self.sets.files else {})
 
     def __iter__(self) -> Iterator[Document]:
-        sets = self.evaluation_sets
-        self.counts = CorpusCounts.beginning(sets.names if sets else ())
-        seen = SeenDigests()
+        intake = Intake(self.validation_fraction, self.sets.files)
+        self.counts = intake.counts
         for raw in self.source.documents():
-            self.counts.read += 1
-            data = normalised(raw)
-            if not data:
-                self.counts.empty += 1
-                continue
-            digest = hashlib.sha256(data).digest()
-            if not seen.add(digest[:DIGEST_BYTES]):
-                self.counts.duplicate += 1
-                continue
-            text = data.decode("utf-8")
-            if sets and (shared := sets.sharing(text)):
-                self.counts.add_contaminated(named(shared, sets.names))
-                continue
-            is_validation = in_validation_split(digest, self.validation_fraction)
-            if is_validation:
-                self.counts.validation += 1
-            else:
-                self.counts.train += 1
-            yield Document(text, is_validation)
+            digest, text = identified(raw)
+            if intake.is_new(digest) and (split := intake.split_of(digest, self.sets.sharing(text))):
+                yield Document(text, split)
 
 
 def normalised(raw: str) -> bytes:
@@ -116,26 +146,12 @@ def normalised(raw: str) -> bytes:
     return text.encode("utf-8", errors="replace") if text.strip() else b""
 
 
+def identified(raw: str) -> tuple[bytes, str]:
+    """The digest and the normalised text of a document; `NO_TEXT` if it is only white space."""
+    data = normalised(raw)
+    return hashlib.sha256(data).digest()[:DIGEST_BYTES] if data else NO_TEXT, data.decode("utf-8")
+
+
 def in_validation_split(digest: bytes, fraction: float) -> bool:
     """Whether a document with this sha256 is held out: its first 8 bytes as a number in [0, 1)."""
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
-
-
-class SeenDigests:
-    """A set of digests of `DIGEST_BYTES` in bounded memory."""
-
-    def __init__(self) -> None:
-        # An empty name is SQLite's private temporary database: a cache first, a file when that is full.
-        # `tokenizers` iterates from a thread of its own; only one thread at a time does.
-        self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-        for setting in (
-            f"cache_size = -{_DEDUPLICATION_CACHE_KIB}",
-            "journal_mode = OFF",
-            "synchronous = OFF",
-        ):
-            self._database.execute(f"PRAGMA {setting}")
-        self._database.execute("CREATE TABLE seen (digest BLOB PRIMARY KEY) WITHOUT ROWID")
-
-    def add(self, digest: bytes) -> bool:
-        """Remember a digest; False if it was there already."""
-        return self._database.execute("INSERT OR IGNORE INTO seen VALUES (?)", (digest,)).rowcount == 1

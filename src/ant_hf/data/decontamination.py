@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 import unicodedata
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ant_hf.data.readers import read_json_rows
 from ant_hf.errors import AntError, missing_file
-from ant_hf.utils.files import file_sha256, strings_in
+from ant_hf.utils.files import file_sha256, read_json_rows, strings_in
 
 NGRAM_WORDS = 13
 # One bit a set.
@@ -50,17 +48,19 @@ class _Runs(NamedTuple):
 
 @dataclass(frozen=True)
 class EvaluationSets:
-    """Sets by name, a JSONL file each, read when the first text is compared with them."""
+    """Sets by name, a JSONL file each, read when the first text is compared with them; may be none."""
 
     files: dict[str, Path]
 
     @classmethod
-    def find(cls, folder: str | Path) -> EvaluationSets:
-        """The JSONL files of a folder; every text in them counts, whatever its field.
+    def find(cls, folder: str | Path | None) -> EvaluationSets:
+        """The JSONL files of a folder, if one is given; every text in them counts, whatever its field.
 
         Raises:
             AntError: the folder is missing, or has no JSONL file or too many.
         """
+        if folder is None:
+            return cls({})
         path = Path(folder).expanduser()
         if not path.is_dir():
             raise missing_file(path, "folder of evaluation sets", "Set corpus.decontaminate to a folder.")
@@ -71,21 +71,19 @@ class EvaluationSets:
             )
         return cls({file.name.removesuffix(".jsonl"): file for file in files})
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(self.files)
-
     def identity(self) -> dict[str, Any]:
         """What decides which documents are left out, as JSON values."""
         sha256 = {name: file_sha256(file) for name, file in self.files.items()}
         return {"ngram_words": NGRAM_WORDS, "words": _WORDS, "sets": sha256}
 
     def sharing(self, text: str) -> int:
-        """The sets that share a run with a text, one bit each; 0 for none.
+        """The sets that share a run with a text, one bit each in their order; 0 for none.
 
         Raises:
             AntError: a set has no documents, or a line that is no JSON object; on the first call.
         """
+        if not self.files:
+            return 0
         known = self._runs
         runs = run_hashes(text)
         runs = runs[known.table[_slots(runs)]]
@@ -104,11 +102,6 @@ class EvaluationSets:
         table = np.zeros(1 << _TABLE_BITS, dtype=np.bool_)
         table[_slots(hashes)] = True
         return _Runs(hashes, owners, table)
-
-
-def named(bits: int, names: Sequence[str]) -> list[str]:
-    """The sets behind the bits of `EvaluationSets.sharing`."""
-    return [name for index, name in enumerate(names) if bits >> index & 1]
 
 
 def _runs_of(file: Path) -> Hashes:

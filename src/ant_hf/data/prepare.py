@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from tokenizers import Tokenizer
+from tqdm import tqdm
 
 from ant_hf.data.corpus import Corpus
 from ant_hf.data.packing import pack
-from ant_hf.data.tokenizer import prepare_tokenizer
+from ant_hf.data.tokenizer import (
+    RECORD,
+    fragmentation_report,
+    load_tokenizer,
+    read_record,
+    save_tokenizer,
+    train_bpe,
+)
 from ant_hf.data.tokens import TRAIN, VALIDATION, verify_shards
 from ant_hf.errors import AntError
 from ant_hf.recipe import Recipe
 from ant_hf.utils.console import say
-from ant_hf.utils.files import read_json
+from ant_hf.utils.disk import writing
+from ant_hf.utils.files import (
+    check_made_of,
+    file_sha256,
+    fingerprint,
+    read_json,
+    whole_folder,
+    write_json,
+    write_sealed,
+)
 from ant_hf.utils.locks import locked
 from ant_hf.utils.names import FRAGMENTATION, MANIFEST
+
+# Enough words for three digits of every figure in the fragmentation report.
+_HELD_OUT_CHARACTERS = 4_000_000
 
 
 def make_data(recipe: Recipe, model_max_length: int) -> None:
@@ -43,16 +64,43 @@ def find_data(recipe: Recipe, model_max_length: int) -> None:
 
 
 def make_tokenizer(recipe: Recipe, model_max_length: int) -> Tokenizer:
-    """Train or reuse the recipe's tokenizer, and say how it fragments held-out text.
+    """Train the recipe's tokenizer on the training split or reuse the one that is there, and say what it is.
 
     Raises:
-        AntError: see `prepare_tokenizer` and the corpus sources.
+        AntError: the folder holds a tokenizer made of something else, or there is no text.
     """
-    corpus = Corpus.from_recipe(recipe.corpus)
-    folder = recipe.tokenizer_dir
+    corpus, folder = Corpus.from_recipe(recipe.corpus), recipe.tokenizer_dir
     with locked(folder.parent, "data", wait=True):
-        tokenizer, reused = prepare_tokenizer(corpus, recipe.tokenizer, folder, model_max_length)
-    say(f"tokenizer   {folder} ({'reused' if reused else 'trained'}, {tokenizer.get_vocab_size():,} entries)")
+        inputs = {
+            "corpus": corpus.identity(),
+            "tokenizer": recipe.tokenizer.model_dump(),
+            "model_max_length": model_max_length,
+        }
+        if (folder / RECORD).exists():
+            how, tokenizer = "reused", load_tokenizer(folder)
+            check_made_of(folder, "a tokenizer", read_record(folder), inputs)
+        else:
+            # Here and not above: matplotlib takes half a second, and few commands train a tokenizer.
+            from ant_hf.utils.plots import plot_fragmentation
+
+            held_out: list[str] = []
+            how = "trained"
+            tokenizer = train_bpe(_training_texts(corpus, recipe, held_out), recipe.tokenizer)
+            # Files of about 40 bytes an entry and as much again for the report and its figure.
+            room = 200_000 + 80 * recipe.tokenizer.vocab_size
+            with writing("the tokenizer", folder, room), whole_folder(folder) as partial:
+                save_tokenizer(tokenizer, partial, model_max_length)
+                report = fragmentation_report(tokenizer, held_out)
+                write_json(partial / FRAGMENTATION, report)
+                plot_fragmentation(report, partial / "fragmentation.png")
+                record = {
+                    "format_version": 2,
+                    "inputs_sha256": fingerprint(inputs),
+                    "inputs": inputs,
+                    "files": {path.name: file_sha256(path) for path in sorted(partial.iterdir())},
+                }
+                write_sealed(partial / RECORD, record)
+    say(f"tokenizer   {folder} ({how}, {tokenizer.get_vocab_size():,} entries)")
     report = read_json(folder / FRAGMENTATION, "fragmentation report", f"Remove {folder} to make it anew.")
     say(
         f"            held-out text: {report['bytes_per_token']:.2f} bytes a token, "
@@ -61,16 +109,47 @@ def make_tokenizer(recipe: Recipe, model_max_length: int) -> Tokenizer:
     return tokenizer
 
 
+def _training_texts(corpus: Corpus, recipe: Recipe, held_out: list[str]) -> Iterator[str]:
+    """Texts of the training split; the first held-out ones met on the way go to `held_out`."""
+    read = held_out_characters = 0
+    with tqdm(desc="tokenizer: reading", unit="B", unit_scale=True, leave=False) as bar:
+        for document in corpus:
+            if not document.is_validation:
+                size = len(document.text.encode())
+                read += size
+                bar.update(size)
+                yield document.text
+                if read >= recipe.tokenizer.max_bytes:
+                    return
+            elif held_out_characters < _HELD_OUT_CHARACTERS:
+                held_out.append(document.text)
+                held_out_characters += document.characters
+    if read:
+        return
+    counts = corpus.counts
+    if not counts.validation:
+        raise AntError(
+            "the corpus holds no text to train on",
+            seen=f"{counts.read:,} documents, {counts.empty:,} of them empty, "
+            f"{counts.contaminated:,} shared with evaluation sets",
+            hint="Look into what corpus.path (--data) names.",
+        )
+    raise AntError(
+        f"all documents of the corpus with text in them, {counts.validation:,}, are held out",
+        hint="A txt file is one document; separate several by lines of <|endoftext|>, or pass more files. "
+        "With many, lower corpus.validation_fraction.",
+    )
+
+
 def make_tokens(recipe: Recipe) -> dict[str, Any]:
     """Pack the recipe's corpus with its tokenizer, or reuse what is there after checking every hash.
 
     Raises:
         AntError: see `pack`; or the validation split is empty, or too short to be scored.
     """
-    corpus = Corpus.from_recipe(recipe.corpus)
     folder = recipe.tokens_dir
     with locked(folder.parent, "data", wait=True):
-        manifest, reused = pack(corpus, recipe.tokenizer_dir, folder, recipe.corpus.max_tokens)
+        manifest, reused = pack(recipe)
     if reused:
         verify_shards(folder)
     counts, splits = manifest["documents"], manifest["splits"]

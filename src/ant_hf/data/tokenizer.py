@@ -1,4 +1,4 @@
-"""Documents become a byte-level BPE tokenizer that every Transformers since 4.57 loads.
+"""A byte-level BPE tokenizer that every Transformers since 4.57 loads: trained, written, read, measured.
 
 Byte-level means that all 256 bytes are entries, so any text survives encoding and decoding, and
 an unknown token does not exist. The pre-tokenizer is GPT-2's, after single digits when asked.
@@ -7,41 +7,32 @@ an unknown token does not exist. The pre-tokenizer is GPT-2's, after single digi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from tqdm import tqdm
 
-from ant_hf.data.corpus import Corpus
-from ant_hf.data.fragmentation import fragmentation_report
 from ant_hf.errors import AntError
 from ant_hf.recipe import TokenizerRecipe
-from ant_hf.utils.disk import writing
-from ant_hf.utils.files import (
-    check_file,
-    check_made_of,
-    file_sha256,
-    fingerprint,
-    read_sealed,
-    whole_folder,
-    write_json,
-    write_sealed,
-)
-from ant_hf.utils.names import FRAGMENTATION
-from ant_hf.utils.plots import plot_fragmentation
+from ant_hf.utils.files import check_file, read_sealed, write_json
+from ant_hf.utils.names import TOKENIZER
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
 SPECIAL_TOKENS = (END_OF_TEXT, PAD)
-_RECORD = "training.json"
-# Enough words for three digits of every figure in the fragmentation report.
-_HELD_OUT_CHARACTERS = 4_000_000
+# In a folder that was trained here: what of, and the hashes of the files.
+RECORD = "training.json"
 # Pairs seen once would make merges out of single documents.
 _MIN_FREQUENCY = 2
+# Letters, with apostrophes inside: "king's" is one word, numbers and punctuation are none.
+_WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
+_WORST_WORDS = 10
 
 
-def train_bpe(texts: Iterable[str], recipe: TokenizerRecipe, show_progress: bool = False) -> Tokenizer:
+def train_bpe(texts: Iterable[str], recipe: TokenizerRecipe) -> Tokenizer:
     """Train a byte-level BPE; the same texts in the same order give the same tokenizer.
 
     Memory holds the distinct words and their counts, not the texts; `recipe.max_bytes` bounds them.
@@ -59,7 +50,6 @@ def train_bpe(texts: Iterable[str], recipe: TokenizerRecipe, show_progress: bool
         min_frequency=_MIN_FREQUENCY,
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=show_progress,
     )
     tokenizer.train_from_iterator(texts, trainer)
     size = tokenizer.get_vocab_size()
@@ -85,16 +75,9 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, model_max_length: int) ->
         clean_up_tokenization_spaces=False,
     )
     fast.save_pretrained(folder)
-    make_portable(folder)
-
-
-def make_portable(folder: Path) -> None:
-    """Name the tokenizer class that both transformers 4.57 and 5 know.
-
-    transformers 5 writes `TokenizersBackend`, which 4.57 cannot import.
-    """
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
+    # transformers 5 writes `TokenizersBackend`, which 4.57 cannot import; both know this class.
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     # Only says on which kind of disk the files lay.
     settings.pop("is_local", None)
@@ -102,57 +85,23 @@ def make_portable(folder: Path) -> None:
     write_json(path, settings)
 
 
-def prepare_tokenizer(
-    corpus: Corpus, recipe: TokenizerRecipe, folder: Path, model_max_length: int, show_progress: bool = True
-) -> tuple[Tokenizer, bool]:
-    """Train a tokenizer on the training split and write its folder, or reuse the one that is there.
-
-    Returns:
-        The tokenizer, and whether it was there already.
-
-    Raises:
-        AntError: the folder holds a tokenizer made of something else, or there is no text.
-    """
-    inputs = {
-        "corpus": corpus.identity(),
-        "tokenizer": recipe.model_dump(),
-        "model_max_length": model_max_length,
-    }
-    if (folder / _RECORD).exists():
-        tokenizer = load_tokenizer(folder)
-        made_of = read_sealed(folder / _RECORD, "tokenizer record", f"Remove {folder} to train it anew.")
-        check_made_of(folder, "a tokenizer", made_of, inputs)
-        return tokenizer, True
-    held_out: list[str] = []
-    texts = _training_texts(corpus, recipe.max_bytes, held_out, show_progress)
-    tokenizer = train_bpe(texts, recipe, show_progress)
-    # Files of about 40 bytes an entry and as much again for the report and its figure.
-    with writing("the tokenizer", folder, 200_000 + 80 * recipe.vocab_size), whole_folder(folder) as partial:
-        save_tokenizer(tokenizer, partial, model_max_length)
-        report = fragmentation_report(tokenizer, held_out)
-        write_json(partial / FRAGMENTATION, report)
-        plot_fragmentation(report, partial / "fragmentation.png")
-        record = {
-            "format_version": 2,
-            "inputs_sha256": fingerprint(inputs),
-            "inputs": inputs,
-            "files": {path.name: file_sha256(path) for path in sorted(partial.iterdir())},
-        }
-        write_sealed(partial / _RECORD, record)
-    return tokenizer, False
-
-
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The `tokenizers` object of a saved folder.
+    """The `tokenizers` object of a saved folder, held to the hashes of its record if it was trained here.
 
     Raises:
         AntError: no tokenizer is there, it is damaged, or lacks the end-of-text token.
     """
-    path = folder / "tokenizer.json"
+    path = folder / TOKENIZER
     if not path.is_file():
         raise AntError(f"tokenizer not found: {path}", hint="Train one: ant-hf tokenizer --config RECIPE")
-    if (folder / _RECORD).exists():
-        _check_files(folder)
+    if (folder / RECORD).exists():
+        record, hint = read_record(folder), f"Remove {folder} to train it anew."
+        # Format 1 named tokenizer.json only.
+        files = record.get("files", {TOKENIZER: record.get("tokenizer_sha256")})
+        if not isinstance(files, dict):
+            raise AntError(f"tokenizer record {folder / RECORD} is damaged", seen=files, hint=hint)
+        for name, expected in files.items():
+            check_file(folder / Path(name).name, expected, "was changed after it was trained", hint)
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
@@ -163,16 +112,13 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def _check_files(folder: Path) -> None:
-    """Hold a trained tokenizer's files to the hashes of its record."""
-    hint = f"Remove {folder} to train it anew."
-    record = read_sealed(folder / _RECORD, "tokenizer record", hint)
-    # Format 1 named tokenizer.json only.
-    files = record.get("files", {"tokenizer.json": record.get("tokenizer_sha256")})
-    if not isinstance(files, dict):
-        raise AntError(f"tokenizer record {folder / _RECORD} is damaged", seen=files, hint=hint)
-    for name, expected in files.items():
-        check_file(folder / Path(name).name, expected, "was changed after it was trained", hint)
+def read_record(folder: Path) -> dict[str, Any]:
+    """What a tokenizer was trained on, with the hashes of its files.
+
+    Raises:
+        AntError: as `read_sealed`.
+    """
+    return read_sealed(folder / RECORD, "tokenizer record", f"Remove {folder} to train it anew.")
 
 
 def token_byte_lengths(tokenizer: Tokenizer) -> list[int]:
@@ -187,41 +133,49 @@ def token_byte_lengths(tokenizer: Tokenizer) -> list[int]:
     return lengths
 
 
-def _training_texts(
-    corpus: Corpus, max_bytes: int, held_out: list[str], show_progress: bool
-) -> Iterator[str]:
-    """Texts of the training split; the first held-out ones met on the way go to `held_out`."""
-    read = held_out_characters = 0
-    with tqdm(
-        desc="tokenizer: reading", unit="B", unit_scale=True, disable=not show_progress, leave=False
-    ) as bar:
-        for document in corpus:
-            if document.is_validation:
-                if held_out_characters < _HELD_OUT_CHARACTERS:
-                    held_out.append(document.text)
-                    held_out_characters += len(document.text)
-                continue
-            size = len(document.text.encode())
-            read += size
-            bar.update(size)
-            yield document.text
-            if read >= max_bytes:
-                return
-    if read == 0:
-        raise _no_text(corpus)
+def fragmentation_report(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, Any]:
+    """Measure bytes a token, tokens a word, and which words suffer most.
 
+    Words are encoded as they stand inside a sentence, after a space.
 
-def _no_text(corpus: Corpus) -> AntError:
-    counts = corpus.counts
-    if not counts.validation:
-        return AntError(
-            "the corpus holds no text to train on",
-            seen=f"{counts.read:,} documents, {counts.empty:,} of them empty, "
-            f"{counts.contaminated:,} shared with evaluation sets",
-            hint="Look into what corpus.path (--data) names.",
+    Raises:
+        AntError: the texts hold no words.
+    """
+    words: Counter[str] = Counter()
+    lengths: Counter[int] = Counter()
+    documents = size = tokens = 0
+    for text in texts:
+        documents += 1
+        size += len(text.encode())
+        entries = tokenizer.encode(text, add_special_tokens=False).tokens
+        tokens += len(entries)
+        # A character of a byte-level entry is one byte.
+        lengths.update(len(entry) for entry in entries)
+        words.update(_WORD.findall(text))
+    if not words:
+        raise AntError(
+            "no held-out text with words to measure fragmentation on",
+            seen=f"{documents} held-out documents",
+            hint="Raise the share: --set corpus.validation_fraction=0.1",
         )
-    return AntError(
-        f"all documents of the corpus with text in them, {counts.validation:,}, are held out",
-        hint="A txt file is one document; separate several by lines of <|endoftext|>, or pass more files. "
-        "With many, lower corpus.validation_fraction.",
-    )
+    pieces = {word: tokenizer.encode(f" {word}", add_special_tokens=False).tokens for word in words}
+    needed: Counter[int] = Counter()
+    for word, count in words.items():
+        needed[len(pieces[word])] += count
+    total = words.total()
+    worst = sorted(words, key=lambda word: (-len(pieces[word]), -words[word], word))[:_WORST_WORDS]
+    return {
+        "vocab_size": tokenizer.get_vocab_size(),
+        "documents": documents,
+        "bytes": size,
+        "tokens": tokens,
+        "bytes_per_token": size / tokens,
+        "words": total,
+        "tokens_per_word": sum(n * count for n, count in needed.items()) / total,
+        "words_kept_whole": needed[1] / total,
+        "tokens_per_word_histogram": {str(n): needed[n] for n in sorted(needed)},
+        "token_length_histogram": {str(n): lengths[n] for n in sorted(lengths)},
+        "worst_shattered_words": [
+            {"word": word, "tokens": len(pieces[word]), "count": words[word]} for word in worst
+        ],
+    }

@@ -45,13 +45,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise TypeError("a hash is no text")
         for name in ("read", "empty", "duplicate", "past_limit"):
             _count(manifest["documents"][name])
-        for split in (TRAIN, VALIDATION):
+        expected_sizes = {}
+        for split in (manifest["splits"][name] for name in (TRAIN, VALIDATION)):
             for name in ("documents", "tokens", "bytes"):
-                _count(manifest["splits"][split][name])
-        shards = [shard for split in (TRAIN, VALIDATION) for shard in manifest["splits"][split]["shards"]]
-        expected_sizes = {
-            folder / _shard_name(shard["file"]): 2 * _count(shard["tokens"]) for shard in shards
-        }
+                _count(split[name])
+            for shard in split["shards"]:
+                expected_sizes[folder / _shard_name(shard["file"])] = 2 * _count(shard["tokens"])
     except (KeyError, TypeError, ValueError) as error:
         raise AntError(f"{path} is damaged: {error!r}", hint=hint) from None
     for file, size in expected_sizes.items():

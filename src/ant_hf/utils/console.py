@@ -32,9 +32,7 @@ def show(table: Table) -> None:
 
 def facts_table(title: str, facts: list[tuple[str, str]]) -> Table:
     """Two columns of names and values."""
-    table = Table(title=title, title_justify="left", show_header=False)
-    table.add_column()
-    table.add_column()
+    table = Table("", "", title=title, title_justify="left", show_header=False)
     for name, value in facts:
         table.add_row(name, value)
     return table

@@ -1,11 +1,16 @@
-"""Hashes, JSON, and whole-or-absent writes, shared by every stage."""
+"""Hashes, JSON and JSON lines, and whole-or-absent writes, shared by every stage."""
 
 from __future__ import annotations
 
+import codecs
+import gzip
 import hashlib
+import io
 import json
 import os
+import shlex
 import shutil
+import zlib
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +19,8 @@ from typing import Any
 from ant_hf.errors import AntError
 
 _SEAL_KEY = "values_sha256"
+# Enough of a file to tell text in another encoding from what is no text.
+_HEAD_BYTES = 4096
 
 
 def file_sha256(path: Path) -> str:
@@ -48,7 +55,8 @@ def check_hash(problem: str, seen: object, expected: object, hint: str | None = 
         AntError: `problem`, with the first twelve digits of both.
     """
     if seen != expected:
-        raise AntError(problem, seen=f"sha256 {str(seen)[:12]}", expected=str(expected)[:12], hint=hint)
+        wanted = str(expected)[:12] if expected else "one in the file"
+        raise AntError(problem, seen=f"sha256 {str(seen)[:12]}", expected=wanted, hint=hint)
 
 
 def fingerprint(values: Any) -> str:
@@ -65,20 +73,18 @@ def check_made_of(folder: Path, what: str, record: dict[str, Any], inputs: Any) 
     Raises:
         AntError: the fingerprints differ; names both, and the inputs that differ.
     """
-    recorded = record.get("inputs_sha256")
-    if recorded != (wanted := fingerprint(inputs)):
-        listing = "".join(f"\n  - {line}" for line in differences(record.get("inputs"), inputs))
-        raise AntError(
-            f"{folder} holds {what} made of other text or settings:{listing}\n",
-            seen=f"inputs sha256 {str(recorded)[:12]}",
-            expected=wanted[:12],
-            hint=f"Remove {folder} or set another data_dir.",
-        )
+    listing = "".join(f"\n  - {line}" for line in differences(record.get("inputs"), inputs))
+    check_hash(
+        f"{folder} holds {what} made of other text or settings:{listing}\n",
+        record.get("inputs_sha256"),
+        fingerprint(inputs),
+        f"Remove {folder} or set another data_dir.",
+    )
 
 
 def differences(before: Any, now: Any, free: Container[str] = ()) -> list[str]:
     """`key was a, is b` for every dotted key in which two mappings differ, except the `free` ones."""
-    old, new = _flat(before if isinstance(before, dict) else {}), _flat(now)
+    old, new = dict(_flat(before if isinstance(before, dict) else {})), dict(_flat(now))
     return [
         f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())
@@ -86,25 +92,20 @@ def differences(before: Any, now: Any, free: Container[str] = ()) -> list[str]:
     ]
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            yield from _flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
-    return flat
+            yield prefix + key, value
 
 
 def strings_in(value: Any) -> Iterator[str]:
     """Every text among JSON values, in order; keys are none."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from strings_in(item)
-    elif isinstance(value, list):
-        for item in value:
+    elif isinstance(value, (dict, list)):
+        for item in value.values() if isinstance(value, dict) else value:
             yield from strings_in(item)
 
 
@@ -157,19 +158,9 @@ def read_sealed(path: Path, what: str, hint: str, unsealed_format: int | None = 
     """
     values = read_json(path, what, hint)
     recorded = values.pop(_SEAL_KEY, None)
-    if (
-        recorded is None
-        and unsealed_format is not None
-        and values.get("format_version", 1) == unsealed_format
-    ):
-        return values
-    if recorded != (seen := fingerprint(values)):
-        raise AntError(
-            f"{what} {path} was changed after it was written",
-            seen=f"sha256 {seen[:12]}",
-            expected=str(recorded)[:12] if recorded else "one in the file",
-            hint=hint,
-        )
+    is_unsealed = unsealed_format is not None and values.get("format_version", 1) == unsealed_format
+    if recorded is not None or not is_unsealed:
+        check_hash(f"{what} {path} was changed after it was written", fingerprint(values), recorded, hint)
     return values
 
 
@@ -188,6 +179,66 @@ def read_json(path: Path, what: str, hint: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise AntError(f"{what} {path} is damaged", seen=type(values).__name__, hint=hint)
     return values
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[io.BufferedIOBase]:
+    """The bytes of a file, unpacked if its name ends in .gz.
+
+    Raises:
+        AntError: the file cannot be read, or is no complete gzip file; also while it is read in the block.
+    """
+    try:
+        with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as handle:
+            yield handle
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise AntError(f"{file} is no complete gzip file: {error}") from None
+    except OSError as error:
+        raise AntError(f"{file} cannot be read: {error.strerror or error}") from None
+
+
+def not_utf8(file: Path, offset: int) -> AntError:
+    """The error for a text file in another encoding, with what to type for the likely ones."""
+    with opened(file) as handle:
+        head = handle.read(_HEAD_BYTES)
+    read = f"{'gunzip -c' if file.suffix == '.gz' else 'cat'} {shlex.quote(str(file))}"
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        hint = f"Convert it: {read} | iconv -f UTF-16 -t UTF-8 > converted.txt"
+    elif b"\0" in head:
+        hint = "It looks like a binary file and no text: leave it out."
+    else:
+        hint = f"If it is Latin-1 (older Western text): {read} | iconv -f LATIN1 -t UTF-8 > converted.txt"
+    return AntError(f"{file} is not UTF-8: byte offset {offset:,}", hint=hint)
+
+
+def read_json_rows(file: Path, may_be_cut: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a JSONL file, each with its place for messages; blank lines are skipped.
+
+    Args:
+        may_be_cut: leave out a last line without a line end, which a kill cut short.
+
+    Raises:
+        AntError: as `opened`; or a line is not UTF-8 or no JSON object, with its number.
+    """
+    offset = 0
+    with opened(file) as handle:
+        for number, line in enumerate(handle, 1):
+            if may_be_cut and not line.endswith(b"\n"):
+                return
+            where = f"{file}, line {number}"
+            try:
+                row = json.loads(line.decode("utf-8-sig")) if line.strip() else None
+            except UnicodeDecodeError as error:
+                raise not_utf8(file, offset + error.start) from None
+            except (ValueError, RecursionError) as error:
+                raise AntError(
+                    f"{where}, is no JSON object: {error}", hint="Mend or remove that line."
+                ) from None
+            offset += len(line)
+            if isinstance(row, dict):
+                yield where, row
+            elif row is not None:
+                raise AntError(f"{where}, is no JSON object", seen=type(row).__name__)
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from ant_hf.utils.console import say
 from ant_hf.utils.files import read_json, write_json
 from ant_hf.utils.provenance import now
 
+_OWNER = ".{}.owner.json"
+
 
 @contextmanager
 def locked(folder: Path, name: str, wait: bool = False) -> Iterator[None]:
@@ -40,20 +42,20 @@ def locked(folder: Path, name: str, wait: bool = False) -> Iterator[None]:
         # A read-only mount of prepared data: nobody can write there, so nothing needs to be held.
         yield
         return
-    lock, owner = FileLock(folder / f".{name}.lock"), _owner_file(folder, name)
+    lock, owner = FileLock(folder / f".{name}.lock"), folder / _OWNER.format(name)
     try:
         lock.acquire(blocking=False)
     except Timeout:
         if not wait:
             raise AntError(
-                f"{folder} is in use by {_described(owner)}",
+                f"{folder} is in use by {_described(folder, name)}",
                 hint="Wait for it, stop it, or set another folder: --output-dir FOLDER",
             ) from None
-        say(f"waiting     for {_described(owner)}, which works in {folder}")
+        say(f"waiting     for {_described(folder, name)}, which works in {folder}")
         lock.acquire()
     try:
         if owner.exists():
-            say(f"lock        {_described(owner)} ended without a word; its lock is taken over")
+            say(f"lock        {_described(folder, name)} ended without a word; its lock is taken over")
         write_json(owner, {"pid": os.getpid(), "host": socket.gethostname(), "since": now()})
         yield
     finally:
@@ -63,22 +65,13 @@ def locked(folder: Path, name: str, wait: bool = False) -> Iterator[None]:
 
 def owner_of(folder: Path, name: str) -> dict[str, Any]:
     """Process, host and time of whoever holds a folder's lock; empty if nobody says so."""
-    return _read(_owner_file(folder, name))
-
-
-def _owner_file(folder: Path, name: str) -> Path:
-    return folder / f".{name}.owner.json"
-
-
-def _read(owner: Path) -> dict[str, Any]:
     try:
-        return read_json(owner, "lock", "")
+        return read_json(folder / _OWNER.format(name), "lock", "")
     except AntError:
         return {}
 
 
-def _described(owner: Path) -> str:
-    values = _read(owner)
-    if not values:
-        return "another process"
-    return f"process {values.get('pid')} on {values.get('host')} (since {values.get('since')})"
+def _described(folder: Path, name: str) -> str:
+    if owner := owner_of(folder, name):
+        return f"process {owner.get('pid')} on {owner.get('host')} (since {owner.get('since')})"
+    return "another process"

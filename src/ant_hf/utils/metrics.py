@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from ant_hf.errors import AntError
+from ant_hf.utils.files import read_json_rows
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -16,21 +16,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Raises:
         AntError: the file cannot be read, or a line before the last is damaged (names the line).
     """
-    if not path.exists():
-        return []
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise AntError(f"{path} cannot be read: {error}") from None
     rows = []
-    # What stands after the last line end was cut short, or is empty.
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise AntError(f"{path} line {number} is damaged: {error}", hint="Remove that line.") from None
-        if not isinstance(row, dict) or type(row.get("step")) is not int:
-            raise AntError(f"{path} line {number} is no row of metrics", seen=line[:80])
+    for where, row in read_json_rows(path, may_be_cut=True) if path.exists() else ():
+        if type(row.get("step")) is not int:
+            raise AntError(f"{where}, is no row of metrics", seen=str(row)[:80])
         rows.append(row)
     return rows
 

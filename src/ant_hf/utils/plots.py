@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,87 +25,79 @@ STYLE: dict[Any, Any] = {
 }
 
 
+# What plot_run draws over the tokens seen: the key of a row, the file, and what the axis says.
+_CURVES = (
+    ("loss", "loss", "loss (nats a token)"),
+    ("learning_rate", "learning_rate", "learning rate"),
+    ("grad_norm", "gradient_norm", "gradient norm before clipping"),
+    ("tokens_per_second", "throughput", "tokens per second"),
+)
+
+
+@contextmanager
+def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """A figure of a size in inches, saved at the end of the block."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        figure.savefig(path)
+
+
 def plot_run(rows: list[dict[str, Any]], folder: Path, title: str) -> list[Path]:
     """Write loss, learning-rate, gradient-norm and throughput figures.
 
     Args:
         rows: `metrics.jsonl`, one dictionary a row.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+
+    def curve(axes: Any, rows: list[dict[str, Any]], key: str, **style: Any) -> None:
+        drawn = [row for row in rows if key in row]
+        axes.plot([row["tokens_seen"] / 1e6 for row in drawn], [row[key] for row in drawn], **style)
+
     training = [row for row in rows if "loss" in row]
-    evaluation = [row for row in rows if "eval_loss" in row]
-    with mpl.rc_context(STYLE):
-        return [
-            _loss(training, evaluation, folder / "loss.png", title),
-            _line(training, "learning_rate", "learning rate", folder / "learning_rate.png", title),
-            _line(
-                training, "grad_norm", "gradient norm before clipping", folder / "gradient_norm.png", title
-            ),
-            _line(training, "tokens_per_second", "tokens per second", folder / "throughput.png", title),
-        ]
-
-
-def _axes(title: str, ylabel: str, xlabel: str = "tokens seen (millions)") -> tuple[Figure, Any]:
-    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
-    axes = figure.subplots()
-    axes.set_title(title)
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
-    return figure, axes
-
-
-def _loss(training: list[dict[str, Any]], evaluation: list[dict[str, Any]], path: Path, title: str) -> Path:
-    figure, axes = _axes(f"{title}: loss", "loss (nats a token)")
-    axes.plot(_millions(training), [row["loss"] for row in training], color=BLUE, label="training")
-    if evaluation:
-        losses = [row["eval_loss"] for row in evaluation]
-        last = evaluation[-1]
-        label = (
-            f"validation (at the end {last['eval_loss']:.3f} nats a token, "
-            f"{last['eval_bits_per_byte']:.3f} bits per byte)"
-        )
-        axes.plot(_millions(evaluation), losses, color=ORANGE, marker="o", label=label)
-    axes.legend(frameon=False)
-    figure.savefig(path)
-    return path
-
-
-def _line(rows: list[dict[str, Any]], key: str, label: str, path: Path, title: str) -> Path:
-    figure, axes = _axes(f"{title}: {label}", label)
-    rows = [row for row in rows if key in row]
-    axes.plot(_millions(rows), [row[key] for row in rows], color=BLUE)
-    axes.set_ylim(bottom=0)
-    figure.savefig(path)
-    return path
-
-
-def _millions(rows: list[dict[str, Any]]) -> list[float]:
-    return [row["tokens_seen"] / 1e6 for row in rows]
+    for key, name, label in _CURVES:
+        with _figure(folder / f"{name}.png", 7.5, 4.5) as figure:
+            axes = figure.subplots()
+            axes.set_title(f"{title}: {label if key != 'loss' else key}")
+            axes.set_xlabel("tokens seen (millions)")
+            axes.set_ylabel(label)
+            curve(axes, training, key, color=BLUE, label="training")
+            if key != "loss":
+                axes.set_ylim(bottom=0)
+                continue
+            if last := next((row for row in reversed(rows) if "eval_loss" in row), None):
+                label = (
+                    f"validation (at the end {last['eval_loss']:.3f} nats a token, "
+                    f"{last['eval_bits_per_byte']:.3f} bits per byte)"
+                )
+                curve(axes, rows, "eval_loss", color=ORANGE, marker="o", label=label)
+            axes.legend(frameon=False)
+    return [folder / f"{name}.png" for _, name, _ in _CURVES]
 
 
 def plot_fragmentation(report: dict[str, Any], path: Path) -> Path:
     """Write how many tokens words need, and how long tokens are."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(10, 4.5), layout="constrained")
-        words, lengths = figure.subplots(1, 2)
+    with _figure(path, 10, 4.5) as figure:
         figure.suptitle(
             f"{report['vocab_size']:,} entries: {report['bytes_per_token']:.2f} bytes a token, "
             f"{report['words_kept_whole']:.1%} of words kept whole"
         )
-        _shares(words, report["tokens_per_word_histogram"], "tokens a word needs", "share of words")
-        _shares(lengths, report["token_length_histogram"], "bytes a token stands for", "share of tokens used")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
+        for axes, key, xlabel, ylabel in zip(
+            figure.subplots(1, 2),
+            ("tokens_per_word_histogram", "token_length_histogram"),
+            ("tokens a word needs", "bytes a token stands for"),
+            ("share of words", "share of tokens used"),
+            strict=True,
+        ):
+            histogram = {int(key): count for key, count in report[key].items()}
+            total = sum(histogram.values()) or 1
+            axes.bar(list(histogram), [count / total for count in histogram.values()], color=BLUE)
+            axes.set_xlabel(xlabel)
+            axes.set_ylabel(ylabel)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
     return path
-
-
-def _shares(axes: Any, histogram: dict[str, int], xlabel: str, ylabel: str) -> None:
-    total = sum(histogram.values()) or 1
-    axes.bar([int(key) for key in histogram], [count / total for count in histogram.values()], color=BLUE)
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
 
 
 def plot_benchmarks(rows: list[dict[str, Any]], names: list[str], path: Path, title: str) -> Path:
@@ -113,8 +107,7 @@ def plot_benchmarks(rows: list[dict[str, Any]], names: list[str], path: Path, ti
         rows: `label`, `value`, `stderr`, `floor` and `published` (accuracy by model name), as fractions.
         names: the published models to show as points.
     """
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(10, 1.5 + 0.45 * len(rows)), layout="constrained")
+    with _figure(path, 10, 1.5 + 0.45 * len(rows)) as figure:
         axes = figure.subplots()
         axes.set_title(f"{title}: accuracy, bars of two standard errors")
         places = list(range(len(rows)))
@@ -144,5 +137,4 @@ def plot_benchmarks(rows: list[dict[str, Any]], names: list[str], path: Path, ti
         axes.set_xlim(left=0)
         axes.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
         figure.legend(frameon=False, loc="outside lower center", ncols=2 + len(names))
-        figure.savefig(path)
     return path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _LIBRARIES = ("transformers", "huggingface_hub", "datasets", "lm_eval", "torch.onnx")
@@ -17,26 +17,27 @@ def quiet_libraries() -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
-    shown = [show for is_shown, hide, show in _bars() if is_shown() and not hide()]
+    shown = list(_shown_bars())
+    for hide, _ in shown:
+        hide()
     try:
         yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-        for show in shown:
+        for _, show in shown:
             show()
 
 
-def _bars():  # type: ignore[no-untyped-def]  # the libraries' own functions: is it shown, hide, show
+def _shown_bars() -> Iterator[tuple[Callable[[], None], Callable[[], None]]]:
+    """What hides and what shows the bars of each library that is loaded and shows them."""
     if "transformers" in sys.modules:
         from transformers.utils import logging as bars
 
-        yield bars.is_progress_bar_enabled, bars.disable_progress_bar, bars.enable_progress_bar
+        if bars.is_progress_bar_enabled():
+            yield bars.disable_progress_bar, bars.enable_progress_bar
     if "datasets" in sys.modules:
         import datasets
 
-        yield (
-            lambda: not datasets.are_progress_bars_disabled(),
-            datasets.disable_progress_bars,
-            datasets.enable_progress_bars,
-        )
+        if not datasets.are_progress_bars_disabled():
+            yield datasets.disable_progress_bars, datasets.enable_progress_bars
