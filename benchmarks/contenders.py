@@ -26,10 +26,10 @@ from transformers.trainer_callback import PrinterCallback
 
 from ant_hf.data.dataset import PackedDataset, TrainingOrder
 from ant_hf.data.tokens import TRAIN, VALIDATION, PackedTokens
-from ant_hf.model.architecture import build_model, load_config, parameter_ledger, training_flops_per_token
+from ant_hf.model.architecture import build_model, load_config, parameter_ledger
 from ant_hf.recipe import CorpusRecipe, Recipe, TokenizerRecipe, TrainingRecipe
 from ant_hf.train.optimizers import muon_adamw
-from ant_hf.train.setup import choose_execution, set_up
+from ant_hf.train.setup import choose_execution, set_up, training_flops_per_token
 from ant_hf.train.trainer import AntTrainer, RunData
 from ant_hf.utils.hardware import keep_freed_memory, peak_memory_bytes, threads_per_process
 

@@ -20,7 +20,7 @@ from ant_hf.train.checkpoints import checkpoints, damage, newest_checkpoint
 from ant_hf.train.pretrain import pretrain
 from ant_hf.train.run_folder import RunRecord, open_run_folder
 from ant_hf.train.trainer import AntTrainer
-from ant_hf.utils.disk import check_room, is_full
+from ant_hf.utils.files import check_room, is_full
 
 FULL = r"no room for {} in .*; saw '[\d,]+ bytes free'; expected about [\d,]+ bytes\. Free some space"
 

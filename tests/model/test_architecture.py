@@ -6,14 +6,9 @@ from conftest import ROOT, TINY_CONFIG
 from transformers import AutoConfig, LlamaForCausalLM
 
 from ant_hf.errors import AntError
-from ant_hf.model.architecture import (
-    build_model,
-    load_architecture,
-    load_config,
-    parameter_ledger,
-    training_flops_per_token,
-)
+from ant_hf.model.architecture import build_model, load_architecture, load_config, parameter_ledger
 from ant_hf.published import published_counterpart
+from ant_hf.train.setup import training_flops_per_token
 
 ANT_10M = ROOT / "configs" / "llama_ant10m.json"
 ANT_5M = ROOT / "configs" / "llama_ant5m.json"

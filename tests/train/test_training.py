@@ -19,7 +19,7 @@ from ant_hf.data.corpus import in_validation_split, normalised
 from ant_hf.errors import AntError, RunStopped
 from ant_hf.train import pretrain as pretraining
 from ant_hf.train import setup as run_setup
-from ant_hf.train.pretrain import pretrain
+from ant_hf.train.pretrain import dry_run, pretrain
 from ant_hf.train.run_folder import open_run_folder
 from ant_hf.train.setup import choose_execution, training_arguments
 from ant_hf.utils.files import read_sealed, write_sealed
@@ -349,7 +349,7 @@ def test_a_loss_that_is_no_number_stops_the_run(make_recipe):
 def test_dry_run_prints_the_plan_and_writes_nothing(make_recipe, capsys, tmp_path):
     recipe = make_recipe(max_steps=100, optimizer="muon", muon_learning_rate=0.02)
     before = sorted(tmp_path.rglob("*"))
-    pretrain(recipe, dry_run=True)
+    dry_run(recipe)
     assert sorted(tmp_path.rglob("*")) == before
     text = capsys.readouterr().out
     for word in ("51,200 tokens", "tokens a parameter", "FLOP", "dry run", "nothing was written"):

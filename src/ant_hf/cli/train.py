@@ -36,12 +36,12 @@ def pretrain(
     Run again with the same recipe, it continues from the newest checkpoint. On several GPUs:
     accelerate launch --num_processes N pretrain.py --config RECIPE.
     """
+    from ant_hf.train import pretrain as runs
     from ant_hf.train.distributed import check_launch
-    from ant_hf.train.pretrain import pretrain as run_recipe
 
     check_launch()
     recipe = read_recipe(config, data, output_dir, overrides, report_to=report_to or None)
-    run_recipe(recipe, fresh=fresh, dry_run=dry_run)
+    runs.dry_run(recipe) if dry_run else runs.pretrain(recipe, fresh)
 
 
 def tokenizer(config: Config, data: Data = None, output_dir: OutputDir = None, overrides: Set = None) -> None:

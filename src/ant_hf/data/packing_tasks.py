@@ -35,8 +35,15 @@ from ant_hf.data.tokens import TRAIN
 from ant_hf.errors import AntError
 from ant_hf.recipe import Recipe
 from ant_hf.utils.console import say
-from ant_hf.utils.disk import writing
-from ant_hf.utils.files import check_file, file_sha256, fingerprint, read_sealed, whole_folder, write_sealed
+from ant_hf.utils.files import (
+    check_file,
+    file_sha256,
+    fingerprint,
+    read_sealed,
+    whole_folder,
+    write_sealed,
+    writing,
+)
 from ant_hf.utils.locks import locked
 from ant_hf.utils.names import TOKENIZER
 

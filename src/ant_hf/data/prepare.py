@@ -22,7 +22,6 @@ from ant_hf.data.tokens import TRAIN, VALIDATION, verify_shards
 from ant_hf.errors import AntError
 from ant_hf.recipe import Recipe
 from ant_hf.utils.console import say
-from ant_hf.utils.disk import writing
 from ant_hf.utils.files import (
     check_made_of,
     file_sha256,
@@ -31,6 +30,7 @@ from ant_hf.utils.files import (
     whole_folder,
     write_json,
     write_sealed,
+    writing,
 )
 from ant_hf.utils.locks import locked
 from ant_hf.utils.names import FRAGMENTATION, MANIFEST
@@ -57,10 +57,10 @@ def find_data(recipe: Recipe, model_max_length: int) -> None:
     Raises:
         AntError: a shard is damaged; or see `make_data`.
     """
-    if (recipe.tokens_dir / MANIFEST).exists():
-        verify_shards(recipe.tokens_dir)
-    else:
+    if not (recipe.tokens_dir / MANIFEST).exists():
         make_data(recipe, model_max_length)
+    else:
+        verify_shards(recipe.tokens_dir)
 
 
 def make_tokenizer(recipe: Recipe, model_max_length: int) -> Tokenizer:

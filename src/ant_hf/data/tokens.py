@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ant_hf.errors import AntError, missing_file
-from ant_hf.utils.files import check_file, read_sealed
+from ant_hf.utils.files import check_file, check_made_of, read_sealed
 from ant_hf.utils.names import MANIFEST
 
 FORMAT_VERSION = 2
@@ -22,17 +22,23 @@ _READABLE = (1, FORMAT_VERSION)
 _SHARD_NAME = re.compile(rf"({TRAIN}|{VALIDATION})-[0-9]{{5,}}\.bin")
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path, inputs: dict[str, Any] | None = None) -> dict[str, Any]:
     """The manifest of a tokens folder, checked for shape and for shards of the stated size.
 
+    Args:
+        inputs: what the tokens must have been made of, where that is known.
+
     Raises:
-        AntError: it is missing, of another format, or a shard is missing or cut short.
+        AntError: it is missing, of another format, or a shard is missing or cut short; or the tokens were
+            made of something else.
     """
     hint = f"Remove {folder} to pack it anew."
     path = folder / MANIFEST
     if not path.exists():
         raise missing_file(path, "token manifest", "Pack first: ant-hf pack --config RECIPE")
     manifest = read_sealed(path, "token manifest", hint)
+    if inputs is not None:
+        check_made_of(folder, "tokens", manifest, inputs)
     if manifest.get("format_version") not in _READABLE:
         raise AntError(
             f"{folder / MANIFEST} has another format",

@@ -15,8 +15,16 @@ from ant_hf.export import gguf, llama_cpp, onnx
 from ant_hf.model.loading import Subject, load_subject
 from ant_hf.model.saving import TOKENIZER_FILES
 from ant_hf.utils.console import say
-from ant_hf.utils.disk import check_room, writing
-from ant_hf.utils.files import file_sha256, inventory, read_sealed, whole_folder, write_sealed, write_text
+from ant_hf.utils.files import (
+    check_room,
+    file_sha256,
+    inventory,
+    read_sealed,
+    whole_folder,
+    write_sealed,
+    write_text,
+    writing,
+)
 from ant_hf.utils.names import VERIFIED
 from ant_hf.utils.provenance import now, package_versions
 

@@ -194,21 +194,6 @@ def _component(name: str) -> str:
     return f"mlp {name.split('.')[-2]}"
 
 
-def training_flops_per_token(config: PreTrainedConfig, ledger: Ledger, sequence_length: int) -> float:
-    """Floating-point operations a trained token costs, forward and backward.
-
-    6 for each weight that a matrix product uses (Kaplan et al. 2020, arXiv:2001.08361; a tied
-    output projection counts once, the look-up not at all), plus causal attention: scores and
-    values are 2 products of 2 x head_dim x heads x sequence_length / 2 a token and layer, times 3
-    for forward and backward.
-    """
-    weights = ledger.total - ledger.norms
-    if not ledger.tied:
-        weights -= ledger.embeddings
-    attention = config.num_hidden_layers * config.num_attention_heads * config.head_dim * sequence_length
-    return 6.0 * weights + 6.0 * attention
-
-
 def ledger_table(config: PreTrainedConfig, ledger: Ledger) -> Table:
     """Parameters by component, with the published figure for this architecture, if there is one, below."""
     table = Table(title="Parameters", title_justify="left", caption=ledger.equation(), caption_justify="left")

@@ -26,8 +26,7 @@ from ant_hf.data.dataset import TrainingOrder
 from ant_hf.errors import AntError
 from ant_hf.recipe import TrainingRecipe
 from ant_hf.utils.console import is_first_process, say
-from ant_hf.utils.disk import writing
-from ant_hf.utils.files import check_hash, write_text
+from ant_hf.utils.files import check_hash, write_text, writing
 
 _WITHOUT_ROWS = "Put the old file back, or remove it to go on without its rows."
 

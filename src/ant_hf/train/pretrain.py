@@ -33,8 +33,7 @@ from ant_hf.train.setup import Setup, set_up
 from ant_hf.train.trainer import AntTrainer, RunData
 from ant_hf.train.uploads import fetch_checkpoint, finish_uploads, start_uploads
 from ant_hf.utils.console import is_first_process, say
-from ant_hf.utils.disk import writing
-from ant_hf.utils.files import file_sha256
+from ant_hf.utils.files import file_sha256, writing
 from ant_hf.utils.hardware import peak_memory_bytes
 from ant_hf.utils.locks import locked
 from ant_hf.utils.metrics import read_metrics
@@ -46,24 +45,17 @@ from ant_hf.utils.provenance import now
 _SAMPLE_SEEDS = (0, 1, 2)
 
 
-def pretrain(recipe: Recipe, fresh: bool = False, dry_run: bool = False) -> None:
+def pretrain(recipe: Recipe, fresh: bool = False) -> None:
     """Run a recipe to its end, or continue it from its newest complete checkpoint.
 
     Args:
         fresh: remove the run in the output folder first.
-        dry_run: print the plan, run one micro-batch through model and optimizer, write nothing.
 
     Raises:
         AntError: anything in the recipe, the data or the folder that the user must mend.
         RunStopped: a signal or the time budget ended it early, with a checkpoint to go on from.
     """
-    if not is_first_process():
-        logging.set_verbosity_error()
-    # A bar for each 40 MB file would tear up the bar of the training.
-    logging.disable_progress_bar()
-    if dry_run:
-        _dry_run(recipe)
-        return
+    _quiet_trainer()
     output_dir = Path(recipe.output_dir)
     if output_dir.exists() and not output_dir.is_dir():
         raise AntError(f"output_dir {output_dir} is a file", hint="Set another: --output-dir FOLDER")
@@ -87,6 +79,13 @@ def pretrain(recipe: Recipe, fresh: bool = False, dry_run: bool = False) -> None
             finish_uploads(start_uploads(recipe), output_dir / FINAL)
         else:
             _train(setup, folder)
+
+
+def _quiet_trainer() -> None:
+    if not is_first_process():
+        logging.set_verbosity_error()
+    # A bar for each 40 MB file would tear up the bar of the training.
+    logging.disable_progress_bar()
 
 
 def _train(setup: Setup, folder: RunFolder) -> None:
@@ -240,8 +239,13 @@ class _RandomTokens(PackedTokens):
         return len(row)
 
 
-def _dry_run(recipe: Recipe) -> None:
-    """Print the plan and run one micro-batch at full shape; write nothing."""
+def dry_run(recipe: Recipe) -> None:
+    """Print the plan and run one micro-batch at full shape, on random tokens; write nothing.
+
+    Raises:
+        AntError: as `pretrain`, for what can be seen without data.
+    """
+    _quiet_trainer()
     with tempfile.TemporaryDirectory() as scratch:
         setup = set_up(recipe, Path(scratch))
         arguments = setup.arguments

@@ -18,8 +18,16 @@ from ant_hf.train.checkpoints import INCOMPLETE, check_made_of, checkpoints, new
 from ant_hf.train.distributed import check_equal_inputs
 from ant_hf.train.setup import Execution, Setup
 from ant_hf.utils.console import is_first_process, say
-from ant_hf.utils.disk import check_room, writing
-from ant_hf.utils.files import check_hash, differences, file_sha256, read_json, read_sealed, write_sealed
+from ant_hf.utils.files import (
+    check_hash,
+    check_room,
+    differences,
+    file_sha256,
+    read_json,
+    read_sealed,
+    write_sealed,
+    writing,
+)
 from ant_hf.utils.names import FINAL, MANIFEST, METRICS, PLOTS, RUN_RECORD, TOKENIZER
 from ant_hf.utils.provenance import now, package_versions, source_commit
 

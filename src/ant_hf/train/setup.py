@@ -22,7 +22,6 @@ from ant_hf.model.architecture import (
     build_model,
     ledger_table,
     load_architecture,
-    training_flops_per_token,
 )
 from ant_hf.model.attention import CAUSAL_BLOCKS
 from ant_hf.recipe import Integration, Recipe, TrainingRecipe
@@ -370,6 +369,21 @@ def _fits(recipe: TrainingRecipe, config: PreTrainedConfig, execution: Execution
     gc.collect()
     clear_device_cache()
     return used <= _USABLE_MEMORY
+
+
+def training_flops_per_token(config: PreTrainedConfig, ledger: Ledger, sequence_length: int) -> float:
+    """Floating-point operations a trained token costs, forward and backward.
+
+    6 for each weight that a matrix product uses (Kaplan et al. 2020, arXiv:2001.08361; a tied
+    output projection counts once, the look-up not at all), plus causal attention: scores and
+    values are 2 products of 2 x head_dim x heads x sequence_length / 2 a token and layer, times 3
+    for forward and backward.
+    """
+    weights = ledger.total - ledger.norms
+    if not ledger.tied:
+        weights -= ledger.embeddings
+    attention = config.num_hidden_layers * config.num_attention_heads * config.head_dim * sequence_length
+    return 6.0 * weights + 6.0 * attention
 
 
 def make_plan(

@@ -34,8 +34,7 @@ from ant_hf.train.checkpoints import PROGRESS, checkpoint_name, remove_unsealed,
 from ant_hf.train.distributed import check_fsdp
 from ant_hf.train.optimizers import muon_adamw
 from ant_hf.train.setup import Setup, ran_out_of_memory
-from ant_hf.utils.disk import writing
-from ant_hf.utils.files import read_json, write_json
+from ant_hf.utils.files import read_json, write_json, writing
 from ant_hf.utils.names import METRICS, WEIGHTS
 
 
