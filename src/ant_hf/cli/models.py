@@ -47,8 +47,9 @@ def perplexity(
     from ant_hf.model.scoring import score_folder
     from ant_hf.utils.console import say
 
-    scores, context_tokens, uniform = score_folder(folder, tokens, context)
+    scores, context_tokens = score_folder(folder, tokens, context)
     say(f"{scores.tokens:,} tokens, {scores.bytes:,} bytes, context {context_tokens} tokens, fp32")
+    uniform = scores.uniform_byte_perplexity
     say(f"byte perplexity   {scores.byte_perplexity:.4f}   (uniform guess {uniform:.2f})")
     say(f"bits per byte     {scores.bits_per_byte:.4f}")
     say(f"token perplexity  {scores.perplexity:.3f}   (only comparable under the same tokenizer)")

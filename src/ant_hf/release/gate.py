@@ -191,7 +191,8 @@ def score_documents(
     ids = ids[: None if limit is None else limit + 1]
     if torch.cuda.is_available():
         model.to("cuda")  # type: ignore[arg-type]  # wrapped by a decorator of transformers
-    scores = score_tokens(model, TokensInMemory(ids), [0] * model.config.vocab_size, context, batch_size)
+    no_lengths = [0] * model.config.vocab_size
+    scores = score_tokens(model, TokensInMemory(ids), no_lengths, context=context, batch_size=batch_size)
     text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     first = tokenizer.decode(ids[:1], skip_special_tokens=True, clean_up_tokenization_spaces=False)
     size = len(text.encode()) - len(first.encode())

@@ -21,7 +21,7 @@ from ant_hf.errors import AntError, RunStopped
 from ant_hf.model.generation import generate_sample
 from ant_hf.model.loading import load_final
 from ant_hf.model.saving import export_final
-from ant_hf.model.scoring import SAME_LOSS, TokenScores, score_tokens
+from ant_hf.model.scoring import SAME_LOSS, score_tokens
 from ant_hf.recipe import Recipe
 from ant_hf.train.checkpoints import check_made_of, checkpoint_name, checkpoints, step_of
 from ant_hf.train.distributed import (
@@ -39,7 +39,7 @@ from ant_hf.utils.console import is_first_process, say
 from ant_hf.utils.disk import check_room, writing
 from ant_hf.utils.files import differences, file_sha256
 from ant_hf.utils.hardware import peak_memory_bytes
-from ant_hf.utils.metrics import read_metrics
+from ant_hf.utils.metrics import TextScore, read_metrics
 from ant_hf.utils.names import FINAL, MANIFEST, METRICS, PLOTS, WEIGHTS
 from ant_hf.utils.plots import plot_run
 from ant_hf.utils.provenance import now
@@ -239,7 +239,7 @@ def _finish(
     folder: RunFolder,
     record: dict[str, Any],
     validation: PackedTokens,
-    in_training: TokenScores,
+    in_training: TextScore,
     started: float,
 ) -> None:
     """Reload what was written, hold it to what was trained, and tell the user."""
@@ -250,8 +250,8 @@ def _finish(
         model,
         validation,
         token_byte_lengths(tokenizer.backend_tokenizer),
-        recipe.training.sequence_length,
-        setup.plan.per_device_batch_size,
+        context=recipe.training.sequence_length,
+        batch_size=setup.plan.per_device_batch_size,
     )
     difference = scores.loss / in_training.loss - 1
     if abs(difference) > SAME_LOSS:
@@ -271,7 +271,7 @@ def _finish(
         "finished": now(),
         "final": {
             **scores.metrics(),
-            "uniform_byte_perplexity": scores.uniform_byte_perplexity(setup.config.vocab_size),
+            "uniform_byte_perplexity": scores.uniform_byte_perplexity,
             "tokens": scores.tokens,
             "bytes": scores.bytes,
             "context_tokens": recipe.training.sequence_length,

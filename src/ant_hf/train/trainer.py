@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from transformers.trainer_utils import TrainOutput
 from ant_hf.data.dataset import IGNORED_LABEL, TrainingOrder, whole_batch
 from ant_hf.data.tokens import PackedTokens
 from ant_hf.errors import AntError
-from ant_hf.model.scoring import TokenScores, score_tokens
+from ant_hf.model.scoring import score_tokens
 from ant_hf.recipe import Recipe
 from ant_hf.train.callbacks import MetricsFile, ProgressBar, ThroughputMeter
 from ant_hf.train.checkpoints import PROGRESS, SAVING, checkpoint_name, clear_saving, publish
@@ -36,6 +37,7 @@ from ant_hf.train.precision import Execution
 from ant_hf.train.stopping import StopRequest
 from ant_hf.utils.disk import writing
 from ant_hf.utils.files import read_json, write_json
+from ant_hf.utils.metrics import TextScore
 
 
 def cross_entropy_with_z_loss(coefficient: float) -> Callable[..., torch.Tensor]:
@@ -252,7 +254,7 @@ class AntTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def score(self, tokens: PackedTokens, max_tokens: int | None = None) -> TokenScores:
+    def score(self, tokens: PackedTokens, max_tokens: int | None = None) -> TextScore:
         """Score tokens, or windows of at most `max_tokens` spread over them, over all processes."""
         training = self.recipe.training
         # Each forward pass of FSDP gathers weights from every process, so that all must make the same ones.
@@ -263,16 +265,16 @@ class AntTrainer(Trainer):
             model,
             tokens,
             self.byte_lengths,
-            training.sequence_length,
-            self.plan.per_device_batch_size,
-            max_tokens,
-            self.execution.autocast_dtype,
-            *share,
+            context=training.sequence_length,
+            batch_size=self.plan.per_device_batch_size,
+            max_tokens=max_tokens,
+            autocast_dtype=self.execution.autocast_dtype,
+            share=share,
         )
         if self.is_fsdp_enabled:
             return scores
         nats, count, size = self._sum_over_processes([scores.nats, scores.tokens, scores.bytes])
-        return TokenScores(nats=nats, tokens=int(count), bytes=int(size))
+        return replace(scores, nats=nats, tokens=int(count), bytes=int(size))
 
     def whole_model(self) -> tuple[PreTrainedModel, dict[str, torch.Tensor] | None]:
         """The bare model, and its weights where they are spread over processes, which all must ask for."""
