@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from ant_hf.model.texts import ENGLISH, ROUND_TRIP
 from ant_hf.release.checks import Check, as_json, verdict
 from ant_hf.release.files import check_files, dangerous_files
 from ant_hf.utils.files import file_sha256, read_json, write_json
+from ant_hf.utils.metrics import TextScore
 from ant_hf.utils.provenance import now
 
 
@@ -150,36 +151,13 @@ def _one_line(value: object) -> str:
     return " ".join(str(value).split())[:300]
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Sums over the scored tokens; the first token of all is context only."""
-
-    nats: float
-    tokens: int
-    decoded_bytes: int
-    """UTF-8 bytes of the scored tokens' text, special tokens left out."""
-    vocab_size: int
-
-    @property
-    def loss(self) -> float:
-        """Nats a token."""
-        return self.nats / self.tokens
-
-    @property
-    def byte_perplexity(self) -> float:
-        nats = self.nats / self.decoded_bytes
-        return math.exp(nats) if nats < 700 else math.inf
-
-    @property
-    def uniform_byte_perplexity(self) -> float:
-        """Of giving every token the same probability."""
-        return float(self.vocab_size ** (self.tokens / self.decoded_bytes))
-
-
 def score_documents(
     loaded: Loaded, documents: list[str], context: int, batch_size: int, limit: int | None = None
-) -> Scores:
-    """Encode, join with end-of-text as packing does, and score at most `limit` tokens."""
+) -> TextScore:
+    """Encode, join with end-of-text as packing does, and score at most `limit` tokens.
+
+    Its bytes are those of the decoded text of the scored tokens, special tokens left out.
+    """
     tokenizer, model = loaded.tokenizer, loaded.model
     end = tokenizer.eos_token_id
     ids: list[int] = []
@@ -196,7 +174,7 @@ def score_documents(
     text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     first = tokenizer.decode(ids[:1], skip_special_tokens=True, clean_up_tokenization_spaces=False)
     size = len(text.encode()) - len(first.encode())
-    return Scores(scores.nats, scores.tokens, max(size, 1), model.config.vocab_size)
+    return replace(scores, bytes=max(size, 1))
 
 
 # Every fourth of the evaluation's prompts: enough to see a collapse, a few seconds on a CPU.
@@ -303,7 +281,7 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _loss(name: str, scores: Scores, expected: float) -> Check:
+def _loss(name: str, scores: TextScore, expected: float) -> Check:
     difference = scores.loss / expected - 1
     seen = (
         f"{scores.loss:.4f} nats a token over {scores.tokens:,} tokens, expected {expected:.4f} "
@@ -313,13 +291,13 @@ def _loss(name: str, scores: Scores, expected: float) -> Check:
     return Check(name, bool(abs(difference) <= SAME_LOSS), seen, numbers)
 
 
-def _units(scores: Scores, recorded_byte_perplexity: float) -> Check:
+def _units(scores: TextScore, recorded_byte_perplexity: float) -> Check:
     """ln(byte perplexity) x bytes a token = ln(token perplexity).
 
     The byte perplexity is the recorded one, from lengths of vocabulary entries; the bytes a token are
     counted here on the decoded text.
     """
-    bytes_per_token = scores.decoded_bytes / scores.tokens
+    bytes_per_token = scores.bytes / scores.tokens
     implied = math.log(recorded_byte_perplexity) * bytes_per_token
     seen = (
         f"recorded byte perplexity {recorded_byte_perplexity:.4f} at {bytes_per_token:.4f} bytes a token is "
@@ -329,7 +307,7 @@ def _units(scores: Scores, recorded_byte_perplexity: float) -> Check:
     return Check("byte and token perplexity agree", agrees, seen, {"implied_loss": implied})
 
 
-def _uniform(name: str, scores: Scores) -> Check:
+def _uniform(name: str, scores: TextScore) -> Check:
     share = scores.loss / math.log(scores.vocab_size)
     seen = (
         f"byte perplexity {scores.byte_perplexity:.3f}, uniform guess {scores.uniform_byte_perplexity:.2f}; "
