@@ -5,9 +5,8 @@ import torch
 from lm_eval.api.instance import Instance
 
 from ant_hf.errors import AntError
-from ant_hf.evaluation import likelihoods
-from ant_hf.evaluation.language_model import BatchedLM
-from ant_hf.evaluation.likelihoods import LikelihoodStore
+from ant_hf.evaluation import language_model as scoring
+from ant_hf.evaluation.language_model import BatchedLM, LikelihoodStore
 from ant_hf.model.loading import load_final
 
 
@@ -149,7 +148,7 @@ def test_a_kill_while_a_store_is_opened_loses_nothing(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(likelihoods, "_line", killed)
+        patch.setattr(scoring, "_line", killed)
         with pytest.raises(KeyboardInterrupt):
             LikelihoodStore(tmp_path / "s", {"weights": 1})
     again = LikelihoodStore(tmp_path / "s", {"weights": 1})

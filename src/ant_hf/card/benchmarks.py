@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ant_hf.evaluation.statistics import verdict
+from ant_hf.evaluation.results import against_floor
 from ant_hf.published import PublishedModel
 
 
@@ -52,7 +52,7 @@ def slice_rows(task: str, values: dict[str, Any], published: list[PublishedModel
     for key, part in values.get("slices", {}).items():
         merged = {**values, "expected_n": None, **part, "label": f"{key} operator{'s'[: key != '1']}"}
         if merged["floor"] is not None:
-            merged["verdict"] = verdict(merged["value"], merged["stderr"], merged["floor"])
+            merged["verdict"] = against_floor(merged["value"], merged["stderr"], merged["floor"])
         rows.append(_row(task, merged, published, key))
     return rows
 

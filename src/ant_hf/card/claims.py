@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ant_hf.errors import AntError
+from ant_hf.evaluation.benchmarks import ARITHMARK, ARITHMARK_GENERATED, ARITHMARK_SLICES, complete_sizes
 from ant_hf.published import PublishedModel
 
 
@@ -128,21 +126,17 @@ class Claims:
     perplexities: tuple[Perplexities, ...] = ()
 
 
-ARITHMARK = "arithmark_2.0"
-ARITHMARK_SLICES = {"1": 1250, "2": 750, "3": 500}
 # Bytes and words of WikiText-2's test pages, counted as lm-eval counts them.
 WIKITEXT_BYTES_PER_WORD = 1_290_527 / 241_335
 
 
 def usual_items() -> dict[str, int]:
     """Items of the complete sets by task, from the evaluation's own table."""
-    table = Path(__file__).parents[1] / "evaluation" / "benchmarks.yaml"
-    entries = yaml.safe_load(table.read_text(encoding="utf-8"))
-    return {task: entry["documents"] for task, entry in entries.items() if task not in _NO_SHARE}
+    return {task: items for task, items in complete_sizes().items() if task not in _NO_SHARE}
 
 
 # Arithmark is claimed with its slices; WikiText is no share of right answers.
-_NO_SHARE = {ARITHMARK, "arithmark_generated", "wikitext"}
+_NO_SHARE = {ARITHMARK, ARITHMARK_GENERATED, "wikitext"}
 
 
 def published_claims(model: PublishedModel) -> Claims:

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ant_hf.card.audit import Finding
-from ant_hf.evaluation.statistics import ABOVE, BELOW, UNCLEAR
+from ant_hf.evaluation.results import ABOVE, BELOW, UNCLEAR
 from ant_hf.published import PublishedModel
 from ant_hf.utils.console import show
 from ant_hf.utils.names import GATE

@@ -7,12 +7,19 @@ an empty context are inherited: a score differs from lm-eval's by rounding only.
   the context and itself, so a question with four answers costs one context instead of four;
 - batches hold a number of tokens, not of requests, and rows of like length;
 - logits are made for scored positions only.
+
+Scores are kept on disk as they come, so that an interrupted evaluation goes on.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,8 +29,170 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedModel
 
 from ant_hf.errors import AntError
-from ant_hf.evaluation.layout import Layout, Row, Score
-from ant_hf.evaluation.likelihoods import LikelihoodStore, request_key
+from ant_hf.utils.files import write_text
+
+Score = tuple[float, bool]
+"""Log-likelihood in nats, and whether the continuation is the greedy one."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A context and the continuations scored behind it, as token ids."""
+
+    context: list[int]
+    continuations: list[list[int]]
+    requests: list[int]
+    """Index of each continuation's request."""
+
+    def __len__(self) -> int:
+        # The last token of a continuation is predicted and never read.
+        return len(self.context) + sum(len(ids) - 1 for ids in self.continuations)
+
+    @property
+    def branches(self) -> bool:
+        """Whether continuations stand side by side; those of one token (MMLU's letters) take no place."""
+        return sum(len(ids) > 1 for ids in self.continuations) > 1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A batch as tensors. B rows of T tokens, N scored tokens; padding stands behind."""
+
+    ids_BT: torch.Tensor
+    positions_BT: torch.Tensor
+    segments_BT: torch.Tensor
+    """0 for the context, j for the j-th continuation, -1 for padding."""
+    row_N: torch.Tensor
+    column_N: torch.Tensor
+    """Position whose logits predict the scored token."""
+    target_N: torch.Tensor
+    request_N: Sequence[int]
+    first_kept: int
+
+    @property
+    def keep(self) -> int:
+        """Number of last positions whose logits are needed."""
+        return self.ids_BT.shape[1] - self.first_kept
+
+    @classmethod
+    def of(cls, rows: list[Row], device: torch.device) -> Layout:
+        """Lay a batch out: context, then every continuation without its last token."""
+        length = max(len(row) for row in rows)
+        ids, positions, segments = ([[fill] * length for _ in rows] for fill in (0, 0, -1))
+        scored: list[tuple[int, int, int, int]] = []
+        for number, row in enumerate(rows):
+            end = len(row.context)
+            ids[number][:end] = row.context
+            positions[number][:end] = range(end)
+            segments[number][:end] = [0] * end
+            for segment, (tokens, request) in enumerate(zip(row.continuations, row.requests, strict=True), 1):
+                start, read = end, tokens[:-1]
+                end += len(read)
+                ids[number][start:end] = read
+                positions[number][start:end] = range(len(row.context), len(row.context) + len(read))
+                segments[number][start:end] = [segment] * len(read)
+                columns = [len(row.context) - 1, *range(start, end)]
+                scored += [
+                    (number, column, token, request) for column, token in zip(columns, tokens, strict=True)
+                ]
+        row_n, column_n, target_n, request_n = zip(*scored, strict=True)
+        ids_BT, positions_BT, segments_BT, row_N, column_N, target_N = (
+            torch.tensor(values, device=device)
+            for values in (ids, positions, segments, row_n, column_n, target_n)
+        )
+        return cls(
+            ids_BT, positions_BT, segments_BT, row_N, column_N, target_N, request_n, first_kept=min(column_n)
+        )
+
+    def mask_B1TT(self, dtype: torch.dtype) -> torch.Tensor:
+        """Additive attention mask: the context and one's own continuation, up to one's own position."""
+        query, key = self.segments_BT[:, :, None], self.segments_BT[:, None, :]
+        index = torch.arange(self.ids_BT.shape[1], device=self.ids_BT.device)
+        seen = ((key == 0) | (key == query)) & (index[:, None] >= index)
+        # Padding reads padding, so that no row of the softmax is empty.
+        mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+        return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+
+    def sums(self, nats_N: torch.Tensor, greedy_N: torch.Tensor) -> list[tuple[int, Score]]:
+        """Scores by request, in order of the rows."""
+        totals: dict[int, Score] = {}
+        for request, nats, greedy in zip(self.request_N, nats_N.tolist(), greedy_N.tolist(), strict=True):
+            before, all_greedy = totals.get(request, (0.0, True))
+            totals[request] = (before + nats, all_greedy and greedy)
+        return list(totals.items())
+
+
+def request_key(context: list[int], continuation: list[int]) -> str:
+    """Hash of a request's token ids; lm-eval's results follow from it and the model alone."""
+    ids = array("q", [len(context), *context, *continuation])
+    return hashlib.sha256(ids.tobytes()).hexdigest()[:24]
+
+
+class LikelihoodStore:
+    """Scores by request, in memory and on disk.
+
+    One JSON line a request, appended after every batch. The first line names the model and the conditions.
+
+    Raises:
+        AntError: the file is of another model, or of other conditions.
+    """
+
+    def __init__(self, path: Path, conditions: dict[str, Any]) -> None:
+        self.path = path
+        self._values = _read(path, conditions)
+        self.resumed = len(self._values)
+        # Rewritten rather than appended to: a kill may have cut the last line. Whole or as it was: another
+        # kill must not lose what is kept.
+        lines = (_line(key, value) for key, value in self._values.items())
+        write_text(path, "".join([json.dumps(conditions) + "\n", *lines]))
+
+    def get(self, key: str) -> Score | None:
+        return self._values.get(key)
+
+    def add(self, values: Iterable[tuple[str, Score]]) -> None:
+        """Keep a batch, in memory and on disk."""
+        new = list(values)
+        self._values.update(new)
+        with self.path.open("a", encoding="utf-8") as handle:
+            handle.writelines(_line(key, value) for key, value in new)
+
+    def remove(self) -> None:
+        """Delete the file, once the results are written."""
+        self.path.unlink(missing_ok=True)
+
+
+def _line(key: str, value: Score) -> str:
+    return json.dumps([key, value[0], value[1]]) + "\n"
+
+
+def _read(path: Path, conditions: dict[str, Any]) -> dict[str, Score]:
+    if not path.is_file():
+        return {}
+    hint = f"Pass --fresh to start over, or remove {path}."
+    first, *lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    try:
+        recorded = json.loads(first)
+    except ValueError:
+        recorded = None
+    if not isinstance(recorded, dict) or set(recorded) != set(conditions):
+        raise AntError(f"{path} is damaged", seen=first[:40], hint=hint)
+    for name, value in conditions.items():
+        if recorded[name] != value:
+            raise AntError(
+                f"an interrupted evaluation here had another {name.replace('_', ' ')}",
+                seen=recorded[name],
+                expected=str(value),
+                hint=hint,
+            )
+    values = {}
+    for line in lines:
+        try:
+            key, nats, greedy = json.loads(line)
+        except ValueError:
+            # The line that a kill cut short; its batch is scored again.
+            continue
+        values[str(key)] = (float(nats), bool(greedy))
+    return values
 
 
 class BatchedLM(HFLM):
@@ -31,20 +200,15 @@ class BatchedLM(HFLM):
 
     Args:
         store: where scores are kept as they come.
-        progress: called with the number of requests done since the last call, and of all.
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: Any,
-        store: LikelihoodStore,
-        batch_size: int = 8,
-        progress: Callable[[int, int], None] = lambda done, total: None,
+        self, model: PreTrainedModel, tokenizer: Any, store: LikelihoodStore, batch_size: int
     ) -> None:
         super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
         self.store = store
-        self.progress = progress
+        # Called with the number of requests done since the last call, and of all.
+        self.progress: Callable[[int, int], None] = lambda done, total: None
         self._instances: list[Instance] = []
         self.batch_tokens = batch_size * self.max_length
         self.shares_contexts = self._can_share_contexts()
