@@ -111,7 +111,7 @@ def test_windows_of_a_text_are_not_laid_side_by_side(language_model):
     windows = [(None, [0], list(range(5, 69))) for _ in range(6)] + [(None, [0], [7, 8, 9])] * 3
     rows = scorer._rows(windows, list(range(9)))
     assert max(len(row) for row in rows) <= scorer.max_length
-    assert sorted(index for row in rows for index in row.requests) == list(range(9))
+    assert sorted(index for row in rows for index in row.continuations) == list(range(9))
 
 
 def test_a_score_that_is_no_number_names_task_and_document(language_model, loaded, chapters, monkeypatch):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import difflib
 import json
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,6 +33,7 @@ _FORMS = {
     2: ("{a} {x} {b} {y} {c}",),
     3: ("({a} {x} {b}) {y} ({c} {z} {d})", "{a} {x} ({b} {y} {c}) {z} {d}"),
 }
+_WRONG_BY = (-20, -11, -10, -9, -5, -3, -2, -1, 1, 2, 3, 5, 9, 10, 11, 20)
 _TABLE = Path(__file__).with_name("benchmarks.yaml")
 
 
@@ -196,12 +197,8 @@ def check_schema(documents: Iterable[Any], where: str) -> None:
 
 def generate_arithmark(path: Path, seed: int = 20) -> None:
     """Write the stand-in: the same slices, answers balanced over the four positions."""
-    with path.open("w", encoding="utf-8") as handle:
-        for row in _stand_in(random.Random(seed)):
-            handle.write(json.dumps(row) + "\n")
-
-
-def _stand_in(chance: random.Random) -> Iterator[dict[str, Any]]:
+    chance = random.Random(seed)
+    lines = []
     for operators, rows in ARITHMARK_SLICES.items():
         positions = [index % 4 for index in range(rows)]
         chance.shuffle(positions)
@@ -211,14 +208,12 @@ def _stand_in(chance: random.Random) -> Iterator[dict[str, Any]]:
             while expression in seen:
                 expression, answer = _expression(operators, chance)
             seen.add(expression)
-            endings = _distractors(answer, chance)
-            endings.insert(label, answer)
-            yield {
-                "ctx": f"{expression} =",
-                "endings": [f" {value}" for value in endings],
-                "label": label,
-                "metadata": {"operator_count": operators},
-            }
+            # Near the right one: off by one, by a carry, or by a little.
+            wrong = chance.sample([answer + step for step in _WRONG_BY], 3)
+            endings = [f" {value}" for value in (*wrong[:label], answer, *wrong[label:])]
+            row = {"ctx": f"{expression} =", "endings": endings, "label": label}
+            lines.append(json.dumps({**row, "metadata": {"operator_count": operators}}) + "\n")
+    path.write_text("".join(lines), encoding="utf-8")
 
 
 def _expression(operators: int, chance: random.Random) -> tuple[str, int]:
@@ -230,9 +225,3 @@ def _expression(operators: int, chance: random.Random) -> tuple[str, int]:
     text = form.format(**operands, **signs)
     # Only digits, signs and parentheses made above can be in it.
     return text, int(eval(text, {"__builtins__": {}}))  # noqa: S307
-
-
-def _distractors(answer: int, chance: random.Random) -> list[int]:
-    """Three distinct wrong answers near the right one: off by one, by a carry, or by a little."""
-    near = [answer + step for step in (-20, -11, -10, -9, -5, -3, -2, -1, 1, 2, 3, 5, 9, 10, 11, 20)]
-    return chance.sample(near, 3)

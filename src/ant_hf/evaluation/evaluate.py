@@ -18,11 +18,9 @@ from ant_hf.evaluation.results import (
     SCHEMA,
     Measurement,
     accuracy_record,
-    merge_harness_results,
-    merge_samples,
     perplexity_record,
     previous_results,
-    sample_line,
+    sample_lines,
     write_results,
 )
 from ant_hf.evaluation.tasks import harness_results, load_tasks, run_benchmark, write_definitions
@@ -114,15 +112,20 @@ def evaluate(
         "wall_time_seconds": round(time.perf_counter() - started, 1),
         "resumed_requests": store.resumed,
     }
-    merge_samples(folder, _sample_lines(measured, outputs), keep=bool(old))
+    lines = [line for item in measured for line in sample_lines(item)]
+    lines += [
+        {"task": DEGENERATION, "generation": name, "prompt": output.prompt, "output": output.text}
+        for name, continuations in outputs.items()
+        for output in continuations
+    ]
+    harness = {}
     if measured:
         config = {key: conditions[key] for key in ("dtype", "device", "limit", "batch_size")}
-        values = harness_results(measured, language_model, loaded.name, config)
-        merge_harness_results(folder, values, keep=bool(old))
+        harness = harness_results(measured, language_model, loaded.name, config)
     results = _results(loaded, conditions, old, measured, list(table))
     if outputs:
         results[DEGENERATION] = summary(outputs, loaded.tokenizer.decode)
-    write_results(folder, results)
+    write_results(folder, results, lines, harness, keep=bool(old))
     store.remove()
     return results, folder / RESULTS
 
@@ -130,15 +133,15 @@ def evaluate(
 def _pending(chosen: list[Benchmark], old: dict[str, Any]) -> list[Benchmark]:
     """The sets that are not measured yet, or were on other documents."""
     records = {**old.get("tasks", {}), **old.get("perplexity", {})}
-    done: list[Benchmark] = []
-    pending: list[Benchmark] = []
-    for benchmark in chosen:
-        record, source = records.get(benchmark.name), benchmark.source
-        same = record and (source is None or record["file_sha256"] == file_sha256(source))
-        (done if same else pending).append(benchmark)
-    if done:
-        labels = ", ".join(benchmark.label for benchmark in done)
-        say(f"already measured on these weights: {labels} (--fresh measures again)")
+
+    def is_measured(item: Benchmark) -> bool:
+        if item.name not in records or item.source is None:
+            return item.name in records
+        return bool(records[item.name]["file_sha256"] == file_sha256(item.source))
+
+    pending = [item for item in chosen if not is_measured(item)]
+    if done := [item.label for item in chosen if item not in pending]:
+        say(f"already measured on these weights: {', '.join(done)} (--fresh measures again)")
     return pending
 
 
@@ -203,20 +206,3 @@ def _results(
         "perplexity": perplexity,
     }
     return values | {key: old[key] for key in (DEGENERATION,) if key in old}
-
-
-def _sample_lines(
-    measured: list[Measurement], outputs: dict[str, list[Continuation]]
-) -> list[dict[str, Any]]:
-    lines = [
-        sample_line(name, sample)
-        for item in measured
-        for name in sorted(item.tasks)
-        for sample in item.results["samples"][name]
-    ]
-    lines += [
-        {"task": DEGENERATION, "generation": name, "prompt": output.prompt, "output": output.text}
-        for name, continuations in outputs.items()
-        for output in continuations
-    ]
-    return lines

@@ -17,7 +17,7 @@ import hashlib
 import json
 import math
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,18 +40,17 @@ class Row:
     """A context and the continuations scored behind it, as token ids."""
 
     context: list[int]
-    continuations: list[list[int]]
-    requests: list[int]
-    """Index of each continuation's request."""
+    continuations: dict[int, list[int]]
+    """By index of the request."""
 
     def __len__(self) -> int:
         # The last token of a continuation is predicted and never read.
-        return len(self.context) + sum(len(ids) - 1 for ids in self.continuations)
+        return len(self.context) + sum(len(ids) - 1 for ids in self.continuations.values())
 
     @property
     def branches(self) -> bool:
         """Whether continuations stand side by side; those of one token (MMLU's letters) take no place."""
-        return sum(len(ids) > 1 for ids in self.continuations) > 1
+        return sum(len(ids) > 1 for ids in self.continuations.values()) > 1
 
 
 @dataclass(frozen=True)
@@ -66,42 +65,24 @@ class Layout:
     column_N: torch.Tensor
     """Position whose logits predict the scored token."""
     target_N: torch.Tensor
-    request_N: Sequence[int]
-    first_kept: int
-
-    @property
-    def keep(self) -> int:
-        """Number of last positions whose logits are needed."""
-        return self.ids_BT.shape[1] - self.first_kept
+    request_N: torch.Tensor
 
     @classmethod
     def of(cls, rows: list[Row], device: torch.device) -> Layout:
         """Lay a batch out: context, then every continuation without its last token."""
         length = max(len(row) for row in rows)
-        ids, positions, segments = ([[fill] * length for _ in rows] for fill in (0, 0, -1))
+        cells: list[list[tuple[int, int, int]]] = []
         scored: list[tuple[int, int, int, int]] = []
         for number, row in enumerate(rows):
-            end = len(row.context)
-            ids[number][:end] = row.context
-            positions[number][:end] = range(end)
-            segments[number][:end] = [0] * end
-            for segment, (tokens, request) in enumerate(zip(row.continuations, row.requests, strict=True), 1):
-                start, read = end, tokens[:-1]
-                end += len(read)
-                ids[number][start:end] = read
-                positions[number][start:end] = range(len(row.context), len(row.context) + len(read))
-                segments[number][start:end] = [segment] * len(read)
-                columns = [len(row.context) - 1, *range(start, end)]
-                scored += [
-                    (number, column, token, request) for column, token in zip(columns, tokens, strict=True)
-                ]
-        row_n, column_n, target_n, request_n = zip(*scored, strict=True)
-        ids_BT, positions_BT, segments_BT, row_N, column_N, target_N = (
-            torch.tensor(values, device=device)
-            for values in (ids, positions, segments, row_n, column_n, target_n)
-        )
+            start = len(row.context)
+            own = [(token, position, 0) for position, token in enumerate(row.context)]
+            for segment, (request, tokens) in enumerate(row.continuations.items(), 1):
+                columns = [start - 1, *range(len(own), len(own) + len(tokens) - 1)]
+                scored += [(number, *pair, request) for pair in zip(columns, tokens, strict=True)]
+                own += [(token, position, segment) for position, token in enumerate(tokens[:-1], start)]
+            cells.append(own + [(0, 0, -1)] * (length - len(own)))
         return cls(
-            ids_BT, positions_BT, segments_BT, row_N, column_N, target_N, request_n, first_kept=min(column_n)
+            *(torch.tensor(cells, device=device).unbind(2) + torch.tensor(scored, device=device).unbind(1))
         )
 
     def mask_B1TT(self, dtype: torch.dtype) -> torch.Tensor:
@@ -112,14 +93,6 @@ class Layout:
         # Padding reads padding, so that no row of the softmax is empty.
         mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
         return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
-
-    def sums(self, nats_N: torch.Tensor, greedy_N: torch.Tensor) -> list[tuple[int, Score]]:
-        """Scores by request, in order of the rows."""
-        totals: dict[int, Score] = {}
-        for request, nats, greedy in zip(self.request_N, nats_N.tolist(), greedy_N.tolist(), strict=True):
-            before, all_greedy = totals.get(request, (0.0, True))
-            totals[request] = (before + nats, all_greedy and greedy)
-        return list(totals.items())
 
 
 def request_key(context: list[int], continuation: list[int]) -> str:
@@ -279,62 +252,56 @@ class BatchedLM(HFLM):
             too_long = len(context) + len(continuation) - (self.max_length + 1)
             if too_long > 0 or not self.shares_contexts:
                 # lm-eval cuts the context from the left, by another length for each continuation.
-                closed.append(Row(context[max(too_long, 0) :], [continuation], [index]))
+                closed.append(Row(context[max(too_long, 0) :], {index: continuation}))
                 continue
-            row = rows.setdefault(tuple(context), Row(context, [], []))
+            row = rows.setdefault(tuple(context), Row(context, {}))
             if len(row) + len(continuation) - 1 > self.max_length and row.continuations:
                 # Attention grows with the square of a row: windows of a text, which may all begin
                 # behind the same token, stay apart.
                 closed.append(row)
-                row = rows[tuple(context)] = Row(context, [], [])
-            row.continuations.append(continuation)
-            row.requests.append(index)
+                row = rows[tuple(context)] = Row(context, {})
+            row.continuations[index] = continuation
         return sorted([*rows.values(), *closed], key=len, reverse=True)
 
     def _batches(self, rows: list[Row]) -> Iterator[list[Row]]:
-        while rows:
-            size = max(1, self.batch_tokens // len(rows[0]))
-            # Rows that do not branch need no mask of their own, which is quicker.
-            kind = rows[0].branches
-            batch: list[Row] = []
-            rest: list[Row] = []
-            for position, row in enumerate(rows):
-                if len(batch) == size:
-                    rest += rows[position:]
-                    break
-                (batch if row.branches == kind else rest).append(row)
-            yield batch
-            rows = rest
+        # Rows that do not branch need no mask of their own, which is quicker.
+        for branches in (True, False):
+            kind = [row for row in rows if row.branches == branches]
+            while kind:
+                size = max(1, self.batch_tokens // len(kind[0]))
+                yield kind[:size]
+                kind = kind[size:]
 
     @torch.no_grad()
     def _score(self, rows: list[Row]) -> list[tuple[int, Score]]:
-        """Scores of a batch of rows that all branch, or none."""
+        """Scores of a batch of rows that all branch, or none, by request."""
         layout = Layout.of(rows, self.device)
-        if not rows[0].branches:
-            # No mask: padding stands behind the text, where a causal model does not look.
-            logits_BKV = self.model(input_ids=layout.ids_BT, logits_to_keep=layout.keep).logits
-        else:
-            logits_BKV = self.model(
-                input_ids=layout.ids_BT,
-                position_ids=layout.positions_BT,
-                attention_mask=layout.mask_B1TT(self.model.dtype),
-                logits_to_keep=layout.keep,
-            ).logits
-        logits_NV = logits_BKV[layout.row_N, layout.column_N - layout.first_kept].float()
-        targets_N = layout.target_N
-        nats_N = logits_NV.gather(1, targets_N[:, None])[:, 0] - logits_NV.logsumexp(dim=1)
-        greedy_N = logits_NV.argmax(dim=1) == targets_N
-        return layout.sums(nats_N.cpu().double(), greedy_N.cpu())
+        first_kept = int(layout.column_N.min())
+        inputs = {"input_ids": layout.ids_BT, "logits_to_keep": layout.ids_BT.shape[1] - first_kept}
+        # Else no mask: padding stands behind the text, where a causal model does not look.
+        if rows[0].branches:
+            mask = layout.mask_B1TT(self.model.dtype)
+            inputs |= {"position_ids": layout.positions_BT, "attention_mask": mask}
+        logits_BKV = self.model(**inputs).logits
+        logits_NV = logits_BKV[layout.row_N, layout.column_N - first_kept].float()
+        nats_N = logits_NV.gather(1, layout.target_N[:, None])[:, 0] - logits_NV.logsumexp(dim=1)
+        greedy_N = logits_NV.argmax(dim=1) == layout.target_N
+        columns = (layout.request_N, nats_N.cpu().double(), greedy_N)
+        totals: dict[int, Score] = {}
+        for request, nats, greedy in zip(*(column.tolist() for column in columns), strict=True):
+            before, all_greedy = totals.get(request, (0.0, True))
+            totals[request] = (before + nats, all_greedy and greedy)
+        return list(totals.items())
 
     def _can_share_contexts(self) -> bool:
         """Whether this architecture takes our mask and positions: a small case must score the same."""
         ids = [7 * index % self.model.config.vocab_size for index in range(1, 38)]
         context, first, second = ids[:5], ids[5:21], ids[21:]
         try:
-            shared = dict(self._score([Row(context, [first, second], [0, 1])]))
+            shared = dict(self._score([Row(context, {0: first, 1: second})]))
         except (TypeError, ValueError, RuntimeError):
             return False
-        single = dict(self._score([Row(context, [first], [0]), Row(context, [second], [1])]))
+        single = dict(self._score([Row(context, {0: first}), Row(context, {1: second})]))
         # Rounding stays well below; a continuation that sees the other one does not.
         tolerance = 1e-5 if self.model.dtype == torch.float32 else 1e-2
         return all(math.isclose(shared[k][0], single[k][0], rel_tol=tolerance) for k in (0, 1))

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,13 @@ class Measurement:
     @property
     def samples(self) -> list[dict[str, Any]]:
         """Every scored document, of all tasks, in their order."""
-        return [sample for task in sorted(self.tasks) for sample in self.results["samples"][task]]
+        return [sample for _, sample in self.samples_by_task()]
+
+    def samples_by_task(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The same, each with the name of its task."""
+        for task in sorted(self.tasks):
+            for sample in self.results["samples"][task]:
+                yield task, sample
 
     @property
     def rolling(self) -> bool:
@@ -174,25 +180,26 @@ def _arithmark_slices(samples: list[dict[str, Any]]) -> dict[str, dict[str, floa
     return slices
 
 
-def sample_line(task: str, sample: dict[str, Any]) -> dict[str, Any]:
-    """One document for samples.jsonl: prompt, choices, log-likelihoods, outcome."""
-    arguments = sample["arguments"]
-    line = {
-        "task": task,
-        "doc_id": sample["doc_id"],
-        "doc_hash": sample["doc_hash"],
-        "target": sample["target"] if len(arguments[0]) > 1 else None,
-        "log_likelihoods": [
-            response[0] if isinstance(response, (tuple, list)) else response
-            for response in sample["filtered_resps"]
-        ],
-        **{name: sample[name] for name in sample["metrics"]},
-    }
-    if len(arguments[0]) > 1:
-        contexts = [context for context, _ in arguments]
-        line["prompt"] = contexts[0] if len(set(contexts)) == 1 else contexts
-        line["choices"] = [continuation for _, continuation in arguments]
-    return line
+def sample_lines(measurement: Measurement) -> Iterator[dict[str, Any]]:
+    """Documents for samples.jsonl: prompt, choices, log-likelihoods, outcome."""
+    for task, sample in measurement.samples_by_task():
+        line = {
+            "task": task,
+            "doc_id": sample["doc_id"],
+            "doc_hash": sample["doc_hash"],
+            "target": None,
+            "log_likelihoods": [
+                response[0] if isinstance(response, (tuple, list)) else response
+                for response in sample["filtered_resps"]
+            ],
+            **{name: sample[name] for name in sample["metrics"]},
+        }
+        arguments = sample["arguments"]
+        if len(arguments[0]) > 1:
+            contexts, choices = zip(*arguments, strict=True)
+            prompt = contexts[0] if len(set(contexts)) == 1 else contexts
+            line |= {"target": sample["target"], "prompt": prompt, "choices": choices}
+        yield line
 
 
 def accuracy_floor(choices: Sequence[int], answers: Sequence[Any]) -> tuple[float, str]:
@@ -325,30 +332,34 @@ def previous_results(folder: Path, identity: dict[str, Any], conditions: dict[st
     return values
 
 
-def write_results(folder: Path, values: dict[str, Any]) -> None:
-    """Write results.json, with the hashes of the two other files."""
-    files = [folder / name for name in (HARNESS_RESULTS, SAMPLES)]
-    values["files"] = {path.name: file_sha256(path) for path in files if path.is_file()}
-    write_sealed(folder / RESULTS, values)
+def write_results(
+    folder: Path,
+    values: dict[str, Any],
+    samples: list[dict[str, Any]],
+    harness: dict[str, Any],
+    keep: bool,
+) -> None:
+    """Write samples.jsonl, lm-eval's own file, and results.json with the hashes of the two.
 
-
-def merge_harness_results(folder: Path, values: dict[str, Any], keep: bool) -> None:
-    """Write lm-eval's own file; with `keep`, beside what an earlier command measured."""
-    path = folder / HARNESS_RESULTS
-    if keep and path.is_file():
-        old = read_json(path, "lm-eval results", "Pass --fresh to measure anew.")
-        for key, value in values.items():
-            if isinstance(value, dict) and isinstance(old.get(key), dict):
-                values[key] = {**old[key], **value}
-    write_json(path, values)
-
-
-def merge_samples(folder: Path, lines: list[dict[str, Any]], keep: bool) -> None:
-    """Write samples.jsonl; with `keep`, the lines of tasks that were not measured now stay."""
-    path, kept = folder / SAMPLES, []
-    if keep and path.is_file():
-        tasks = {line["task"] for line in lines}
-        with path.open(encoding="utf-8") as old:
+    Args:
+        harness: lm-eval's results; empty when none of its sets was run.
+        keep: leave what an earlier command measured beside them, and its samples of other tasks.
+    """
+    lines_file, own_file = folder / SAMPLES, folder / HARNESS_RESULTS
+    kept = []
+    if keep and lines_file.is_file():
+        tasks = {line["task"] for line in samples}
+        with lines_file.open(encoding="utf-8") as old:
             kept = [line for line in old if json.loads(line)["task"] not in tasks]
-    new = [json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines]
-    write_text(path, "".join(kept + new))
+    new = [json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in samples]
+    write_text(lines_file, "".join(kept + new))
+    if harness:
+        before = {}
+        if keep and own_file.is_file():
+            before = read_json(own_file, "lm-eval results", "Pass --fresh to measure anew.")
+        for key, value in harness.items():
+            if isinstance(value, dict) and isinstance(before.get(key), dict):
+                harness[key] = {**before[key], **value}
+        write_json(own_file, harness)
+    values["files"] = {path.name: file_sha256(path) for path in (own_file, lines_file) if path.is_file()}
+    write_sealed(folder / RESULTS, values)

@@ -32,6 +32,7 @@ from ant_hf.evaluation.results import Measurement
 from ant_hf.hub import hub_or_cache
 from ant_hf.utils.console import progress_bar
 from ant_hf.utils.files import file_sha256
+from ant_hf.utils.provenance import without_paths
 
 _SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 # lm-eval resamples for the standard error of metrics without a formula (LAMBADA's perplexity).
@@ -52,14 +53,11 @@ def write_definitions(benchmarks: list[Benchmark], folder: Path) -> None:
             generate_arithmark(place / benchmark.file)
         if benchmark.definition.is_dir():
             _write_group(benchmark, place)
-        elif benchmark.source is None:
-            _write_task(benchmark.definition, place, benchmark.name, None)
-        else:
-            for _ in _documents(benchmark, benchmark.source):
-                pass
-            _write_task(
-                benchmark.definition, place, benchmark.name, _local_files(benchmark, benchmark.definition)
-            )
+            continue
+        for _ in _documents(benchmark, benchmark.source) if benchmark.source else ():
+            pass
+        files = _local_files(benchmark, benchmark.definition)
+        _write_task(benchmark.definition, place, benchmark.name, files)
 
 
 def _documents(benchmark: Benchmark, path: Path) -> Iterator[dict[str, Any]]:
@@ -78,8 +76,9 @@ def _documents(benchmark: Benchmark, path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _local_files(benchmark: Benchmark, definition: Path) -> dict[str, Path]:
-    """Split name to file: the documents under the split that lm-eval scores, and the extra ones."""
-    assert benchmark.source is not None
+    """Split name to file, if there are any: the documents, under the split that lm-eval scores, first."""
+    if benchmark.source is None:
+        return {}
     values = load_yaml(definition, resolve_func=False)
     files = {str(values.get("test_split") or values.get("validation_split")): benchmark.source}
     for split, name in benchmark.extra.items():
@@ -89,13 +88,13 @@ def _local_files(benchmark: Benchmark, definition: Path) -> dict[str, Path]:
     return files
 
 
-def _write_task(definition: Path, place: Path, name: str, files: dict[str, Path] | None) -> None:
+def _write_task(definition: Path, place: Path, name: str, files: dict[str, Path]) -> None:
     """One definition that includes lm-eval's; `files` moves it onto local documents."""
     original = load_yaml(definition, resolve_func=False)
     values: dict[str, Any] = {"include": str(definition), "task": name}
     if tag := original.get("tag"):
         values["tag"] = tag
-    if files is not None:
+    if files:
         data_files = {split: str(path.resolve()) for split, path in files.items()}
         values |= {
             "dataset_path": "json",
@@ -115,11 +114,11 @@ def _write_group(benchmark: Benchmark, place: Path) -> None:
     """Every task of a group's folder, locally those that have documents, and the groups of these."""
     definitions = {path: load_yaml(path, resolve_func=False) for path in benchmark.definition.glob("*.yaml")}
     tasks = {path: values for path, values in sorted(definitions.items()) if "dataset_name" in values}
-    parts = _split_documents(benchmark, place, tasks) if benchmark.source else None
+    parts = _split_documents(benchmark, place, tasks)
     defined: set[str] = set()
     for path, values in tasks.items():
-        files = None if parts is None else parts.get(values["dataset_name"])
-        if parts is None or files:
+        files = parts.get(values["dataset_name"], {})
+        if files or benchmark.source is None:
             _write_task(path, place, values["task"], files)
             tags = values.get("tag") or []
             defined |= {values["task"], *([tags] if isinstance(tags, str) else tags)}
@@ -137,14 +136,13 @@ def _split_documents(
     benchmark: Benchmark, place: Path, tasks: dict[Path, dict[str, Any]]
 ) -> dict[str, dict[str, Path]]:
     """The lines of one file by member of the group: member, then split, then file."""
-    assert benchmark.split_by is not None
     members = {str(values["dataset_name"]) for values in tasks.values()}
     parts: dict[str, dict[str, Path]] = {}
     files = _local_files(benchmark, next(iter(tasks)))
     for split, path in files.items():
         grouped: dict[str, list[str]] = {}
         for document in _documents(benchmark, path):
-            member = document[benchmark.split_by]
+            member = document[str(benchmark.split_by)]
             if member not in members:
                 raise AntError(f"{path}: {benchmark.split_by} names no part of {benchmark.name}", seen=member)
             grouped.setdefault(member, []).append(json.dumps(document, ensure_ascii=False))
@@ -153,7 +151,8 @@ def _split_documents(
             target.parent.mkdir(exist_ok=True)
             target.write_text("\n".join(lines) + "\n", encoding="utf-8")
             parts.setdefault(member, {})[split] = target
-    scored = next(iter(files))
+    # Of a member without documents to score, the extra ones are no use.
+    scored = next(iter(files), None)
     return {member: own for member, own in parts.items() if scored in own}
 
 
@@ -225,7 +224,10 @@ def harness_results(
             parts = [s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in samples]
             hashes[task] = hash_string("".join(parts))
     for task_config in values["configs"].values():
-        _forget_paths(task_config)
+        (task_config.get("dataset_kwargs") or {}).pop("cache_dir", None)
+        if isinstance(fewshot := task_config.get("fewshot_config"), dict):
+            # It repeats the task's functions by their address in memory.
+            task_config["fewshot_config"] = {"sampler": fewshot.get("sampler")}
     values |= {
         "config": {"model": "hf", "model_args": {"pretrained": model_name}, **config},
         "model_name": model_name,
@@ -236,18 +238,4 @@ def harness_results(
     add_env_info(values)
     add_tokenizer_info(values, language_model)
     values["transformers_version"] = transformers.__version__
-    serialised: dict[str, Any] = json.loads(json.dumps(values, default=handle_non_serializable))
-    return serialised
-
-
-def _forget_paths(config: dict[str, Any]) -> None:
-    kwargs = config.get("dataset_kwargs") or {}
-    kwargs.pop("cache_dir", None)
-    files = kwargs.get("data_files")
-    if isinstance(files, dict):
-        kwargs["data_files"] = {split: Path(str(path)).name for split, path in files.items()}
-    if "config_source" in (metadata := config.get("metadata") or {}):
-        metadata["config_source"] = Path(metadata["config_source"]).name
-    if isinstance(config.get("fewshot_config"), dict):
-        # It repeats the task's functions by their address in memory.
-        config["fewshot_config"] = {"sampler": config["fewshot_config"].get("sampler")}
+    return without_paths(json.loads(json.dumps(values, default=handle_non_serializable)))
