@@ -264,7 +264,7 @@ class BatchedLM(HFLM):
         return sorted([*rows.values(), *closed], key=len, reverse=True)
 
     def _batches(self, rows: list[Row]) -> Iterator[list[Row]]:
-        # Rows that do not branch need no mask of their own, which is quicker.
+        # Rows that do not branch need no mask of their own, which is quicker and takes less memory.
         for branches in (True, False):
             kind = [row for row in rows if row.branches == branches]
             while kind:

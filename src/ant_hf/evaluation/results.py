@@ -73,7 +73,7 @@ def accuracy_record(measurement: Measurement) -> dict[str, Any]:
     metric = benchmark.metric or next((name for name in _PREFERRED if name in metrics), next(iter(metrics)))
     if metric not in metrics:
         raise AntError(f"{benchmark.name} has no metric {metric}", expected=", ".join(metrics))
-    value, stderr = metrics[metric]["value"], metrics[metric]["stderr"]
+    value, stderr = metrics[metric].values()
     choices, answers = _choices_and_answers(measurement)
     floor, kind = accuracy_floor(choices, answers) if choices and metric in _PREFERRED else (None, None)
     values = _conditions(measurement) | {
@@ -140,13 +140,10 @@ def _metrics(own: dict[str, Any]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for key, value in own.items():
         name, _, filter_name = key.partition(",")
-        if filter_name != "none" or name.endswith("_stderr") or isinstance(value, (str, dict)):
-            continue
-        stderr = own.get(f"{name}_stderr,none")
-        found[name] = {
-            "value": float(value),
-            "stderr": None if stderr is None or isinstance(stderr, str) else float(stderr),
-        }
+        if filter_name == "none" and not name.endswith("_stderr") and not isinstance(value, (str, dict)):
+            stderr = own.get(f"{name}_stderr,none")
+            error = None if stderr is None or isinstance(stderr, str) else float(stderr)
+            found[name] = {"value": float(value), "stderr": error}
     return found
 
 
