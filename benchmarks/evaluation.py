@@ -27,10 +27,8 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from ant_hf.evaluation.benchmarks import Benchmark, choose_benchmarks, known_benchmarks
-from ant_hf.evaluation.definitions import write_definitions
-from ant_hf.evaluation.harness import load_tasks
-from ant_hf.evaluation.language_model import BatchedLM
-from ant_hf.evaluation.likelihoods import LikelihoodStore
+from ant_hf.evaluation.language_model import BatchedLM, LikelihoodStore
+from ant_hf.evaluation.tasks import load_tasks, write_definitions
 from ant_hf.model.loading import DTYPES, load_any
 from ant_hf.utils.hardware import cpu_name
 from ant_hf.utils.quiet import quiet_libraries
@@ -73,7 +71,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, quiet_libraries():
         logging.getLogger().setLevel(logging.ERROR)
         scratch = Path(folder)
-        write_definitions(chosen, scratch / "definitions", arguments.data_dir)
+        write_definitions(chosen, scratch / "definitions")
         ways: dict[str, HFLM] = {
             PLAIN: HFLM(pretrained=arguments.model, dtype="float32", device=device, batch_size=1)
         }
@@ -82,7 +80,7 @@ def main() -> None:
         for benchmark in chosen:
             for way, language_model in ways.items():
                 # lm-eval keeps requests in the task: each way gets its own.
-                loaded = load_tasks([benchmark], scratch / "definitions", arguments.data_dir)[benchmark.name]
+                loaded = load_tasks([benchmark], scratch / "definitions")[benchmark.name]
                 seconds, value = measure(language_model, loaded, benchmark, arguments.fraction)
                 rows.append({"set": benchmark.name, "way": way, "seconds": seconds, "value": value})
             print_rows(rows[-len(ways) :])

@@ -166,18 +166,23 @@ def averaged_rows(folder: Path, base: Recipe, tokens_dir: Path) -> list[dict[str
     validation = PackedTokens(tokens_dir, VALIDATION)
     # As the runs read it, wherever this was started.
     model = build_model(load_config(ROOT / base.architecture), 0, "sdpa")
-    context, scored = base.training.sequence_length, base.training.eval_max_tokens
+    scored = base.training.eval_max_tokens
     rows = []
     for count in _AVERAGED_CHECKPOINTS:
         weights = [load_file(path / "model.safetensors") for path in checkpoints(folder)[-count:]]
         mean = {key: torch.stack([w[key] for w in weights]).mean(0) for key in weights[0]}
         model.load_state_dict(mean, strict=False)
         scores = score_tokens(
-            model, validation, token_byte_lengths(tokenizer), context, 4, scored, torch.bfloat16
+            model, validation, token_byte_lengths(tokenizer), max_tokens=scored, **_scored_as(base)
         )
         name = f"{_AVERAGED}, mean of the last {count} checkpoints"
         rows.append({"name": name, "bits_per_byte": scores.bits_per_byte, "checkpoints": count})
     return rows
+
+
+def _scored_as(base: Recipe) -> dict[str, Any]:
+    """How every row's model is scored."""
+    return {"context": base.training.sequence_length, "batch_size": 4, "autocast_dtype": torch.bfloat16}
 
 
 def of_whole_text(folder: Path, base: Recipe) -> float:
@@ -186,8 +191,7 @@ def of_whole_text(folder: Path, base: Recipe) -> float:
     data = json.loads((folder / "run.json").read_text(encoding="utf-8"))["recipe"]["data_dir"]
     validation = PackedTokens(Path(data) / "tokens", VALIDATION)
     lengths = token_byte_lengths(tokenizer.backend_tokenizer)
-    context = base.training.sequence_length
-    return score_tokens(model, validation, lengths, context, 4, None, torch.bfloat16).bits_per_byte
+    return score_tokens(model, validation, lengths, **_scored_as(base)).bits_per_byte
 
 
 def by_source(folder: Path, base: Recipe, data: str) -> dict[str, float]:
@@ -210,10 +214,7 @@ def by_source(folder: Path, base: Recipe, data: str) -> dict[str, float]:
             model,
             TokensInMemory(own[:_TOKENS_BY_SOURCE]),
             lengths,
-            base.training.sequence_length,
-            4,
-            None,
-            torch.bfloat16,
+            **_scored_as(base),
         ).bits_per_byte
         for source, own in ids.items()
     }

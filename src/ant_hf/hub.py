@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import random
 import re
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import httpx2
-from huggingface_hub import HfApi, get_session, get_token, set_client_factory
+from huggingface_hub import HfApi, constants, get_session, get_token, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils import logging
 
@@ -128,6 +130,27 @@ class HubClient:
             return self.redact(f"the Hub answered {status} {detail}".strip())
         root = _root(error)
         return self.redact(f"{type(root).__name__} {' '.join(str(root).split())[:200]}".strip())
+
+
+@contextmanager
+def hub_or_cache(seconds: float = 5.0) -> Iterator[None]:
+    """Downloads of this block come from the Hub if it answers one request in time, else from the caches.
+
+    By themselves huggingface_hub waits for ever, and datasets asks half a minute for each file.
+    """
+    modules = ("huggingface_hub.constants", "datasets.config")
+    loaded: list[Any] = [sys.modules[name] for name in modules if name in sys.modules]
+    before = [module.HF_HUB_OFFLINE for module in loaded]
+    try:
+        get_session().head(constants.ENDPOINT, timeout=seconds)
+    except (httpx2.TransportError, OfflineModeIsEnabled):
+        for module in loaded:
+            module.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for module, value in zip(loaded, before, strict=True):
+            module.HF_HUB_OFFLINE = value
 
 
 def status_of(error: BaseException) -> int | None:

@@ -9,10 +9,8 @@ from benchmark_data import COPA, arc, write_benchmarks, write_jsonl
 from lm_eval.tasks import TaskManager
 
 from ant_hf.errors import AntError
-from ant_hf.evaluation.arithmark import check_schema, generate_arithmark
-from ant_hf.evaluation.benchmarks import choose_benchmarks, known_benchmarks
-from ant_hf.evaluation.definitions import write_definitions
-from ant_hf.evaluation.harness import load_tasks
+from ant_hf.evaluation.benchmarks import check_schema, choose_benchmarks, generate_arithmark, known_benchmarks
+from ant_hf.evaluation.tasks import load_tasks, write_definitions
 from ant_hf.published import published_models
 
 # What an override may touch: where documents come from, and the name. Never prompts or scoring.
@@ -38,7 +36,7 @@ def test_only_the_place_of_the_documents_changes(data_dir, tmp_path):
     table = known_benchmarks()
     chosen, absent = choose_benchmarks([], table, data_dir)
     assert absent == []
-    write_definitions(chosen, tmp_path / "d", data_dir)
+    write_definitions(chosen, tmp_path / "d")
     seen = 0
     for path in (tmp_path / "d").rglob("*.yaml"):
         values = yaml.safe_load(path.read_text())
@@ -51,8 +49,8 @@ def test_only_the_place_of_the_documents_changes(data_dir, tmp_path):
 
 def test_prompts_and_choices_are_those_of_lm_evals_own_tasks(data_dir, tmp_path):
     chosen, _ = choose_benchmarks(["arc_easy", "mmlu", "blimp", "hellaswag"], known_benchmarks(), data_dir)
-    write_definitions(chosen, tmp_path / "d", data_dir)
-    loaded = load_tasks(chosen, tmp_path / "d", data_dir)
+    write_definitions(chosen, tmp_path / "d")
+    loaded = load_tasks(chosen, tmp_path / "d")
     task = loaded["arc_easy"]["tasks"]["arc_easy"]
     document = next(iter(task.eval_docs))
     assert task.doc_to_text(document) == "Question: Which of these is a river?\nAnswer:"
@@ -69,7 +67,7 @@ def test_prompts_and_choices_are_those_of_lm_evals_own_tasks(data_dir, tmp_path)
 
 def test_without_a_data_folder_definitions_point_to_the_hub(tmp_path):
     chosen, _ = choose_benchmarks(["arc_easy", "mmlu", "arithmark_2.0"], known_benchmarks(), None)
-    write_definitions(chosen, tmp_path, None)
+    write_definitions(chosen, tmp_path)
     index = TaskManager(include_path=tmp_path, include_defaults=False).task_index
     assert {"arc_easy", "mmlu", "mmlu_stem", "mmlu_anatomy", "arithmark_2.0"} <= set(index)
     assert "dataset_path" not in yaml.safe_load((tmp_path / "arc_easy" / "arc_easy.yaml").read_text())
@@ -133,7 +131,7 @@ def test_a_missing_field_names_file_line_and_field(tmp_path):
     write_jsonl(tmp_path / "arc_easy.jsonl", [arc(1), document])
     chosen, _ = choose_benchmarks(["arc_easy"], known_benchmarks(), tmp_path)
     with pytest.raises(AntError, match=r"arc_easy\.jsonl, line 2: no field answerKey; saw .*'question'"):
-        write_definitions(chosen, tmp_path / "d", tmp_path)
+        write_definitions(chosen, tmp_path / "d")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1, 2]\n", "\xff"], ids=["empty", "cut", "list", "binary"])
@@ -141,7 +139,7 @@ def test_damaged_data_is_refused_by_name(tmp_path, content):
     (tmp_path / "arc_easy.jsonl").write_bytes(content.encode("latin-1"))
     chosen, _ = choose_benchmarks(["arc_easy"], known_benchmarks(), tmp_path)
     with pytest.raises(AntError, match=r"arc_easy\.jsonl"):
-        write_definitions(chosen, tmp_path / "d", tmp_path)
+        write_definitions(chosen, tmp_path / "d")
 
 
 def test_mmlu_needs_its_dev_file_and_known_subjects(tmp_path):
@@ -149,12 +147,12 @@ def test_mmlu_needs_its_dev_file_and_known_subjects(tmp_path):
     (tmp_path / "mmlu_dev.jsonl").unlink()
     chosen, _ = choose_benchmarks(["mmlu"], known_benchmarks(), tmp_path)
     with pytest.raises(AntError, match=r"mmlu also needs mmlu_dev\.jsonl"):
-        write_definitions(chosen, tmp_path / "d", tmp_path)
+        write_definitions(chosen, tmp_path / "d")
     write_benchmarks(tmp_path)
     text = (tmp_path / "mmlu.jsonl").read_text().replace("anatomy", "alchemy")
     (tmp_path / "mmlu.jsonl").write_text(text)
     with pytest.raises(AntError, match="subject names no part of mmlu; saw 'alchemy'"):
-        write_definitions(chosen, tmp_path / "e", tmp_path)
+        write_definitions(chosen, tmp_path / "e")
 
 
 def test_an_unknown_task_gets_the_nearest_names(data_dir):
@@ -189,8 +187,8 @@ def test_a_few_lines_add_a_set(tmp_path):
     write_jsonl(tmp_path / "copa.jsonl", [row] * 3)
     (tmp_path / "benchmarks.yaml").write_text(COPA)
     chosen, _ = choose_benchmarks(["copa"], known_benchmarks(tmp_path), tmp_path)
-    write_definitions(chosen, tmp_path / "d", tmp_path)
-    task = load_tasks(chosen, tmp_path / "d", tmp_path)["copa"]["tasks"]["copa"]
+    write_definitions(chosen, tmp_path / "d")
+    task = load_tasks(chosen, tmp_path / "d")["copa"]["tasks"]["copa"]
     assert task.doc_to_text(row) == "It rained therefore"
     assert chosen[0].label == "COPA"
 

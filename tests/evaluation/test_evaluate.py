@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from ant_hf.cli.tables import incomplete_line, perplexity_lines
 from ant_hf.errors import AntError
-from ant_hf.evaluation.evaluate import Settings, evaluate
-from ant_hf.evaluation.likelihoods import LikelihoodStore
+from ant_hf.evaluation.evaluate import evaluate
+from ant_hf.evaluation.language_model import LikelihoodStore
 
 QUICK = ("arc_easy", "boolq")
 
@@ -31,8 +31,8 @@ def model(tiny_run, tmp_path):
     return shutil.copytree(tiny_run / "final", tmp_path / "model")
 
 
-def settings(model, data_dir, tasks=QUICK, **more):
-    return Settings(str(model), tasks, data_dir=data_dir, device="cpu", **more)
+def measure(model, data_dir, tasks=QUICK, **more):
+    return evaluate(model, tasks, data_dir=data_dir, device="cpu", **more)
 
 
 def call(*arguments, **environment):
@@ -138,8 +138,8 @@ def test_lm_evals_own_file_is_what_leaderboards_read_and_holds_no_path(whole, da
 
 
 def test_measured_sets_are_kept_and_new_ones_added(model, data_dir, capsys):
-    first, path = evaluate(settings(model, data_dir))
-    again, _ = evaluate(settings(model, data_dir, ("boolq", "piqa")))
+    first, path = measure(model, data_dir)
+    again, _ = measure(model, data_dir, ("boolq", "piqa"))
     assert "already measured on these weights: BoolQ" in capsys.readouterr().out
     assert list(again["tasks"]) == ["arc_easy", "piqa", "boolq"]
     assert again["tasks"]["arc_easy"] == first["tasks"]["arc_easy"]
@@ -147,12 +147,12 @@ def test_measured_sets_are_kept_and_new_ones_added(model, data_dir, capsys):
     assert {json.loads(line)["task"] for line in lines} == {"arc_easy", "piqa", "boolq"}
     assert set(json.loads((model / "lm_eval_results.json").read_text())["results"]) == set(again["tasks"])
     before = path.read_bytes()
-    evaluate(settings(model, data_dir))
+    measure(model, data_dir)
     assert path.read_bytes() == before
 
 
 def test_an_interrupted_evaluation_goes_on(model, data_dir, monkeypatch, capsys):
-    expected, _ = evaluate(settings(model, data_dir, output_dir=model / "whole"))
+    expected, _ = measure(model, data_dir, output_dir=model / "whole")
     add, batches = LikelihoodStore.add, []
 
     def interrupted(self, values):
@@ -163,10 +163,10 @@ def test_an_interrupted_evaluation_goes_on(model, data_dir, monkeypatch, capsys)
 
     monkeypatch.setattr(LikelihoodStore, "add", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(settings(model, data_dir, batch_size=1))
+        measure(model, data_dir, batch_size=1)
     assert not (model / "results.json").exists()
     monkeypatch.undo()
-    found, _ = evaluate(settings(model, data_dir, batch_size=1))
+    found, _ = measure(model, data_dir, batch_size=1)
     assert "requests are already scored" in capsys.readouterr().out
     for name in QUICK:
         assert found["tasks"][name]["value"] == expected["tasks"][name]["value"]
@@ -181,30 +181,30 @@ def change_weights(model):
 
 def test_another_model_in_place_is_refused(model, data_dir, monkeypatch):
     monkeypatch.setattr(LikelihoodStore, "remove", lambda self: None)
-    evaluate(settings(model, data_dir))
+    measure(model, data_dir)
     change_weights(model)
     with pytest.raises(AntError, match=r"results\.json was measured with another weights sha256.*--fresh"):
-        evaluate(settings(model, data_dir, ("piqa",)))
+        measure(model, data_dir, ("piqa",))
     (model / "results.json").unlink()
     with pytest.raises(AntError, match="interrupted evaluation here had another weights sha256"):
-        evaluate(settings(model, data_dir, ("piqa",)))
-    evaluate(settings(model, data_dir, ("piqa",), fresh=True))
+        measure(model, data_dir, ("piqa",))
+    measure(model, data_dir, ("piqa",), fresh=True)
 
 
 def test_other_conditions_are_refused(model, data_dir):
-    evaluate(settings(model, data_dir))
+    measure(model, data_dir)
     with pytest.raises(AntError, match="another limit; saw 'none'; expected 2"):
-        evaluate(settings(model, data_dir, limit=2))
+        measure(model, data_dir, limit=2)
     (model / "results.json").write_text("{}")
     with pytest.raises(AntError, match="changed after it was written"):
-        evaluate(settings(model, data_dir))
+        measure(model, data_dir)
 
 
 def test_changed_documents_are_measured_again(model, tmp_path):
     own = write_benchmarks(tmp_path / "own")
-    first, _ = evaluate(settings(model, own, ("arc_easy",)))
+    first, _ = measure(model, own, ("arc_easy",))
     write_jsonl(own / "arc_easy.jsonl", [arc(9)])
-    again, _ = evaluate(settings(model, own, ("arc_easy",)))
+    again, _ = measure(model, own, ("arc_easy",))
     assert (first["tasks"]["arc_easy"]["n"], again["tasks"]["arc_easy"]["n"]) == (6, 1)
 
 
@@ -215,7 +215,7 @@ def test_an_untrained_model_is_called_broken(model, data_dir, tmp_path):
         model / "model.safetensors",
         metadata={"format": "pt"},
     )
-    values, _ = evaluate(settings(model, data_dir, ("wikitext",)))
+    values, _ = measure(model, data_dir, ("wikitext",))
     record = values["perplexity"]["wikitext"]
     assert record["byte_perplexity"] == pytest.approx(record["uniform_guess_byte_perplexity"])
     assert any(line.strip().startswith("BROKEN") for line in perplexity_lines(values))
@@ -223,7 +223,7 @@ def test_an_untrained_model_is_called_broken(model, data_dir, tmp_path):
 
 
 def test_bfloat16_and_degeneration_alone(model, data_dir):
-    values, _ = evaluate(settings(model, data_dir, ("degeneration",), dtype="bfloat16", limit=3))
+    values, _ = measure(model, data_dir, ("degeneration",), dtype="bfloat16", limit=3)
     assert values["tasks"] == {}
     assert values["degeneration"]["sampled"]["outputs"] == 3
 
@@ -242,13 +242,13 @@ def test_bfloat16_and_degeneration_alone(model, data_dir):
 def test_wrong_choices_are_refused(tiny_run, data_dir, tmp_path, change, message):
     values = {"model": str(tiny_run / "final"), "tasks": QUICK, "data_dir": data_dir, "output_dir": tmp_path}
     with pytest.raises(AntError, match=message):
-        evaluate(Settings(**{**values, **change}))
+        evaluate(**{**values, **change})
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_is_no_model_says_where_one_is(tiny_run, data_dir):
     with pytest.raises(AntError, match=r"is no model folder.*Did you mean .*final\?"):
-        evaluate(settings(tiny_run, data_dir))
+        measure(tiny_run, data_dir)
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(model, data_dir):
@@ -259,7 +259,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused(model, data_dir):
     with pytest.raises(
         AntError, match="differ in vocabulary; saw '385 entries'; expected at most vocab_size 384"
     ):
-        evaluate(settings(model, data_dir))
+        measure(model, data_dir)
 
 
 def test_a_hub_that_does_not_answer_is_noticed_at_once(tiny_run, tmp_path):

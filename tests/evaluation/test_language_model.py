@@ -5,9 +5,8 @@ import torch
 from lm_eval.api.instance import Instance
 
 from ant_hf.errors import AntError
-from ant_hf.evaluation import likelihoods
-from ant_hf.evaluation.language_model import BatchedLM
-from ant_hf.evaluation.likelihoods import LikelihoodStore
+from ant_hf.evaluation import language_model as scoring
+from ant_hf.evaluation.language_model import BatchedLM, LikelihoodStore
 from ant_hf.model.loading import load_final
 
 
@@ -112,7 +111,7 @@ def test_windows_of_a_text_are_not_laid_side_by_side(language_model):
     windows = [(None, [0], list(range(5, 69))) for _ in range(6)] + [(None, [0], [7, 8, 9])] * 3
     rows = scorer._rows(windows, list(range(9)))
     assert max(len(row) for row in rows) <= scorer.max_length
-    assert sorted(index for row in rows for index in row.requests) == list(range(9))
+    assert sorted(index for row in rows for index in row.continuations) == list(range(9))
 
 
 def test_a_score_that_is_no_number_names_task_and_document(language_model, loaded, chapters, monkeypatch):
@@ -149,7 +148,7 @@ def test_a_kill_while_a_store_is_opened_loses_nothing(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(likelihoods, "_line", killed)
+        patch.setattr(scoring, "_line", killed)
         with pytest.raises(KeyboardInterrupt):
             LikelihoodStore(tmp_path / "s", {"weights": 1})
     again = LikelihoodStore(tmp_path / "s", {"weights": 1})

@@ -7,11 +7,17 @@ from benchmark_data import write_jsonl
 from lm_eval.api.model import LM
 
 from ant_hf.errors import AntError
-from ant_hf.evaluation.benchmarks import known_benchmarks
-from ant_hf.evaluation.definitions import write_definitions
-from ant_hf.evaluation.harness import load_tasks, run_benchmark
-from ant_hf.evaluation.records import perplexity_record, record
-from ant_hf.evaluation.statistics import TextScores, accuracy_floor, check_identity, verdict
+from ant_hf.evaluation.benchmarks import choose_benchmarks, known_benchmarks
+from ant_hf.evaluation.results import (
+    accuracy_floor,
+    accuracy_record,
+    against_floor,
+    check_identity,
+    perplexities,
+    perplexity_record,
+)
+from ant_hf.evaluation.tasks import load_tasks, run_benchmark, write_definitions
+from ant_hf.utils.metrics import TextScore
 
 
 class Oracle(LM):
@@ -32,11 +38,12 @@ class Oracle(LM):
 
 
 def measure(name, documents, nats, tmp_path):
-    benchmark = known_benchmarks()[name]
-    write_jsonl(tmp_path / benchmark.file, documents)
-    write_definitions([benchmark], tmp_path / "definitions", tmp_path)
-    loaded = load_tasks([benchmark], tmp_path / "definitions", tmp_path)
-    return run_benchmark(benchmark, loaded[name], Oracle(nats), None, tmp_path)
+    table = known_benchmarks()
+    write_jsonl(tmp_path / table[name].file, documents)
+    (benchmark,), _ = choose_benchmarks([name], table, tmp_path)
+    write_definitions([benchmark], tmp_path / "definitions")
+    loaded = load_tasks([benchmark], tmp_path / "definitions")
+    return run_benchmark(benchmark, loaded[name], Oracle(nats), None)
 
 
 def test_accuracies_of_known_likelihoods(tmp_path):
@@ -45,7 +52,7 @@ def test_accuracies_of_known_likelihoods(tmp_path):
     documents = [{"id": k, "question": f"{k}?", "choices": choices, "answerKey": k} for k in "ABBD"]
     # Likeliest: yes. A character: yes -1.0, perhaps -0.5, no way -1.0, never -1.0: perhaps.
     nats = {"yes": -3.0, "perhaps": -3.5, "no way": -6.0, "never": -5.0}
-    values = record(measure("arc_easy", documents, nats, tmp_path))
+    values = accuracy_record(measure("arc_easy", documents, nats, tmp_path))
     assert values["metrics"]["acc"]["value"] == 0.25
     assert (values["metric"], values["value"]) == ("acc_norm", 0.5)
     # Sample standard deviation of (0, 1, 1, 0) over the root of 4.
@@ -73,21 +80,21 @@ def test_perplexities_of_known_likelihoods(tmp_path):
 
 def test_a_model_no_better_than_a_uniform_guess_is_broken():
     tokens, size = 50, 150
-    at_guess = TextScores((tokens * math.log(4096),), (tokens,), (size,), (30,), (size,)).figures(4096)
+    at_guess = perplexities([TextScore(tokens * math.log(4096), tokens, size, 4096)], [30])
     assert at_guess["broken"]
     assert at_guess["byte_perplexity"] == pytest.approx(16.0)
-    below = TextScores((tokens * 8.0,), (tokens,), (size,), (30,), (size,)).figures(4096)
+    below = perplexities([TextScore(tokens * 8.0, tokens, size, 4096)], [30])
     assert not below["broken"]
 
 
 def test_standard_error_of_a_ratio():
     """Two documents of 10 and 30 bytes at 1 and 3 nats a byte: residuals -15 and 15 about 2.5."""
-    figures = TextScores((10.0, 90.0), (5, 15), (10, 30), (2, 6), (10, 30)).figures(16)
+    figures = perplexities([TextScore(10.0, 5, 10, 16), TextScore(90.0, 15, 30, 16)], [2, 6])
     assert figures["bits_per_byte_stderr"] * math.log(2) == pytest.approx(math.sqrt(2 * 15**2 * 2) / 40)
 
 
 def test_figures_that_disagree_are_refused():
-    figures = TextScores((100.0,), (20,), (50,), (10,), (50,)).figures(64)
+    figures = perplexities([TextScore(100.0, 20, 50, 64)], [10])
     harness = {name: figures[name] for name in ("word_perplexity", "byte_perplexity", "bits_per_byte")}
     assert "= 100 nats" in check_identity(figures, harness, "wikitext")
     # The public card's pair: 3.42 nats a byte cannot go with a token perplexity of 12.57.
@@ -105,13 +112,12 @@ def test_figures_that_disagree_are_refused():
     ],
 )
 def test_floor(choices, answers, floor, kind):
-    found = accuracy_floor(choices, answers)
-    assert (found.value, found.kind) == (pytest.approx(floor), kind)
+    assert accuracy_floor(choices, answers) == (pytest.approx(floor), kind)
 
 
 def test_always_no_on_boolq_is_its_floor():
     """2,033 of BoolQ's 3,270 answers are yes: always saying so scores 62.17 %."""
-    assert accuracy_floor([2] * 3270, [1] * 2033 + [0] * 1237).value == pytest.approx(0.6217, abs=1e-4)
+    assert accuracy_floor([2] * 3270, [1] * 2033 + [0] * 1237)[0] == pytest.approx(0.6217, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -119,4 +125,4 @@ def test_always_no_on_boolq_is_its_floor():
     [(0.26, "indistinguishable"), (0.271, "above"), (0.229, "below"), (0.25, "indistinguishable")],
 )
 def test_two_standard_errors_decide(value, expected):
-    assert verdict(value, 0.01, 0.25) == expected
+    assert against_floor(value, 0.01, 0.25) == expected

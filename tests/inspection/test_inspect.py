@@ -63,7 +63,7 @@ def test_long_texts_score_as_perplexity_does(loaded, chapters):
     ids = [tokenizer.bos_token_id] + [fragment.token_id for fragment in reading.fragments]
     context = model.config.max_position_embeddings
     assert len(ids) > 2 * context
-    scores = score_tokens(model, InMemory(ids), [0] * len(tokenizer), context, batch_size=2)
+    scores = score_tokens(model, InMemory(ids), [0] * len(tokenizer), context=context, batch_size=2)
     assert reading.nats == pytest.approx(scores.nats, rel=1e-5)
     assert reading.scored == scores.tokens
     size = len(reading.text.encode())

@@ -14,6 +14,9 @@ from ant_hf.model.scoring import score_folder, score_tokens
 from ant_hf.utils.files import file_sha256, write_sealed
 from ant_hf.utils.names import MANIFEST
 
+# Of the four tokens of KnownModel.
+BYTES = [0, 1, 1, 4]
+
 
 class FixedTokens:
     def __init__(self, ids):
@@ -48,7 +51,7 @@ class KnownModel:
 def test_scores_by_hand(batch_size, sequence_length):
     # Targets are all but the first: 3, 0, 3, 1, 3. Token 0 is special and stands for no bytes.
     tokens = FixedTokens([1, 3, 0, 3, 1, 3])
-    scores = score_tokens(KnownModel(), tokens, [0, 1, 1, 4], sequence_length, batch_size)
+    scores = score_tokens(KnownModel(), tokens, BYTES, context=sequence_length, batch_size=batch_size)
     nats = 3 * math.log(2) + 2 * math.log(6)
     assert scores.tokens == 5
     assert scores.bytes == 3 * 4 + 0 + 1
@@ -57,16 +60,13 @@ def test_scores_by_hand(batch_size, sequence_length):
     assert scores.perplexity == pytest.approx(math.exp(nats / 5))
     assert scores.bits_per_byte == pytest.approx(nats / math.log(2) / 13)
     assert scores.byte_perplexity == pytest.approx(2**scores.bits_per_byte)
-    assert scores.uniform_byte_perplexity(4) == pytest.approx(4 ** (5 / 13))
+    assert scores.uniform_byte_perplexity == pytest.approx(4 ** (5 / 13))
 
 
 def test_limit_and_shares_of_processes_add_up():
     tokens = FixedTokens([1, 3, 0, 3, 1, 3, 2, 2])
-    whole = score_tokens(KnownModel(), tokens, [0, 1, 1, 4], 2, 1)
-    parts = [
-        score_tokens(KnownModel(), tokens, [0, 1, 1, 4], 2, 1, process_index=i, num_processes=2)
-        for i in (0, 1)
-    ]
+    whole = score_tokens(KnownModel(), tokens, BYTES, context=2, batch_size=1)
+    parts = [score_tokens(KnownModel(), tokens, BYTES, context=2, batch_size=1, share=(i, 2)) for i in (0, 1)]
     assert sum(p.nats for p in parts) == pytest.approx(whole.nats)
     assert (sum(p.tokens for p in parts), sum(p.bytes for p in parts)) == (whole.tokens, whole.bytes)
 
@@ -74,29 +74,32 @@ def test_limit_and_shares_of_processes_add_up():
 def test_a_limit_takes_whole_windows_from_all_over_the_text():
     # Eight tokens of one source, then eight of another: a limit must hear both.
     tokens = FixedTokens([1] * 9 + [3] * 8)
-    half = score_tokens(KnownModel(), tokens, [0, 1, 1, 4], 2, 4, max_tokens=8)
+    half = score_tokens(KnownModel(), tokens, BYTES, context=2, batch_size=4, max_tokens=8)
     assert (half.tokens, half.bytes) == (8, 4 * 1 + 4 * 4)
-    assert score_tokens(KnownModel(), tokens, [0, 1, 1, 4], 2, 4, max_tokens=3).tokens == 2
-    assert score_tokens(KnownModel(), tokens, [0, 1, 1, 4], 2, 4, max_tokens=1).tokens == 2
+    for limit in (3, 1):
+        scores = score_tokens(KnownModel(), tokens, BYTES, context=2, batch_size=4, max_tokens=limit)
+        assert scores.tokens == 2
 
 
 def test_batch_size_does_not_change_a_real_models_score(tiny_run):
     model, _ = load_final(tiny_run / "final")
     tokens = PackedTokens(tiny_run / "tokens", VALIDATION)
     lengths = token_byte_lengths(load_tokenizer(tiny_run / "tokenizer"))
-    one, many = (score_tokens(model, tokens, lengths, 64, size, max_tokens=1000) for size in (1, 16))
+    one, many = (
+        score_tokens(model, tokens, lengths, context=64, batch_size=size, max_tokens=1000) for size in (1, 16)
+    )
     assert one.nats == pytest.approx(many.nats, rel=1e-6)
     assert (one.tokens, one.bytes) == (many.tokens, many.bytes) == (1000 // 64 * 64, one.bytes)
 
 
 def test_all_validation_bytes_are_counted(tiny_run):
     tokens = PackedTokens(tiny_run / "tokens", VALIDATION)
-    scores, context, uniform = score_folder(tiny_run / "final", tiny_run / "tokens")
+    scores, context = score_folder(tiny_run / "final", tiny_run / "tokens")
     first = token_byte_lengths(load_tokenizer(tiny_run / "tokenizer"))[int(tokens.slice(0, 1)[0])]
     assert scores.tokens == len(tokens) - 1
     assert scores.bytes == tokens.bytes - first
     assert context == 64
-    assert 1 < scores.byte_perplexity < uniform
+    assert 1 < scores.byte_perplexity < scores.uniform_byte_perplexity
 
 
 def test_tokens_of_another_tokenizer_are_refused(tiny_run, tmp_path, shared):
@@ -114,9 +117,9 @@ def test_a_context_the_model_does_not_take_is_refused(tiny_run, context):
 
 
 def test_a_context_of_one_token_is_the_shortest(tiny_run):
-    scores, context, uniform = score_folder(tiny_run / "final", tiny_run / "tokens", 1, batch_size=4096)
+    scores, context = score_folder(tiny_run / "final", tiny_run / "tokens", 1, batch_size=4096)
     assert context == 1
-    assert 1 < scores.byte_perplexity < uniform
+    assert 1 < scores.byte_perplexity < scores.uniform_byte_perplexity
 
 
 def test_held_out_text_without_a_byte_to_score_is_refused(tiny_run, tmp_path):

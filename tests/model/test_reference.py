@@ -14,8 +14,8 @@ import pytest
 from benchmark_data import write_benchmarks
 
 from ant_hf.evaluation.benchmarks import choose_benchmarks, known_benchmarks
-from ant_hf.evaluation.definitions import write_definitions
-from ant_hf.evaluation.evaluate import Settings, evaluate
+from ant_hf.evaluation.evaluate import evaluate
+from ant_hf.evaluation.tasks import write_definitions
 
 LIMIT = 20
 
@@ -52,12 +52,11 @@ def test_equal_to_plain_lm_eval(tiny_run, tmp_path):
     assert {"arc_easy", "arc_challenge", "piqa", "sciq", "hellaswag", "winogrande", "mmlu", "boolq"} < set(
         names
     )
-    write_definitions(chosen, tmp_path / "definitions", data_dir)
+    write_definitions(chosen, tmp_path / "definitions")
     reference = plain(model, names, tmp_path / "definitions", tmp_path / "plain")
-    settings = Settings(
-        model, tuple(names), limit=LIMIT, data_dir=data_dir, output_dir=tmp_path / "ours", device="cpu"
+    ours, _ = evaluate(
+        model, names, limit=LIMIT, data_dir=data_dir, output_dir=tmp_path / "ours", device="cpu"
     )
-    ours, _ = evaluate(settings)
     for name in names:
         if name == "wikitext":
             for metric in ("word_perplexity", "byte_perplexity", "bits_per_byte"):

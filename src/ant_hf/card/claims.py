@@ -9,15 +9,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ant_hf.card.markdown import read_tables
 from ant_hf.errors import AntError, missing_file
-from ant_hf.evaluation.arithmark import SLICES
+from ant_hf.evaluation.benchmarks import ARITHMARK, ARITHMARK_GENERATED, ARITHMARK_SLICES, benchmark_table
 from ant_hf.published import PublishedModel
 from ant_hf.utils.names import CARD
 
@@ -122,7 +119,6 @@ class Claims:
     perplexities: tuple[Perplexities, ...] = ()
 
 
-ARITHMARK, ARITHMARK_GENERATED = "arithmark_2.0", "arithmark_generated"
 # Bytes and words of WikiText-2's test pages, counted as lm-eval counts them.
 WIKITEXT_BYTES_PER_WORD = 1_290_527 / 241_335
 
@@ -136,13 +132,6 @@ _MOMENT = {
 }
 
 
-def _benchmarks() -> dict[str, dict[str, Any]]:
-    """The evaluation's own table by task: `label`, `documents` (items of the complete set) and more."""
-    table = files("ant_hf.evaluation").joinpath("benchmarks.yaml")
-    entries: dict[str, dict[str, Any]] = yaml.safe_load(table.read_text(encoding="utf-8"))
-    return entries
-
-
 def published_claims(model: PublishedModel) -> Claims:
     """A published model's figures, out of its `claims` and `results`."""
     claims, results = model.claims, model.results
@@ -150,16 +139,16 @@ def published_claims(model: PublishedModel) -> Claims:
     # Arithmark is claimed with its slices; WikiText is no share of right answers.
     items = {
         task: entry["documents"]
-        for task, entry in _benchmarks().items()
+        for task, entry in benchmark_table().items()
         if task in results and task not in (ARITHMARK, ARITHMARK_GENERATED, "wikitext")
     }
     slices: tuple[Accuracy, ...] = ()
     overall = None
     if arithmark := results.get(ARITHMARK):
-        overall = _share(ARITHMARK, arithmark["acc"], sum(SLICES.values()))
+        overall = _share(ARITHMARK, arithmark["acc"], sum(ARITHMARK_SLICES.values()))
         slices = tuple(
             _share(f"{ARITHMARK}, {operators} operators", arithmark[f"slice_{operators}"], count)
-            for operators, count in SLICES.items()
+            for operators, count in ARITHMARK_SLICES.items()
         )
     schedule = claims.get("schedule")
     return Claims(
@@ -295,7 +284,7 @@ def _accuracies(table: list[list[str]]) -> tuple[Accuracy, ...]:
 
 def _overall(accuracies: tuple[Accuracy, ...], slices: tuple[Accuracy, ...]) -> Accuracy | None:
     """The benchmark whose items the slices divide."""
-    table, total = _benchmarks(), sum(part.items for part in slices)
+    table, total = benchmark_table(), sum(part.items for part in slices)
     sliced = {table[task]["label"] for task in (ARITHMARK, ARITHMARK_GENERATED)}
     return next((a for a in accuracies if a.items == total and a.label in sliced), None)
 

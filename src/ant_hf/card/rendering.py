@@ -19,7 +19,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ant_hf.card.inputs import CardInputs
 from ant_hf.card.markdown import Safe, code, escape, fenced, plain, quote, table
 from ant_hf.errors import AntError
-from ant_hf.evaluation.statistics import ABOVE, BELOW, UNCLEAR, verdict
+from ant_hf.evaluation.results import ABOVE, BELOW, UNCLEAR, against_floor
 from ant_hf.published import PublishedModel, published_models, shipped_file
 from ant_hf.utils.hardware import known_gpu
 
@@ -145,7 +145,7 @@ def _slices(inputs: CardInputs, published: list[PublishedModel]) -> list[Score]:
             label = f"{key} operator{'' if key == '1' else 's'}"
             merged = {**values, "expected_n": None, **part, "label": label}
             if merged["floor"] is not None:
-                merged["verdict"] = verdict(merged["value"], merged["stderr"], merged["floor"])
+                merged["verdict"] = against_floor(merged["value"], merged["stderr"], merged["floor"])
             scores.append(_score(task, merged, f"slice_{key}", published))
     return scores
 

@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
-from ant_hf.cli.options import Model, ask_the_hub_for
+from ant_hf.cli.options import Model, switch_libraries
 from ant_hf.errors import AntError
 
 
 def _model_folder(model: str) -> Path:
     """A model folder on this disk; a Hub id is downloaded into the Hub's cache."""
-    ask_the_hub_for(model)
+    switch_libraries()
     from ant_hf.model.loading import locate
 
     return locate(model)[1]
@@ -47,8 +47,9 @@ def perplexity(
     from ant_hf.model.scoring import score_folder
     from ant_hf.utils.console import say
 
-    scores, context_tokens, uniform = score_folder(folder, tokens, context)
+    scores, context_tokens = score_folder(folder, tokens, context)
     say(f"{scores.tokens:,} tokens, {scores.bytes:,} bytes, context {context_tokens} tokens, fp32")
+    uniform = scores.uniform_byte_perplexity
     say(f"byte perplexity   {scores.byte_perplexity:.4f}   (uniform guess {uniform:.2f})")
     say(f"bits per byte     {scores.bits_per_byte:.4f}")
     say(f"token perplexity  {scores.perplexity:.3f}   (only comparable under the same tokenizer)")
@@ -88,22 +89,28 @@ def evaluate(
 
     Run again after an interruption, it goes on.
     """
-    from ant_hf.utils.offline import choose_network
-
-    choose_network(model, data_dir)
-    try:
-        import lm_eval  # noqa: F401
-    except ImportError:
-        raise AntError("evaluation needs lm-eval", hint="pip install 'ant-hf[eval]'") from None
+    if data_dir is not None:
+        switch_libraries("HF_DATASETS_OFFLINE", *(["HF_HUB_OFFLINE"] if Path(model).is_dir() else []))
+    else:
+        switch_libraries()
+    if importlib.util.find_spec("lm_eval") is None:
+        raise AntError("evaluation needs lm-eval", hint="pip install 'ant-hf[eval]'")
     from ant_hf.cli.tables import incomplete_line, perplexity_lines, results_table
-    from ant_hf.evaluation.evaluate import Settings
     from ant_hf.evaluation.evaluate import evaluate as measure
     from ant_hf.published import published_models
     from ant_hf.utils.console import say, show
 
-    names = tuple(name.strip() for name in (tasks or "").split(",") if name.strip())
-    settings = Settings(model, names, limit, batch_size, data_dir, output_dir, dtype, device, fresh)
-    results, path = measure(settings)
+    results, path = measure(
+        model,
+        [name.strip() for name in (tasks or "").split(",") if name.strip()],
+        data_dir=data_dir,
+        output_dir=output_dir,
+        limit=limit,
+        batch_size=batch_size,
+        dtype=dtype,
+        device=device,
+        fresh=fresh,
+    )
     show(results_table(results, published_models()))
     if line := incomplete_line(results):
         say(line)
@@ -147,7 +154,7 @@ def inspect(
 
     Prints a summary and writes one HTML file that needs no network.
     """
-    ask_the_hub_for(model, other)
+    switch_libraries()
     from ant_hf.inspection.comparison import compare, default_report
     from ant_hf.inspection.record import as_json
     from ant_hf.inspection.report import write_report
@@ -179,7 +186,7 @@ def demo(
 
     Streams its text with the card's sampling, shows the surprise of every fragment, and warns of loops.
     """
-    ask_the_hub_for(model, other)
+    switch_libraries()
     if importlib.util.find_spec("gradio") is None:
         raise AntError("the demo needs Gradio", hint="pip install 'ant-hf[demo]'")
     from ant_hf.demo.serving import serve

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -65,9 +66,11 @@ def read_recipe(
     return load_recipe(config, overrides or (), changes)
 
 
-def ask_the_hub_for(*models: str | None) -> None:
-    """Let the libraries reach the Hub only where a model is no folder here."""
-    from ant_hf.utils.offline import choose_network
+def switch_libraries(*more: str) -> None:
+    """Set switches that the libraries of Hugging Face read when they are imported; the user's own win.
 
-    if remote := [name for name in models if name and not Path(name).is_dir()]:
-        choose_network(remote[0], None)
+    Always: no bars, which would be drawn over ours, and no telemetry.
+    """
+    for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_TELEMETRY", *more):
+        if not os.environ.get(name):
+            os.environ[name] = "1"

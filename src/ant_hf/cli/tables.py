@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
 from ant_hf.card.audit import Finding
-from ant_hf.evaluation.statistics import ABOVE, BELOW, UNCLEAR
+from ant_hf.evaluation.results import ABOVE, BELOW, UNCLEAR
 from ant_hf.published import PublishedModel
 from ant_hf.utils.console import show
 from ant_hf.utils.names import GATE
@@ -26,27 +26,29 @@ _PERPLEXITIES = {
 }
 
 
+def _table(title: str, columns: Sequence[str], no_wrap: bool = True, **style: Any) -> Table:
+    """An empty table; a column whose name begins with ">" holds numbers and stands right."""
+    table = Table(title=title, title_justify="left", caption_justify="left", **style)
+    for name in columns:
+        justify: Literal["left", "right"] = "right" if name.startswith(">") else "left"
+        table.add_column(name.removeprefix(">"), justify=justify, no_wrap=no_wrap)
+    return table
+
+
 def results_table(results: dict[str, Any], published: list[PublishedModel]) -> Table:
     """One row a figure of results.json, within 80 columns; accuracies in %."""
     conditions = results["conditions"]
-    table = Table(
-        title=f"{results['model']['name']}: measured here, in {conditions['dtype']}",
+    claims = [f">publ.\n{other.name}" for other in published]
+    table = _table(
+        f"{results['model']['name']}: measured here, in {conditions['dtype']}",
+        ["set", "metric", ">measured", ">floor", "", *claims],
         caption="Accuracies in %, ± one standard error. Floor: what guessing, or always giving the most "
         "frequent answer, scores; above or below it by more than two standard errors. "
         "publ.: printed by the authors, not measured here.",
-        title_justify="left",
-        caption_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         collapse_padding=True,
     )
-    table.add_column("set", no_wrap=True)
-    table.add_column("metric", no_wrap=True)
-    table.add_column("measured", justify="right", no_wrap=True)
-    table.add_column("floor", justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    for other in published:
-        table.add_column(f"publ.\n{other.name}", justify="right", no_wrap=True)
     for row in _rows(results, published):
         table.add_row(*row)
     return table
@@ -68,18 +70,14 @@ def _rows(results: dict[str, Any], published: list[PublishedModel]) -> Iterator[
             value = _percent(part["value"], part["stderr"])
             yield [label, "acc", value, _percent(values["floor"]), "", *map(_percent, claims)]
     for name, values in results["perplexity"].items():
-        first = True
+        uniform = _number(values["uniform_guess_byte_perplexity"])
+        # Said once, beside the first of them.
+        label, floor, verdict = _label(values), uniform, "broken" if values["broken"] else "better"
         for metric, short in _PERPLEXITIES.items():
-            uniform = values["uniform_guess_byte_perplexity"] if first else None
-            yield [
-                _label(values) if first else "",
-                short,
-                _number(values[metric], values.get(f"{metric}_stderr")),
-                _number(uniform) if uniform else "",
-                ("broken" if values["broken"] else "better") if first else "",
-                *(_number(other.results.get(name, {}).get(metric)) for other in published),
-            ]
-            first = False
+            measured = _number(values[metric], values.get(f"{metric}_stderr"))
+            printed = [_number(other.results.get(name, {}).get(metric)) for other in published]
+            yield [label, short, measured, floor, verdict, *printed]
+            label = floor = verdict = ""
     for way, values in results.get("degeneration", {}).items():
         if isinstance(values, dict):
             rate = _percent(values["loop_rate"], values["stderr"])
@@ -136,9 +134,7 @@ def _number(value: float | None, stderr: float | None = None) -> str:
 
 def audit_table(title: str, findings: Sequence[Finding]) -> Table:
     """What a card claims, what arithmetic gives, and whether the two go together."""
-    table = Table(title=escape(title), title_justify="left")
-    for column in ("claim", "recomputed", "verdict"):
-        table.add_column(column)
+    table = _table(escape(title), ("claim", "recomputed", "verdict"), no_wrap=False)
     for finding in findings:
         style = "bold" if finding.verdict == "DISAGREES" else None
         table.add_row(escape(finding.claim), escape(finding.recomputed), finding.verdict, style=style)
@@ -147,9 +143,7 @@ def audit_table(title: str, findings: Sequence[Finding]) -> Table:
 
 def checks_table(title: str, checks: Sequence[dict[str, Any]]) -> Table:
     """The gate's checks with what they saw."""
-    table = Table(title=escape(f"Gate: {title}"), title_justify="left")
-    for column in ("check", "outcome", "seen"):
-        table.add_column(column)
+    table = _table(escape(f"Gate: {title}"), ("check", "outcome", "seen"), no_wrap=False)
     outcome = {True: "passed", False: "FAILED", None: "not checked"}
     for check in checks:
         style = "bold" if check["passed"] is False else None
@@ -163,21 +157,14 @@ def gate_report(folder: Path) -> None:
     show(checks_table(folder.parent.name, report["checks"]))
 
 
-_COLUMNS = ("MB", "logits", "texts", "greedy", "nats", "tokens/s")
-
-
 def verified_table(record: dict[str, Any]) -> Table:
     """One row a verified file."""
-    table = Table(
-        title=f"{record['name']}: verified against Transformers in float32",
-        title_justify="left",
+    table = _table(
+        f"{record['name']}: verified against Transformers in float32",
+        ["file", ">MB", ">logits", ">texts", ">greedy", ">nats", ">tokens/s"],
         caption="logits: largest difference; texts: cut into the same tokens; greedy: prompts continued "
         "alike; nats: difference of a token's mean likelihood in llama.cpp; tokens/s: one output there",
-        caption_justify="left",
     )
-    table.add_column("file", no_wrap=True)
-    for column in _COLUMNS:
-        table.add_column(column, justify="right", no_wrap=True)
     for name, values in record["files"].items():
         if "verified" in values:
             # An ONNX graph keeps its weights in a file beside it.

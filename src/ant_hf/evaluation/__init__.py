@@ -3,6 +3,7 @@
 In: a model folder or Hub id, and documents from the Hub or from JSONL files. Out: `results.json`, the
 harness's own `lm_eval_results.json`, and `samples.jsonl` with every answer.
 
-Read `evaluate.py` first. `benchmarks.yaml` names the sets; `language_model.py` scores requests in shared
-contexts, to the same numbers as lm-eval.
+Read `evaluate.py` first. `benchmarks.yaml` names the sets and `benchmarks.py` finds their documents;
+`tasks.py` gives them to lm-eval; `language_model.py` scores its requests in shared contexts, to the same
+numbers; `results.py` writes what came out; `degeneration.py` counts loops in generated text.
 """

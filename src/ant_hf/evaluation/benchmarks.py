@@ -1,24 +1,39 @@
-"""Which sets exist, what lm-eval calls them, how large the complete set is.
+"""Which sets exist, what lm-eval calls them, how large each is, and where its documents are. No lm-eval here.
 
-`benchmarks.yaml` beside this file is the table; a `benchmarks.yaml` in a data folder adds to it. A
-name that is in neither may still be any task of lm-eval's.
+`benchmarks.yaml` beside this file is the table; a `benchmarks.yaml` in a data folder adds to it. A name that
+is in neither may still be any task of lm-eval's.
+
+Arithmark-2.0 has a seeded stand-in for machines without the Hub. Facts of the set, as its public card and
+third-party scripts read it: 2,500 rows, of 1, 2 and 3 operators, `ctx` such as "59 + 45 =", four `endings`
+that begin with a space, `label`, `metadata.operator_count`. The stand-in has the same shape and other
+numbers, so its results carry another name.
 """
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field, fields
+import json
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import lm_eval.tasks
 import yaml
 
 from ant_hf.errors import AntError
 
-HARNESS_TASKS = Path(lm_eval.tasks.__file__).parent
 ARITHMARK = "arithmark_2.0"
 ARITHMARK_GENERATED = "arithmark_generated"
+# Rows by number of operators.
+ARITHMARK_SLICES = {1: 1250, 2: 750, 3: 500}
+_FORMS = {
+    1: ("{a} {x} {b}",),
+    2: ("{a} {x} {b} {y} {c}",),
+    3: ("({a} {x} {b}) {y} ({c} {z} {d})", "{a} {x} ({b} {y} {c}) {z} {d}"),
+}
+_WRONG_BY = (-20, -11, -10, -9, -5, -3, -2, -1, 1, 2, 3, 5, 9, 10, 11, 20)
 _TABLE = Path(__file__).with_name("benchmarks.yaml")
 
 
@@ -39,59 +54,77 @@ class Benchmark:
     split_by: str | None = None
     extra: dict[str, str] = field(default_factory=dict)
     default: bool = True
+    source: Path | None = None
+    """Its documents on this disk; None: the Hub's, or generated."""
+
+    @property
+    def remote(self) -> bool:
+        """Whether its documents come from the Hub."""
+        return self.source is None and self.name != ARITHMARK_GENERATED
 
 
 def known_benchmarks(data_dir: Path | None = None) -> dict[str, Benchmark]:
     """The table, with the data folder's own additions.
 
     Raises:
-        AntError: an addition is no mapping, has an unknown key or names no task file.
+        AntError: there is no such folder; an addition is no mapping, has an unknown key or names no task
+            file.
     """
-    table = _read_table(_TABLE)
-    if data_dir is not None and (own := data_dir / "benchmarks.yaml").is_file():
-        table |= _read_table(own)
-    return table
+    if data_dir is not None and not data_dir.is_dir():
+        raise AntError(f"data folder not found: {data_dir}", hint="Pass a folder of JSONL files.")
+    tables = [_TABLE]
+    if data_dir is not None and (own := data_dir / _TABLE.name).is_file():
+        tables.append(own)
+    return {name: _benchmark(name, row, path) for path in tables for name, row in _rows(path).items()}
+
+
+def benchmark_table() -> dict[str, dict[str, Any]]:
+    """Our own table by task, also without lm-eval: `label`, `documents` (of the complete set) and more."""
+    return _rows(_TABLE)
 
 
 def choose_benchmarks(
-    names: list[str] | None, table: dict[str, Benchmark], data_dir: Path | None
+    names: Sequence[str], table: dict[str, Benchmark], data_dir: Path | None
 ) -> tuple[list[Benchmark], list[str]]:
-    """The sets to run and, of the default ones, those whose local file is absent.
+    """The sets to run, with their documents, and, of the default ones, those whose local file is absent.
 
     With a data folder but no `arithmark_2.0.jsonl`, the generated stand-in takes its place under
     its own name.
 
+    Args:
+        names: none: the default ones.
+
     Raises:
         AntError: a name is unknown (with the nearest ones), or its local file is missing.
     """
-    if names:
-        chosen = [table.get(name) or _harness_benchmark(name, table) for name in dict.fromkeys(names)]
-        for benchmark in chosen:
-            if not _available(benchmark, data_dir):
-                raise AntError(
-                    f"{benchmark.name}: no documents",
-                    seen=f"{data_dir} without {benchmark.file}",
-                    hint=f"Put {benchmark.file} there, or leave --data-dir out to take them from the Hub.",
-                )
-        return chosen, []
+    wanted = [table.get(name) or _harness_benchmark(name, table) for name in dict.fromkeys(names)]
     chosen, absent = [], []
-    for benchmark in table.values():
-        if not benchmark.default:
-            continue
-        if _available(benchmark, data_dir):
-            chosen.append(benchmark)
-        elif benchmark.name == ARITHMARK:
-            chosen.append(table[ARITHMARK_GENERATED])
-        else:
+    for benchmark in wanted or [benchmark for benchmark in table.values() if benchmark.default]:
+        found = _with_documents(benchmark, data_dir)
+        if found is None and names:
+            raise AntError(
+                f"{benchmark.name}: no documents",
+                seen=f"{data_dir} without {benchmark.file}",
+                hint=f"Put {benchmark.file} there, or leave --data-dir out to take them from the Hub.",
+            )
+        if found is None and benchmark.name == ARITHMARK:
+            found = _with_documents(table[ARITHMARK_GENERATED], data_dir)
+        if found is None:
             absent.append(benchmark.name)
+        else:
+            chosen.append(found)
     return chosen, absent
 
 
-def _available(benchmark: Benchmark, data_dir: Path | None) -> bool:
-    return data_dir is None or benchmark.name == ARITHMARK_GENERATED or (data_dir / benchmark.file).is_file()
+def _with_documents(benchmark: Benchmark, data_dir: Path | None) -> Benchmark | None:
+    """The set with its file in the data folder; None where the folder lacks it."""
+    if data_dir is not None and (source := data_dir / benchmark.file).is_file():
+        return replace(benchmark, source=source)
+    return benchmark if data_dir is None or benchmark.name == ARITHMARK_GENERATED else None
 
 
-def _read_table(path: Path) -> dict[str, Benchmark]:
+def _rows(path: Path) -> dict[str, dict[str, Any]]:
+    """A table as it is written, by name of the set."""
     hint = f"See {_TABLE.name} of this package for the form."
     try:
         rows = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -99,26 +132,34 @@ def _read_table(path: Path) -> dict[str, Benchmark]:
         raise AntError(f"{path} is not readable YAML: {error}", hint=hint) from None
     if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
         raise AntError(f"{path}: expected one mapping a set", seen=type(rows).__name__, hint=hint)
-    return {str(name): _benchmark(str(name), dict(row), path, hint) for name, row in rows.items()}
+    for name, row in rows.items():
+        allowed = {item.name for item in fields(Benchmark)} - {"name", "source"}
+        if unknown := sorted(set(row) - allowed):
+            expected = ", ".join(sorted(allowed))
+            raise AntError(f"{path}: {name} has unknown keys", seen=unknown, expected=expected)
+        if "definition" not in row:
+            raise AntError(f"{path}: {name} has no definition", hint=hint)
+    return {str(name): row for name, row in rows.items()}
 
 
-def _benchmark(name: str, row: dict[str, Any], path: Path, hint: str) -> Benchmark:
-    allowed = {item.name for item in fields(Benchmark)} - {"name"}
-    if unknown := sorted(set(row) - allowed):
-        raise AntError(f"{path}: {name} has unknown keys", seen=unknown, expected=", ".join(sorted(allowed)))
-    if "definition" not in row:
-        raise AntError(f"{path}: {name} has no definition", hint=hint)
-    definition = str(row.pop("definition"))
-    found = [folder / definition for folder in (path.parent, HARNESS_TASKS) if (folder / definition).exists()]
-    if not found:
+def _benchmark(name: str, row: dict[str, Any], table: Path) -> Benchmark:
+    harness = _harness_tasks()
+    places = [folder / str(row["definition"]) for folder in (table.parent, harness)]
+    if not any(place.exists() for place in places):
         raise AntError(
-            f"{path}: {name} names a task file that is not there",
-            seen=definition,
-            expected=f"a path inside {HARNESS_TASKS} or beside {path.name}",
+            f"{table}: {name} names a task file that is not there",
+            seen=row["definition"],
+            expected=f"a path inside {harness} or beside {table.name}",
         )
-    row.setdefault("label", name)
-    row.setdefault("file", f"{name}.jsonl")
-    return Benchmark(name=name, definition=found[0], **{**row, "fields": tuple(row.get("fields", ()))})
+    own = {"definition": next(place for place in places if place.exists())}
+    defaults = {"label": name, "file": f"{name}.jsonl"}
+    return Benchmark(name, **{**defaults, **row, **own, "fields": tuple(row.get("fields", ()))})
+
+
+def _harness_tasks() -> Path:
+    """Where lm-eval's task files are; looked up without importing it, which takes seconds."""
+    (package,) = find_spec("lm_eval").submodule_search_locations  # type: ignore[union-attr, misc]
+    return Path(package) / "tasks"
 
 
 def _harness_benchmark(name: str, table: dict[str, Benchmark]) -> Benchmark:
@@ -135,3 +176,52 @@ def _harness_benchmark(name: str, table: dict[str, Benchmark]) -> Benchmark:
             hint=f"Nearest: {', '.join(near)}." if near else "List lm-eval's: lm_eval ls tasks",
         )
     return Benchmark(name=name, definition=Path(entry.yaml_path), label=name, file=f"{name}.jsonl")
+
+
+def check_schema(documents: Iterable[Any], where: str) -> None:
+    """Refuse rows that are not Arithmark's.
+
+    Raises:
+        AntError: names the columns or the values seen.
+    """
+    wanted = "ctx, endings (4), label (0 to 3), metadata.operator_count (1 to 3)"
+    for number, row in enumerate(documents, 1):
+        if not {"ctx", "endings", "label", "metadata"} <= set(row):
+            raise AntError(f"{where}: not Arithmark-2.0's columns", seen=sorted(row), expected=wanted)
+        metadata = row["metadata"]
+        count = metadata.get("operator_count") if isinstance(metadata, Mapping) else None
+        if len(row["endings"]) != 4 or str(row["label"]) not in set("0123") or count not in ARITHMARK_SLICES:
+            seen = {"endings": len(row["endings"]), "label": row["label"], "operator_count": count}
+            raise AntError(f"{where}, row {number}: not Arithmark-2.0's values", seen=seen, expected=wanted)
+
+
+def generate_arithmark(path: Path, seed: int = 20) -> None:
+    """Write the stand-in: the same slices, answers balanced over the four positions."""
+    chance = random.Random(seed)
+    lines = []
+    for operators, rows in ARITHMARK_SLICES.items():
+        positions = [index % 4 for index in range(rows)]
+        chance.shuffle(positions)
+        seen: set[str] = set()
+        for label in positions:
+            expression, answer = _expression(operators, chance)
+            while expression in seen:
+                expression, answer = _expression(operators, chance)
+            seen.add(expression)
+            # Near the right one: off by one, by a carry, or by a little.
+            wrong = chance.sample([answer + step for step in _WRONG_BY], 3)
+            endings = [f" {value}" for value in (*wrong[:label], answer, *wrong[label:])]
+            row = {"ctx": f"{expression} =", "endings": endings, "label": label}
+            lines.append(json.dumps({**row, "metadata": {"operator_count": operators}}) + "\n")
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def _expression(operators: int, chance: random.Random) -> tuple[str, int]:
+    """Operands of 1 to 99; products only of small ones, so that answers stay near the sums."""
+    form = chance.choice(_FORMS[operators])
+    signs = {name: chance.choice("+-*") for name in "xyz"}
+    limit = 12 if "*" in [signs[name] for name in "xyz"[:operators]] else 99
+    operands = {name: chance.randint(1, limit) for name in "abcd"}
+    text = form.format(**operands, **signs)
+    # Only digits, signs and parentheses made above can be in it.
+    return text, int(eval(text, {"__builtins__": {}}))  # noqa: S307

@@ -6,6 +6,7 @@ gives a number; these are the numbers such a claim needs.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -69,10 +70,10 @@ def generate(
         AntError: a prompt fills the model's context.
     """
     torch.manual_seed(SEED)
-    side, pad = tokenizer.padding_side, tokenizer.pad_token_id
-    tokenizer.padding_side = "left"
-    if pad is None:
+    side, tokenizer.padding_side = tokenizer.padding_side, "left"
+    if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
     settings = {"do_sample": True, **CARD_SAMPLING} if sample else {"do_sample": False}
     outputs: list[Continuation] = []
     for start in range(0, len(texts), batch_size):
@@ -95,15 +96,11 @@ def generate(
                 **settings,
             )[:, length:]
         for prompt, row in zip(batch, ids.tolist(), strict=True):
-            kept = _until(row, {tokenizer.eos_token_id, tokenizer.pad_token_id})
+            kept = list(itertools.takewhile(lambda token: token not in ends, row))
             outputs.append(Continuation(prompt, kept, tokenizer.decode(kept)))
         progress(len(batch), len(texts))
     tokenizer.padding_side = side
     return outputs
-
-
-def _until(ids: list[int], ends: set[int | None]) -> list[int]:
-    return next((ids[:index] for index, token in enumerate(ids) if token in ends), ids)
 
 
 def loop_period(ids: Sequence[int]) -> int | None:

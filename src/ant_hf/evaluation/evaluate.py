@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,18 @@ import torch
 
 from ant_hf.errors import AntError
 from ant_hf.evaluation.benchmarks import Benchmark, choose_benchmarks, known_benchmarks
-from ant_hf.evaluation.definitions import local_file, write_definitions
 from ant_hf.evaluation.degeneration import Continuation, generate, prompts, summary
-from ant_hf.evaluation.harness import harness_results, load_tasks, run_benchmark
-from ant_hf.evaluation.language_model import BatchedLM
-from ant_hf.evaluation.likelihoods import LikelihoodStore
-from ant_hf.evaluation.records import Measurement, perplexity_record, record, sample_line
+from ant_hf.evaluation.language_model import BatchedLM, LikelihoodStore
 from ant_hf.evaluation.results import (
     SCHEMA,
-    merge_harness_results,
-    merge_samples,
+    Measurement,
+    accuracy_record,
+    perplexity_record,
     previous_results,
+    sample_lines,
     write_results,
 )
+from ant_hf.evaluation.tasks import harness_results, load_tasks, run_benchmark, write_definitions
 from ant_hf.model.loading import Subject, load_subject
 from ant_hf.utils.console import progress_bar, say
 from ant_hf.utils.files import file_sha256
@@ -36,46 +35,32 @@ from ant_hf.utils.quiet import quiet_libraries
 DEGENERATION = "degeneration"
 _PARTIAL = ".evaluation.partial.jsonl"
 _PACKAGES = ("ant-hf", "lm-eval", "transformers", "torch", "tokenizers", "datasets")
-Outputs = dict[str, list[Continuation]]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What the user chose."""
-
-    model: str
-    tasks: tuple[str, ...] = ()
-    """Empty: everything in the public card's table, and degeneration."""
-    limit: int | None = None
-    batch_size: int | None = None
-    """Full-length sequences a batch; shorter ones fill up to as many tokens."""
-    data_dir: Path | None = None
-    output_dir: Path | None = None
-    dtype: str = "float32"
-    device: str | None = None
-    """Default: the GPU if there is one."""
-    fresh: bool = False
-
-    @property
-    def torch_device(self) -> str:
-        return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-
-    @property
-    def sequences(self) -> int:
-        # Small batches stay in a CPU's cache; a GPU wants to be filled.
-        return self.batch_size or (2 if self.torch_device == "cpu" else 64)
-
-
-@dataclass(frozen=True)
-class Work:
-    """What is left to measure."""
-
-    benchmarks: list[Benchmark]
-    degeneration: bool
-
-
-def evaluate(settings: Settings) -> tuple[dict[str, Any], Path]:
+def evaluate(
+    model: str | Path,
+    tasks: Sequence[str] = (),
+    *,
+    data_dir: str | Path | None = None,
+    output_dir: str | Path | None = None,
+    limit: int | None = None,
+    batch_size: int | None = None,
+    dtype: str = "float32",
+    device: str | None = None,
+    fresh: bool = False,
+) -> tuple[dict[str, Any], Path]:
     """Measure a model and write results.json, lm-eval's own results and samples.jsonl.
+
+    Args:
+        model: a model folder, or a Hub id.
+        tasks: names of sets; none: everything in the public card's table, and degeneration.
+        data_dir: folder of the documents as JSONL; default: the Hub.
+        output_dir: default: the model's folder, or evaluations/NAME for a Hub id.
+        limit: only the first so many documents a task.
+        batch_size: full-length sequences a batch; shorter ones fill up to as many tokens.
+        dtype: float32, bfloat16 or float16.
+        device: default: the GPU if there is one.
+        fresh: measure anew what is already there.
 
     Returns:
         The results, and the path of results.json.
@@ -84,171 +69,140 @@ def evaluate(settings: Settings) -> tuple[dict[str, Any], Path]:
         AntError: unknown task, missing or damaged data, a model that does not load or gives no numbers,
             results of another model in the output folder.
     """
-    _check(settings)
-    table = known_benchmarks(settings.data_dir)
-    chosen, absent = _choose(settings, table)
-    subject = load_subject(settings.model, settings.dtype, settings.torch_device)
-    folder = settings.output_dir or _default_output(settings.model, subject)
-    conditions = _conditions(settings, subject)
-    old = {} if settings.fresh else previous_results(folder, subject.identity, conditions)
-    work = _remaining(settings, chosen, absent, old)
-    started = time.perf_counter()
-    if work.benchmarks or work.degeneration:
-        store = _open_store(folder, subject, conditions, settings.fresh)
-        with quiet_libraries():
-            language_model = BatchedLM(subject.model, subject.tokenizer, store, settings.sequences)
-        measured = _score(settings, work, language_model)
-        outputs = _generate(subject, settings.limit) if work.degeneration else {}
-        conditions["wall_time_seconds"] = round(time.perf_counter() - started, 1)
-        # Scored before an interruption, and not in that time.
-        conditions["resumed_requests"] = store.resumed
-        values = _results(subject, conditions, old, measured, outputs, table)
-        merge_samples(folder, _sample_lines(measured, outputs), keep=bool(old))
-        if measured:
-            config = {key: conditions[key] for key in ("dtype", "device", "limit", "batch_size")}
-            own = harness_results(measured, language_model, subject.name, config)
-            merge_harness_results(folder, own, keep=bool(old))
-        write_results(folder, values)
-        store.remove()
-    else:
-        values = old
-    return values, folder / RESULTS
-
-
-def _check(settings: Settings) -> None:
-    if settings.data_dir is not None and not settings.data_dir.is_dir():
-        raise AntError(f"data folder not found: {settings.data_dir}", hint="Pass a folder of JSONL files.")
-    for name in ("limit", "batch_size"):
-        value = getattr(settings, name)
+    for option, value in (("--limit", limit), ("--batch-size", batch_size)):
         if value is not None and value < 1:
-            raise AntError(f"--{name.replace('_', '-')} is too small", seen=value, expected="1 or more")
-
-
-def _choose(settings: Settings, table: dict[str, Benchmark]) -> tuple[list[Benchmark], list[str]]:
-    names = [name for name in settings.tasks if name != DEGENERATION]
-    if settings.tasks and not names:
-        return [], []
-    return choose_benchmarks(names, table, settings.data_dir)
-
-
-def _default_output(model: str, subject: Subject) -> Path:
-    if Path(model).is_dir():
-        return subject.folder
-    return Path("evaluations") / subject.name.replace("/", "--")
-
-
-def _conditions(settings: Settings, subject: Subject) -> dict[str, Any]:
-    device = torch.device(settings.torch_device)
-    return {
-        "dtype": settings.dtype,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+            raise AntError(f"{option} is too small", seen=value, expected="1 or more")
+    data_dir = None if data_dir is None else Path(data_dir)
+    table = known_benchmarks(data_dir)
+    names = [name for name in tasks if name != DEGENERATION]
+    chosen, absent = choose_benchmarks(names, table, data_dir) if names or not tasks else ([], [])
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    # Small batches stay in a CPU's cache; a GPU wants to be filled.
+    batch_size = batch_size or (2 if device == "cpu" else 64)
+    loaded = load_subject(str(model), dtype, device)
+    own = loaded.folder if Path(model).is_dir() else Path("evaluations", loaded.name.replace("/", "--"))
+    folder = own if output_dir is None else Path(output_dir)
+    conditions = {
+        "dtype": dtype,
+        "device": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else cpu_name(),
         "torch_threads": torch.get_num_threads(),
-        "context_length": subject.context_length,
-        "bos_policy": subject.bos_policy,
-        "limit": settings.limit,
-        "data": "local files" if settings.data_dir else "hub",
-        "batch_size": settings.sequences,
+        "context_length": loaded.context_length,
+        "bos_policy": loaded.bos_policy,
+        "limit": limit,
+        "data": "hub" if data_dir is None else "local files",
+        "batch_size": batch_size,
         "versions": package_versions(_PACKAGES),
         "finished": now(),
     }
+    old = {} if fresh else previous_results(folder, loaded.identity, conditions)
+    pending = _pending(chosen, old)
+    if absent:
+        say(f"not measured, no file in {data_dir}: {', '.join(absent)}")
+    loops = (not tasks or DEGENERATION in tasks) and DEGENERATION not in old
+    if not pending and not loops:
+        return old, folder / RESULTS
+    started = time.perf_counter()
+    store = _open_store(folder, loaded, conditions, fresh)
+    with quiet_libraries():
+        language_model = BatchedLM(loaded.model, loaded.tokenizer, store, batch_size)
+        measured = _measure(pending, language_model, limit)
+        outputs = _continuations(loaded, limit) if loops else {}
+    # What was scored before an interruption is not in that time.
+    conditions |= {
+        "wall_time_seconds": round(time.perf_counter() - started, 1),
+        "resumed_requests": store.resumed,
+    }
+    lines = [line for item in measured for line in sample_lines(item)]
+    lines += [
+        {"task": DEGENERATION, "generation": name, "prompt": output.prompt, "output": output.text}
+        for name, continuations in outputs.items()
+        for output in continuations
+    ]
+    harness = {}
+    if measured:
+        config = {key: conditions[key] for key in ("dtype", "device", "limit", "batch_size")}
+        harness = harness_results(measured, language_model, loaded.name, config)
+    results = _results(loaded, conditions, old, measured, list(table))
+    if outputs:
+        results[DEGENERATION] = summary(outputs, loaded.tokenizer.decode)
+    write_results(folder, results, lines, harness, keep=bool(old))
+    store.remove()
+    return results, folder / RESULTS
 
 
-def _remaining(settings: Settings, chosen: list[Benchmark], absent: list[str], old: dict[str, Any]) -> Work:
+def _pending(chosen: list[Benchmark], old: dict[str, Any]) -> list[Benchmark]:
+    """The sets that are not measured yet, or were on other documents."""
     records = {**old.get("tasks", {}), **old.get("perplexity", {})}
 
-    def measured(benchmark: Benchmark) -> bool:
-        path = local_file(benchmark, settings.data_dir)
-        return benchmark.name in records and (
-            path is None or records[benchmark.name]["file_sha256"] == file_sha256(path)
-        )
+    def is_measured(item: Benchmark) -> bool:
+        if item.name not in records or item.source is None:
+            return item.name in records
+        return bool(records[item.name]["file_sha256"] == file_sha256(item.source))
 
-    pending = [benchmark for benchmark in chosen if not measured(benchmark)]
-    if done := [benchmark.label for benchmark in chosen if benchmark not in pending]:
+    pending = [item for item in chosen if not is_measured(item)]
+    if done := [item.label for item in chosen if item not in pending]:
         say(f"already measured on these weights: {', '.join(done)} (--fresh measures again)")
-    if absent:
-        say(f"not measured, no file in {settings.data_dir}: {', '.join(absent)}")
-    wanted = not settings.tasks or DEGENERATION in settings.tasks
-    return Work(pending, wanted and DEGENERATION not in old)
+    return pending
 
 
-def _open_store(folder: Path, subject: Subject, conditions: dict[str, Any], fresh: bool) -> LikelihoodStore:
+def _open_store(folder: Path, loaded: Subject, conditions: dict[str, Any], fresh: bool) -> LikelihoodStore:
     path = folder / _PARTIAL
     if fresh:
         path.unlink(missing_ok=True)
-    fixed = {key: value for key, value in subject.identity.items() if key.endswith("_sha256")}
+    fixed = {key: value for key, value in loaded.identity.items() if key.endswith("_sha256")}
     store = LikelihoodStore(path, {**fixed, "dtype": conditions["dtype"], "device": conditions["device"]})
     if store.resumed:
         say(f"going on after an interruption: {store.resumed:,} requests are already scored")
     return store
 
 
-def _score(settings: Settings, work: Work, language_model: BatchedLM) -> list[Measurement]:
-    with tempfile.TemporaryDirectory() as definitions, quiet_libraries():
-        write_definitions(work.benchmarks, Path(definitions), settings.data_dir)
-        loaded = load_tasks(work.benchmarks, Path(definitions), settings.data_dir)
+def _measure(benchmarks: list[Benchmark], language_model: BatchedLM, limit: int | None) -> list[Measurement]:
+    with tempfile.TemporaryDirectory() as folder:
+        write_definitions(benchmarks, Path(folder))
+        loaded = load_tasks(benchmarks, Path(folder))
         measured = []
-        for item in work.benchmarks:
-            measured.append(
-                run_benchmark(item, loaded[item.name], language_model, settings.limit, settings.data_dir)
-            )
+        for item in benchmarks:
+            measured.append(run_benchmark(item, loaded[item.name], language_model, limit))
             say(f"{item.label}: {len(measured[-1].samples):,} documents, {measured[-1].seconds:.1f} s")
         return measured
 
 
-def _generate(subject: Subject, limit: int | None) -> Outputs:
-    texts = prompts()[:limit]
+def _continuations(loaded: Subject, limit: int | None) -> dict[str, list[Continuation]]:
     outputs = {}
     for name, sample in (("greedy", False), ("sampled", True)):
-        with progress_bar(f"generation, {name}") as advance, quiet_libraries():
-            outputs[name] = generate(subject.model, subject.tokenizer, texts, sample, progress=advance)
+        with progress_bar(f"generation, {name}") as advance:
+            outputs[name] = generate(
+                loaded.model, loaded.tokenizer, prompts()[:limit], sample, progress=advance
+            )
     return outputs
 
 
 def _results(
-    subject: Subject,
+    loaded: Subject,
     conditions: dict[str, Any],
     old: dict[str, Any],
     measured: list[Measurement],
-    outputs: Outputs,
-    table: dict[str, Benchmark],
+    order: list[str],
 ) -> dict[str, Any]:
     """The content of results.json: what was there, with what was measured now in its place."""
     tasks, perplexity = dict(old.get("tasks", {})), dict(old.get("perplexity", {}))
-    tokenizer = f"{len(subject.tokenizer):,} entries, sha256 {str(subject.identity['tokenizer_sha256'])[:12]}"
+    tokenizer = f"{len(loaded.tokenizer):,} entries, sha256 {str(loaded.identity['tokenizer_sha256'])[:12]}"
     for item in measured:
         if item.rolling:
             perplexity[item.benchmark.name] = perplexity_record(
-                item, subject.tokenizer.encode, subject.identity["vocab_size"], tokenizer
+                item, loaded.tokenizer.encode, loaded.identity["vocab_size"], tokenizer
             )
         else:
-            tasks[item.benchmark.name] = record(item)
-    order = {name: position for position, name in enumerate(table)}
+            tasks[item.benchmark.name] = accuracy_record(item)
     for key in ("wall_time_seconds", "resumed_requests"):
         conditions[key] += old.get("conditions", {}).get(key, 0)
+    # Sets of lm-eval's own that the table does not name stand last.
+    names = sorted(tasks, key=lambda name: order.index(name) if name in order else len(order))
     values: dict[str, Any] = {
         "schema": SCHEMA,
-        "model": subject.identity,
+        "model": loaded.identity,
         "conditions": conditions,
-        "tasks": dict(sorted(tasks.items(), key=lambda item: order.get(item[0], len(order)))),
+        "tasks": {name: tasks[name] for name in names},
         "perplexity": perplexity,
     }
-    if outputs:
-        values[DEGENERATION] = summary(outputs, subject.tokenizer.decode)
-    elif DEGENERATION in old:
-        values[DEGENERATION] = old[DEGENERATION]
-    return values
-
-
-def _sample_lines(measured: list[Measurement], outputs: Outputs) -> list[dict[str, Any]]:
-    lines = [
-        sample_line(name, sample)
-        for item in measured
-        for name in sorted(item.tasks)
-        for sample in item.results["samples"][name]
-    ]
-    lines += [
-        {"task": DEGENERATION, "generation": name, "prompt": output.prompt, "output": output.text}
-        for name, continuations in outputs.items()
-        for output in continuations
-    ]
-    return lines
+    return values | {key: old[key] for key in (DEGENERATION,) if key in old}

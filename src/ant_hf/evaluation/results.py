@@ -1,20 +1,298 @@
-"""The three files of an evaluation, written next to the model: whole, or as they were before."""
+"""From lm-eval's results of one set to its record, and the three files of an evaluation. No torch here.
+
+A record says what a score may be held to be: its standard error, the floor that takes no model, and for a
+text the identity that links its perplexities.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ant_hf.errors import AntError
-from ant_hf.utils.files import check_file, file_sha256, read_json, read_sealed, write_json, write_sealed
+from ant_hf.evaluation.benchmarks import ARITHMARK, ARITHMARK_GENERATED, ARITHMARK_SLICES, Benchmark
+from ant_hf.utils.files import (
+    check_file,
+    file_sha256,
+    read_json,
+    read_sealed,
+    write_json,
+    write_sealed,
+    write_text,
+)
+from ant_hf.utils.metrics import TextScore, exp
 from ant_hf.utils.names import RESULTS
 
+ABOVE, BELOW, UNCLEAR = "above", "below", "indistinguishable"
 HARNESS_RESULTS = "lm_eval_results.json"
 SAMPLES = "samples.jsonl"
 SCHEMA = 1
 # What must agree before new figures may stand beside old ones.
 _FIXED = ("dtype", "device", "context_length", "bos_policy", "limit", "data", "versions")
+_PREFERRED = ("acc_norm", "acc")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What lm-eval returned for one set, with the tasks it ran."""
+
+    benchmark: Benchmark
+    tasks: dict[str, Any]
+    """lm-eval `Task` by name; several for a group."""
+    results: dict[str, Any]
+    seconds: float
+    file_sha256: str | None
+    """Of the local documents; None when they came from the Hub."""
+
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        """Every scored document, of all tasks, in their order."""
+        return [sample for _, sample in self.samples_by_task()]
+
+    def samples_by_task(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The same, each with the name of its task."""
+        for task in sorted(self.tasks):
+            for sample in self.results["samples"][task]:
+                yield task, sample
+
+    @property
+    def rolling(self) -> bool:
+        return all(task.OUTPUT_TYPE == "loglikelihood_rolling" for task in self.tasks.values())
+
+
+def accuracy_record(measurement: Measurement) -> dict[str, Any]:
+    """The record of a set scored by choices or by exact continuation: metrics, floor, conditions."""
+    benchmark, own = measurement.benchmark, measurement.results["results"][measurement.benchmark.name]
+    metrics = _metrics(own)
+    metric = benchmark.metric or next((name for name in _PREFERRED if name in metrics), next(iter(metrics)))
+    if metric not in metrics:
+        raise AntError(f"{benchmark.name} has no metric {metric}", expected=", ".join(metrics))
+    value, stderr = metrics[metric].values()
+    choices, answers = _choices_and_answers(measurement)
+    floor, kind = accuracy_floor(choices, answers) if choices and metric in _PREFERRED else (None, None)
+    values = _conditions(measurement) | {
+        "metric": metric,
+        "value": value,
+        "stderr": stderr,
+        "floor": floor,
+        "floor_kind": kind,
+        "verdict": None if floor is None else against_floor(value, stderr or 0.0, floor),
+        "metrics": metrics,
+    }
+    if benchmark.name in (ARITHMARK, ARITHMARK_GENERATED):
+        values["slices"] = _arithmark_slices(measurement.samples)
+    return values
+
+
+def perplexity_record(
+    measurement: Measurement, encode: Callable[[str], list[int]], vocab_size: int, tokenizer: str
+) -> dict[str, Any]:
+    """The record of a text scored by rolling windows: every perplexity, from the one pass.
+
+    Args:
+        encode: text to the token ids that were scored.
+        tokenizer: what the token perplexity belongs to.
+
+    Raises:
+        AntError: the perplexities do not describe the same nats.
+    """
+    samples, name = measurement.samples, measurement.benchmark.name
+    texts = [sample["arguments"][0][0] for sample in samples]
+    # lm-eval pairs each log-likelihood with what its metric divides by.
+    scores = [
+        TextScore(-sample["filtered_resps"][0], len(encode(text)), sample["byte_perplexity"][1], vocab_size)
+        for sample, text in zip(samples, texts, strict=True)
+    ]
+    figures = perplexities(scores, [sample["word_perplexity"][1] for sample in samples])
+    # Not those of the documents: lm-eval's `wikitext` undoes its tokenisation before it scores.
+    figures["scored_bytes"] = sum(len(text.encode("utf-8")) for text in texts)
+    own = measurement.results["results"][name]
+    harness = {key: own[f"{key},none"] for key in ("word_perplexity", "byte_perplexity", "bits_per_byte")}
+    identity = check_identity(figures, harness, name)
+    return _conditions(measurement) | figures | {"tokenizer": tokenizer, "identity": identity}
+
+
+def _conditions(measurement: Measurement) -> dict[str, Any]:
+    benchmark, results = measurement.benchmark, measurement.results
+    n = len(measurement.samples)
+    digest = hashlib.sha256("".join(sample["doc_hash"] for sample in measurement.samples).encode())
+    return {
+        "label": benchmark.label,
+        "version": results["versions"].get(benchmark.name),
+        "num_fewshot": 0,
+        "n": n,
+        "expected_n": benchmark.documents,
+        "complete": None if benchmark.documents is None else n == benchmark.documents,
+        "data_sha256": digest.hexdigest(),
+        "file_sha256": measurement.file_sha256,
+        "wall_time_seconds": round(measurement.seconds, 2),
+    }
+
+
+def _metrics(own: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """lm-eval's `acc,none` and `acc_stderr,none` as {acc: {value, stderr}}."""
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in own.items():
+        name, _, filter_name = key.partition(",")
+        if filter_name == "none" and not name.endswith("_stderr") and not isinstance(value, (str, dict)):
+            stderr = own.get(f"{name}_stderr,none")
+            error = None if stderr is None or isinstance(stderr, str) else float(stderr)
+            found[name] = {"value": float(value), "stderr": error}
+    return found
+
+
+def _choices_and_answers(measurement: Measurement) -> tuple[list[int], list[int]]:
+    """Number of choices and index of the right one, for every multiple-choice document."""
+    choices, answers = [], []
+    for name, task in measurement.tasks.items():
+        if task.OUTPUT_TYPE != "multiple_choice":
+            return [], []
+        for sample in measurement.results["samples"][name]:
+            # WinoGrande-like tasks vary the context: there lm-eval gives the answer as the "text".
+            answer = task.doc_to_text(sample["doc"]) if task.multiple_input else sample["target"]
+            if isinstance(answer, str):
+                answer = task.doc_to_choice(sample["doc"]).index(answer)
+            if not isinstance(answer, int):
+                return [], []
+            choices.append(len(sample["filtered_resps"]))
+            answers.append(answer)
+    return choices, answers
+
+
+def _arithmark_slices(samples: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    slices = {}
+    for operators in ARITHMARK_SLICES:
+        correct = [s["acc"] for s in samples if s["doc"]["metadata"]["operator_count"] == operators]
+        if n := len(correct):
+            value = sum(correct) / n
+            # lm-eval's own: the sample standard deviation over the root of n.
+            stderr = math.sqrt(value * (1 - value) / (n - 1)) if n > 1 else 0.0
+            slices[str(operators)] = {"value": value, "stderr": stderr, "n": n}
+    return slices
+
+
+def sample_lines(measurement: Measurement) -> Iterator[dict[str, Any]]:
+    """Documents for samples.jsonl: prompt, choices, log-likelihoods, outcome."""
+    for task, sample in measurement.samples_by_task():
+        line = {
+            "task": task,
+            "doc_id": sample["doc_id"],
+            "doc_hash": sample["doc_hash"],
+            "target": None,
+            "log_likelihoods": [
+                response[0] if isinstance(response, (tuple, list)) else response
+                for response in sample["filtered_resps"]
+            ],
+            **{name: sample[name] for name in sample["metrics"]},
+        }
+        arguments = sample["arguments"]
+        if len(arguments[0]) > 1:
+            contexts, choices = zip(*arguments, strict=True)
+            prompt = contexts[0] if len(set(contexts)) == 1 else contexts
+            line |= {"target": sample["target"], "prompt": prompt, "choices": choices}
+        yield line
+
+
+def accuracy_floor(choices: Sequence[int], answers: Sequence[Any]) -> tuple[float, str]:
+    """The accuracy that takes no model, and how: a uniform guess, or always the most frequent class.
+
+    Where the answer stands at one position in every document (SciQ, BLiMP), the position was given by
+    whoever wrote the task file and is no class: then only the uniform guess counts.
+
+    Args:
+        choices: number of choices of each document.
+        answers: index of the right choice of each document.
+    """
+    uniform = sum(1 / count for count in choices) / len(choices)
+    counts = Counter(answers)
+    majority = max(counts.values()) / len(answers)
+    if len(counts) > 1 and majority > uniform:
+        return majority, "majority class"
+    return uniform, "uniform guess"
+
+
+def against_floor(value: float, stderr: float, floor: float) -> str:
+    """Above or below the floor only when two standard errors say so."""
+    if value - floor > 2 * stderr:
+        return ABOVE
+    return BELOW if floor - value > 2 * stderr else UNCLEAR
+
+
+def perplexities(documents: Sequence[TextScore], words: Sequence[int]) -> dict[str, Any]:
+    """All perplexities of one pass over a text, with standard errors and the level of a uniform guess.
+
+    They are one quantity in several units:
+    nats = tokens * ln(token_perplexity) = bytes * ln(byte_perplexity)
+         = bytes * ln(2) * bits_per_byte = words * ln(word_perplexity).
+
+    Args:
+        documents: the score of each. Its bytes are those of the original document, as lm-eval counts them.
+        words: of each original document.
+    """
+    nats, tokens, size = ([getattr(one, unit) for one in documents] for unit in ("nats", "tokens", "bytes"))
+    whole = TextScore(sum(nats), sum(tokens), sum(size), documents[0].vocab_size)
+    word_perplexity, byte_error = exp(whole.nats / sum(words)), _ratio_error(nats, size)
+    return {
+        "nats": whole.nats,
+        "tokens": whole.tokens,
+        "bytes": whole.bytes,
+        "words": sum(words),
+        "nats_per_token": whole.loss,
+        "nats_per_token_stderr": _ratio_error(nats, tokens),
+        "token_perplexity": whole.perplexity,
+        "bits_per_byte": whole.bits_per_byte,
+        "bits_per_byte_stderr": byte_error / math.log(2),
+        "byte_perplexity": whole.byte_perplexity,
+        "byte_perplexity_stderr": whole.byte_perplexity * byte_error,
+        "word_perplexity": word_perplexity,
+        "word_perplexity_stderr": word_perplexity * _ratio_error(nats, words),
+        "bytes_per_token": whole.bytes / whole.tokens,
+        "uniform_guess_byte_perplexity": whole.uniform_byte_perplexity,
+        "broken": whole.nats >= whole.tokens * math.log(whole.vocab_size),
+    }
+
+
+def _ratio_error(nats: Sequence[float], counts: Sequence[int]) -> float:
+    """Standard error of sum(nats) / sum(counts) over documents (the ratio estimator's, Cochran 1977)."""
+    n = len(counts)
+    if n < 2:
+        return 0.0
+    ratio = sum(nats) / sum(counts)
+    squares = sum((x - ratio * y) ** 2 for x, y in zip(nats, counts, strict=True))
+    return math.sqrt(squares * n / (n - 1)) / sum(counts)
+
+
+def check_identity(figures: dict[str, Any], harness: dict[str, float], where: str) -> str:
+    """The identity that links the perplexities, in figures; refuses when a reported one breaks it.
+
+    Args:
+        harness: lm-eval's own word_perplexity, byte_perplexity and bits_per_byte of the same pass.
+
+    Raises:
+        AntError: two of them do not describe the same nats.
+    """
+    nats = {
+        "tokens * nats_per_token": figures["tokens"] * figures["nats_per_token"],
+        "tokens * ln(token_perplexity)": figures["tokens"] * math.log(figures["token_perplexity"]),
+        "bytes * ln(byte_perplexity)": figures["bytes"] * math.log(harness["byte_perplexity"]),
+        "bytes * ln(2) * bits_per_byte": figures["bytes"] * math.log(2) * harness["bits_per_byte"],
+        "words * ln(word_perplexity)": figures["words"] * math.log(harness["word_perplexity"]),
+    }
+    for name, value in nats.items():
+        # A perplexity too large for a float says nothing about the nats.
+        if math.isfinite(value) and not math.isclose(value, figures["nats"], rel_tol=1e-6):
+            raise AntError(
+                f"{where}: the perplexities disagree",
+                seen=f"{name} = {value:,.3f} nats",
+                expected=f"{figures['nats']:,.3f}",
+            )
+    return f"{' = '.join(nats)} = {figures['nats']:.6g} nats"
 
 
 def previous_results(folder: Path, identity: dict[str, Any], conditions: dict[str, Any]) -> dict[str, Any]:
@@ -51,34 +329,34 @@ def previous_results(folder: Path, identity: dict[str, Any], conditions: dict[st
     return values
 
 
-def write_results(folder: Path, values: dict[str, Any]) -> None:
-    """Write results.json, with the hashes of the two other files."""
-    files = [folder / name for name in (HARNESS_RESULTS, SAMPLES)]
-    values["files"] = {path.name: file_sha256(path) for path in files if path.is_file()}
+def write_results(
+    folder: Path,
+    values: dict[str, Any],
+    samples: list[dict[str, Any]],
+    harness: dict[str, Any],
+    keep: bool,
+) -> None:
+    """Write samples.jsonl, lm-eval's own file, and results.json with the hashes of the two.
+
+    Args:
+        harness: lm-eval's results; empty when none of its sets was run.
+        keep: leave what an earlier command measured beside them, and its samples of other tasks.
+    """
+    lines_file, own_file = folder / SAMPLES, folder / HARNESS_RESULTS
+    kept = []
+    if keep and lines_file.is_file():
+        tasks = {line["task"] for line in samples}
+        with lines_file.open(encoding="utf-8") as old:
+            kept = [line for line in old if json.loads(line)["task"] not in tasks]
+    new = [json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in samples]
+    write_text(lines_file, "".join(kept + new))
+    if harness:
+        before = {}
+        if keep and own_file.is_file():
+            before = read_json(own_file, "lm-eval results", "Pass --fresh to measure anew.")
+        for key, value in harness.items():
+            if isinstance(value, dict) and isinstance(before.get(key), dict):
+                harness[key] = {**before[key], **value}
+        write_json(own_file, harness)
+    values["files"] = {path.name: file_sha256(path) for path in (own_file, lines_file) if path.is_file()}
     write_sealed(folder / RESULTS, values)
-
-
-def merge_harness_results(folder: Path, values: dict[str, Any], keep: bool) -> None:
-    """Write lm-eval's own file; with `keep`, beside what an earlier command measured."""
-    path = folder / HARNESS_RESULTS
-    if keep and path.is_file():
-        old = read_json(path, "lm-eval results", "Pass --fresh to measure anew.")
-        for key, value in values.items():
-            if isinstance(value, dict) and isinstance(old.get(key), dict):
-                values[key] = {**old[key], **value}
-    write_json(path, values)
-
-
-def merge_samples(folder: Path, lines: list[dict[str, Any]], keep: bool) -> None:
-    """Write samples.jsonl; with `keep`, the lines of tasks that were not measured now stay."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tasks = {line["task"] for line in lines}
-    path = folder / SAMPLES
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("w", encoding="utf-8") as handle:
-        if keep and path.is_file():
-            with path.open(encoding="utf-8") as old:
-                handle.writelines(line for line in old if json.loads(line)["task"] not in tasks)
-        for line in lines:
-            handle.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
-    temporary.replace(path)

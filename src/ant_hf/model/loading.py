@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from ant_hf.errors import AntError, missing_file
+from ant_hf.hub import hub_or_cache
 from ant_hf.model.architecture import load_architecture, size_problems
 from ant_hf.utils.files import (
     check_file,
@@ -195,7 +196,8 @@ def locate(model: str) -> tuple[str, Path]:
         return (f"{resolved.parent.name}/final" if resolved.name == FINAL else resolved.name), path
     check_hub_id(model)
     try:
-        return model, Path(snapshot_download(model, allow_patterns=_FILES))
+        with hub_or_cache():
+            return model, Path(snapshot_download(model, allow_patterns=_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = "offline" if isinstance(error, LocalEntryNotFoundError) else type(error).__name__
         raise AntError(

@@ -1,11 +1,9 @@
-"""What a score may be held to be: standard errors, floors, and the identity of the perplexities."""
+"""The loss of packed tokens under a model: in training, of what was exported, and in the gate."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,53 +14,13 @@ from ant_hf.data.tokenizer import load_tokenizer, token_byte_lengths
 from ant_hf.data.tokens import VALIDATION, PackedTokens, read_manifest, verify_shards
 from ant_hf.errors import AntError
 from ant_hf.model.loading import load_final
-from ant_hf.utils.files import file_sha256
-from ant_hf.utils.metrics import exp
+from ant_hf.utils.files import check_hash, file_sha256
+from ant_hf.utils.metrics import TextScore
+from ant_hf.utils.names import TOKENIZER
 
 # How far a reloaded model's loss may lie from the one recorded in training; 16-bit against fp32 differs
 # by far less.
 SAME_LOSS = 0.005
-
-
-@dataclass(frozen=True)
-class TokenScores:
-    """Summed loss over held-out text; special tokens are scored and count no bytes."""
-
-    nats: float
-    tokens: int
-    bytes: int
-
-    @property
-    def loss(self) -> float:
-        """Mean negative log-likelihood, nats a token."""
-        return self.nats / self.tokens
-
-    @property
-    def perplexity(self) -> float:
-        """exp(loss): a token's perplexity, to be compared only under one tokenizer."""
-        return exp(self.loss)
-
-    @property
-    def bits_per_byte(self) -> float:
-        return self.nats / (math.log(2) * self.bytes)
-
-    @property
-    def byte_perplexity(self) -> float:
-        """2 ** bits_per_byte, as lm-eval's `wikitext` defines it."""
-        return exp(self.nats / self.bytes)
-
-    def uniform_byte_perplexity(self, vocab_size: int) -> float:
-        """What guessing every token with equal probability would score on this text."""
-        return vocab_size ** (self.tokens / self.bytes)
-
-    def metrics(self) -> dict[str, float]:
-        """The figures as they are logged."""
-        return {
-            "loss": self.loss,
-            "perplexity": self.perplexity,
-            "bits_per_byte": self.bits_per_byte,
-            "byte_perplexity": self.byte_perplexity,
-        }
 
 
 @torch.no_grad()
@@ -70,24 +28,24 @@ def score_tokens(
     model: PreTrainedModel,
     tokens: PackedTokens,
     byte_lengths: Sequence[int],
-    sequence_length: int,
+    *,
+    context: int,
     batch_size: int,
     max_tokens: int | None = None,
     autocast_dtype: torch.dtype | None = None,
-    process_index: int = 0,
-    num_processes: int = 1,
-) -> TokenScores:
-    """Score every token but the first, each once, with at most `sequence_length` tokens before it.
+    share: tuple[int, int] = (0, 1),
+) -> TextScore:
+    """Score every token but the first, each once, with at most `context` tokens before it.
 
-    Windows of `sequence_length` inputs stand end to end; a window's targets are its inputs moved
-    by one, so the first token of the next window is scored too.
+    Windows of `context` inputs stand end to end; a window's targets are its inputs moved by one, so the
+    first token of the next window is scored too.
 
     Args:
         byte_lengths: bytes of text by token id, shape (vocab_size,).
         batch_size: windows a forward pass.
         max_tokens: score at most this many, in whole windows spread evenly: a corpus is packed source
             by source, and its first tokens speak for the first source alone.
-        process_index: score every `num_processes`-th batch, to be summed over processes.
+        share: (i, n) scores every n-th batch from the i-th on, to be summed over n processes.
     """
     was_training = model.training
     model.eval()
@@ -96,12 +54,11 @@ def score_tokens(
     autocast = (
         torch.autocast(device.type, dtype=autocast_dtype) if autocast_dtype else contextlib.nullcontext()
     )
-    starts = _window_starts(len(tokens), sequence_length, max_tokens)
+    starts = _window_starts(len(tokens), context, max_tokens)
     nats, count, size = torch.zeros((), dtype=torch.float64), 0, 0
-    for first in range(process_index * batch_size, len(starts), num_processes * batch_size):
+    for first in range(share[0] * batch_size, len(starts), share[1] * batch_size):
         windows = [
-            tokens.slice(s, min(s + sequence_length + 1, len(tokens)))
-            for s in starts[first : first + batch_size]
+            tokens.slice(s, min(s + context + 1, len(tokens))) for s in starts[first : first + batch_size]
         ]
         for group in _equal_lengths(windows):
             ids_BT = torch.from_numpy(np.stack(group).astype(np.int64)).to(device)
@@ -115,14 +72,14 @@ def score_tokens(
             count += targets_BT.numel()
             size += int(lengths[np.stack(group)[:, 1:]].sum())
     model.train(was_training)
-    return TokenScores(nats=float(nats), tokens=count, bytes=size)
+    return TextScore(float(nats), count, size, len(lengths))
 
 
-def _window_starts(tokens: int, sequence_length: int, max_tokens: int | None) -> list[int]:
-    starts = range(0, tokens - 1, sequence_length)
+def _window_starts(tokens: int, context: int, max_tokens: int | None) -> list[int]:
+    starts = range(0, tokens - 1, context)
     if max_tokens is None or max_tokens >= tokens - 1:
         return list(starts)
-    count = max(1, max_tokens // sequence_length)
+    count = max(1, max_tokens // context)
     return [starts[index * len(starts) // count] for index in range(count)]
 
 
@@ -134,15 +91,15 @@ def _equal_lengths(windows: list[np.ndarray]) -> list[list[np.ndarray]]:
 
 
 def score_folder(
-    model_folder: str | Path, tokens_folder: Path, context: int | None = None, batch_size: int = 8
-) -> tuple[TokenScores, int, float]:
+    model_folder: Path, tokens_folder: Path, context: int | None = None, batch_size: int = 8
+) -> tuple[TextScore, int]:
     """Reload a model folder in fp32 and score a tokens folder's validation split.
 
     Args:
         context: tokens before a token at most, from 1 to the model's maximum; None for the maximum.
 
     Returns:
-        Scores, the context used in tokens, and the byte perplexity of a uniform guess.
+        The score, and the context used, in tokens.
 
     Raises:
         AntError: the folder is no model, the context is out of its range, the tokens are damaged, were made
@@ -158,22 +115,19 @@ def score_folder(
             expected=f"1 to {longest} tokens",
             hint=f"Leave it out for {longest}.",
         )
-    tokenizer_sha256 = file_sha256(Path(model_folder) / "tokenizer.json")
-    packed_with = read_manifest(tokens_folder)["inputs"]["tokenizer_sha256"]
-    if tokenizer_sha256 != packed_with:
-        raise AntError(
-            f"{tokens_folder} was packed with another tokenizer than {model_folder} has",
-            seen=f"sha256 {packed_with[:12]}",
-            expected=tokenizer_sha256[:12],
-        )
+    check_hash(
+        f"{tokens_folder} was packed with another tokenizer than {model_folder} has",
+        read_manifest(tokens_folder)["inputs"]["tokenizer_sha256"],
+        file_sha256(model_folder / TOKENIZER),
+    )
     verify_shards(tokens_folder, (VALIDATION,))
-    lengths = token_byte_lengths(load_tokenizer(Path(model_folder)))
+    lengths = token_byte_lengths(load_tokenizer(model_folder))
     tokens = PackedTokens(tokens_folder, VALIDATION)
-    scores = score_tokens(model, tokens, lengths, context, batch_size)
+    scores = score_tokens(model, tokens, lengths, context=context, batch_size=batch_size)
     if not scores.bytes:
         raise AntError(
             f"the validation split of {tokens_folder} is too short to be scored",
             seen=f"{len(tokens)} tokens, of which the first and the ends of texts count no bytes",
             hint="Pass a longer one: --tokens FOLDER",
         )
-    return scores, context, scores.uniform_byte_perplexity(model.config.vocab_size)
+    return scores, context

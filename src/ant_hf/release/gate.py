@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from ant_hf.model.texts import ENGLISH, ROUND_TRIP
 from ant_hf.release.files import dangerous_files
 from ant_hf.release.verify import Check, HeldOut, Job, check_files, verdict
 from ant_hf.utils.files import file_sha256, write_json
+from ant_hf.utils.metrics import TextScore
 from ant_hf.utils.names import CONFIG, GATE
 from ant_hf.utils.provenance import now
 
@@ -154,36 +155,13 @@ def _one_line(value: object) -> str:
     return " ".join(str(value).split())[:300]
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Sums over the scored tokens; the first token of all is context only."""
-
-    nats: float
-    tokens: int
-    decoded_bytes: int
-    """UTF-8 bytes of the scored tokens' text, special tokens left out."""
-    vocab_size: int
-
-    @property
-    def loss(self) -> float:
-        """Nats a token."""
-        return self.nats / self.tokens
-
-    @property
-    def byte_perplexity(self) -> float:
-        nats = self.nats / self.decoded_bytes
-        return math.exp(nats) if nats < 700 else math.inf
-
-    @property
-    def uniform_byte_perplexity(self) -> float:
-        """Of giving every token the same probability."""
-        return float(self.vocab_size ** (self.tokens / self.decoded_bytes))
-
-
 def score_documents(
     loaded: Loaded, documents: list[str], context: int, batch_size: int, limit: int = sys.maxsize
-) -> Scores:
-    """Encode, join with end-of-text as packing does, and score at most `limit` tokens."""
+) -> TextScore:
+    """Encode, join with end-of-text as packing does, and score at most `limit` tokens.
+
+    Its bytes are those of the decoded text of the scored tokens, special tokens left out.
+    """
     tokenizer, model = loaded.tokenizer, loaded.model
     end = tokenizer.eos_token_id
     ids: list[int] = []
@@ -195,13 +173,14 @@ def score_documents(
     ids = ids[: limit + 1]
     if torch.cuda.is_available():
         model.to("cuda")  # type: ignore[arg-type]  # wrapped by a decorator of transformers
-    scores = score_tokens(model, TokensInMemory(ids), [0] * model.config.vocab_size, context, batch_size)
+    no_lengths = [0] * model.config.vocab_size
+    scores = score_tokens(model, TokensInMemory(ids), no_lengths, context=context, batch_size=batch_size)
     text, first = (
         tokenizer.decode(part, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         for part in (ids, ids[:1])
     )
     size = len(text.encode()) - len(first.encode())
-    return Scores(scores.nats, scores.tokens, max(size, 1), model.config.vocab_size)
+    return replace(scores, bytes=max(size, 1))
 
 
 def _tied(model: Any) -> Check:
@@ -244,7 +223,7 @@ def _held_out(folder: Path, loaded: Loaded, expected: HeldOut) -> list[Check]:
     with expected.text.open(encoding="utf-8") as lines:
         documents = [json.loads(line)["text"] for line in lines]
 
-    def score(loaded: Loaded, limit: int = expected.tokens) -> Scores:
+    def score(loaded: Loaded, limit: int = expected.tokens) -> TextScore:
         return score_documents(loaded, documents, expected.context_tokens, _BATCH, limit)
 
     full, stored = score(loaded), loaded.stored_dtype
@@ -263,7 +242,7 @@ def _held_out(folder: Path, loaded: Loaded, expected: HeldOut) -> list[Check]:
     return [*checks, _uniform("held-out text against a uniform guess", full)]
 
 
-def _loss(name: str, scores: Scores, expected: float) -> Check:
+def _loss(name: str, scores: TextScore, expected: float) -> Check:
     difference = scores.loss / expected - 1
     seen = (
         f"{scores.loss:.4f} nats a token over {scores.tokens:,} tokens, expected {expected:.4f} "
@@ -273,13 +252,13 @@ def _loss(name: str, scores: Scores, expected: float) -> Check:
     return Check(name, bool(abs(difference) <= SAME_LOSS), seen, numbers)
 
 
-def _units(scores: Scores, recorded_byte_perplexity: float) -> Check:
+def _units(scores: TextScore, recorded_byte_perplexity: float) -> Check:
     """ln(byte perplexity) x bytes a token = ln(token perplexity).
 
     The byte perplexity is the recorded one, from lengths of vocabulary entries; the bytes a token are
     counted here on the decoded text.
     """
-    bytes_per_token = scores.decoded_bytes / scores.tokens
+    bytes_per_token = scores.bytes / scores.tokens
     implied = math.log(recorded_byte_perplexity) * bytes_per_token
     seen = (
         f"recorded byte perplexity {recorded_byte_perplexity:.4f} at {bytes_per_token:.4f} bytes a token is "
@@ -289,7 +268,7 @@ def _units(scores: Scores, recorded_byte_perplexity: float) -> Check:
     return Check("byte and token perplexity agree", agrees, seen, {"implied_loss": implied})
 
 
-def _uniform(name: str, scores: Scores) -> Check:
+def _uniform(name: str, scores: TextScore) -> Check:
     share = scores.loss / math.log(scores.vocab_size)
     seen = (
         f"byte perplexity {scores.byte_perplexity:.3f}, uniform guess {scores.uniform_byte_perplexity:.2f}; "

@@ -21,7 +21,7 @@ from ant_hf.errors import AntError, RunStopped
 from ant_hf.model.generation import generate_sample
 from ant_hf.model.loading import load_final
 from ant_hf.model.saving import export_final
-from ant_hf.model.scoring import SAME_LOSS, TokenScores, score_tokens
+from ant_hf.model.scoring import SAME_LOSS, score_tokens
 from ant_hf.recipe import Recipe
 from ant_hf.train.checkpoints import checkpoint_name
 from ant_hf.train.distributed import (
@@ -36,7 +36,7 @@ from ant_hf.utils.console import is_first_process, say
 from ant_hf.utils.files import file_sha256, writing
 from ant_hf.utils.hardware import peak_memory_bytes
 from ant_hf.utils.locks import locked
-from ant_hf.utils.metrics import read_metrics
+from ant_hf.utils.metrics import TextScore, read_metrics
 from ant_hf.utils.names import FINAL, METRICS, PLOTS, WEIGHTS
 from ant_hf.utils.plots import plot_run
 from ant_hf.utils.provenance import now
@@ -159,7 +159,7 @@ def _leave(trainer: AntTrainer, record: RunRecord) -> NoReturn:
     raise RunStopped(text)
 
 
-def _finish(setup: Setup, record: RunRecord, validation: PackedTokens, in_training: TokenScores) -> None:
+def _finish(setup: Setup, record: RunRecord, validation: PackedTokens, in_training: TextScore) -> None:
     """Reload what was written, hold it to what was trained, and let it write."""
     recipe = setup.recipe
     folder = Path(recipe.output_dir)
@@ -169,8 +169,8 @@ def _finish(setup: Setup, record: RunRecord, validation: PackedTokens, in_traini
         model,
         validation,
         token_byte_lengths(tokenizer.backend_tokenizer),
-        recipe.training.sequence_length,
-        setup.plan.per_device_batch_size,
+        context=recipe.training.sequence_length,
+        batch_size=setup.plan.per_device_batch_size,
     )
     if abs(scores.loss / in_training.loss - 1) > SAME_LOSS:
         raise AntError(
@@ -187,7 +187,7 @@ def _finish(setup: Setup, record: RunRecord, validation: PackedTokens, in_traini
     record.status, record.finished = "finished", now()
     record.final = {
         **scores.metrics(),
-        "uniform_byte_perplexity": scores.uniform_byte_perplexity(setup.config.vocab_size),
+        "uniform_byte_perplexity": scores.uniform_byte_perplexity,
         "tokens": scores.tokens,
         "bytes": scores.bytes,
         "context_tokens": recipe.training.sequence_length,

@@ -6,7 +6,7 @@ import contextlib
 import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,14 @@ from ant_hf.data.dataset import IGNORED_LABEL, TrainingOrder, whole_batch
 from ant_hf.data.tokens import PackedTokens
 from ant_hf.errors import AntError
 from ant_hf.model.architecture import build_model
-from ant_hf.model.scoring import TokenScores, score_tokens
+from ant_hf.model.scoring import score_tokens
 from ant_hf.train.callbacks import MetricsFile, ProgressBar, StepGuard, StopRequest, ThroughputMeter
 from ant_hf.train.checkpoints import PROGRESS, checkpoint_name, remove_unsealed, seal
 from ant_hf.train.distributed import check_fsdp
 from ant_hf.train.optimizers import muon_adamw
 from ant_hf.train.setup import Setup, ran_out_of_memory
 from ant_hf.utils.files import read_json, write_json, writing
+from ant_hf.utils.metrics import TextScore
 from ant_hf.utils.names import METRICS, WEIGHTS
 
 
@@ -227,7 +228,7 @@ class AntTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def score(self, max_tokens: int | None = None) -> TokenScores:
+    def score(self, max_tokens: int | None = None) -> TextScore:
         """Score the validation split, or at most `max_tokens` spread over it, over all processes."""
         # Each forward pass of FSDP gathers weights from every process, so that all must make the same ones.
         share = (0, 1) if self.is_fsdp_enabled else (self.accelerator.process_index, self.args.world_size)
@@ -237,16 +238,16 @@ class AntTrainer(Trainer):
             model,
             self.data.validation,
             self.data.byte_lengths,
-            self.setup.recipe.training.sequence_length,
-            self.setup.plan.per_device_batch_size,
-            max_tokens,
-            self.setup.execution.autocast_dtype,
-            *share,
+            context=self.setup.recipe.training.sequence_length,
+            batch_size=self.setup.plan.per_device_batch_size,
+            max_tokens=max_tokens,
+            autocast_dtype=self.setup.execution.autocast_dtype,
+            share=share,
         )
         if self.is_fsdp_enabled:
             return scores
         nats, count, size = self._sum_over_processes([scores.nats, scores.tokens, scores.bytes])
-        return TokenScores(nats=nats, tokens=int(count), bytes=int(size))
+        return replace(scores, nats=nats, tokens=int(count), bytes=int(size))
 
     def whole_model(self) -> tuple[PreTrainedModel, dict[str, torch.Tensor] | None]:
         """The bare model, and its weights where they are spread over processes, which all must ask for."""

@@ -1,8 +1,9 @@
-"""The log of a run, `metrics.jsonl`, and its units. Imports no torch, so that plots need none."""
+"""The log of a run, and the loss of a text in every unit. Imports no torch: cards and plots need none."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,45 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             raise AntError(f"{where}, is no row of metrics", seen=str(row)[:80])
         rows.append(row)
     return rows
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """Summed loss over a text; special tokens are scored and count no bytes."""
+
+    nats: float
+    tokens: int
+    bytes: int
+    vocab_size: int
+
+    @property
+    def loss(self) -> float:
+        """Mean negative log-likelihood, nats a token."""
+        return self.nats / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss): a token's perplexity, to be compared only under one tokenizer."""
+        return exp(self.loss)
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.nats / (math.log(2) * self.bytes)
+
+    @property
+    def byte_perplexity(self) -> float:
+        """2 ** bits_per_byte, as lm-eval's `wikitext` defines it."""
+        return exp(self.nats / self.bytes)
+
+    @property
+    def uniform_byte_perplexity(self) -> float:
+        """What guessing every token with equal probability would score on this text."""
+        return float(self.vocab_size ** (self.tokens / self.bytes))
+
+    def metrics(self) -> dict[str, float]:
+        """The figures as they are logged."""
+        names = ("loss", "perplexity", "bits_per_byte", "byte_perplexity")
+        return {name: getattr(self, name) for name in names}
 
 
 def exp(value: float) -> float:
