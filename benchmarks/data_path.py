@@ -25,8 +25,8 @@ import psutil
 from tokenizers import Tokenizer
 
 from ant_hf.data.packing import pack
-from ant_hf.data.prepare import make_tokenizer
 from ant_hf.data.sources import EmbeddedBible, LocalFiles
+from ant_hf.data.tokenizer import make_tokenizer
 from ant_hf.recipe import load_recipe
 from ant_hf.utils.hardware import available_cores
 

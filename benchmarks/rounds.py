@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from contenders import flops_per_token
 
-from ant_hf.data.prepare import make_data
+from ant_hf.data.packing import make_data
 from ant_hf.recipe import load_recipe
 from ant_hf.utils.console import progress_bar, say
 

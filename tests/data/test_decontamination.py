@@ -6,9 +6,8 @@ import pytest
 
 from ant_hf.data.corpus import Intake
 from ant_hf.data.decontamination import EvaluationSets
-from ant_hf.data.packing import pack
+from ant_hf.data.packing import make_data, pack
 from ant_hf.data.packing_tasks import pack_with_workers
-from ant_hf.data.prepare import make_data
 from ant_hf.errors import AntError
 
 QUESTION = "Which gas do plants take in from the air when they make sugar by the light of the sun?"

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from ant_hf.data.prepare import make_tokenizer
-from ant_hf.data.tokenizer import load_tokenizer, token_byte_lengths, train_bpe
+from ant_hf.data.tokenizer import load_tokenizer, make_tokenizer, token_byte_lengths, train_bpe
 from ant_hf.errors import AntError
 from ant_hf.recipe import TokenizerRecipe
 
@@ -75,7 +74,7 @@ def test_training_again_in_another_process_is_byte_identical(tiny_run, make_reci
     recipe = make_recipe()
     script = (
         "import sys\n"
-        "from ant_hf.data.prepare import make_tokenizer\n"
+        "from ant_hf.data.tokenizer import make_tokenizer\n"
         "from ant_hf.recipe import load_recipe\n"
         "make_tokenizer(load_recipe(sys.argv[1]), 64)\n"
     )
@@ -87,7 +86,7 @@ def test_training_again_in_another_process_is_byte_identical(tiny_run, make_reci
 
 
 def test_reading_a_tokenizer_needs_no_matplotlib():
-    script = "import sys, ant_hf.data.prepare; sys.exit('matplotlib' in sys.modules)"
+    script = "import sys, ant_hf.data.packing; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
 
 

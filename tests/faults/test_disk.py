@@ -11,7 +11,8 @@ from contextlib import contextmanager
 import pytest
 from faultlog import tried
 
-from ant_hf.data.prepare import make_tokenizer, make_tokens
+from ant_hf.data.packing import make_tokens
+from ant_hf.data.tokenizer import make_tokenizer
 from ant_hf.errors import AntError
 from ant_hf.model.loading import load_final
 from ant_hf.train import pretrain as pretraining

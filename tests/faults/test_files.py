@@ -14,7 +14,8 @@ import pytest
 from conftest import tiny_values
 from faultlog import tried
 
-from ant_hf.data.prepare import make_tokenizer, make_tokens
+from ant_hf.data.packing import make_tokens
+from ant_hf.data.tokenizer import make_tokenizer
 from ant_hf.errors import AntError
 from ant_hf.evaluation.results import previous_results, write_results
 from ant_hf.model.architecture import load_config

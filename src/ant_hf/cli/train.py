@@ -46,7 +46,7 @@ def pretrain(
 
 def tokenizer(config: Config, data: Data = None, output_dir: OutputDir = None, overrides: Set = None) -> None:
     """Train the recipe's byte-level BPE tokenizer and measure how it fragments held-out text."""
-    from ant_hf.data.prepare import make_tokenizer
+    from ant_hf.data.tokenizer import make_tokenizer
     from ant_hf.model.architecture import load_config
 
     recipe = read_recipe(config, data, output_dir, overrides)
@@ -68,7 +68,8 @@ def pack(
     ] = None,
 ) -> None:
     """Pack the recipe's corpus into token shards, with its tokenizer (trained first if missing)."""
-    from ant_hf.data.prepare import make_tokenizer, make_tokens
+    from ant_hf.data.packing import make_tokens
+    from ant_hf.data.tokenizer import make_tokenizer
     from ant_hf.model.architecture import load_config
 
     if workers:

@@ -1,4 +1,4 @@
-"""Documents become token ids, a chunk at a time, and shards: in this process, or in workers ahead of it."""
+"""The tokens of a recipe: documents become ids, a chunk at a time, and shards, here or in workers ahead."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from ant_hf.data.corpus import Corpus, CorpusCounts, Document
-from ant_hf.data.tokenizer import END_OF_TEXT
-from ant_hf.data.tokens import FORMAT_VERSION, TRAIN, VALIDATION, read_manifest
+from ant_hf.data.tokenizer import END_OF_TEXT, make_tokenizer
+from ant_hf.data.tokens import FORMAT_VERSION, TRAIN, VALIDATION, packed_before, verify_shards
+from ant_hf.errors import AntError
 from ant_hf.recipe import Recipe
+from ant_hf.utils.console import say
 from ant_hf.utils.files import file_sha256, fingerprint, whole_folder, write_sealed, writing
 from ant_hf.utils.hardware import available_cores
+from ant_hf.utils.locks import locked
 from ant_hf.utils.names import MANIFEST, TOKENIZER
 
 # Text a worker gets at once: large enough to hide the transfer, small enough to stay in cache.
@@ -142,6 +145,69 @@ def chunks(documents: Iterable[AnyDocument]) -> Iterator[list[AnyDocument]]:
     yield chunk
 
 
+def make_data(recipe: Recipe, model_max_length: int) -> None:
+    """Make or reuse tokenizer and tokens.
+
+    Raises:
+        AntError: see `make_tokenizer` and `make_tokens`.
+    """
+    make_tokenizer(recipe, model_max_length)
+    make_tokens(recipe)
+
+
+def find_data(recipe: Recipe, model_max_length: int) -> None:
+    """On a machine that is not the first: check the tokens the first one made, or make them here too.
+
+    Where data_dir is shared they are there already, and this machine needs no corpus.
+
+    Raises:
+        AntError: a shard is damaged; or see `make_data`.
+    """
+    if not (recipe.tokens_dir / MANIFEST).exists():
+        make_data(recipe, model_max_length)
+    else:
+        verify_shards(recipe.tokens_dir)
+
+
+def make_tokens(recipe: Recipe) -> dict[str, Any]:
+    """Pack the recipe's corpus with its tokenizer, or reuse what is there after checking every hash.
+
+    Raises:
+        AntError: see `pack`; or the validation split is empty, or too short to be scored.
+    """
+    folder = recipe.tokens_dir
+    with locked(folder.parent, "data", wait=True):
+        manifest, reused = pack(recipe)
+    if reused:
+        verify_shards(folder)
+    counts, splits = manifest["documents"], manifest["splits"]
+    say(f"tokens      {folder} ({'reused, hashes verified' if reused else 'packed'})")
+    for name in (TRAIN, VALIDATION):
+        split = splits[name]
+        say(
+            f"            {name:<10} {split['documents']:>9,} documents {split['tokens']:>13,} tokens "
+            f"{split['bytes']:>14,} bytes"
+        )
+    say(
+        f"            {counts['read']:,} documents read: {counts['empty']:,} empty, "
+        f"{counts['duplicate']:,} duplicates, {counts['past_limit']:,} past max_tokens"
+    )
+    if by_set := counts.get("contaminated_by_set"):
+        shared = ", ".join(f"{name} {count:,}" for name, count in by_set.items() if count)
+        say(f"            {counts['contaminated']:,} left out, sharing text with {shared or 'no set'}")
+    held_out = splits[VALIDATION]
+    # The first token is not scored and an end of text counts no bytes: of two tokens, none are left.
+    if held_out["tokens"] <= 2:
+        raise AntError(
+            "the one document of the validation split is too short to be scored"
+            if held_out["documents"]
+            else "no document fell into the validation split",
+            seen=f"{held_out['tokens']} tokens at validation_fraction {recipe.corpus.validation_fraction}",
+            hint="Raise it: --set corpus.validation_fraction=0.1, and remove " + str(folder),
+        )
+    return manifest
+
+
 def pack(recipe: Recipe) -> tuple[dict[str, Any], bool]:
     """Write `train-*.bin`, `validation-*.bin` and the manifest, or reuse those that are there.
 
@@ -153,7 +219,7 @@ def pack(recipe: Recipe) -> tuple[dict[str, Any], bool]:
     """
     corpus = Corpus.from_recipe(recipe.corpus)
     inputs = packing_inputs(recipe, corpus)
-    if manifest := packed_before(recipe, inputs):
+    if manifest := packed_before(recipe.tokens_dir, inputs):
         return manifest, True
     stream = encoded(corpus, recipe.tokenizer_dir / TOKENIZER)
     return write_tokens(recipe, inputs, stream, corpus.source.text_bytes()), False
@@ -167,17 +233,6 @@ def packing_inputs(recipe: Recipe, corpus: Corpus) -> dict[str, Any]:
         "tokenizer_sha256": file_sha256(recipe.tokenizer_dir / TOKENIZER),
         "max_tokens": recipe.corpus.max_tokens,
     }
-
-
-def packed_before(recipe: Recipe, inputs: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest of a folder that holds these tokens already; None where there is none.
-
-    Raises:
-        AntError: the folder holds tokens made of something else.
-    """
-    if not (recipe.tokens_dir / MANIFEST).exists():
-        return None
-    return read_manifest(recipe.tokens_dir, inputs)
 
 
 def write_tokens(

@@ -21,17 +21,9 @@ from tqdm import tqdm
 
 from ant_hf.data.corpus import DIGEST_BYTES, Corpus, Document, Intake, identified
 from ant_hf.data.decontamination import EvaluationSets
-from ant_hf.data.packing import (
-    EncodedChunk,
-    EncodedDocument,
-    Encoder,
-    chunks,
-    packed_before,
-    packing_inputs,
-    write_tokens,
-)
+from ant_hf.data.packing import EncodedChunk, EncodedDocument, Encoder, chunks, packing_inputs, write_tokens
 from ant_hf.data.sources import LocalFiles
-from ant_hf.data.tokens import TRAIN
+from ant_hf.data.tokens import TRAIN, packed_before
 from ant_hf.errors import AntError
 from ant_hf.recipe import Recipe
 from ant_hf.utils.console import say
@@ -218,7 +210,7 @@ def merge(packing: Packing) -> dict[str, Any]:
     Raises:
         AntError: a part is missing or damaged (names its file), or the folder holds other tokens.
     """
-    if manifest := packed_before(packing.recipe, packing.inputs):
+    if manifest := packed_before(packing.recipe.tokens_dir, packing.inputs):
         return manifest
     missing = [file for index, file in enumerate(packing.files) if not packing.is_encoded(index)]
     if missing:
@@ -308,7 +300,7 @@ def pack_with_workers(recipe: Recipe, workers: int) -> dict[str, Any]:
     """
     packing = plan_packing(recipe)
     with locked(recipe.tokens_dir.parent, "data", wait=True):
-        if manifest := packed_before(recipe, packing.inputs):
+        if manifest := packed_before(recipe.tokens_dir, packing.inputs):
             return manifest
         say(f"packing     {packing.tasks} files by {workers} workers, parts in {packing.folder}")
         # Not by datatrove's marks: a damaged part, once removed, has its mark still.

@@ -9,27 +9,122 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm import tqdm
 
+from ant_hf.data.corpus import Corpus
 from ant_hf.errors import AntError
-from ant_hf.recipe import TokenizerRecipe
-from ant_hf.utils.files import check_file, read_sealed, write_json
-from ant_hf.utils.names import TOKENIZER
+from ant_hf.recipe import Recipe, TokenizerRecipe
+from ant_hf.utils.console import say
+from ant_hf.utils.files import (
+    check_file,
+    check_made_of,
+    file_sha256,
+    fingerprint,
+    read_json,
+    read_sealed,
+    whole_folder,
+    write_json,
+    write_sealed,
+    writing,
+)
+from ant_hf.utils.locks import locked
+from ant_hf.utils.names import FRAGMENTATION, TOKENIZER
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
 SPECIAL_TOKENS = (END_OF_TEXT, PAD)
 # In a folder that was trained here: what of, and the hashes of the files.
-RECORD = "training.json"
+_RECORD = "training.json"
 # Pairs seen once would make merges out of single documents.
 _MIN_FREQUENCY = 2
 # Letters, with apostrophes inside: "king's" is one word, numbers and punctuation are none.
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
 _WORST_WORDS = 10
+# Enough words for three digits of every figure in the fragmentation report.
+_HELD_OUT_CHARACTERS = 4_000_000
+
+
+def make_tokenizer(recipe: Recipe, model_max_length: int) -> Tokenizer:
+    """Train the recipe's tokenizer on the training split or reuse the one that is there, and say what it is.
+
+    Raises:
+        AntError: the folder holds a tokenizer made of something else, or there is no text.
+    """
+    corpus, folder = Corpus.from_recipe(recipe.corpus), recipe.tokenizer_dir
+    with locked(folder.parent, "data", wait=True):
+        inputs = {
+            "corpus": corpus.identity(),
+            "tokenizer": recipe.tokenizer.model_dump(),
+            "model_max_length": model_max_length,
+        }
+        if (folder / _RECORD).exists():
+            how, tokenizer = "reused", load_tokenizer(folder)
+            check_made_of(folder, "a tokenizer", _read_record(folder), inputs)
+        else:
+            # Here and not above: matplotlib takes half a second, and few commands train a tokenizer.
+            from ant_hf.utils.plots import plot_fragmentation
+
+            held_out: list[str] = []
+            how = "trained"
+            tokenizer = train_bpe(_training_texts(corpus, recipe, held_out), recipe.tokenizer)
+            # Files of about 40 bytes an entry and as much again for the report and its figure.
+            room = 200_000 + 80 * recipe.tokenizer.vocab_size
+            with writing("the tokenizer", folder, room), whole_folder(folder) as partial:
+                save_tokenizer(tokenizer, partial, model_max_length)
+                report = fragmentation_report(tokenizer, held_out)
+                write_json(partial / FRAGMENTATION, report)
+                plot_fragmentation(report, partial / "fragmentation.png")
+                record = {
+                    "format_version": 2,
+                    "inputs_sha256": fingerprint(inputs),
+                    "inputs": inputs,
+                    "files": {path.name: file_sha256(path) for path in sorted(partial.iterdir())},
+                }
+                write_sealed(partial / _RECORD, record)
+    say(f"tokenizer   {folder} ({how}, {tokenizer.get_vocab_size():,} entries)")
+    report = read_json(folder / FRAGMENTATION, "fragmentation report", f"Remove {folder} to make it anew.")
+    say(
+        f"            held-out text: {report['bytes_per_token']:.2f} bytes a token, "
+        f"{report['tokens_per_word']:.2f} tokens a word, {report['words_kept_whole']:.1%} of words kept whole"
+    )
+    return tokenizer
+
+
+def _training_texts(corpus: Corpus, recipe: Recipe, held_out: list[str]) -> Iterator[str]:
+    """Texts of the training split; the first held-out ones met on the way go to `held_out`."""
+    read = held_out_characters = 0
+    with tqdm(desc="tokenizer: reading", unit="B", unit_scale=True, leave=False) as bar:
+        for document in corpus:
+            if not document.is_validation:
+                size = len(document.text.encode())
+                read += size
+                bar.update(size)
+                yield document.text
+                if read >= recipe.tokenizer.max_bytes:
+                    return
+            elif held_out_characters < _HELD_OUT_CHARACTERS:
+                held_out.append(document.text)
+                held_out_characters += document.characters
+    if read:
+        return
+    counts = corpus.counts
+    if not counts.validation:
+        raise AntError(
+            "the corpus holds no text to train on",
+            seen=f"{counts.read:,} documents, {counts.empty:,} of them empty, "
+            f"{counts.contaminated:,} shared with evaluation sets",
+            hint="Look into what corpus.path (--data) names.",
+        )
+    raise AntError(
+        f"all documents of the corpus with text in them, {counts.validation:,}, are held out",
+        hint="A txt file is one document; separate several by lines of <|endoftext|>, or pass more files. "
+        "With many, lower corpus.validation_fraction.",
+    )
 
 
 def train_bpe(texts: Iterable[str], recipe: TokenizerRecipe) -> Tokenizer:
@@ -94,12 +189,12 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     path = folder / TOKENIZER
     if not path.is_file():
         raise AntError(f"tokenizer not found: {path}", hint="Train one: ant-hf tokenizer --config RECIPE")
-    if (folder / RECORD).exists():
-        record, hint = read_record(folder), f"Remove {folder} to train it anew."
+    if (folder / _RECORD).exists():
+        record, hint = _read_record(folder), f"Remove {folder} to train it anew."
         # Format 1 named tokenizer.json only.
         files = record.get("files", {TOKENIZER: record.get("tokenizer_sha256")})
         if not isinstance(files, dict):
-            raise AntError(f"tokenizer record {folder / RECORD} is damaged", seen=files, hint=hint)
+            raise AntError(f"tokenizer record {folder / _RECORD} is damaged", seen=files, hint=hint)
         for name, expected in files.items():
             check_file(folder / Path(name).name, expected, "was changed after it was trained", hint)
     try:
@@ -112,13 +207,13 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def read_record(folder: Path) -> dict[str, Any]:
+def _read_record(folder: Path) -> dict[str, Any]:
     """What a tokenizer was trained on, with the hashes of its files.
 
     Raises:
         AntError: as `read_sealed`.
     """
-    return read_sealed(folder / RECORD, "tokenizer record", f"Remove {folder} to train it anew.")
+    return read_sealed(folder / _RECORD, "tokenizer record", f"Remove {folder} to train it anew.")
 
 
 def token_byte_lengths(tokenizer: Tokenizer) -> list[int]:

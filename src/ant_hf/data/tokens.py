@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import re
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 
 from ant_hf.errors import AntError, missing_file
 from ant_hf.utils.files import check_file, check_made_of, read_sealed
@@ -19,7 +19,54 @@ FORMAT_VERSION = 2
 TRAIN, VALIDATION = "train", "validation"
 # Format 1 differs by having no seal.
 _READABLE = (1, FORMAT_VERSION)
-_SHARD_NAME = re.compile(rf"({TRAIN}|{VALIDATION})-[0-9]{{5,}}\.bin")
+
+
+class _Shard(BaseModel):
+    # A manifest names files beside it and nothing else on the machine.
+    file: Annotated[str, Field(pattern=rf"^({TRAIN}|{VALIDATION})-[0-9]{{5,}}\.bin$")]
+    tokens: NonNegativeInt
+    sha256: str
+
+
+class _Split(BaseModel):
+    documents: NonNegativeInt
+    tokens: NonNegativeInt
+    bytes: NonNegativeInt
+    shards: list[_Shard]
+
+
+class _Splits(BaseModel):
+    train: _Split
+    validation: _Split
+
+
+class _Documents(BaseModel):
+    read: NonNegativeInt
+    empty: NonNegativeInt
+    duplicate: NonNegativeInt
+    past_limit: NonNegativeInt
+
+
+class _Inputs(BaseModel):
+    tokenizer_sha256: str
+
+
+class _Manifest(BaseModel):
+    """What every reader of a manifest relies on."""
+
+    inputs_sha256: str
+    inputs: _Inputs
+    documents: _Documents
+    splits: _Splits
+
+
+def packed_before(folder: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest of a folder that holds these tokens already; None where there is none.
+
+    Raises:
+        AntError: the folder holds tokens made of something else.
+    """
+    return read_manifest(folder, inputs) if (folder / MANIFEST).exists() else None
 
 
 def read_manifest(folder: Path, inputs: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -47,36 +94,16 @@ def read_manifest(folder: Path, inputs: dict[str, Any] | None = None) -> dict[st
             hint=hint,
         )
     try:
-        if not isinstance(manifest["inputs_sha256"] + manifest["inputs"]["tokenizer_sha256"], str):
-            raise TypeError("a hash is no text")
-        for name in ("read", "empty", "duplicate", "past_limit"):
-            _count(manifest["documents"][name])
-        expected_sizes = {}
-        for split in (manifest["splits"][name] for name in (TRAIN, VALIDATION)):
-            for name in ("documents", "tokens", "bytes"):
-                _count(split[name])
-            for shard in split["shards"]:
-                expected_sizes[folder / _shard_name(shard["file"])] = 2 * _count(shard["tokens"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise AntError(f"{path} is damaged: {error!r}", hint=hint) from None
-    for file, size in expected_sizes.items():
+        splits = _Manifest.model_validate(manifest, strict=True).splits
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"]))
+        raise AntError(f"{path} is damaged: {place}: {error.errors()[0]['msg']}", hint=hint) from None
+    for shard in [*splits.train.shards, *splits.validation.shards]:
+        file, size = folder / shard.file, 2 * shard.tokens
         seen = f"{file.stat().st_size} bytes" if file.is_file() else "no file"
         if seen != f"{size} bytes":
             raise AntError(f"{file} is damaged", seen=seen, expected=f"{size} bytes", hint=hint)
     return manifest
-
-
-def _count(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r} is no count")
-    return value
-
-
-def _shard_name(value: Any) -> str:
-    """A manifest names files beside it and nothing else on the machine."""
-    if not isinstance(value, str) or not _SHARD_NAME.fullmatch(value):
-        raise ValueError(f"{value!r} is no name of a shard")
-    return value
 
 
 def verify_shards(folder: Path, splits: tuple[str, ...] = (TRAIN, VALIDATION)) -> None:

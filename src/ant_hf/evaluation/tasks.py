@@ -24,14 +24,13 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 from lm_eval.utils import handle_non_serializable, hash_string
 
-from ant_hf.data.readers import read_json_rows
 from ant_hf.errors import AntError
 from ant_hf.evaluation.benchmarks import Benchmark, check_schema, generate_arithmark
 from ant_hf.evaluation.language_model import BatchedLM
 from ant_hf.evaluation.results import Measurement
 from ant_hf.hub import hub_or_cache
 from ant_hf.utils.console import progress_bar
-from ant_hf.utils.files import file_sha256
+from ant_hf.utils.files import file_sha256, read_json_rows
 from ant_hf.utils.provenance import without_paths
 
 _SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")

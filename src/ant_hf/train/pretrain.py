@@ -14,7 +14,7 @@ import torch
 from transformers.utils import logging
 
 from ant_hf.data.dataset import PackedDataset, TrainingOrder
-from ant_hf.data.prepare import find_data, make_data
+from ant_hf.data.packing import find_data, make_data
 from ant_hf.data.tokenizer import PAD, load_tokenizer, token_byte_lengths
 from ant_hf.data.tokens import TRAIN, VALIDATION, PackedTokens
 from ant_hf.errors import AntError, RunStopped
