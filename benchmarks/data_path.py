@@ -24,7 +24,7 @@ from pathlib import Path
 import psutil
 from tokenizers import Tokenizer
 
-from ant_hf.data.packing import pack
+from ant_hf.data.packing import make_tokens
 from ant_hf.data.sources import EmbeddedBible, LocalFiles
 from ant_hf.data.tokenizer import make_tokenizer
 from ant_hf.recipe import load_recipe
@@ -123,7 +123,7 @@ def main() -> None:
         baseline = measure_baseline(recipe.tokenizer_dir / "tokenizer.json", LocalFiles.find(data))
         with PeakMemory() as memory:
             start = time.perf_counter()
-            manifest, _ = pack(recipe)
+            manifest = make_tokens(recipe)
             seconds = time.perf_counter() - start
     tokens = sum(split["tokens"] for split in manifest["splits"].values())
     size = sum(split["bytes"] for split in manifest["splits"].values())

@@ -4,6 +4,8 @@ import json
 import math
 from pathlib import Path
 
+from ant_hf.data.corpus import Corpus
+from ant_hf.data.packing import encoded, packing_inputs, write_tokens
 from ant_hf.utils.files import file_sha256
 from ant_hf.utils.metrics import read_metrics
 
@@ -92,3 +94,10 @@ def write_results(final: Path) -> None:
 def losses(folder: Path) -> list[float]:
     """The training losses that a run has logged."""
     return [row["loss"] for row in read_metrics(folder / "metrics.jsonl") if "loss" in row]
+
+
+def pack(recipe) -> dict:
+    """Write a recipe's tokens, whatever lies there; the manifest."""
+    corpus = Corpus.from_recipe(recipe.corpus)
+    stream = encoded(corpus, recipe.tokenizer_dir / "tokenizer.json")
+    return write_tokens(recipe, packing_inputs(recipe, corpus), stream, corpus.source.text_bytes())

@@ -11,10 +11,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from conftest import ROOT
+from records import pack
 from typer.testing import CliRunner
 
 from ant_hf.cli.main import app
-from ant_hf.data.packing import pack
 from ant_hf.data.packing_tasks import merge, pack_with_workers, plan_packing
 from ant_hf.errors import AntError
 

@@ -6,7 +6,7 @@ import pytest
 
 from ant_hf.data.corpus import Intake
 from ant_hf.data.decontamination import EvaluationSets
-from ant_hf.data.packing import make_data, pack
+from ant_hf.data.packing import make_data, make_tokens
 from ant_hf.data.packing_tasks import pack_with_workers
 from ant_hf.errors import AntError
 
@@ -108,7 +108,7 @@ def test_tokens_made_before_a_set_was_added_are_refused(recipe, folder):
     make_data(recipe, 64)
     (folder / "more.jsonl").write_text(json.dumps({"text": "one more"}) + "\n")
     with pytest.raises(AntError, match="more"):
-        pack(recipe)
+        make_tokens(recipe)
 
 
 @pytest.mark.parametrize(

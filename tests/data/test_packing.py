@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from records import pack
 
 from ant_hf.data.corpus import Corpus
-from ant_hf.data.packing import pack
+from ant_hf.data.packing import make_tokens
 from ant_hf.data.tokenizer import load_tokenizer
 from ant_hf.data.tokens import TRAIN, VALIDATION, PackedTokens, read_manifest, verify_shards
 from ant_hf.errors import AntError
@@ -103,18 +104,19 @@ def test_text_that_spells_a_special_token_stays_text(recipe, tmp_path):
 
 
 def test_limit_stops_after_the_document_that_reaches_it(recipe):
-    manifest, _ = pack(changed(recipe, max_tokens=20_000))
+    manifest = pack(changed(recipe, max_tokens=20_000))
     train = manifest["splits"][TRAIN]
     assert 20_000 <= train["tokens"] < 30_000
     assert manifest["documents"]["past_limit"] > 0
 
 
-def test_reused_when_unchanged_and_refused_when_not(packed, recipe):
+def test_reused_when_unchanged_and_refused_when_not(packed, recipe, capsys):
     before = (packed / "train-00000.bin").stat().st_mtime_ns
-    assert pack(recipe)[1] is True
+    make_tokens(recipe)
+    assert "reused, hashes verified" in capsys.readouterr().out
     assert (packed / "train-00000.bin").stat().st_mtime_ns == before
     with pytest.raises(AntError, match="made of other text or settings"):
-        pack(changed(recipe, validation_fraction=0.2))
+        make_tokens(changed(recipe, validation_fraction=0.2))
 
 
 def test_damaged_shards_and_manifests_are_refused_by_name(packed):

@@ -57,7 +57,7 @@ def test_a_manifest_names_only_its_own_shards(run, name):
     with tried("manifest with a path, an archive or no name as shard") as trial:
         for read in (read_manifest, verify_shards, lambda folder: PackedTokens(folder, "train")):
             with pytest.raises(
-                AntError, match=r"manifest\.json is damaged: splits\.train\.shards\.0\.file: .*pattern"
+                AntError, match=r"manifest\.json is damaged: splits\.train\.shards\.0\.file: "
             ) as refused:
                 read(run / "tokens")
         trial.message = refused.value

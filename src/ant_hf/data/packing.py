@@ -173,11 +173,15 @@ def make_tokens(recipe: Recipe) -> dict[str, Any]:
     """Pack the recipe's corpus with its tokenizer, or reuse what is there after checking every hash.
 
     Raises:
-        AntError: see `pack`; or the validation split is empty, or too short to be scored.
+        AntError: the folder holds tokens made of something else, the corpus is unusable, or the validation
+            split is empty, or too short to be scored.
     """
-    folder = recipe.tokens_dir
+    folder, corpus = recipe.tokens_dir, Corpus.from_recipe(recipe.corpus)
+    inputs = packing_inputs(recipe, corpus)
     with locked(folder.parent, "data", wait=True):
-        manifest, reused = pack(recipe)
+        reused = packed_before(folder, inputs)
+        stream = encoded(corpus, recipe.tokenizer_dir / TOKENIZER)
+        manifest = reused or write_tokens(recipe, inputs, stream, corpus.source.text_bytes())
     if reused:
         verify_shards(folder)
     counts, splits = manifest["documents"], manifest["splits"]
@@ -206,23 +210,6 @@ def make_tokens(recipe: Recipe) -> dict[str, Any]:
             hint="Raise it: --set corpus.validation_fraction=0.1, and remove " + str(folder),
         )
     return manifest
-
-
-def pack(recipe: Recipe) -> tuple[dict[str, Any], bool]:
-    """Write `train-*.bin`, `validation-*.bin` and the manifest, or reuse those that are there.
-
-    Returns:
-        The manifest, and whether it was there already.
-
-    Raises:
-        AntError: the folder holds tokens made of something else, or the corpus is unusable.
-    """
-    corpus = Corpus.from_recipe(recipe.corpus)
-    inputs = packing_inputs(recipe, corpus)
-    if manifest := packed_before(recipe.tokens_dir, inputs):
-        return manifest, True
-    stream = encoded(corpus, recipe.tokenizer_dir / TOKENIZER)
-    return write_tokens(recipe, inputs, stream, corpus.source.text_bytes()), False
 
 
 def packing_inputs(recipe: Recipe, corpus: Corpus) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from ant_hf.utils.console import is_first_process, say
 from ant_hf.utils.files import file_sha256, writing
 from ant_hf.utils.hardware import peak_memory_bytes
 from ant_hf.utils.locks import locked
-from ant_hf.utils.metrics import TextScore, read_metrics
+from ant_hf.utils.metrics import read_metrics
 from ant_hf.utils.names import FINAL, METRICS, PLOTS, WEIGHTS
 from ant_hf.utils.plots import plot_run
 from ant_hf.utils.provenance import now
@@ -98,27 +98,32 @@ def _train(setup: Setup, folder: RunFolder) -> None:
     if is_first_process():
         record.write(folder.path)
     trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
-    if trainer.guard.stopped_by:
-        # The machine may be gone in a moment, and another one goes on from what has arrived.
-        finish_uploads(uploads, None)
-        _leave(trainer, record)
-    in_training = trainer.score()
-    model, weights = trainer.whole_model()
-    if is_first_process():
-        meter = trainer.meter
-        record.training_seconds, record.timed_steps = round(meter.seconds, 1), meter.steps
-        tokens = meter.steps * setup.plan.tokens_per_step
-        record.tokens_per_second = round(tokens / max(meter.seconds, 1e-9), 1)
-        record.skipped_steps = trainer.guard.skipped_steps
-        final, dtype = folder.path / FINAL, getattr(torch, recipe.export_dtype)
-        with writing("the final model", folder.path, 4 * setup.ledger.total):
-            record.exported_sha256 = export_final(model, recipe.tokenizer_dir, final, weights, dtype)
-        _finish(setup, record, data.validation, in_training)
+    meter = trainer.meter
+    record.training_seconds, record.timed_steps = round(meter.seconds, 1), meter.steps
+    speed = meter.steps * setup.plan.tokens_per_step / max(meter.seconds, 1e-9)
+    record.tokens_per_second, record.skipped_steps = round(speed, 1), trainer.guard.skipped_steps
+    if stopped_by := trainer.guard.stopped_by:
+        step = trainer.state.global_step
+        record.status, record.stopped = "stopped", {"step": step, "reason": stopped_by, "when": now()}
+    else:
+        _finish(trainer, record)
         record.train_and_finish_seconds = round(time.perf_counter() - started, 1)
+    if is_first_process():
         record.write(folder.path)
-        _say_finished(recipe, record)
-        finish_uploads(uploads, final)
+        if not stopped_by:
+            _say_finished(recipe, record)
+    # Where time ran out the machine may be gone in a moment, and another one goes on from what has arrived.
+    finish_uploads(uploads, None if stopped_by else folder.path / FINAL)
+    if stopped_by:
+        text = (
+            f"stopped     by {stopped_by} at step {step:,} of {trainer.state.max_steps:,}, saved in "
+            f"{folder.path / checkpoint_name(step)}. Run the same command again to continue."
+        )
+        say(text)
+    # The launcher ends the others as soon as one has left.
     trainer.accelerator.wait_for_everyone()
+    if stopped_by:
+        raise RunStopped(text)
 
 
 def _read_data(setup: Setup) -> RunData:
@@ -139,42 +144,32 @@ def _read_data(setup: Setup) -> RunData:
     return RunData(order, PackedTokens(recipe.tokens_dir, VALIDATION), byte_lengths)
 
 
-def _leave(trainer: AntTrainer, record: RunRecord) -> NoReturn:
-    """Record and say where a stopped run stands.
+def _finish(trainer: AntTrainer, record: RunRecord) -> None:
+    """Export the model, hold the reloaded files to what was trained, and let them write.
 
-    Raises:
-        RunStopped: always.
+    Every process scores; the first one does the rest.
     """
-    step, reason = trainer.state.global_step, trainer.guard.stopped_by
-    text = (
-        f"stopped     by {reason} at step {step:,} of {trainer.state.max_steps:,}, saved in "
-        f"{trainer.folder / checkpoint_name(step)}. Run the same command again to continue."
-    )
-    if is_first_process():
-        record.status, record.stopped = "stopped", {"step": step, "reason": reason, "when": now()}
-        record.write(trainer.folder)
-    say(text)
-    # The launcher ends the others as soon as one has left.
-    trainer.accelerator.wait_for_everyone()
-    raise RunStopped(text)
-
-
-def _finish(setup: Setup, record: RunRecord, validation: PackedTokens, in_training: TextScore) -> None:
-    """Reload what was written, hold it to what was trained, and let it write."""
-    recipe = setup.recipe
-    folder = Path(recipe.output_dir)
-    model, tokenizer = load_final(folder / FINAL)
+    setup, data = trainer.setup, trainer.data
+    recipe, final = setup.recipe, trainer.folder / FINAL
+    in_training = trainer.score()
+    model, weights = trainer.whole_model()
+    if not is_first_process():
+        return
+    with writing("the final model", trainer.folder, 4 * setup.ledger.total):
+        dtype = getattr(torch, recipe.export_dtype)
+        record.exported_sha256 = export_final(model, recipe.tokenizer_dir, final, weights, dtype)
+    model, tokenizer = load_final(final)
     model.to(setup.arguments.device)  # type: ignore[arg-type]  # wrapped by a decorator of transformers
     scores = score_tokens(
         model,
-        validation,
+        data.validation,
         token_byte_lengths(tokenizer.backend_tokenizer),
         context=recipe.training.sequence_length,
         batch_size=setup.plan.per_device_batch_size,
     )
     if abs(scores.loss / in_training.loss - 1) > SAME_LOSS:
         raise AntError(
-            f"{folder / FINAL}, reloaded, does not reproduce the trained model: validation loss "
+            f"{final}, reloaded, does not reproduce the trained model: validation loss "
             f"{scores.loss:.4f} against {in_training.loss:.4f} in training",
             expected=f"a difference of at most {SAME_LOSS:.1%}",
             hint="Do not use it; please report this run's run.json",
@@ -183,7 +178,7 @@ def _finish(setup: Setup, record: RunRecord, validation: PackedTokens, in_traini
         {"seed": seed, "text": generate_sample(model, tokenizer, recipe.sample_prompt, seed)}
         for seed in _SAMPLE_SEEDS
     ]
-    plot_run(read_metrics(folder / METRICS), folder / PLOTS, recipe.name)
+    plot_run(read_metrics(trainer.folder / METRICS), trainer.folder / PLOTS, recipe.name)
     record.status, record.finished = "finished", now()
     record.final = {
         **scores.metrics(),
@@ -193,7 +188,7 @@ def _finish(setup: Setup, record: RunRecord, validation: PackedTokens, in_traini
         "context_tokens": recipe.training.sequence_length,
         "dtype": "float32",
         "loss_in_training": in_training.loss,
-        "weights_sha256": file_sha256(folder / FINAL / WEIGHTS),
+        "weights_sha256": file_sha256(final / WEIGHTS),
     }
     record.peak_memory_bytes = peak_memory_bytes()
 
