@@ -17,7 +17,7 @@ from ant_hf.utils.provenance import source_commit
 PACKAGE = "ant_hf"
 _SOURCE = Path(__file__).parents[1]
 # What app.py imports; everything that this needs is copied with it.
-_ENTRY = f"{PACKAGE}.demo.launching"
+_ENTRY = f"{PACKAGE}.demo.page"
 
 
 def make_space(run_dir: Path, repository: str, license_id: str) -> Path:
