@@ -9,6 +9,7 @@ import html
 import os
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 # Read when Gradio is imported: nobody is told that this page was opened.
@@ -38,7 +39,6 @@ _PAUSE = 0.04
 AT_ONCE = 4
 _HELP = "Enter generates, Shift-Enter starts a new line, Escape stops."
 _RUNNING = '<p role="status" class="running">Generating ...</p>'
-_DONE = '<p role="status">Done.</p>'
 _STOPPED = '<p role="status">Stopped.</p>'
 # For every event: no spinner over the page, and no address by which programs could call it.
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -132,7 +132,7 @@ def _respond(subjects: Sequence[Subject], prompt: str, *values: Any) -> Iterator
                 shown = now
                 models = zip(subjects, generations, given, strict=True)
                 yield [_RUNNING, *(part for model in models for part in _pane(*model, prompt, now - began))]
-        yield [_DONE, *unchanged]
+        yield ['<p role="status">Done.</p>', *unchanged]
     except AntError as error:
         yield [f'<p role="alert" class="error">{safe(str(error))}</p>', *unchanged]
 
@@ -231,65 +231,15 @@ def _scale() -> str:
     return f'<div class="scale"><span>Surprise of a fragment in nats</span> {steps}</div>'
 
 
-_CSS = """
-.gradio-container { max-width: 1280px !important; margin: 0 auto !important; }
-.head h1 { font-size: 1.5rem; margin: 0 0 .2rem; }
-.head p { margin: 0; }
-.output h2 { font-size: 1rem; margin: 0 0 .3rem; overflow-wrap: anywhere; }
-.output .text { white-space: pre-wrap; overflow-wrap: anywhere; min-height: 4.5em; font-size: 1.05rem;
-  line-height: 1.5; margin: 0; padding: .6rem .7rem; border-radius: 6px;
-  border: 1px solid var(--border-color-primary); background: var(--background-fill-secondary); }
-.output .text .given { color: var(--body-text-color-subdued); }
-.output .text .made { color: var(--body-text-color); font-weight: 600; }
-.output .facts { margin: .3rem 0 0; font-size: .85rem; color: var(--body-text-color-subdued); }
-.output .loop, #status .error { margin: .4rem 0 0; padding: .4rem .6rem; border-left: 4px solid #c04a00;
-  background: #c04a0022; overflow-wrap: anywhere; white-space: pre-wrap; }
-#status p { margin: 0; min-height: 1.4em; }
-.fragments { position: relative; margin-top: .4rem; line-height: 1.9; }
-.f { display: inline-block; max-width: 100%; line-height: 1.35; padding: .1em .15em; margin-right: 1px;
-  border-radius: 3px; overflow-wrap: anywhere; white-space: pre-wrap;
-  font-family: ui-monospace, Menlo, Consolas, monospace; font-size: .9rem; }
-.f.of-prompt { border-bottom: 2px dotted currentColor; border-radius: 3px 3px 0 0; }
-.fragments .f { cursor: help; }
-.fragments .f:hover, .fragments .f:focus { outline: 2px solid var(--body-text-color); outline-offset: 1px; }
-/* Over the whole block, so that it never leaves the screen. */
-.fragments .f:hover::after, .fragments .f:focus::after { content: attr(aria-label); position: absolute;
-  left: 0; bottom: 100%; max-width: 100%; box-sizing: border-box; padding: .3rem .6rem; z-index: 10;
-  border-radius: 5px; background: #16181d; color: #fff; border: 1px solid #888; white-space: pre-wrap;
-  overflow-wrap: anywhere; pointer-events: none; line-height: 1.4; }
-.fragments:hover .f:focus:not(:hover)::after { display: none; }
-.scale { display: flex; flex-wrap: wrap; gap: 2px; align-items: center; font-size: .85rem; }
-.scale .f { min-width: 1.6em; text-align: center; }
-.scale > span:first-child { margin-right: .5rem; }
-"""
-
-_KEYS = """
-<script>
-document.addEventListener("keydown", (event) => {
-  const press = (id) => document.getElementById(id)?.click();
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
-    event.preventDefault();
-    event.stopPropagation();
-    press("generate");
-  } else if (event.key === "Escape") {
-    press("stop");
-  } else if (event.target.matches?.(".fragments .f")) {
-    const all = [...event.target.parentElement.children], here = all.indexOf(event.target);
-    const to = {ArrowRight: here + 1, ArrowLeft: here - 1, Home: 0, End: all.length - 1}[event.key];
-    if (all[to]) {
-      event.preventDefault();
-      all[to].focus();
-    }
-  }
-}, true);
-</script>
-"""
+def _beside(suffix: str) -> str:
+    """The text of page.css, or of page.js, by which the page answers to keys."""
+    return Path(__file__).with_suffix(f".{suffix}").read_text(encoding="utf-8")
 
 
 def _style() -> str:
     """The style sheet, with the fragments' colours on light and dark pages."""
     # Their rules are stronger than the library's own colour of all text inside such a block.
-    return _CSS + "\n".join(
+    return _beside("css") + "\n".join(
         f"{scope}.f.f.s{step}{{background:{background};color:{text}!important}}"
         for theme, scope in (("light", ""), ("dark", ".dark "))
         for step, (background, text) in enumerate(surprise_colours(theme))
@@ -329,7 +279,7 @@ def launch(page: gr.Blocks, **where: Any) -> gr.Blocks:
     page.launch(
         theme=_theme(),
         css=_style(),
-        head=_KEYS,
+        head=f"<script>\n{_beside('js')}</script>",
         **where,
         prevent_thread_lock=True,
         quiet=True,

@@ -57,8 +57,7 @@ class Sampling:
             kinds = int if isinstance(key.default, int) else (int, float)
             if not isinstance(value, kinds) or isinstance(value, bool) or not low <= value <= high:
                 what = "a whole number" if kinds is int else "a number"
-                name = key.name.replace("_", " ")
-                problem = f"{name} is {'empty' if value is None else 'out of range'}"
+                problem = f"{key.name.replace('_', ' ')} is {'empty' if value is None else 'out of range'}"
                 raise AntError(problem, seen=value, expected=f"{what} from {low:g} to {high:,}")
 
 
@@ -158,15 +157,10 @@ def processors(sampling: Sampling) -> list[LogitsProcessor]:
     `generate` itself draws from torch's global random numbers, which several people cannot share.
     """
     chain: list[LogitsProcessor] = [RepetitionPenaltyLogitsProcessor(float(sampling.repetition_penalty))]
-    if sampling.greedy:
-        return chain
-    return [
-        *chain,
-        TemperatureLogitsWarper(float(sampling.temperature)),
-        TopKLogitsWarper(TOP_K),
-        TopPLogitsWarper(float(sampling.top_p)),
-        Draw(sampling.seed),
-    ]
+    if not sampling.greedy:
+        chain += [TemperatureLogitsWarper(float(sampling.temperature)), TopKLogitsWarper(TOP_K)]
+        chain += [TopPLogitsWarper(float(sampling.top_p)), Draw(sampling.seed)]
+    return chain
 
 
 class Draw(LogitsProcessor):

@@ -17,6 +17,7 @@ import numpy as np
 
 from ant_hf.data.tokens import TRAIN, VALIDATION, PackedTokens, read_manifest
 from ant_hf.errors import AntError
+from ant_hf.inspection import measures
 from ant_hf.inspection.fragments import (
     NextTokens,
     Reading,
@@ -25,18 +26,6 @@ from ant_hf.inspection.fragments import (
     prefix_ids,
     read_text,
     vocabulary,
-)
-from ant_hf.inspection.measures import (
-    Activations,
-    Embeddings,
-    Head,
-    Matrix,
-    check_finite,
-    embedding_norms,
-    layers_of,
-    read_activations,
-    read_heads,
-    read_matrices,
 )
 from ant_hf.model.architecture import Ledger, parameter_ledger
 from ant_hf.model.loading import Subject, load_subject, locate
@@ -62,10 +51,10 @@ class Inspection:
     facts: dict[str, str]
     """What shapes the model, the same names in the same order for every model."""
     ledger: Ledger
-    matrices: list[Matrix]
-    heads: list[Head]
-    embeddings: Embeddings
-    activations: Activations
+    matrices: list[measures.Matrix]
+    heads: list[measures.Head]
+    embeddings: measures.Embeddings
+    activations: measures.Activations
     text_source: str
     reading: Reading
     position: int
@@ -138,8 +127,8 @@ def inspect_model(
         AntError: not built like a Llama, not finite, a tokenizer that cannot be read, or no such position.
     """
     model, tokenizer = subject.model, subject.tokenizer
-    layers_of(model)
-    check_finite(model)
+    measures.layers_of(model)
+    measures.check_finite(model)
     entries = vocabulary(tokenizer)
     reading = read_text(model, tokenizer, text.content, CANDIDATES)
     ids = [fragment.token_id for fragment in reading.fragments]
@@ -150,7 +139,7 @@ def inspect_model(
         position, expected = len(ids), next_tokens(model, tokenizer, with_prefix, CANDIDATES)
     else:
         expected = _expected(reading, position)
-    matrices = read_matrices(model)
+    matrices, norms = measures.read_matrices(model), measures.embedding_norms(model)
     size = model.config.vocab_size
     if tokens:
         counts, counted = count_tokens(tokens, size), "the training tokens"
@@ -161,9 +150,9 @@ def inspect_model(
         facts=_facts(subject),
         ledger=parameter_ledger(model.config),
         matrices=matrices,
-        heads=read_heads(model),
-        embeddings=Embeddings(embedding_norms(model), counts, counted, from_training=tokens is not None),
-        activations=read_activations(model, with_prefix),
+        heads=measures.read_heads(model),
+        embeddings=measures.Embeddings(norms, counts, counted, from_training=tokens is not None),
+        activations=measures.read_activations(model, with_prefix),
         text_source=text.source,
         reading=reading,
         position=position,
@@ -174,11 +163,10 @@ def inspect_model(
 
 def _same_position(beside: Inspection, reading: Reading) -> int | None:
     """The token at the byte where the other model's place begins; None for the end of the text."""
-    others = beside.reading.fragments
-    if beside.position == len(others):
+    others, place = beside.reading.fragments, beside.position
+    if place == len(others):
         return None
-    start = others[beside.position].start
-    return next(i for i, fragment in enumerate(reading.fragments) if fragment.end > start)
+    return next(i for i, fragment in enumerate(reading.fragments) if fragment.end > others[place].start)
 
 
 def _expected(reading: Reading, position: int) -> NextTokens:
@@ -194,7 +182,7 @@ def _expected(reading: Reading, position: int) -> NextTokens:
 
 def _facts(subject: Subject) -> dict[str, str]:
     config = subject.model.config
-    attention: Any = layers_of(subject.model)[0].self_attn
+    attention: Any = measures.layers_of(subject.model)[0].self_attn
     size = attention.head_dim
     heads, groups = (projection.out_features // size for projection in (attention.q_proj, attention.k_proj))
     hidden, layers = config.hidden_size, config.num_hidden_layers

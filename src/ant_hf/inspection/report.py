@@ -81,8 +81,7 @@ def _svg(figure: Figure) -> Markup:
     """A figure as an inline element: no header, no ids that could clash, no addresses."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
+    text = "<svg" + buffer.getvalue().partition("<svg")[2]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'<g id="[^"]*"', "<g", text)
     text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text).replace("xlink:href", "href")
@@ -225,18 +224,16 @@ def _map(rows: dict[str, np.ndarray], title: str, ylabel: str, top: float) -> Ma
 
 def _embedding_figure(inspection: Inspection) -> Markup:
     """Norm of every embedding row against how often its token occurs."""
-    embeddings = inspection.embeddings
-    seen = embeddings.counts > 0
-    where = "training" if embeddings.from_training else "the text"
-    figure, axes = _axes(6.5, 3.6, "Embedding norms", f"occurrences in {where}", "Euclidean norm of the row")
+    counts, norms = inspection.embeddings.counts, inspection.embeddings.norms
+    seen = counts > 0
+    xlabel = f"occurrences in {'training' if inspection.embeddings.from_training else 'the text'}"
+    figure, axes = _axes(6.5, 3.6, "Embedding norms", xlabel, "Euclidean norm of the row")
     # Thousands of points: a small picture inside the figure, in a colour that both themes show.
-    axes.scatter(
-        embeddings.counts[seen], embeddings.norms[seen], s=5, color="#4a90c8", alpha=0.6, rasterized=True
-    )
+    axes.scatter(counts[seen], norms[seen], s=5, color="#4a90c8", alpha=0.6, rasterized=True)
     axes.set_xscale("symlog", linthresh=1)
-    if (~seen).any():
-        norms = embeddings.norms[~seen]
-        axes.scatter(0 * norms, norms, s=22, marker="x", color="#d55e00", linewidths=1, rasterized=True)
+    if not seen.all():
+        style: dict[str, Any] = {"s": 22, "marker": "x", "color": "#d55e00", "linewidths": 1}
+        axes.scatter(counts[~seen], norms[~seen], **style, rasterized=True)
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=-0.3)
     return _svg(figure)
