@@ -185,7 +185,7 @@ class _Choice(LogitsProcessor):
         self._generation, self._news = generation, news
         self._chain = LogitsProcessorList(processors(generation.sampling))
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:
         log_p = torch.log_softmax(scores[0].float(), dim=-1)
         scores = self._chain(input_ids, scores)
         token_id = int(scores.argmax(dim=-1).item())
