@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Browser, expect, sync_playwright
 
-from ant_hf.demo.launching import launch, load_page
+from ant_hf.demo.page import launch, load_page
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")

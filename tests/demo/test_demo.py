@@ -10,7 +10,6 @@ import torch
 from transformers import LogitsProcessorList
 
 from ant_hf.cli.models import demo
-from ant_hf.demo.fragments_view import describe, fragments_html, output_html, safe
 from ant_hf.demo.sampling import Draw, Generation, Sampling, generate_together, processors
 from ant_hf.errors import AntError
 from ant_hf.inspection.fragments import Fragment
@@ -140,6 +139,9 @@ HOSTILE = "<img src=x onerror=alert(1)> \"' & </span><script>{{x}} ${x} `x` \0"
 
 
 def test_nothing_written_becomes_markup_or_a_template():
+    pytest.importorskip("gradio")
+    from ant_hf.demo.page import describe, fragments_html, output_html, safe
+
     fragment = Fragment(7, HOSTILE.encode(), HOSTILE, 1.5, 0, 1)
     page = output_html(HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE) + fragments_html([fragment], 0)
     assert set(re.findall(r"<(\w+)", page)) == {"section", "h2", "p", "span", "div"}

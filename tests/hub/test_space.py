@@ -56,6 +56,8 @@ def test_its_files_say_what_it_needs_and_hold_no_more(space):
     assert len((space / "app.py").read_text().splitlines()) < 15
     modules = {path.relative_to(space).as_posix() for path in space.rglob("*.py")}
     assert {"app.py", "ant_hf/demo/page.py", "ant_hf/inspection/fragments.py"} <= modules
+    assert (space / "ant_hf/demo/page.css").is_file()
+    assert (space / "ant_hf/demo/page.js").is_file()
     assert not any("training" in name or "hub" in name or "release" in name for name in modules)
 
 

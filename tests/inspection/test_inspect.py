@@ -10,15 +10,28 @@ from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
 
 from ant_hf.data.tokens import TRAIN, VALIDATION, PackedTokens
 from ant_hf.errors import AntError
-from ant_hf.inspection.activations import read_activations
-from ant_hf.inspection.embeddings import count_tokens, held_out_text, read_embeddings, run_tokens
-from ant_hf.inspection.fragments import by_predictability, next_tokens, prefix_ids, read_fragments, read_text
-from ant_hf.inspection.heads import read_heads
-from ant_hf.inspection.texts import MAX_CHARACTERS, choose_text
-from ant_hf.inspection.vocabulary import readable, vocabulary
-from ant_hf.inspection.weights import check_finite, effective_rank, layers_of, read_matrices
+from ant_hf.inspection.examination import (
+    MAX_CHARACTERS,
+    Text,
+    choose_text,
+    count_tokens,
+    held_out_text,
+    inspect_model,
+    run_tokens,
+)
+from ant_hf.inspection.fragments import next_tokens, prefix_ids, read_text, readable, vocabulary
+from ant_hf.inspection.measures import (
+    Embeddings,
+    check_finite,
+    effective_rank,
+    embedding_norms,
+    layers_of,
+    read_activations,
+    read_heads,
+    read_matrices,
+)
 from ant_hf.model.architecture import build_model
-from ant_hf.model.loading import load_any
+from ant_hf.model.loading import Subject, load_any
 from ant_hf.model.scoring import score_tokens
 
 EMOJI = "He said \u201cgo\u201d \U0001f600\n\tto caf\u00e9 12."
@@ -47,6 +60,10 @@ def model():
     return build_model(AutoConfig.for_model(**TINY_CONFIG), seed=0)
 
 
+def read_fragments(model, tokenizer, text):
+    return read_text(model, tokenizer, text, top=0).fragments
+
+
 def test_losses_are_the_models_own(loaded):
     model, tokenizer = loaded
     fragments = read_fragments(model, tokenizer, EMOJI)
@@ -64,9 +81,9 @@ def test_long_texts_score_as_perplexity_does(loaded, chapters):
     context = model.config.max_position_embeddings
     assert len(ids) > 2 * context
     scores = score_tokens(model, InMemory(ids), [0] * len(tokenizer), context=context, batch_size=2)
-    assert reading.nats == pytest.approx(scores.nats, rel=1e-5)
-    assert reading.scored == scores.tokens
-    size = len(reading.text.encode())
+    assert sum(reading.losses) == pytest.approx(scores.nats, rel=1e-5)
+    assert len(reading.losses) == scores.tokens
+    size = len(chapters[0][:1500].encode())
     assert reading.bits_per_byte == pytest.approx(scores.nats / math.log(2) / size, rel=1e-5)
 
 
@@ -93,8 +110,9 @@ def test_without_a_prefix_token_the_first_fragment_has_no_loss(loaded, tiny_run)
     assert reading.fragments[0].nats is None
     assert reading.expected[0] is None
     assert all(fragment.nats is not None for fragment in reading.fragments[1:])
+    subject = Subject("run", tiny_run / "final", model, tokenizer, {})
     with pytest.raises(AntError, match="nothing comes before"):
-        next_tokens(model, tokenizer, [])
+        inspect_model(subject, Text("In the beginning", "a text"), None, position=0)
 
 
 @pytest.mark.parametrize("text", ["", "\ud800"])
@@ -192,15 +210,15 @@ def test_sentencepiece_entries_are_bytes_too(tmp_path):
 
 
 def test_predictability_is_the_mean_over_a_tokens_places(loaded):
-    fragments = read_fragments(*loaded, "the man and the man and the man")
-    ordered = by_predictability(fragments, min_count=2)
+    reading = read_text(*loaded, "In the man and the man and the man and then")
+    fragments, ordered = reading.fragments, reading.by_predictability
     assert [token.nats for token in ordered] == sorted(token.nats for token in ordered)
     losses = {
         token.token_id: [f.nats for f in fragments if f.token_id == token.token_id] for token in ordered
     }
     assert len(losses) >= 3
     for token in ordered:
-        assert token.count == len(losses[token.token_id]) >= 2
+        assert token.count == len(losses[token.token_id]) >= 3
         assert token.nats == pytest.approx(np.mean(losses[token.token_id]))
 
 
@@ -245,8 +263,8 @@ def test_planted_dead_and_duplicated_heads_are_found(model):
         copied.q_proj.weight[size : 2 * size] = 2 * copied.q_proj.weight[:size]
         copied.o_proj.weight[:, size : 2 * size] = copied.o_proj.weight[:, :size]
     heads = read_heads(model)
-    assert [(head.layer, head.head) for head in heads if head.is_dead] == [(0, 2)]
-    assert [(head.layer, head.head, head.like) for head in heads if head.like is not None] == [
+    assert [(head.layer, head.head) for head in heads if head.dead] == [(0, 2)]
+    assert [(head.layer, head.head, head.duplicates) for head in heads if head.duplicates is not None] == [
         (1, 0, 1),
         (1, 1, 0),
     ]
@@ -268,7 +286,7 @@ def test_counts_and_never_trained_tokens(loaded, tiny_run):
     split = PackedTokens(tokens, TRAIN)
     assert counts.sum() == len(split)
     assert counts.tolist() == np.bincount(split.slice(0, len(split)), minlength=384).tolist()
-    embeddings = read_embeddings(model, counts, "training", from_training=True)
+    embeddings = Embeddings(embedding_norms(model), counts, "training", from_training=True)
     assert tokenizer.pad_token_id in embeddings.unseen
     assert vocabulary(tokenizer).text(tokenizer.pad_token_id) == "<|pad|>"
     weight = model.get_input_embeddings().weight.detach().numpy()
@@ -314,7 +332,7 @@ def test_relatives_of_llama_are_measured(model_type):
     model = build_model(AutoConfig.for_model(**values), seed=0, attn_implementation="eager")
     check_finite(model)
     assert len(read_matrices(model)) == 2 * 7
-    assert not [head for head in read_heads(model) if head.is_dead or head.like is not None]
+    assert not [head for head in read_heads(model) if head.dead or head.duplicates is not None]
     seen = read_activations(model, list(range(2, 40)))
     assert seen.entropy.shape == (2, 4)
     assert (seen.entropy >= 0).all()

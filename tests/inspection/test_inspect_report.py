@@ -12,11 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from ant_hf.cli.models import inspect
 from ant_hf.errors import AntError
-from ant_hf.inspection.colours import SURPRISE_STEPS, contrast, surprise_colours, surprise_step
-from ant_hf.inspection.comparison import compare, default_report
-from ant_hf.inspection.record import as_json
+from ant_hf.inspection.examination import compare, default_report
+from ant_hf.inspection.findings import as_json
+from ant_hf.inspection.fragments import SURPRISE_STEPS, contrast, surprise_colours, surprise_step
 from ant_hf.inspection.report import SHOWN_FRAGMENTS, render_report
-from ant_hf.utils.console import progress_bar
 
 HOSTILE = "a <script>alert(1)</script> & \"q\" 'r' </span><img src=x onerror=y> $x^2$ {{ 7*7 }} "
 
@@ -44,7 +43,7 @@ def wide(folder, tmp_path_factory):
 
 
 def inspections(model, other=None, text=HOSTILE, position=None, tokens=None):
-    return compare(str(model), other and str(other), text, position, tokens, progress_bar)
+    return compare(str(model), other and str(other), text, position, tokens)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +128,8 @@ def test_both_themes_are_there(page):
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_colours_can_be_read_and_ordered(theme):
-    steps = [surprise_colours(step, theme) for step in range(SURPRISE_STEPS)]
+    steps = surprise_colours(theme)
+    assert len(steps) == SURPRISE_STEPS
     assert all(contrast(*pair) >= 4.5 for pair in steps)
     to_black = [contrast(background, "#000000") for background, _ in steps]
     assert to_black == sorted(to_black, reverse=theme == "light")
@@ -139,8 +139,8 @@ def test_colours_can_be_read_and_ordered(theme):
 
 def test_two_models_are_put_at_the_same_place(pair):
     first, second = pair
-    assert first.place.position == second.place.position == 3
-    assert [name for name, _ in first.facts] == [name for name, _ in second.facts]
+    assert first.position == second.position == 3
+    assert list(first.facts) == list(second.facts)
     assert (len(first.activations.hidden_rank), len(second.activations.hidden_rank)) == (3, 4)
     assert second.embeddings.from_training  # the same tokenizer: the first one's tokens are counted
 

@@ -65,7 +65,7 @@ def test_imports_go_one_way():
     [
         ("data/corpus.py", "from ant_hf.model.loading import load_any"),
         ("utils/files.py", "def f():\n    from ant_hf.recipe import Recipe"),
-        ("inspection/heads.py", "import ant_hf.evaluation.results"),
+        ("inspection/measures.py", "import ant_hf.evaluation.results"),
         ("errors.py", "from ant_hf import hub"),
     ],
 )

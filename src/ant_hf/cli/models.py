@@ -155,17 +155,17 @@ def inspect(
     Prints a summary and writes one HTML file that needs no network.
     """
     switch_libraries()
-    from ant_hf.inspection.comparison import compare, default_report
-    from ant_hf.inspection.record import as_json
-    from ant_hf.inspection.report import write_report
+    from ant_hf.inspection.examination import compare, default_report
+    from ant_hf.inspection.findings import as_json
+    from ant_hf.inspection.report import render_report
     from ant_hf.inspection.terminal import print_inspection
-    from ant_hf.utils.console import progress_bar, say
-    from ant_hf.utils.files import write_json
+    from ant_hf.utils.console import say
+    from ant_hf.utils.files import write_json, write_text
 
-    inspections = compare(model, other, text, position, tokens, progress_bar)
+    inspections = compare(model, other, text, position, tokens)
     print_inspection(inspections)
     path = html or default_report(model, other)
-    write_report(inspections, path)
+    write_text(path, render_report(inspections))
     say(f"report      {path}")
     if json:
         write_json(json, {"models": [as_json(each) for each in inspections]})

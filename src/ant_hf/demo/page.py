@@ -1,29 +1,47 @@
-"""The page: a prompt, the card's sampling, and each model's text with its fragments as it grows."""
+"""The page: a prompt, the card's sampling, each model's text with its fragments as it grows; and its start.
+
+In three parts: what happens on the page, how it looks, and how it is launched, here or in a Space.
+"""
 
 from __future__ import annotations
 
+import html
+import os
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-import gradio as gr
+# Read when Gradio is imported: nobody is told that this page was opened.
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
-from ant_hf.demo.fragments_view import fragments_html, output_html, safe, scale_html
+import gradio as gr
+import torch
+
 from ant_hf.demo.sampling import LIMITS, TOP_K, Generation, Sampling, generate_together
 from ant_hf.errors import AntError
 from ant_hf.evaluation.degeneration import loop_period
-from ant_hf.inspection.fragments import Fragment, read_fragments
-from ant_hf.inspection.vocabulary import vocabulary
+from ant_hf.inspection.fragments import (
+    SURPRISE_STEPS,
+    Fragment,
+    read_text,
+    surprise_colours,
+    surprise_step,
+    vocabulary,
+)
 from ant_hf.model.generation import encode_prompt
-from ant_hf.model.loading import Subject
+from ant_hf.model.loading import Subject, load_subject
 
 EXAMPLE = "The basic principles of small language models require"
 # Seconds between two updates: more than people can see would only keep the browser busy.
 _PAUSE = 0.04
 # Generations that run at the same time; more wait for their turn.
 AT_ONCE = 4
-_RUNNING = '<p role="status" class="running">Generating ...</p>'
 _HELP = "Enter generates, Shift-Enter starts a new line, Escape stops."
+_RUNNING = '<p role="status" class="running">Generating ...</p>'
+_STOPPED = '<p role="status">Stopped.</p>'
+# For every event: no spinner over the page, and no address by which programs could call it.
+_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
 def build_page(subjects: Sequence[Subject]) -> gr.Blocks:
@@ -39,8 +57,15 @@ def build_page(subjects: Sequence[Subject]) -> gr.Blocks:
                     generate = gr.Button("Generate", variant="primary", elem_id="generate", min_width=120)
                     stop = gr.Button("Stop", elem_id="stop", min_width=120)
                 status = gr.HTML("", elem_id="status")
-                panes = _panes(subjects)
-                gr.HTML(scale_html())
+                panes = []
+                # Side by side where there is room.
+                with gr.Row(equal_height=False):
+                    for number, subject in enumerate(subjects):
+                        with gr.Column(min_width=280):
+                            empty = output_html(subject.name, "", "", "Nothing generated yet.", None)
+                            panes.append(gr.HTML(empty, elem_id=f"output-{number}"))
+                            panes.append(gr.HTML("", elem_id=f"fragments-{number}"))
+                gr.HTML(_scale())
             with gr.Column(scale=1, min_width=260):
                 controls = _controls()
 
@@ -52,27 +77,24 @@ def build_page(subjects: Sequence[Subject]) -> gr.Blocks:
             respond,
             [prompt, *controls],
             [status, *panes],
-            show_progress="hidden",
             concurrency_limit=AT_ONCE,
             trigger_mode="once",
-            api_visibility="private",
+            **_QUIET,
         )
         # After the cancellation, lest a last update overtakes the word.
         stop.click(None, cancels=started, api_visibility="private").then(
-            _stopped, status, status, show_progress="hidden", api_visibility="private"
+            lambda now: _STOPPED if now == _RUNNING else now, status, status, **_QUIET
         )
     return page
 
 
-def _panes(subjects: Sequence[Subject]) -> list[gr.HTML]:
-    """Output and fragments of each model, side by side where there is room."""
-    panes = []
-    with gr.Row(equal_height=False):
-        for number, subject in enumerate(subjects):
-            with gr.Column(min_width=280):
-                panes.append(gr.HTML(_empty_pane(subject), elem_id=f"output-{number}"))
-                panes.append(gr.HTML("", elem_id=f"fragments-{number}"))
-    return panes
+def _header(subjects: Sequence[Subject]) -> str:
+    models = "; ".join(
+        f"<b>{safe(subject.name)}</b>, {subject.identity['parameters']:,} parameters, "
+        f"context {subject.context_length:,} tokens"
+        for subject in subjects
+    )
+    return f'<header class="head"><h1>Try the model</h1><p>{models}</p></header>'
 
 
 def _controls() -> list[Any]:
@@ -91,13 +113,8 @@ def _controls() -> list[Any]:
             card.seed, precision=0, minimum=0, label="Seed (same seed, same text)", elem_id="seed"
         )
         greedy = gr.Checkbox(card.greedy, label="Greedy (no sampling)", elem_id="greedy")
-    greedy.change(
-        lambda chosen: [gr.update(interactive=not chosen)] * 3,
-        greedy,
-        [temperature, top_p, seed],
-        show_progress="hidden",
-        api_visibility="private",
-    )
+    random = [temperature, top_p, seed]
+    greedy.change(lambda chosen: [gr.update(interactive=not chosen)] * 3, greedy, random, **_QUIET)
     return [temperature, top_p, penalty, new_tokens, seed, greedy]
 
 
@@ -107,19 +124,14 @@ def _respond(subjects: Sequence[Subject], prompt: str, *values: Any) -> Iterator
     try:
         sampling = Sampling(*values)
         generations = [_start(subject, prompt, sampling, len(subjects) > 1) for subject in subjects]
-        given = [read_fragments(subject.model, subject.tokenizer, prompt) for subject in subjects]
+        given = [read_text(subject.model, subject.tokenizer, prompt, top=0).fragments for subject in subjects]
         began = shown = time.perf_counter()
         for _ in generate_together(generations):
             now = time.perf_counter()
-            if now - shown < _PAUSE and not all(generation.finished for generation in generations):
-                continue
-            shown, seconds = now, now - began
-            panes = [
-                part
-                for subject, generation, fragments in zip(subjects, generations, given, strict=True)
-                for part in _pane(subject, prompt, generation, fragments, seconds)
-            ]
-            yield [_RUNNING, *panes]
+            if now - shown >= _PAUSE or all(generation.finished for generation in generations):
+                shown = now
+                models = zip(subjects, generations, given, strict=True)
+                yield [_RUNNING, *(part for model in models for part in _pane(*model, prompt, now - began))]
         yield ['<p role="status">Done.</p>', *unchanged]
     except AntError as error:
         yield [f'<p role="alert" class="error">{safe(str(error))}</p>', *unchanged]
@@ -133,16 +145,12 @@ def _start(subject: Subject, prompt: str, sampling: Sampling, named: bool) -> Ge
     return Generation(subject.model, ids, sampling)
 
 
-def _stopped(status: str) -> str:
-    return '<p role="status">Stopped.</p>' if status == _RUNNING else status
-
-
 def _pane(
-    subject: Subject, prompt: str, generation: Generation, given: list[Fragment], seconds: float
+    subject: Subject, generation: Generation, given: list[Fragment], prompt: str, seconds: float
 ) -> tuple[str, str]:
     """Output and fragments of one model as they are now."""
     entries, decode = vocabulary(subject.tokenizer), subject.tokenizer.decode
-    made, start = [], given[-1].end if given else 0
+    made, start = [], given[-1].end
     for token_id, nats in zip(generation.ids, generation.nats, strict=True):
         raw = entries.of(token_id)
         made.append(Fragment(token_id, raw, entries.text(token_id), nats, start, start + len(raw)))
@@ -153,19 +161,19 @@ def _pane(
     if not generation.finished:
         # The next token may finish the character.
         text = text.rstrip("\N{REPLACEMENT CHARACTER}")
-    return (
-        output_html(subject.name, prompt, text, _facts(generation, seconds), _loop(subject, generation)),
-        fragments_html([*given, *made], len(given)),
-    )
+    loop = None
+    if period := loop_period(generation.ids):
+        loop = f'In a loop: the last {period} tokens again and again: "{decode(generation.ids[-period:])}"'
+    output = output_html(subject.name, prompt, text, _facts(generation, seconds), loop)
+    return output, fragments_html([*given, *made], len(given))
 
 
 def _facts(generation: Generation, seconds: float) -> str:
-    count, limit = len(generation.ids), generation.sampling.max_new_tokens
+    count, limit, room = len(generation.ids), generation.sampling.max_new_tokens, generation.room
     parts = [f"{len(generation.prompt_ids)} + {count} tokens"]
     if count:
         parts.append(f"{count / seconds:.0f} tokens/s")
         parts.append(f"mean surprise {sum(generation.nats) / count:.2f} nats")
-    room = generation.model.config.max_position_embeddings - len(generation.prompt_ids)
     if generation.finished and room < limit and count == room:
         parts.append(f"the context had room for {room} of {limit} new tokens")
     elif generation.finished and count < limit:
@@ -173,22 +181,116 @@ def _facts(generation: Generation, seconds: float) -> str:
     return ", ".join(parts)
 
 
-def _loop(subject: Subject, generation: Generation) -> str | None:
-    period = loop_period(generation.ids)
-    if period is None:
-        return None
-    span = subject.tokenizer.decode(generation.ids[-period:])
-    return f'In a loop: the last {period} tokens again and again: "{span}"'
+# Also what starts an expression in the templates that the page's library fills in.
+_TEMPLATE = {ord(character): f"&#{ord(character)};" for character in "{}$`@"}
 
 
-def _header(subjects: Sequence[Subject]) -> str:
-    models = "; ".join(
-        f"<b>{safe(subject.name)}</b>, {subject.identity['parameters']:,} parameters, "
-        f"context {subject.context_length:,} tokens"
-        for subject in subjects
+def safe(text: str) -> str:
+    """A text that reads the same as HTML, whatever it holds."""
+    # HTML has no NUL, not even escaped.
+    return html.escape(text.replace("\0", "\N{REPLACEMENT CHARACTER}")).translate(_TEMPLATE)
+
+
+def output_html(name: str, prompt: str, made: str, facts: str, loop: str | None) -> str:
+    """One model's text: the prompt, what it made of it, facts about that, and a warning of a loop."""
+    warning = f'<p class="loop" role="alert">{safe(loop)}</p>' if loop else ""
+    return (
+        f'<section class="output" aria-label="{safe(name)}"><h2>{safe(name)}</h2>'
+        f'<p class="text"><span class="given">{safe(prompt)}</span>'
+        f'<span class="made">{safe(made)}</span></p>'
+        f'<p class="facts">{safe(facts)}</p>{warning}</section>'
     )
-    return f'<header class="head"><h1>Try the model</h1><p>{models}</p></header>'
 
 
-def _empty_pane(subject: Subject) -> str:
-    return output_html(subject.name, "", "", "Nothing generated yet.", None)
+def fragments_html(fragments: Sequence[Fragment], given: int) -> str:
+    """Fragments in the colour of their surprise; bytes, id and nats of one on hover or focus.
+
+    Args:
+        given: how many of them, from the first, are the prompt's.
+    """
+    # One stop of the Tab key for all of them; the arrow keys go on from there.
+    spans = "".join(
+        f'<span class="f s{surprise_step(fragment.nats)}{" of-prompt" if index < given else ""}" '
+        f'role="option" tabindex="{-1 if index else 0}" '
+        f'aria-label="{safe(describe(fragment))}">{safe(fragment.text)}</span>'
+        for index, fragment in enumerate(fragments)
+    )
+    return f'<div class="fragments" role="listbox" aria-label="Fragments">{spans}</div>'
+
+
+def describe(fragment: Fragment) -> str:
+    """One line: readable text, surprise in nats, token id, bytes in hexadecimal."""
+    nats = "no loss: nothing comes before" if fragment.nats is None else f"{fragment.nats:.2f} nats"
+    return f"{fragment.text}  |  {nats}  |  id {fragment.token_id}  |  bytes {fragment.raw.hex(' ').upper()}"
+
+
+def _scale() -> str:
+    """The colours' legend."""
+    names = [*map(str, range(SURPRISE_STEPS - 1)), f"{SURPRISE_STEPS - 1}+"]
+    steps = "".join(f'<span class="f s{step}">{name}</span>' for step, name in enumerate(names))
+    return f'<div class="scale"><span>Surprise of a fragment in nats</span> {steps}</div>'
+
+
+def _beside(suffix: str) -> str:
+    """The text of page.css, or of page.js, by which the page answers to keys."""
+    return Path(__file__).with_suffix(f".{suffix}").read_text(encoding="utf-8")
+
+
+def _style() -> str:
+    """The style sheet, with the fragments' colours on light and dark pages."""
+    # Their rules are stronger than the library's own colour of all text inside such a block.
+    return _beside("css") + "\n".join(
+        f"{scope}.f.f.s{step}{{background:{background};color:{text}!important}}"
+        for theme, scope in (("light", ""), ("dark", ".dark "))
+        for step, (background, text) in enumerate(surprise_colours(theme))
+    )
+
+
+def _theme() -> gr.themes.Base:
+    """Fonts of the reader's system; Gradio's own greys are too faint to read (WCAG 2.2 asks for 4.5)."""
+    colours = {
+        "body_text_color_subdued": "*neutral_600",
+        "block_info_text_color": "*neutral_600",
+        "button_primary_background_fill": "*primary_700",
+        "button_primary_background_fill_hover": "*primary_800",
+    }
+    dark = {f"{name}_dark": colour.replace("neutral_600", "neutral_300") for name, colour in colours.items()}
+    return gr.themes.Default(
+        primary_hue="orange", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    ).set(**colours, **dark)
+
+
+def load_page(models: Sequence[str]) -> gr.Blocks:
+    """The page of one or two model folders or Hub ids, in fp32 on the GPU if there is one.
+
+    Raises:
+        AntError: a model cannot be loaded.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return build_page([load_subject(model, "float32", device) for model in models])
+
+
+def launch(page: gr.Blocks, **where: Any) -> gr.Blocks:
+    """Start the page's server in a thread; nothing that the page needs is fetched from elsewhere.
+
+    Raises:
+        OSError: there is no free port.
+    """
+    page.launch(
+        theme=_theme(),
+        css=_style(),
+        head=f"<script>\n{_beside('js')}</script>",
+        **where,
+        prevent_thread_lock=True,
+        quiet=True,
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        enable_monitoring=False,
+    )
+    return page
+
+
+def serve_space(models: Sequence[str]) -> None:
+    """Serve the page where GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say, as they do in a Space."""
+    launch(load_page(models)).block_thread()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -21,7 +20,6 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
-from transformers.generation.streamers import BaseStreamer
 
 from ant_hf.errors import AntError
 from ant_hf.model.generation import CARD_SAMPLING
@@ -59,8 +57,7 @@ class Sampling:
             kinds = int if isinstance(key.default, int) else (int, float)
             if not isinstance(value, kinds) or isinstance(value, bool) or not low <= value <= high:
                 what = "a whole number" if kinds is int else "a number"
-                name = key.name.replace("_", " ")
-                problem = f"{name} is {'empty' if value is None else 'out of range'}"
+                problem = f"{key.name.replace('_', ' ')} is {'empty' if value is None else 'out of range'}"
                 raise AntError(problem, seen=value, expected=f"{what} from {low:g} to {high:,}")
 
 
@@ -76,6 +73,11 @@ class Generation:
     nats: list[float] = field(default_factory=list)
     """-ln p of each new token before penalty and temperature: the model's own surprise."""
     finished: bool = False
+
+    @property
+    def room(self) -> int:
+        """New tokens that the model's context has room for."""
+        return int(self.model.config.max_position_embeddings) - len(self.prompt_ids)
 
 
 def generate_together(generations: Sequence[Generation]) -> Iterator[None]:
@@ -121,9 +123,7 @@ def _take(item: tuple[Generation, int, float] | Generation | Exception) -> None:
 
 def _run(generation: Generation, news: queue.Queue[Any], stop: threading.Event) -> None:
     model, sampling = generation.model, generation.sampling
-    surprise = _Surprise()
     inputs = torch.tensor([generation.prompt_ids], device=model.device)
-    room = model.config.max_position_embeddings - len(generation.prompt_ids)
     # Every choice is made by our processors: whatever the model's own defaults are, they come on top.
     config = GenerationConfig(
         do_sample=False,
@@ -132,7 +132,7 @@ def _run(generation: Generation, news: queue.Queue[Any], stop: threading.Event) 
         top_p=1.0,
         top_k=TOP_K,
         repetition_penalty=1.0,
-        max_new_tokens=min(sampling.max_new_tokens, room),
+        max_new_tokens=min(sampling.max_new_tokens, generation.room),
         pad_token_id=model.generation_config.pad_token_id,
         eos_token_id=model.generation_config.eos_token_id,
     )
@@ -141,9 +141,8 @@ def _run(generation: Generation, news: queue.Queue[Any], stop: threading.Event) 
             input_ids=inputs,
             attention_mask=torch.ones_like(inputs),
             generation_config=config,
-            logits_processor=LogitsProcessorList([surprise, *processors(sampling)]),
+            logits_processor=LogitsProcessorList([_Choice(generation, news)]),
             stopping_criteria=[_Stopped(stop)],
-            streamer=_Feed(generation, surprise, news),
         )
     # Whatever happens in this thread must be said on the page.
     except Exception as error:
@@ -158,15 +157,10 @@ def processors(sampling: Sampling) -> list[LogitsProcessor]:
     `generate` itself draws from torch's global random numbers, which several people cannot share.
     """
     chain: list[LogitsProcessor] = [RepetitionPenaltyLogitsProcessor(float(sampling.repetition_penalty))]
-    if sampling.greedy:
-        return chain
-    return [
-        *chain,
-        TemperatureLogitsWarper(float(sampling.temperature)),
-        TopKLogitsWarper(TOP_K),
-        TopPLogitsWarper(float(sampling.top_p)),
-        Draw(sampling.seed),
-    ]
+    if not sampling.greedy:
+        chain += [TemperatureLogitsWarper(float(sampling.temperature)), TopKLogitsWarper(TOP_K)]
+        chain += [TopPLogitsWarper(float(sampling.top_p)), Draw(sampling.seed)]
+    return chain
 
 
 class Draw(LogitsProcessor):
@@ -184,36 +178,19 @@ class Draw(LogitsProcessor):
         return scores - noise.clamp_min(torch.finfo(noise.dtype).tiny).log().to(scores)
 
 
-class _Surprise(LogitsProcessor):
-    """Keeps the model's log-probabilities of each next token; changes nothing."""
+class _Choice(LogitsProcessor):
+    """Applies the processors, whose argmax `generate` takes, and sends that token with its surprise."""
 
-    def __init__(self) -> None:
-        # On some devices `generate` streams a token one step late.
-        self.expected: deque[torch.Tensor] = deque()
+    def __init__(self, generation: Generation, news: queue.Queue[Any]) -> None:
+        self._generation, self._news = generation, news
+        self._chain = LogitsProcessorList(processors(generation.sampling))
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self.expected.append(torch.log_softmax(scores[0].float(), dim=-1))
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:
+        log_p = torch.log_softmax(scores[0].float(), dim=-1)
+        scores = self._chain(input_ids, scores)
+        token_id = int(scores.argmax(dim=-1).item())
+        self._news.put((self._generation, token_id, -float(log_p[token_id])))
         return scores
-
-
-class _Feed(BaseStreamer):
-    """Sends each new token with its surprise."""
-
-    def __init__(self, generation: Generation, surprise: _Surprise, news: queue.Queue[Any]) -> None:
-        self._generation, self._surprise, self._news = generation, surprise, news
-        self._prompt_seen = False
-
-    def put(self, value: torch.Tensor) -> None:
-        """The prompt, shape (1, tokens), then each new token, shape (1,)."""
-        if not self._prompt_seen:
-            self._prompt_seen = True
-            return
-        token_id = int(value.item())
-        nats = -float(self._surprise.expected.popleft()[token_id])
-        self._news.put((self._generation, token_id, nats))
-
-    def end(self) -> None:
-        """Nothing is held back that would have to be sent now."""
 
 
 class _Stopped(StoppingCriteria):

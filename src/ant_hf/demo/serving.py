@@ -6,12 +6,11 @@ import logging
 import socket
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ant_hf.demo.launching import launch, load_page
+from ant_hf.demo.page import launch, load_page
 from ant_hf.errors import AntError
 from ant_hf.utils.console import say
 
@@ -55,9 +54,9 @@ def serve(models: Sequence[str], port: int | None = None, share: bool = False) -
     if port is not None:
         _refuse_busy(port)
     page = load_page(models)
-    secured: dict[str, Any] = {"app_kwargs": {"middleware": [Middleware(OnlyFromHere)]}}
+    secured = {} if share else {"middleware": [Middleware(OnlyFromHere)]}
     try:
-        launch(page, server_name=HOST, server_port=port, share=share, **({} if share else secured))
+        launch(page, server_name=HOST, server_port=port, share=share, app_kwargs=secured)
     except OSError as error:
         raise AntError(f"the page cannot be served: {error}", hint="Try another --port.") from None
     try:

@@ -17,7 +17,7 @@ from ant_hf.utils.provenance import source_commit
 PACKAGE = "ant_hf"
 _SOURCE = Path(__file__).parents[1]
 # What app.py imports; everything that this needs is copied with it.
-_ENTRY = f"{PACKAGE}.demo.launching"
+_ENTRY = f"{PACKAGE}.demo.page"
 
 
 def make_space(run_dir: Path, repository: str, license_id: str) -> Path:
@@ -35,7 +35,8 @@ def make_space(run_dir: Path, repository: str, license_id: str) -> Path:
     if "gradio" not in packages_distributions():
         raise AntError("a Space runs the Gradio that is installed here", hint="pip install 'ant-hf[demo]'")
     with whole_folder(run_dir / "space") as folder:
-        for path in modules:
+        # With the style sheet and script of the same name.
+        for path in (file for module in modules for file in module.parent.glob(f"{module.stem}.*")):
             target = folder / PACKAGE / path.relative_to(_SOURCE)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(path.read_bytes())
@@ -43,16 +44,9 @@ def make_space(run_dir: Path, repository: str, license_id: str) -> Path:
         (folder / "requirements.txt").write_text(_requirements(needed), encoding="utf-8")
         (folder / CARD).write_text(_readme(repository, license_id), encoding="utf-8")
         # Without a date: the same Space again is the same bytes, and nothing is sent.
-        write_json(
-            folder / RELEASE,
-            {
-                "schema": 1,
-                "repository": repository,
-                "license": license_id,
-                "ant_hf_commit": source_commit(),
-                "files": inventory(folder, without=(RELEASE,)),
-            },
-        )
+        about = {"repository": repository, "license": license_id, "ant_hf_commit": source_commit()}
+        files = inventory(folder, without=(RELEASE,))
+        write_json(folder / RELEASE, {"schema": 1, **about, "files": files})
     return run_dir / "space"
 
 

@@ -1,41 +1,46 @@
-"""One model looked at from all sides."""
+"""One model looked at from all sides, or two beside each other on the same text.
+
+Which text is read and which tokens are counted is decided here too.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ant_hf.data.tokens import TRAIN, VALIDATION, PackedTokens, read_manifest
 from ant_hf.errors import AntError
-from ant_hf.inspection.activations import Activations, read_activations
-from ant_hf.inspection.embeddings import Embeddings, count_tokens, read_embeddings
-from ant_hf.inspection.fragments import NextTokens, Reading, next_tokens, prefix_ids, read_text
-from ant_hf.inspection.heads import Head, read_heads
-from ant_hf.inspection.texts import Text
-from ant_hf.inspection.vocabulary import Vocabulary, vocabulary
-from ant_hf.inspection.weights import Matrix, check_finite, layers_of, read_matrices
+from ant_hf.inspection import measures
+from ant_hf.inspection.fragments import (
+    NextTokens,
+    Reading,
+    Vocabulary,
+    next_tokens,
+    prefix_ids,
+    read_text,
+    vocabulary,
+)
 from ant_hf.model.architecture import Ledger, parameter_ledger
-from ant_hf.model.loading import Subject
+from ant_hf.model.loading import Subject, load_subject, locate
+from ant_hf.model.texts import ENGLISH
+from ant_hf.utils.console import progress_bar
+from ant_hf.utils.files import file_sha256
+from ant_hf.utils.names import FINAL, MANIFEST, RUN_RECORD
 
+REPORT = "inspection.html"
 CANDIDATES = 20
-Advance = Callable[[int, int], None]
-Bar = Callable[[str], AbstractContextManager[Advance]]
-
-
-@dataclass(frozen=True)
-class Place:
-    """What a model expects at one place of the text."""
-
-    position: int
-    """Tokens before it."""
-    before: str
-    """The end of what comes before it, readable."""
-    expected: NextTokens
+# A few thousand tokens: seconds on a laptop, and more than the residual stream has dimensions.
+MAX_CHARACTERS = 20_000
+_HELD_OUT_TOKENS = 2_048
+# 64 MB of tokens at a time.
+_PIECE = 32_000_000
 
 
 @dataclass(frozen=True)
@@ -43,17 +48,26 @@ class Inspection:
     """Everything that is shown of a model."""
 
     name: str
-    facts: list[tuple[str, str]]
-    """Name and value of what shapes the model, the same names in the same order for every model."""
+    facts: dict[str, str]
+    """What shapes the model, the same names in the same order for every model."""
     ledger: Ledger
-    matrices: list[Matrix]
-    heads: list[Head]
-    embeddings: Embeddings
-    activations: Activations
-    reading: Reading
+    matrices: list[measures.Matrix]
+    heads: list[measures.Head]
+    embeddings: measures.Embeddings
+    activations: measures.Activations
     text_source: str
-    place: Place
+    reading: Reading
+    position: int
+    """Tokens before the place of the text whose distribution is shown."""
+    next: NextTokens
+    """What the model expects at that place."""
     entries: Vocabulary
+
+    @property
+    def before(self) -> str:
+        """The end of what comes before the place, readable."""
+        fragments = self.reading.fragments[max(0, self.position - 12) : self.position]
+        return "".join(fragment.text for fragment in fragments)
 
     @property
     def uniform_nats(self) -> float:
@@ -71,38 +85,64 @@ class Inspection:
         return float(np.mean([e.entropy_bits for e in self.reading.expected if e is not None]))
 
 
+def compare(
+    model: str, other: str | None, text: str | None, position: int | None, tokens: Path | None
+) -> list[Inspection]:
+    """Inspect a model, and another on the same text and at the same place of it.
+
+    Args:
+        model, other: folders or Hub ids.
+        text: a text or a file; see `choose_text`.
+        position: token of the text whose distribution is shown, 0 the first; None: the one after the last.
+        tokens: packed tokens of the first model's training, used for the other if its tokenizer is the same.
+
+    Raises:
+        AntError: a model cannot be loaded or is not built like a Llama; the text, the tokens or the
+            position do not fit.
+    """
+    subject = load_subject(model, "float32", "cpu")
+    # Both before any work: a mistake in the second should not cost the minute that the first takes.
+    beside = load_subject(other, "float32", "cpu") if other is not None else None
+    found = run_tokens(subject.folder, tokens)
+    chosen = choose_text(text, found, subject.tokenizer)
+    first = inspect_model(subject, chosen, found, position)
+    if beside is None:
+        return [first]
+    own = run_tokens(beside.folder)
+    if own is None and found and fits_tokenizer(found, beside.folder):
+        own = found
+    return [first, inspect_model(beside, chosen, own, first)]
+
+
 def inspect_model(
-    subject: Subject,
-    text: Text,
-    tokens: Path | None,
-    position: int | None,
-    bar: Bar,
-    beside: Inspection | None = None,
+    subject: Subject, text: Text, tokens: Path | None, position: Inspection | int | None
 ) -> Inspection:
     """Measure a loaded model and read the text with it.
 
     Args:
         tokens: packed tokens of the training, for the frequencies; else the text's own are taken.
-        position: token of the text whose distribution is shown, 0 the first; None: the one after the last.
-        bar: makes a progress bar of a label.
-        beside: another model's, whose place in the text is taken instead of `position`.
+        position: as `compare` takes it, or another model's inspection, whose place in the text is taken.
 
     Raises:
         AntError: not built like a Llama, not finite, a tokenizer that cannot be read, or no such position.
     """
     model, tokenizer = subject.model, subject.tokenizer
-    layers_of(model)
-    check_finite(model)
+    measures.layers_of(model)
+    measures.check_finite(model)
     entries = vocabulary(tokenizer)
     reading = read_text(model, tokenizer, text.content, CANDIDATES)
-    place = _place(subject, reading, _same_position(beside, reading) if beside else position)
-    with bar("spectra") as advance:
-        matrices = read_matrices(model, advance)
     ids = [fragment.token_id for fragment in reading.fragments]
+    with_prefix = prefix_ids(tokenizer) + ids
+    if isinstance(position, Inspection):
+        position = _same_position(position, reading)
+    if position is None or position == len(ids):
+        position, expected = len(ids), next_tokens(model, tokenizer, with_prefix, CANDIDATES)
+    else:
+        expected = _expected(reading, position)
+    matrices, norms = measures.read_matrices(model), measures.embedding_norms(model)
     size = model.config.vocab_size
     if tokens:
-        with bar("counting tokens") as advance:
-            counts, counted = count_tokens(tokens, size, advance), "the training tokens"
+        counts, counted = count_tokens(tokens, size), "the training tokens"
     else:
         counts, counted = np.bincount(ids, minlength=size), f"the text ({text.source})"
     return Inspection(
@@ -110,47 +150,39 @@ def inspect_model(
         facts=_facts(subject),
         ledger=parameter_ledger(model.config),
         matrices=matrices,
-        heads=read_heads(model),
-        embeddings=read_embeddings(model, counts, counted, from_training=tokens is not None),
-        activations=read_activations(model, prefix_ids(tokenizer) + ids),
-        reading=reading,
+        heads=measures.read_heads(model),
+        embeddings=measures.Embeddings(norms, counts, counted, from_training=tokens is not None),
+        activations=measures.read_activations(model, with_prefix),
         text_source=text.source,
-        place=place,
+        reading=reading,
+        position=position,
+        next=expected,
         entries=entries,
     )
 
 
 def _same_position(beside: Inspection, reading: Reading) -> int | None:
     """The token at the byte where the other model's place begins; None for the end of the text."""
-    place, others = beside.place.position, beside.reading.fragments
+    others, place = beside.reading.fragments, beside.position
     if place == len(others):
         return None
     return next(i for i, fragment in enumerate(reading.fragments) if fragment.end > others[place].start)
 
 
-def _place(subject: Subject, reading: Reading, position: int | None) -> Place:
-    fragments = reading.fragments
-    end = len(fragments)
-    position = end if position is None else position
-    if not 0 <= position <= end:
+def _expected(reading: Reading, position: int) -> NextTokens:
+    end = len(reading.fragments)
+    if not 0 <= position < end:
         raise AntError(
             "no such position in the text", seen=position, expected=f"0 to {end}, its number of tokens"
         )
-    before = "".join(fragment.text for fragment in fragments[max(0, position - 12) : position])
-    if position < end:
-        expected = reading.expected[position]
-        if expected is None:
-            raise AntError(
-                "nothing comes before position 0, and this tokenizer has no beginning-of-text token"
-            )
-        return Place(position, before, expected)
-    ids = prefix_ids(subject.tokenizer) + [fragment.token_id for fragment in fragments]
-    return Place(position, before, next_tokens(subject.model, subject.tokenizer, ids, CANDIDATES))
+    if (expected := reading.expected[position]) is None:
+        raise AntError("nothing comes before position 0, and this tokenizer has no beginning-of-text token")
+    return expected
 
 
-def _facts(subject: Subject) -> list[tuple[str, str]]:
+def _facts(subject: Subject) -> dict[str, str]:
     config = subject.model.config
-    attention: Any = layers_of(subject.model)[0].self_attn
+    attention: Any = measures.layers_of(subject.model)[0].self_attn
     size = attention.head_dim
     heads, groups = (projection.out_features // size for projection in (attention.q_proj, attention.k_proj))
     hidden, layers = config.hidden_size, config.num_hidden_layers
@@ -158,18 +190,121 @@ def _facts(subject: Subject) -> list[tuple[str, str]]:
     prefix = prefix_ids(subject.tokenizer)
     names = "".join(vocabulary(subject.tokenizer).text(index) for index in prefix)
     mlp = getattr(config, "intermediate_size", None)
-    return [
-        ("parameters", f"{ledger.total:,}"),
-        ("of them embeddings", f"{ledger.embedding_share:.1%}"),
-        ("hidden size (width)", f"{hidden:,}"),
-        ("layers (depth)", f"{layers:,}"),
-        ("width / depth", f"{hidden / layers:.1f}"),
-        ("query heads x head size", f"{heads} x {size}"),
-        ("key-value heads", f"{groups} (1 for {heads // groups} query heads)"),
-        ("key-value width", f"{groups * size} ({groups * size / hidden:.1%} of the hidden size)"),
-        ("MLP width", f"{mlp:,} ({mlp / hidden:.2f} x the hidden size)" if mlp else "not in the config"),
-        ("vocabulary", f"{config.vocab_size:,}"),
-        ("context", f"{subject.context_length:,} tokens"),
-        ("embeddings and output tied", "yes" if ledger.tied else "no"),
-        ("read before a text", names or "nothing"),
-    ]
+    return {
+        "parameters": f"{ledger.total:,}",
+        "of them embeddings": f"{ledger.embedding_share:.1%}",
+        "hidden size (width)": f"{hidden:,}",
+        "layers (depth)": f"{layers:,}",
+        "width / depth": f"{hidden / layers:.1f}",
+        "query heads x head size": f"{heads} x {size}",
+        "key-value heads": f"{groups} (1 for {heads // groups} query heads)",
+        "key-value width": f"{groups * size} ({groups * size / hidden:.1%} of the hidden size)",
+        "MLP width": f"{mlp:,} ({mlp / hidden:.2f} x the hidden size)" if mlp else "not in the config",
+        "vocabulary": f"{config.vocab_size:,}",
+        "context": f"{subject.context_length:,} tokens",
+        "embeddings and output tied": "yes" if ledger.tied else "no",
+        "read before a text": names or "nothing",
+    }
+
+
+def side_by_side(columns: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
+    """Rows of a name and each column's value; 0 where it has none of that name."""
+    names = dict.fromkeys(itertools.chain(*columns))
+    return [(name, [column.get(name, 0) for column in columns]) for name in names]
+
+
+def default_report(model: str, other: str | None) -> Path:
+    """In the run's folder for a run's final model, else in the current one.
+
+    Never inside a model's folder: a release is sealed file by file, and all of a final folder is published.
+    """
+    name = REPORT if other is None else f"inspection-beside-{_short(other)}.html"
+    folder = locate(model)[1].resolve()
+    if folder.name == FINAL and (folder.parent / RUN_RECORD).is_file():
+        return folder.parent / name
+    return Path(f"{_short(model)}-{name}")
+
+
+def _short(model: str) -> str:
+    return locate(model)[0].replace("/", "-")
+
+
+class Text(NamedTuple):
+    """A text and where it is from, in words."""
+
+    content: str
+    source: str
+
+
+def choose_text(given: str | None, tokens: Path | None, tokenizer: Any) -> Text:
+    """What the user gave (a file or the text itself), else the run's held-out text, else plain English.
+
+    Args:
+        tokens: the run's packed tokens, if they are at hand.
+
+    Raises:
+        AntError: the text is empty, or the file is missing or no UTF-8.
+    """
+    if given is None:
+        if tokens and (held_out := held_out_text(tokens, tokenizer, _HELD_OUT_TOKENS)):
+            return Text(held_out, "the beginning of the run's held-out text")
+        return Text("\n".join(ENGLISH), "four plain English paragraphs, none from any training set")
+    content, source = given, "the text given"
+    # Unlike Path's, it takes a long text for no file.
+    if os.path.isfile(given):  # noqa: PTH113
+        source = Path(given).name
+        try:
+            content = Path(given).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise AntError(f"{given} cannot be read as UTF-8 text: {error}") from None
+    elif given.split() == [given] and (given.endswith((".txt", ".md", ".json", ".jsonl")) or "/" in given):
+        raise AntError(f"text file not found: {given}", hint="To pass a text itself, write it with a space.")
+    if not content.strip():
+        raise AntError("there is no text to read", seen=content[:20], hint="--text takes a text or a file.")
+    if len(content) > MAX_CHARACTERS:
+        return Text(content[:MAX_CHARACTERS], f"the first {MAX_CHARACTERS:,} characters of {source}")
+    return Text(content, source)
+
+
+def run_tokens(folder: Path, given: Path | None = None) -> Path | None:
+    """The packed tokens of a model's training: those given, else those beside a run's final folder.
+
+    Raises:
+        AntError: the tokens given are missing, damaged, or of another tokenizer.
+    """
+    if given is None:
+        beside = folder.resolve().parent / "tokens"
+        return beside if (beside / MANIFEST).is_file() and fits_tokenizer(beside, folder) else None
+    if not fits_tokenizer(given, folder):
+        raise AntError(
+            f"{given} was packed with another tokenizer than {folder} has",
+            hint="Pass the tokens of the model's own run.",
+        )
+    return given
+
+
+def fits_tokenizer(tokens: Path, folder: Path) -> bool:
+    """Whether packed tokens were made with a model folder's tokenizer."""
+    file = folder / "tokenizer.json"
+    packed_with = read_manifest(tokens)["inputs"]["tokenizer_sha256"]
+    return file.is_file() and bool(file_sha256(file) == packed_with)
+
+
+def count_tokens(tokens: Path, vocab_size: int) -> np.ndarray:
+    """How often each token occurs in the training split, shape (vocab_size,)."""
+    split = PackedTokens(tokens, TRAIN)
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    with progress_bar("counting tokens") as advance:
+        for start in range(0, len(split), _PIECE):
+            piece = split.slice(start, start + _PIECE)
+            counts += np.bincount(piece, minlength=vocab_size)
+            advance(len(piece), len(split))
+    return counts
+
+
+def held_out_text(tokens: Path, tokenizer: Any, max_tokens: int) -> str:
+    """The beginning of the validation split as text, documents on lines of their own; may be empty."""
+    ids = PackedTokens(tokens, VALIDATION).slice(0, max_tokens).tolist()
+    groups = itertools.groupby(ids, key=lambda index: index == tokenizer.eos_token_id)
+    documents = [list(group) for is_end, group in groups if not is_end]
+    return "\n".join(tokenizer.decode(document) for document in documents).strip("\ufffd")

@@ -1,139 +1,239 @@
-"""The report: one HTML file that needs nothing else, not even scripts."""
+"""The report: one HTML file that needs nothing else, not even scripts, with its figures as inline SVG.
+
+Text and lines of figures are drawn in placeholder colours, which become variables of the page's style
+sheet, so that they follow its theme; no name from outside is ever drawn, so that nothing has to be escaped
+in them. Colours of data are Okabe and Ito's two and cividis: told apart with any colour vision, and in grey.
+"""
 
 from __future__ import annotations
 
+import io
+import itertools
 import math
-from collections import Counter
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import matplotlib as mpl
+import numpy as np
+from markupsafe import Markup
+from matplotlib.figure import Figure
 
-from ant_hf.inspection.colours import SURPRISE_STEPS, surprise_colours, surprise_step
-from ant_hf.inspection.examination import CANDIDATES, Inspection
-from ant_hf.inspection.figures import (
-    component_figure,
-    embedding_figure,
-    head_map,
-    matrix_map,
-    number_ids,
-    rank_figure,
-    spectrum_figures,
-)
+from ant_hf.inspection.examination import CANDIDATES, Inspection, side_by_side
 from ant_hf.inspection.findings import findings
-from ant_hf.inspection.fragments import by_predictability
-from ant_hf.utils.files import write_text
+from ant_hf.inspection.fragments import surprise_colours, surprise_step
+from ant_hf.utils.plots import STYLE
 
 TEMPLATE = "report.html.jinja"
 # Enough to read; each takes about half a kilobyte with its tip.
 SHOWN_FRAGMENTS = 500
-_TIP_CANDIDATES = 5
-EXTREMES = 12
-
-
-def write_report(inspections: Sequence[Inspection], path: Path) -> None:
-    """Write one or two models' report, whole or not at all."""
-    write_text(path, render_report(inspections))
+_INK, _FAINT, _A, _B = "#010101", "#020202", "#030303", "#040404"
+_VARIABLES = {_INK: "var(--ink)", _FAINT: "var(--faint)", _A: "var(--a)", _B: "var(--b)"}
+_STYLE: dict[Any, Any] = STYLE | {
+    "svg.fonttype": "none",
+    # The same figure gets the same ids whenever it is drawn.
+    "svg.hashsalt": "inspection",
+    "font.family": "sans-serif",
+    "figure.dpi": 72,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), _INK),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), _FAINT),
+    **dict.fromkeys(("axes.facecolor", "figure.facecolor"), "none"),
+}
+_KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# More cells than this leave no room for numbers in them.
+_ANNOTATED = 24
 
 
 def render_report(inspections: Sequence[Inspection]) -> str:
-    """The page's HTML. Every name and text from outside is escaped by the template."""
+    """The HTML page of one or two models. Every name and text from outside is escaped by the template."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.globals.update(findings=findings, surprise_step=surprise_step, exp=math.exp, zip=zip)
     template = environment.from_string(Path(__file__).with_name(TEMPLATE).read_text(encoding="utf-8"))
-    page = template.render(
-        title=" and ".join(each.name for each in inspections),
-        models=[_model(each) for each in inspections],
-        facts=_side_by_side([each.facts for each in inspections]),
-        components=component_figure(inspections),
-        ledger=_ledger(inspections),
-        ranks=rank_figure(inspections),
-        spectra=spectrum_figures(inspections),
-        colours={
-            theme: [surprise_colours(step, theme) for step in range(SURPRISE_STEPS)]
-            for theme in ("light", "dark")
-        },
-        maps=_maps(inspections),
-        text_source=inspections[0].text_source,
-        shown=SHOWN_FRAGMENTS,
-        candidates=CANDIDATES,
-    )
-    return number_ids(page)
+    with mpl.rc_context(_STYLE):
+        page = template.render(
+            title=" and ".join(each.name for each in inspections),
+            models=inspections,
+            facts=side_by_side([each.facts for each in inspections]),
+            ledger=side_by_side([dict(each.ledger.rows) for each in inspections]),
+            components=_component_figure(inspections),
+            ranks=_rank_figure(inspections),
+            spectra=[_spectrum(inspections, kind) for kind in _kinds(inspections)],
+            maps=_maps(inspections),
+            norms=[_embedding_figure(each) for each in inspections],
+            colours={theme: surprise_colours(theme) for theme in ("light", "dark")},
+            shown=SHOWN_FRAGMENTS,
+            candidates=CANDIDATES,
+        )
+    numbers = itertools.count()
+
+    def numbered(figure: re.Match[str]) -> str:
+        # Equal figures have equal ids, and a page may have no two.
+        return re.sub(r'( id="| href="#|url\(#)', rf"\g<1>f{next(numbers)}-", figure[0])
+
+    return re.sub(r"<svg .*?</svg>", numbered, page, flags=re.DOTALL)
 
 
-def _model(inspection: Inspection) -> dict[str, Any]:
-    reading = inspection.reading
-    steps = Counter(surprise_step(f.nats) for f in reading.fragments if f.nats is not None)
-    often = by_predictability(reading.fragments, min_count=3) or by_predictability(reading.fragments)
-    worst = sorted(inspection.matrices, key=lambda matrix: -matrix.largest_deviation)[:5]
-    return {
-        "it": inspection,
-        "findings": findings(inspection),
-        "fragments": _fragments(inspection),
-        "steps": [steps[step] / max(reading.scored, 1) for step in range(SURPRISE_STEPS)],
-        "most": often[:EXTREMES],
-        "least": often[::-1][:EXTREMES],
-        "outliers": worst,
-        "embeddings": embedding_figure(inspection),
-        "unseen": [inspection.entries.text(index) for index in inspection.embeddings.unseen],
-        "next": _candidates(inspection, inspection.place.expected.candidates),
+def _svg(figure: Figure) -> Markup:
+    """A figure as an inline element: no header, no ids that could clash, no addresses."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = "<svg" + buffer.getvalue().partition("<svg")[2]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)
+    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text).replace("xlink:href", "href")
+    text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true">', text, count=1)
+    text = re.sub(r"font: [^;\"]*?(\d+)px [^;\"]*", r"font-size: \1px", text)
+    for colour, variable in _VARIABLES.items():
+        text = text.replace(colour, variable)
+    return Markup(re.sub(r">\s+<", "><", text))  # noqa: S704 (matplotlib escapes what it draws)
+
+
+def _axes(width: float, height: float, title: str, xlabel: str, ylabel: str) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title, fontsize=12)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    return figure, axes
+
+
+def _in_percent(axis: Any) -> None:
+    axis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
+
+
+def _series(inspections: Sequence[Inspection]) -> Iterator[tuple[Inspection, dict[str, str]]]:
+    """Each model with the colour and line of its curves."""
+    for each, colour, line in zip(inspections, (_A, _B), ("-", "--"), strict=False):
+        yield each, {"color": colour, "linestyle": line}
+
+
+def _component_figure(inspections: Sequence[Inspection]) -> Markup:
+    """Parameters by component as bars, models beside each other."""
+    names, counts = zip(*side_by_side([dict(each.ledger.rows) for each in inspections]), strict=True)
+    figure, axes = _axes(6.5, 0.8 + 0.36 * len(names), "Parameters by component", "millions", "")
+    height = 0.8 / len(inspections)
+    for index, (millions, colour) in enumerate(zip(np.divide(counts, 1e6).T, (_A, _B), strict=False)):
+        places = np.arange(len(names)) + (index - (len(inspections) - 1) / 2) * height
+        axes.barh(places, millions, height * 0.9, color=colour)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    return _svg(figure)
+
+
+def _rank_figure(inspections: Sequence[Inspection]) -> Markup:
+    """Effective rank of the residual stream by layer."""
+    title, share = "Dimensions in use, by layer", "effective rank / hidden size"
+    figure, axes = _axes(6.5, 3.6, title, "layer (0: embeddings)", share)
+    for each, style in _series(inspections):
+        axes.plot(each.activations.hidden_rank / each.activations.hidden_size, marker="o", **style)
+    axes.set_ylim(0, 1)
+    _in_percent(axes.yaxis)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    return _svg(figure)
+
+
+def _kinds(inspections: Sequence[Inspection]) -> list[str]:
+    found = {matrix.name for each in inspections for matrix in each.matrices}
+    return [kind for kind in _KINDS if kind in found] + sorted(found - set(_KINDS))
+
+
+def _spectrum(inspections: Sequence[Inspection], kind: str) -> Markup:
+    """Singular values over the largest of one kind of matrix: band and median over the layers."""
+    figure, axes = _axes(3.4, 2.6, kind, "singular value, of all", "over the largest")
+    share = np.linspace(0, 1, 60)
+    for each, style in _series(inspections):
+        spectra = [matrix.singular_values for matrix in each.matrices if matrix.name == kind]
+        curves = [
+            np.interp(share, np.linspace(0, 1, len(values)), values / max(values[0], 1e-30))
+            for values in spectra
+        ]
+        if curves:
+            band = np.min(curves, 0), np.max(curves, 0)
+            axes.fill_between(share, *band, color=style["color"], alpha=0.2, linewidth=0)
+            axes.plot(share, np.median(curves, 0), **style)
+    axes.set_ylim(0, 1)
+    axes.set_xlim(0, 1)
+    _in_percent(axes.xaxis)
+    _in_percent(axes.yaxis)
+    return _svg(figure)
+
+
+def _maps(inspections: Sequence[Inspection]) -> dict[str, list[Markup]]:
+    """Maps by layer of each model, in the same limits, so that colours can be compared."""
+    shapes: dict[str, tuple[str, str, float | None, Callable[[Inspection], dict[str, np.ndarray]]]] = {
+        # Title, what the rows are, upper limit unless it is the largest value, and the rows.
+        "rank": ("Effective rank / full rank", "", 1.0, lambda it: _by_kind(it, "rank_share")),
+        "rms": ("Root mean square of the weights", "", None, lambda it: _by_kind(it, "rms")),
+        "entropy": (
+            *("Attention entropy / largest possible", "head", 1.0),
+            lambda it: _by_head(it, it.activations.entropy),
+        ),
+        "writes": (
+            *("What a head writes / median head", "head", None),
+            lambda it: _by_head(it, [head.write_share for head in it.heads]),
+        ),
     }
+    maps = {}
+    for name, (title, ylabel, limit, rows_of) in shapes.items():
+        rows = [rows_of(each) for each in inspections]
+        top = limit or max(float(np.nanmax(values)) for each in rows for values in each.values())
+        maps[name] = [_map(each, title, ylabel, top) for each in rows]
+    return maps
 
 
-def _fragments(inspection: Inspection) -> list[dict[str, Any]]:
-    """The first fragments with what their tips show."""
-    reading = inspection.reading
-    pairs = list(zip(reading.fragments, reading.expected, strict=True))[:SHOWN_FRAGMENTS]
-    return [
-        {
-            "it": fragment,
-            "step": surprise_step(fragment.nats),
-            "hex": fragment.raw.hex(" ").upper(),
-            "breaks": fragment.raw.endswith(b"\n"),
-            "p": math.exp(-(fragment.nats or 0.0)),
-            "bits": expected and expected.entropy_bits,
-            "candidates": expected and _candidates(inspection, expected.candidates[:_TIP_CANDIDATES]),
-        }
-        for fragment, expected in pairs
-    ]
+def _by_kind(inspection: Inspection, key: str) -> dict[str, np.ndarray]:
+    """A figure of the matrices of each kind, by layer; nan where a layer has none."""
+    layers = inspection.ledger.num_hidden_layers
+    rows = {kind: np.full(layers, np.nan) for kind in _kinds([inspection])}
+    for matrix in inspection.matrices:
+        rows[matrix.name][matrix.layer] = getattr(matrix, key)
+    return rows
 
 
-def _candidates(inspection: Inspection, candidates: Sequence[Any]) -> list[dict[str, Any]]:
-    return [{"it": each, "text": inspection.entries.text(each.token_id)} for each in candidates]
+def _by_head(inspection: Inspection, values: Any) -> dict[str, np.ndarray]:
+    """Figures of all heads, layer by layer, for each head."""
+    by_layer = np.reshape(values, inspection.activations.entropy.shape)
+    return {str(head): column for head, column in enumerate(by_layer.T)}
 
 
-def _side_by_side(columns: Sequence[list[tuple[str, str]]]) -> list[tuple[str, list[str]]]:
-    """Rows of a name and each model's value."""
-    return [(row[0][0], [value for _, value in row]) for row in zip(*columns, strict=True)]
+def _map(rows: dict[str, np.ndarray], title: str, ylabel: str, top: float) -> Markup:
+    """Named rows of one value a layer, as colours between 0 and `top`."""
+    names, values = list(rows), np.stack(list(rows.values()))
+    figure, axes = _axes(6.5, min(1.3 + 0.32 * len(names), 7), title, "layer", ylabel)
+    axes.grid(visible=False)
+    mesh = axes.pcolormesh(values, cmap="cividis", vmin=0, vmax=top, edgecolor="face", linewidth=0.2)
+    step = -(-len(names) // 16)
+    axes.set_yticks(np.arange(0, len(names), step) + 0.5, names[::step])
+    across = -(-values.shape[1] // 24)
+    axes.set_xticks(np.arange(0, values.shape[1], across) + 0.5, range(0, values.shape[1], across))
+    axes.invert_yaxis()
+    if max(values.shape) <= _ANNOTATED:
+        for (row, column), value in np.ndenumerate(values):
+            axes.text(
+                column + 0.5, row + 0.5, f"{value:.2f}".lstrip("0"), ha="center", va="center", fontsize=8,
+                color="#000000" if value > top / 2 else "#ffffff",
+            )  # fmt: skip
+    figure.colorbar(mesh, ax=axes, pad=0.01).outline.set_visible(False)
+    return _svg(figure)
 
 
-def _ledger(inspections: Sequence[Inspection]) -> list[tuple[str, list[int]]]:
-    names = dict.fromkeys(name for each in inspections for name, _ in each.ledger.rows)
-    return [(name, [dict(each.ledger.rows).get(name, 0) for each in inspections]) for name in names]
-
-
-def _maps(inspections: Sequence[Inspection]) -> dict[str, list[Any]]:
-    """Maps of each model in the same limits, so that colours can be compared."""
-    rms = max(matrix.rms for each in inspections for matrix in each.matrices)
-    writes = [_by_head(each) for each in inspections]
-    largest = max(float(values.max()) for values in writes)
-    return {
-        "rank": [
-            matrix_map(each, "rank_share", "Effective rank / full rank", (0, 1)) for each in inspections
-        ],
-        "rms": [matrix_map(each, "rms", "Root mean square of the weights", (0, rms)) for each in inspections],
-        "entropy": [
-            head_map(each.activations.entropy, "Attention entropy / largest possible", (0, 1))
-            for each in inspections
-        ],
-        "writes": [head_map(values, "What a head writes / median head", (0, largest)) for values in writes],
-    }
-
-
-def _by_head(inspection: Inspection) -> Any:
-    shares = inspection.activations.entropy * 0
-    for head in inspection.heads:
-        shares[head.layer, head.head] = head.write_share
-    return shares
+def _embedding_figure(inspection: Inspection) -> Markup:
+    """Norm of every embedding row against how often its token occurs."""
+    counts, norms = inspection.embeddings.counts, inspection.embeddings.norms
+    seen = counts > 0
+    xlabel = f"occurrences in {'training' if inspection.embeddings.from_training else 'the text'}"
+    figure, axes = _axes(6.5, 3.6, "Embedding norms", xlabel, "Euclidean norm of the row")
+    # Thousands of points: a small picture inside the figure, in a colour that both themes show.
+    axes.scatter(counts[seen], norms[seen], s=5, color="#4a90c8", alpha=0.6, rasterized=True)
+    axes.set_xscale("symlog", linthresh=1)
+    if not seen.all():
+        style: dict[str, Any] = {"s": 22, "marker": "x", "color": "#d55e00", "linewidths": 1}
+        axes.scatter(counts[~seen], norms[~seen], **style, rasterized=True)
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(left=-0.3)
+    return _svg(figure)

@@ -8,10 +8,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ant_hf.inspection.colours import surprise_colours, surprise_step
-from ant_hf.inspection.examination import Inspection
+from ant_hf.inspection.examination import Inspection, side_by_side
 from ant_hf.inspection.findings import findings
-from ant_hf.inspection.fragments import by_predictability
+from ant_hf.inspection.fragments import surprise_colours, surprise_step
 from ant_hf.utils.console import say, show
 
 _SHOWN_FRAGMENTS = 120
@@ -39,12 +38,11 @@ def _table(title: str, *columns: str, numbers: bool = False) -> Table:
 
 def _facts(inspections: Sequence[Inspection]) -> Table:
     table = _table("Shape", "", *(each.name for each in inspections))
-    for row in zip(*(each.facts for each in inspections), strict=True):
-        table.add_row(row[0][0], *(escape(value) for _, value in row))
+    for name, facts in side_by_side([each.facts for each in inspections]):
+        table.add_row(name, *map(escape, facts))
     table.add_section()
-    names = dict.fromkeys(name for each in inspections for name, _ in each.ledger.rows)
-    for name in names:
-        table.add_row(name, *(f"{dict(each.ledger.rows).get(name, 0):,}" for each in inspections))
+    for name, counts in side_by_side([dict(each.ledger.rows) for each in inspections]):
+        table.add_row(name, *(f"{count:,}" for count in counts))
     return table
 
 
@@ -53,17 +51,18 @@ def _layers(inspections: Sequence[Inspection]) -> Table:
     columns = ("weights, rank / full", "stream, rank / width", "attention entropy")
     table = _table("By layer", "layer", *(f"{each.name}\n{name}" for each in inspections for name in columns))
     for layer in range(max(each.ledger.num_hidden_layers for each in inspections)):
-        cells: list[str] = []
-        for each in inspections:
-            if layer >= each.ledger.num_hidden_layers:
-                cells += ["", "", ""]
-                continue
-            ranks = [matrix.rank_share for matrix in each.matrices if matrix.layer == layer]
-            stream = each.activations.hidden_rank[layer + 1] / each.activations.hidden_size
-            entropy = each.activations.entropy[layer]
-            cells += [_range(ranks), f"{stream:.0%}", _range(entropy)]
+        cells = [cell for each in inspections for cell in _layer(each, layer)]
         table.add_row(str(layer), *cells)
     return table
+
+
+def _layer(inspection: Inspection, layer: int) -> list[str]:
+    if layer >= inspection.ledger.num_hidden_layers:
+        return ["", "", ""]
+    seen = inspection.activations
+    ranks = [matrix.rank_share for matrix in inspection.matrices if matrix.layer == layer]
+    stream = seen.hidden_rank[layer + 1] / seen.hidden_size
+    return [_range(ranks), f"{stream:.0%}", _range(seen.entropy[layer])]
 
 
 def _range(values: Iterable[float]) -> str:
@@ -74,39 +73,28 @@ def _range(values: Iterable[float]) -> str:
 def _findings(inspection: Inspection) -> Table:
     table = _table(f"What stands out in {inspection.name}", "", "topic", "found")
     marks = {True: "!", False: "\u2713", None: "?"}
-    for finding in findings(inspection):
-        table.add_row(
-            marks[finding.notable],
-            finding.topic,
-            escape(finding.sentence),
-            style="bold" if finding.notable else None,
-        )
-    seen = inspection.activations
-    table.add_row(
-        "",
-        "logits",
-        f"standard deviation {seen.logit_std:.2f}, the largest {seen.logit_max:.1f} above the mean",
-    )
-    embeddings = inspection.embeddings
+    for topic, notable, sentence in findings(inspection):
+        table.add_row(marks[notable], topic, escape(sentence), style="bold" if notable else None)
+    seen, embeddings = inspection.activations, inspection.embeddings
+    logits = f"standard deviation {seen.logit_std:.2f}, the largest {seen.logit_max:.1f} above the mean"
+    table.add_row("", "logits", logits)
     correlation = f"rank correlation of norm and frequency {embeddings.rank_correlation:.2f}"
     table.add_row("", "embeddings", escape(f"{correlation}, counted in {embeddings.counted}"))
     return table
 
 
 def _fragments(inspection: Inspection) -> Table:
-    """The first fragments in colour; without colours, with the whole nats behind each."""
-    line = Text()
+    """The first fragments in the colours of their nats, and these colours' scale."""
     reading = inspection.reading
+    styles = [f"{text} on {background}" for background, text in surprise_colours("dark")]
+    line, scale = Text(), Text("nats ")
     for fragment in reading.fragments[:_SHOWN_FRAGMENTS]:
-        background, text = surprise_colours(surprise_step(fragment.nats), "dark")
-        line.append(fragment.text, style=f"{text} on {background}")
+        line.append(fragment.text, style=styles[surprise_step(fragment.nats)])
         line.append(" ")
+    for step, style in enumerate(styles):
+        scale.append(f" {step}{'+' if style is styles[-1] else ''} ", style=style)
     table = Table(show_header=False, caption_justify="left")
     table.add_row(line)
-    scale = Text("nats ")
-    for step in range(10):
-        background, text = surprise_colours(step, "dark")
-        scale.append(f" {step}{'+' if step == 9 else ''} ", style=f"{text} on {background}")
     table.add_row(scale)
     table.caption = (
         f"{len(reading.fragments):,} tokens, {reading.bits_per_byte:.3f} bits per byte; "
@@ -117,27 +105,23 @@ def _fragments(inspection: Inspection) -> Table:
 
 
 def _next(inspection: Inspection) -> Table:
-    place = inspection.place
+    expected = inspection.next
     title = (
-        f"After {place.position:,} tokens, {place.before} : {place.expected.entropy_bits:.2f} bits, "
-        f"{place.expected.invalid_utf8_share:.3%} on invalid UTF-8"
+        f"After {inspection.position:,} tokens, {inspection.before} : {expected.entropy_bits:.2f} bits, "
+        f"{expected.invalid_utf8_share:.3%} on invalid UTF-8"
     )
     table = _table(title, "next token", "id", "probability", "", numbers=True)
-    best = place.expected.candidates[0].probability
-    for each in place.expected.candidates:
-        table.add_row(
-            escape(inspection.entries.text(each.token_id)), str(each.token_id), f"{each.probability:.2%}",
-            Text("\u2588" * round(20 * each.probability / best), justify="left"),
-        )  # fmt: skip
+    best = expected.candidates[0].probability
+    for token_id, _, text, probability in expected.candidates:
+        bar = Text("\u2588" * round(20 * probability / best), justify="left")
+        table.add_row(escape(text), str(token_id), f"{probability:.2%}", bar)
     return table
 
 
 def _extremes(inspection: Inspection) -> Table:
-    fragments = inspection.reading.fragments
-    ordered = by_predictability(fragments, min_count=3) or by_predictability(fragments)
+    ordered = inspection.reading.by_predictability
     columns = [name for which in ("most", "least") for name in (f"{which} predictable", "nats", "times")]
     table = _table(f"Fragments of {inspection.name}", *columns)
     for pair in zip(ordered[:_EXTREMES], ordered[::-1], strict=False):
-        cells = [(escape(each.text), f"{each.nats:.2f}", str(each.count)) for each in pair]
-        table.add_row(*cells[0], *cells[1])
+        table.add_row(*(cell for it in pair for cell in (escape(it.text), f"{it.nats:.2f}", str(it.count))))
     return table
