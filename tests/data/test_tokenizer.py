@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -74,15 +75,16 @@ def test_digits_are_single_tokens_unless_told_otherwise(chapters):
 def test_training_again_in_another_process_is_byte_identical(tiny_run, shared, tmp_path):
     script = (
         "import sys, pathlib\n"
-        "from ant_hf.corpus import Corpus\n"
-        "from ant_hf.sources import LocalFiles\n"
+        "from ant_hf.data.corpus import Corpus\n"
+        "from ant_hf.data.sources import LocalFiles\n"
         "from ant_hf.recipe import TokenizerRecipe\n"
-        "from ant_hf.tokenizer import prepare_tokenizer\n"
+        "from ant_hf.data.tokenizer import prepare_tokenizer\n"
         "corpus = Corpus(LocalFiles.find(sys.argv[1]), 0.15)\n"
         "prepare_tokenizer(corpus, TokenizerRecipe(vocab_size=384), pathlib.Path(sys.argv[2]), 64, False)\n"
     )
     command = [sys.executable, "-c", script, str(shared / "corpus.jsonl"), str(tmp_path / "again")]
-    subprocess.run(command, check=True, env={"PYTHONHASHSEED": "7", "TOKENIZERS_PARALLELISM": "false"})
+    environment = os.environ | {"PYTHONHASHSEED": "7", "TOKENIZERS_PARALLELISM": "false"}
+    subprocess.run(command, check=True, env=environment)
     first = (tiny_run / "tokenizer" / "tokenizer.json").read_bytes()
     assert (tmp_path / "again" / "tokenizer.json").read_bytes() == first
 

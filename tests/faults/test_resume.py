@@ -293,7 +293,7 @@ def test_a_second_run_in_the_folder_is_refused_while_the_first_lives(make_recipe
     recipe = make_recipe()
     folder = open_run_folder(recipe).path
     script = (
-        "import sys, time; from pathlib import Path; from ant_hf.locks import locked\n"
+        "import sys, time; from pathlib import Path; from ant_hf.utils.locks import locked\n"
         "with locked(Path(sys.argv[1]), 'run'):\n    print('held', flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", script, str(folder)]

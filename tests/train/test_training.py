@@ -293,8 +293,8 @@ def test_files_that_do_not_reproduce_the_training_fail_the_run(make_recipe, monk
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "running"
 
 
-def test_a_run_without_validation_text_is_refused(make_recipe):
-    recipe = make_recipe()
+def test_a_run_without_validation_text_is_refused(make_recipe, tmp_path):
+    recipe = make_recipe(data_dir=tmp_path / "own")
     corpus = recipe.corpus.model_copy(update={"max_tokens": 1})
     with pytest.raises(AntError, match="no document fell into the validation split"):
         pretrain(recipe.model_copy(update={"corpus": corpus}))
@@ -310,7 +310,7 @@ def test_a_validation_split_of_one_token_is_refused_before_the_training(make_rec
     kept = [text for text in chapters if not is_held_out(text)]
     file = tmp_path / "corpus.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in [letter, *kept]))
-    recipe = make_recipe()
+    recipe = make_recipe(data_dir=tmp_path / "own")
     corpus = recipe.corpus.model_copy(update={"path": str(file), "validation_fraction": 0.05})
     with pytest.raises(AntError, match="the one document of the validation split is too short"):
         pretrain(recipe.model_copy(update={"corpus": corpus}))
