@@ -19,16 +19,16 @@ from unittest import mock
 import torch
 
 ROOT = Path(__file__).parents[1]
+ANT_HF = "from ant_hf.cli.main import main; main()"
 # What a terminal would make of the output is the same on every machine.
 PLAIN = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
 
 
 def in_a_process(*words: object, **options: object) -> subprocess.CompletedProcess[str]:
-    """Run `ant-hf ...`, `python script.py ...` or `python -c ...` in the repository, in a process of its own."""
+    """Run a command line in the repository, in a process of its own; `ant-hf` and `python` are these here."""
     program, *arguments = map(str, words)
-    command = [sys.executable, *arguments]
-    if program == "ant-hf":
-        command[1:1] = ["-c", "from ant_hf.cli.main import main; main()"]
+    start = {"python": [sys.executable], "ant-hf": [sys.executable, "-c", ANT_HF]}
+    command = [*start.get(program, [program]), *arguments]
     options = {"cwd": ROOT, "env": os.environ | PLAIN, "capture_output": True, "text": True} | options
     return subprocess.run(command, **options)
 
@@ -36,7 +36,7 @@ def in_a_process(*words: object, **options: object) -> subprocess.CompletedProce
 def run_here(
     *words: object, cwd: Path = ROOT, joined: bool = False, **environment: str | None
 ) -> subprocess.CompletedProcess[str]:
-    """Run `ant-hf ...`, `python script.py ...` or `python -c ...` as `in_a_process` does, in this process.
+    """Run `ant-hf ...`, `python script.py ...` or `python -c ...` as that does, in this process.
 
     Args:
         joined: what is said on stderr stands in `stdout`, where it was said.

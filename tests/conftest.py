@@ -17,7 +17,7 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 import pytest
 import torch
 import yaml
-from commands import ROOT
+from commands import ROOT as ROOT
 from filelock import FileLock
 from records import write_results
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from commands import ANT_HF
 
 from hub.conftest import READ_TOKEN, WRITE_TOKEN
 
@@ -64,7 +65,7 @@ def test_from_dry_run_to_a_repository_that_verifies(hub, session, run):
     assert hub.count("PUT", "/lfs/") == sum(name.endswith((".safetensors", ".png")) for name in release)
 
 
-def test_a_mistyped_folder_is_told_from_a_silent_hub(hub, session, client):
+def test_a_mistyped_folder_is_told_from_a_silent_hub(hub, session, client_here, monkeypatch):
     missing, path, odd = session(
         ["verify", "release/Ant-11M"], ["verify", "runs/quickstart/finl"], ["verify", "release/Ant 10M"]
     )
@@ -83,7 +84,8 @@ app.command()(lambda: fetch_model(HubClient(attempts=1, anonymous=True), "releas
 run(app)
 """
     # A port nobody listens on.
-    silent = client(script, check=False, HF_ENDPOINT="http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    silent = client_here(script, check=False)
     assert silent.returncode == 2
     assert "release/Ant-11M is no folder here and cannot be had from the Hub. Check the name" in silent.stderr
 
@@ -174,7 +176,7 @@ def test_a_killed_upload_continues_without_sending_the_weights_again(hub, sessio
     """Killed while the commit is on its way: the blobs are there, nothing else is."""
     publish = ["publish", str(run / "final"), "--repo", REPO, "--yes"]
     hub.faults.add("POST", "/commit/", "slow", delay=30)
-    command = [sys.executable, "-c", "from ant_hf.cli.main import main; main()", *publish]
+    command = [sys.executable, "-c", ANT_HF, *publish]
     process = subprocess.Popen(
         command, env=client_environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
