@@ -1,11 +1,9 @@
 """benchmarks/recipe_sweep.py from its command line to its table and plot, with a model 32 wide."""
 
 import json
-import subprocess
-import sys
 
 import pytest
-from conftest import ROOT
+from commands import ROOT, in_a_process, run_here
 
 from ant_hf.data.corpus import Corpus
 from ant_hf.data.sources import LocalFiles
@@ -22,11 +20,6 @@ ROWS = (
 )
 
 
-def sweep(*arguments, **options):
-    command = [sys.executable, str(BENCHMARK), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, **options)
-
-
 @pytest.mark.slow
 def test_rows_are_trained_once_and_shown(make_recipe, shared, tmp_path):
     schedule = {"lr_scheduler_type": "warmup_stable_decay", "stable_fraction": 0.5, "min_lr_rate": 0.0}
@@ -34,7 +27,7 @@ def test_rows_are_trained_once_and_shown(make_recipe, shared, tmp_path):
     places = {"config": tmp_path / "tiny.yaml", "data": shared / "corpus.jsonl"}
     places |= {"output": tmp_path / "shown", "runs": tmp_path / "runs"}
     options = [item for name, path in places.items() for item in (f"--{name}", str(path))]
-    first = sweep(*options, "--only", *ROWS)
+    first = in_a_process("python", BENCHMARK, *options, "--only", *ROWS)
     assert first.returncode == 0, first.stderr
     rows = {row["name"]: row for row in json.loads((tmp_path / "shown/sweep.json").read_text())}
     means = [name for name in rows if name.startswith("constant, no decay, mean of the last")]
@@ -46,7 +39,7 @@ def test_rows_are_trained_once_and_shown(make_recipe, shared, tmp_path):
     assert rows["base"]["bits_per_byte"] != rows["base, another seed"]["bits_per_byte"]
     assert (tmp_path / "shown/sweep.png").stat().st_size > 5000
     written = (tmp_path / "runs/base/run.json").read_bytes()
-    again = sweep(*options, "--only", *ROWS[:2])
+    again = in_a_process("python", BENCHMARK, *options, "--only", *ROWS[:2])
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "runs/base/run.json").read_bytes() == written
 
@@ -132,6 +125,6 @@ def test_the_table_of_the_schedules_is_what_was_measured():
 
 
 def test_a_row_that_is_none_is_refused():
-    result = sweep("--data", "text", "--output", "out", "--only", "bigger")
+    result = run_here("python", BENCHMARK, "--data", "text", "--output", "out", "--only", "bigger")
     assert result.returncode == 2
     assert "bigger" in result.stderr

@@ -1,10 +1,12 @@
 """The Hub of these tests, and ways to run clients against it: here, or as a user in a process of its own."""
 
+import json
 import os
 
 import pytest
 from commands import PLAIN, in_a_process, run_here
 
+from hub import fault_runs
 from hub.here import at_hub
 from hub.server import Hub, RunningHub
 
@@ -86,5 +88,18 @@ def session(here):
     def run(*lines, **environment):
         results = [run_here("ant-hf", *line, joined=True, COLUMNS="200", **environment) for line in lines]
         return [(result.returncode, result.stdout) for result in results]
+
+    return run
+
+
+@pytest.fixture
+def outcomes_of(tmp_path, capfd):
+    """A function that publishes a folder under faults; returns what happened at each."""
+
+    def run(folder, *flags):
+        fault_runs.main(str(folder), str(tmp_path / "out.json"), *flags)
+        said = capfd.readouterr()
+        assert fault_runs.TOKEN[:8] not in said.out + said.err
+        return json.loads((tmp_path / "out.json").read_text())
 
     return run

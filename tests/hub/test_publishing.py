@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from commands import ANT_HF
@@ -193,14 +192,6 @@ def test_a_killed_upload_continues_without_sending_the_weights_again(hub, sessio
     assert [commit["title"] for commit in hub.repository(REPO).history()] == ["Release v1", "initial commit"]
 
 
-def fault_runs(release, out, *flags):
-    command = [sys.executable, "-m", "hub.fault_runs", str(release), str(out), *flags]
-    result = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert "hf_Token" not in result.stdout + result.stderr
-    return json.loads(out.read_text())
-
-
 def check_outcomes(outcomes):
     for outcome in outcomes:
         assert outcome["met"] or outcome["step"] == "verify weights", outcome
@@ -218,10 +209,10 @@ def check_outcomes(outcomes):
             assert outcome["puts"] == outcome["blobs"], outcome
 
 
-def test_faults_end_in_success_or_one_line_with_nothing_lost(released, tmp_path):
-    check_outcomes(fault_runs(released / "release", tmp_path / "out.json", "--quick"))
+def test_faults_end_in_success_or_one_line_with_nothing_lost(released, outcomes_of):
+    check_outcomes(outcomes_of(released / "release", "--quick"))
 
 
 @pytest.mark.slow
-def test_every_fault_at_every_step(released, tmp_path):
-    check_outcomes(fault_runs(released / "release", tmp_path / "out.json"))
+def test_every_fault_at_every_step(released, outcomes_of):
+    check_outcomes(outcomes_of(released / "release"))

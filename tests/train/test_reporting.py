@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import sqlite3
-import struct
 import subprocess
 import sys
 
@@ -105,7 +104,7 @@ def test_a_package_that_is_not_there_is_named_before_any_work(write, monkeypatch
 
 # A process of its own, because trackers leave threads and services behind.
 WITHOUT_NETWORK = """
-import dataclasses, socket
+import dataclasses, json, socket, sys
 from pathlib import Path
 connect = socket.socket.connect
 def connect_here_only(self, address):
@@ -117,31 +116,28 @@ socket.socket.connect = connect_here_only
 from ant_hf.train import setup as run_setup
 choose = run_setup.choose_execution
 run_setup.choose_execution = lambda recipe: dataclasses.replace(choose(recipe), peak_flops=1e12)
+if "wandb" in sys.argv:
+    import wandb
+    log = wandb.Run.log
+    def noted(self, data, *arguments, **options):
+        with Path("logged.jsonl").open("a") as file:
+            file.write(json.dumps(data) + "\\n")
+        return log(self, data, *arguments, **options)
+    wandb.Run.log = noted
 from ant_hf.cli.main import pretrain_app, run
 run(pretrain_app)
 """
 
 
 def wandb_rows(folder):
-    """The rows of an offline run: protobuf records in LevelDB's log format, in blocks of 32 KiB."""
-    from wandb.proto import wandb_internal_pb2
-
-    (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    data, at, parts = file.read_bytes(), 7, b""
-    while at + 7 <= len(data):
-        if (left := 32768 - at % 32768) < 7:
-            at += left
-            continue
-        size, kind = struct.unpack("<HB", data[at + 4 : at + 7])
-        parts += data[at + 7 : at + 7 + size]
-        at += 7 + size
-        if kind in (1, 4):
-            record, parts = wandb_internal_pb2.Record.FromString(parts), b""
-            if record.HasField("history"):
-                yield {
-                    item.key or "/".join(item.nested_key): json.loads(item.value_json)
-                    for item in record.history.item
-                }
+    """What wandb was given to log, and its own summary of it, which holds the last value of each name."""
+    rows = [json.loads(line) for line in (folder / "logged.jsonl").read_text().splitlines()]
+    (file,) = folder.glob("wandb/offline-run-*/files/wandb-summary.json")
+    summary, last = json.loads(file.read_text()), {}
+    for row in rows:
+        last |= row
+    assert {name: summary[name] for name in OURS} == pytest.approx({name: last[name] for name in OURS})
+    return rows
 
 
 def trackio_rows(folder):
