@@ -92,3 +92,9 @@ def write_results(final: Path) -> None:
 def losses(folder: Path) -> list[float]:
     """The training losses that a run has logged."""
     return [row["loss"] for row in read_metrics(folder / "metrics.jsonl") if "loss" in row]
+
+
+def table_rows(text: str) -> list[list[str]]:
+    """The cells of all rows of all tables in a Markdown text."""
+    lines = (line.strip() for line in text.splitlines())
+    return [[cell.strip() for cell in line[1:-1].split("|")] for line in lines if line.startswith("|")]
