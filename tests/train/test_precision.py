@@ -46,7 +46,7 @@ def test_gpus_by_capability(monkeypatch, make_recipe, capability, name, expected
     [({"avx2"}, "fp32"), ({"avx512_bf16"}, "bf16"), ({"amx_bf16"}, "bf16"), (set(), "fp32")],
 )
 def test_cpus_by_instruction_set(monkeypatch, make_recipe, flags, expected):
-    monkeypatch.setattr(precision, "_cpu_flags", lambda: flags)
+    monkeypatch.setattr(precision, "cpu_flags", lambda: flags)
     execution = choose_execution(make_recipe(precision="auto").training)
     assert (execution.precision, execution.torch_compile) == (expected, False)
 
@@ -56,7 +56,7 @@ def test_cpus_by_instruction_set(monkeypatch, make_recipe, flags, expected):
     [({"avx2"}, 64, "eager"), ({"avx2"}, 512, "sdpa"), ({"avx512_bf16"}, 64, "causal_blocks")],
 )
 def test_attention_on_a_cpu(monkeypatch, make_recipe, flags, sequence_length, expected):
-    monkeypatch.setattr(precision, "_cpu_flags", lambda: flags)
+    monkeypatch.setattr(precision, "cpu_flags", lambda: flags)
     shape = {"precision": "auto", "sequence_length": sequence_length}
     assert choose_execution(make_recipe(**shape).training).attn_implementation == expected
     explicit = make_recipe(**shape, attn_implementation="sdpa").training
@@ -65,7 +65,7 @@ def test_attention_on_a_cpu(monkeypatch, make_recipe, flags, sequence_length, ex
 
 def test_what_the_machine_cannot_do_is_refused(monkeypatch, make_recipe):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(precision, "_cpu_flags", lambda: {"avx2"})
+    monkeypatch.setattr(precision, "cpu_flags", lambda: {"avx2"})
     for change, words in (
         ({"device": "cuda"}, "training.device is 'cuda' and no such device"),
         ({"precision": "fp16"}, "'fp16' on cpu"),
