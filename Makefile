@@ -41,7 +41,7 @@ quickstart: $(VENV)/.quickstart ## Train, check and sample the real Ant-10M on t
 		--dynamo_backend no pretrain.py --config $(RECIPE) $(ARGS)
 
 test: $(VENV)/.dev ## Run the tests (no network, no GPU)
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-slow: $(VENV)/.dev $(VENV)-transformers4/.installed ## Run the slow tests: old transformers, long runs
 	ANT_HF_TRANSFORMERS4=$(VENV)-transformers4/bin/python $(BIN)/python -m pytest -n 2 -m slow

@@ -1,8 +1,10 @@
 """A tiny real run, made once a session: chapters of real text, 384 tokens, a model 32 wide."""
 
+import gc
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 # Read at import by the libraries below: no test may reach the network.
@@ -15,6 +17,9 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 import pytest
 import torch
 import yaml
+from ant_hf.data.prepare import make_data
+from commands import ROOT as ROOT
+from filelock import FileLock
 from records import write_results
 
 from ant_hf.data.sources import EmbeddedBible
@@ -25,7 +30,6 @@ from ant_hf.train.pretrain import pretrain
 
 torch.set_num_threads(1)
 
-ROOT = Path(__file__).parents[1]
 TINY_VOCABULARY = 384
 TINY_CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -46,6 +50,33 @@ TINY_CONFIG = {
 }
 
 
+def pytest_collection_finish():
+    # What is imported by now stays: Trainer's collections of garbage need not walk through it each time.
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """A function that gives the folder which `fill` makes: one for all test processes, made by the first."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def folder_of(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, made = root / "once" / name, root / "once" / f"{name}.made"
+        folder.parent.mkdir(exist_ok=True)
+        with FileLock(root / "once" / f"{name}.lock"):
+            if not made.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                fill(folder)
+                made.touch()
+        return folder
+
+    return folder_of
+
+
 @pytest.fixture(scope="session")
 def chapters() -> list[str]:
     """Sixty chapters of the embedded text."""
@@ -53,14 +84,15 @@ def chapters() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory, chapters) -> Path:
+def shared(once, chapters) -> Path:
     """A folder with `corpus.jsonl` and `config.json`, read-only for tests."""
-    folder = tmp_path_factory.mktemp("shared")
-    (folder / "corpus.jsonl").write_text(
-        "".join(json.dumps({"text": chapter}) + "\n" for chapter in chapters), encoding="utf-8"
-    )
-    (folder / "config.json").write_text(json.dumps(TINY_CONFIG))
-    return folder
+
+    def fill(folder: Path) -> None:
+        rows = (json.dumps({"text": chapter}) + "\n" for chapter in chapters)
+        (folder / "corpus.jsonl").write_text("".join(rows), encoding="utf-8")
+        (folder / "config.json").write_text(json.dumps(TINY_CONFIG))
+
+    return once("shared", fill)
 
 
 def tiny_values(shared: Path, output_dir: Path, **training) -> dict:
@@ -91,13 +123,32 @@ def tiny_values(shared: Path, output_dir: Path, **training) -> dict:
     }
 
 
+def tiny_recipe(shared: Path, output_dir: Path, **training) -> Recipe:
+    return Recipe.model_validate(tiny_values(shared, output_dir, **training))
+
+
+@pytest.fixture(scope="session")
+def prepared(once, shared) -> Path:
+    """Tokenizer and packed tokens of the tiny recipe; to be copied."""
+    length = TINY_CONFIG["max_position_embeddings"]
+    return once("prepared", lambda folder: make_data(tiny_recipe(shared, folder), length))
+
+
 @pytest.fixture
-def make_recipe(shared, tmp_path):
-    """A function that writes a tiny recipe with changed training keys and loads it."""
+def make_recipe(shared, prepared, tmp_path, monkeypatch):
+    """A function that writes a tiny recipe with changed training keys and loads it.
+
+    The data are a copy of `prepared`; a `data_dir` that is given is taken as it is. Figures are not drawn,
+    which would be a third of such a run's time: `tiny_run` has them.
+    """
+    monkeypatch.setattr("ant_hf.train.pretrain.plot_run", lambda *_: [])
 
     def make(name: str = "run", data_dir: Path | None = None, **training) -> Recipe:
-        values = tiny_values(shared, tmp_path / name, **training)
-        values["data_dir"] = str(data_dir or tmp_path / "data")
+        if data_dir is None:
+            data_dir = tmp_path / "data"
+            if not data_dir.exists():
+                shutil.copytree(prepared, data_dir)
+        values = tiny_values(shared, tmp_path / name, **training) | {"data_dir": str(data_dir)}
         file = tmp_path / f"{name}.yaml"
         file.write_text(yaml.safe_dump(values))
         return load_recipe(file)
@@ -106,25 +157,27 @@ def make_recipe(shared, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory, shared) -> Path:
+def tiny_run(once, shared, prepared) -> Path:
     """The output folder of a finished tiny run; read-only for tests."""
-    folder = tmp_path_factory.mktemp("tiny") / "run"
-    file = folder.parent / "tiny.yaml"
-    file.write_text(yaml.safe_dump(tiny_values(shared, folder, report_to=["tensorboard"])))
-    pretrain(load_recipe(file))
-    return folder
+
+    def fill(folder: Path) -> None:
+        run = shutil.copytree(prepared, folder / "run")
+        pretrain(tiny_recipe(shared, run, report_to=["tensorboard"]))
+
+    return once("tiny", fill) / "run"
 
 
 @pytest.fixture(scope="session")
-def trained_run(tmp_path_factory, shared) -> Path:
+def trained_run(once, shared, prepared) -> Path:
     """A run of a few seconds that learns enough to be released, with measured-looking results; read-only."""
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    file = folder.parent / "trained.yaml"
-    longer = {"max_steps": 60, "eval_steps": 20, "save_steps": 60, "logging_steps": 5, "learning_rate": 0.02}
-    file.write_text(yaml.safe_dump(tiny_values(shared, folder, **longer)))
-    pretrain(load_recipe(file))
-    write_results(folder / "final")
-    return folder
+
+    def fill(folder: Path) -> None:
+        run = shutil.copytree(prepared, folder / "run")
+        longer = {"max_steps": 60, "eval_steps": 20, "save_steps": 60, "logging_steps": 5}
+        pretrain(tiny_recipe(shared, run, learning_rate=0.02, **longer))
+        write_results(run / "final")
+
+    return once("trained", fill) / "run"
 
 
 @pytest.fixture
@@ -140,9 +193,11 @@ def quick_gate(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def released(trained_run, tmp_path_factory) -> Path:
+def released(once, trained_run) -> Path:
     """A run with its release folder, for GODELEV/Ant-10M; read-only."""
-    folder = tmp_path_factory.mktemp("released") / "run"
-    shutil.copytree(trained_run, folder)
-    make_release(folder / "final", "GODELEV/Ant-10M")
-    return folder
+
+    def fill(folder: Path) -> None:
+        run = shutil.copytree(trained_run, folder / "run")
+        make_release(run / "final", "GODELEV/Ant-10M")
+
+    return once("released", fill) / "run"

@@ -101,3 +101,9 @@ def pack(recipe) -> dict:
     corpus = Corpus.from_recipe(recipe.corpus)
     stream = encoded(corpus, recipe.tokenizer_dir / "tokenizer.json")
     return write_tokens(recipe, packing_inputs(recipe, corpus), stream, corpus.source.text_bytes())
+
+
+def table_rows(text: str) -> list[list[str]]:
+    """The cells of all rows of all tables in a Markdown text."""
+    lines = (line.strip() for line in text.splitlines())
+    return [[cell.strip() for cell in line[1:-1].split("|")] for line in lines if line.startswith("|")]

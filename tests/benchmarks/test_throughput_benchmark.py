@@ -1,23 +1,16 @@
 """benchmarks/throughput.py from its command line to its JSON, with a model of two layers."""
 
 import json
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
+from commands import ROOT, in_a_process, run_here
 
 BENCHMARK = ROOT / "benchmarks/throughput.py"
 
 
-def run(*arguments):
-    command = [sys.executable, str(BENCHMARK), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-
-
 def test_a_wrong_shape_is_explained():
-    result = run("--shapes", "4by1024")
+    result = run_here("python", BENCHMARK, "--shapes", "4by1024")
     assert result.returncode == 2
     assert "'4by1024': must look like 8x256,4x1024" in result.stderr
 
@@ -41,7 +34,7 @@ def test_every_contender_trains_and_is_measured(tmp_path):
     config |= {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 64, "head_dim": 16}
     (tmp_path / "config.json").write_text(json.dumps(config))
     options = ["--architecture", str(tmp_path / "config.json"), "--json", str(tmp_path / "figures.json")]
-    result = run("--shapes", "2x64", "--rounds", "1", *options)
+    result = in_a_process("python", BENCHMARK, "--shapes", "2x64", "--rounds", "1", *options)
     assert result.returncode == 0, result.stderr
     assert "bare loop" in result.stdout
     figures = json.loads((tmp_path / "figures.json").read_text())

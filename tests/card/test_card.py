@@ -214,12 +214,12 @@ def test_incomplete_sets_are_labelled_and_stay_out_of_the_index(inputs):
     assert "| 20 of 1,838 |" in card
     (model,) = metadata(card)["model-index"]
     assert "PIQA" not in {result["dataset"]["name"] for result in model["results"]}
-    assert "not compared with published figures: PIQA." in card
+    assert re.search(r"not compared[^.]*: PIQA\.", card)
     assert "better on PIQA" not in card
 
 
 def test_takeaways_follow_the_numbers(inputs):
-    assert "above it on PIQA (+3.3 standard errors)" in render_card(inputs)
+    assert re.search(r"above[^.]* PIQA \(\+3\.3 ", render_card(inputs))
     assert "better on PIQA" in render_card(inputs)
     inputs.results["tasks"]["piqa"] |= {"value": 800 / 1838, "verdict": "below"}
     card = render_card(inputs)
@@ -253,7 +253,7 @@ def test_a_continued_run_shows_its_whole_time_where_all_of_it_was_measured(input
 
 
 def test_sources_and_contamination_are_named_where_they_are_known(inputs):
-    assert "overlap of the training text with the benchmarks was not measured" in render_card(inputs)
+    assert re.search(r"overlap[^.]* not measured", render_card(inputs))
     inputs.run["recipe"]["corpus"]["sources"] = [
         {"name": "Encyclopedia of everything", "license": "CC BY-SA 3.0", "url": None},
         {"name": HOSTILE, "license": HOSTILE, "url": HOSTILE},

@@ -1,41 +1,9 @@
-import os
 import re
-import subprocess
-import sys
-from unittest import mock
 
 import pytest
 import yaml
-from conftest import ROOT, tiny_values
-
-from ant_hf.cli import main as cli
-
-
-def call(*arguments):
-    """Run a script or `ant-hf` as a user does, in the repository."""
-    if arguments[0] == "ant-hf":
-        command = [sys.executable, "-c", "from ant_hf.cli.main import main; main()", *arguments[1:]]
-    else:
-        command = [sys.executable, *arguments]
-    environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-
-
-@pytest.fixture
-def call_here(monkeypatch, capfd):
-    """A function that does as `call` in this process, which saves the seconds of a start."""
-    monkeypatch.chdir(ROOT)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", list(arguments))
-        capfd.readouterr()
-        # Commands set switches of libraries in the environment.
-        with mock.patch.dict(os.environ), pytest.raises(SystemExit) as left:
-            cli.run(cli.app if arguments[0] == "ant-hf" else cli.pretrain_app)
-        said = capfd.readouterr()
-        return subprocess.CompletedProcess(arguments, left.value.code, said.out, said.err)
-
-    return run
+from commands import in_a_process, run_here
+from conftest import tiny_values
 
 
 @pytest.fixture
@@ -51,24 +19,25 @@ def options(help_text):
 
 def test_flags_of_pretrain_are_few_and_frozen():
     """A new knob belongs into the recipe."""
-    result = call("pretrain.py", "--help")
+    result = run_here("python", "pretrain.py", "--help")
     assert result.returncode == 0
     known = ["--config", "--data", "--dry-run", "--fresh", "--output-dir", "--report-to", "--set"]
     assert options(result.stdout) == known
 
 
 def test_every_command_explains_itself():
-    text = call("ant-hf", "--help").stdout
+    # As a user meets it; the others need no process of their own.
+    text = in_a_process("ant-hf", "--help").stdout
     names = ("tokenizer", "pack", "params", "generate", "perplexity", "evaluate", "plots")
     for name in (*names, "audit", "card", "verify", "publish", "inspect", "export"):
         assert name in text
-        result = call("ant-hf", name, "--help")
+        result = run_here("ant-hf", name, "--help")
         assert result.returncode == 0
         assert "Usage" in result.stdout
 
 
 def test_params_prints_ledger_and_published_difference():
-    result = call("ant-hf", "params")
+    result = run_here("ant-hf", "params")
     assert result.returncode == 0, result.stderr
     for word in ("9,902,336", "9,902,464", "+128", "1,048,576 embeddings + 12 x 737,792"):
         assert word in result.stdout
@@ -84,18 +53,18 @@ def one_line_error(result):
     return message
 
 
-def test_missing_recipe_lists_those_there_are(call_here):
-    result = call_here("pretrain.py", "--config", "no.yaml")
+def test_missing_recipe_lists_those_there_are():
+    result = run_here("python", "pretrain.py", "--config", "no.yaml")
     assert "configs/recipes/quickstart.yaml" in one_line_error(result)
 
 
-def test_mistakes_in_recipe_data_and_device_are_one_message(recipe_file, tmp_path, call_here):
-    command = ("pretrain.py", "--config", str(recipe_file))
+def test_mistakes_in_recipe_data_and_device_are_one_message(recipe_file, tmp_path):
+    command = ("python", "pretrain.py", "--config", str(recipe_file))
 
     def error(*extra):
-        return one_line_error(call_here(*command, *extra))
+        return one_line_error(run_here(*command, *extra))
 
-    misspelt = call(*command, "--set", "training.max_step=3")
+    misspelt = run_here(*command, "--set", "training.max_step=3")
     assert "did you mean training.max_steps" in one_line_error(misspelt)
     assert "corpus not found" in error("--data", "nothing.txt")
     assert "no file matches" in error("--data", str(tmp_path / "*.jsonl"))
@@ -114,30 +83,33 @@ def test_mistakes_in_recipe_data_and_device_are_one_message(recipe_file, tmp_pat
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-def test_the_plan_says_where_it_differs_from_the_recipe(recipe_file, call_here):
-    command = ("pretrain.py", "--config", str(recipe_file), "--dry-run", "--set")
-    plan = call_here(*command, "training.per_device_batch_size=3")
+def test_the_plan_says_where_it_differs_from_the_recipe(recipe_file):
+    command = ("python", "pretrain.py", "--config", str(recipe_file), "--dry-run", "--set")
+    plan = run_here(*command, "training.per_device_batch_size=3")
     assert plan.returncode == 0, plan.stderr
     said = " ".join(plan.stdout.replace("\u2502", " ").split())
     assert "2 a device x 1 processes x 4 accumulated); the recipe's 3 a device do not divide it" in said
-    assert "the recipe's" not in call_here(*command, "training.per_device_batch_size=4").stdout
+    assert "the recipe's" not in run_here(*command, "training.per_device_batch_size=4").stdout
 
 
-def test_unknown_flag_and_missing_model_are_refused(tmp_path, call_here):
-    result = call("pretrain.py", "--confg", "x")
+def test_unknown_flag_and_missing_model_are_refused(tmp_path):
+    # In processes of their own, as users meet them.
+    result = in_a_process("python", "pretrain.py", "--confg", "x")
     assert result.returncode == 2
     assert "No such option" in result.stderr
-    assert "it has no config.json" in one_line_error(call_here("ant-hf", "generate", str(tmp_path)))
-    assert "Pass a model folder" in one_line_error(call_here("ant-hf", "generate", str(tmp_path / "x")))
-    assert "metrics of a run not found" in one_line_error(call_here("ant-hf", "plots", str(tmp_path)))
-    assert "model config not found" in one_line_error(call_here("ant-hf", "params", str(tmp_path / "x.json")))
+    assert "it has no config.json" in one_line_error(run_here("ant-hf", "generate", str(tmp_path)))
+    assert "Pass a model folder" in one_line_error(run_here("ant-hf", "generate", str(tmp_path / "x")))
+    assert "metrics of a run not found" in one_line_error(in_a_process("ant-hf", "plots", str(tmp_path)))
+    assert "model config not found" in one_line_error(run_here("ant-hf", "params", str(tmp_path / "x.json")))
 
 
 def test_corpus_below_one_block_is_refused(recipe_file, tmp_path, chapters):
     sentences = "".join(f"{s.strip()}\n<|endoftext|>\n" for chapter in chapters for s in chapter.split("."))
     (tmp_path / "c.txt").write_text(sentences)
     limits = ["--set", "corpus.max_tokens=1", "--set", "corpus.validation_fraction=0.9"]
-    result = call("pretrain.py", "--config", str(recipe_file), "--data", str(tmp_path / "c.txt"), *limits)
+    result = run_here(
+        "python", "pretrain.py", "--config", str(recipe_file), "--data", str(tmp_path / "c.txt"), *limits
+    )
     assert "smaller than one block" in one_line_error(result)
     assert not (tmp_path / "run" / "final").exists()
     # Mended in the recipe, the same folder is free.
@@ -145,18 +117,18 @@ def test_corpus_below_one_block_is_refused(recipe_file, tmp_path, chapters):
 
 
 def test_stages_one_by_one_feed_each_other(recipe_file, tmp_path, tiny_run):
-    result = call("train_tokenizer.py", "--config", str(recipe_file))
+    result = run_here("python", "train_tokenizer.py", "--config", str(recipe_file))
     assert result.returncode == 0, result.stderr
     assert "bytes a token" in result.stdout
-    result = call("ant-hf", "pack", "--config", str(recipe_file))
+    result = run_here("ant-hf", "pack", "--config", str(recipe_file))
     assert result.returncode == 0, result.stderr
     assert "reused" in result.stdout
-    result = call(
+    result = run_here(
         "ant-hf", "perplexity", str(tiny_run / "final"), "--tokens", str(tmp_path / "run" / "tokens")
     )
     assert result.returncode == 0, result.stderr
     assert "byte perplexity" in result.stdout
-    result = call("ant-hf", "generate", str(tiny_run / "final"), "--prompt", "And")
+    result = run_here("ant-hf", "generate", str(tiny_run / "final"), "--prompt", "And")
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("And")
     assert result.stderr == ""
@@ -164,6 +136,6 @@ def test_stages_one_by_one_feed_each_other(recipe_file, tmp_path, tiny_run):
 
 def test_plots_are_drawn_from_metrics_alone(tiny_run, tmp_path):
     (tmp_path / "metrics.jsonl").write_text((tiny_run / "metrics.jsonl").read_text())
-    result = call("ant-hf", "plots", str(tmp_path))
+    result = run_here("ant-hf", "plots", str(tmp_path))
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "plots" / "loss.png").is_file()

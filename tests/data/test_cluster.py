@@ -39,7 +39,7 @@ def files(tmp_path, chapters):
 
 @pytest.fixture
 def recipe(make_recipe, files, tiny_run, tmp_path):
-    recipe = make_recipe()
+    recipe = make_recipe(data_dir=tmp_path / "data")
     corpus = recipe.corpus.model_copy(update={"path": str(files)})
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "tokenizer").symlink_to(tiny_run / "tokenizer")

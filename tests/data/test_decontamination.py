@@ -77,7 +77,7 @@ def recipe(make_recipe, folder, chapters, tmp_path):
     (corpus / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     texts = [quoting[1], *chapters[30:40], quoting[0]]
     (corpus / "b.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    recipe = make_recipe()
+    recipe = make_recipe(data_dir=tmp_path / "data")
     changes = {"path": str(corpus), "decontaminate": str(folder)}
     return recipe.model_copy(update={"corpus": recipe.corpus.model_copy(update=changes)})
 

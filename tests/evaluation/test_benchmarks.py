@@ -25,6 +25,17 @@ def data_dir(tmp_path_factory):
     return write_benchmarks(tmp_path_factory.mktemp("benchmarks"))
 
 
+@pytest.fixture(scope="module")
+def all_tasks():
+    return TaskManager()
+
+
+@pytest.fixture
+def read_once(all_tasks, monkeypatch):
+    """lm-eval's 14,000 definitions, which take seconds to read."""
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda: all_tasks)
+
+
 def test_every_definition_is_lm_evals_and_every_published_figure_has_a_set():
     table = known_benchmarks()
     assert all(benchmark.definition.exists() for benchmark in table.values())
@@ -155,7 +166,7 @@ def test_mmlu_needs_its_dev_file_and_known_subjects(tmp_path):
         write_definitions(chosen, tmp_path / "e")
 
 
-def test_an_unknown_task_gets_the_nearest_names(data_dir):
+def test_an_unknown_task_gets_the_nearest_names(data_dir, read_once):
     with pytest.raises(AntError, match=r"unknown task arc_esay.*Nearest: arc_easy"):
         choose_benchmarks(["arc_esay"], known_benchmarks(), None)
 
@@ -169,7 +180,7 @@ def test_a_named_set_without_a_file_is_an_error_and_a_default_one_is_reported(tm
     assert {"piqa", "blimp", "lambada_openai"} <= set(absent)
 
 
-def test_any_task_of_lm_evals_may_be_named(tmp_path):
+def test_any_task_of_lm_evals_may_be_named(tmp_path, read_once):
     write_jsonl(tmp_path / "arc_ca_challenge.jsonl", [arc(0)])
     (benchmark,), _ = choose_benchmarks(["arc_ca_challenge"], known_benchmarks(), tmp_path)
     assert benchmark.definition.name.endswith(".yaml")

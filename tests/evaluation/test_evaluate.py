@@ -4,13 +4,11 @@ import json
 import math
 import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 from benchmark_data import arc, write_benchmarks, write_jsonl
-from conftest import ROOT
+from commands import PLAIN, ROOT, in_a_process
 from safetensors.torch import load_file, save_file
 
 from ant_hf.cli.tables import incomplete_line, perplexity_lines
@@ -35,23 +33,13 @@ def measure(model, data_dir, tasks=QUICK, **more):
     return evaluate(model, tasks, data_dir=data_dir, device="cpu", **more)
 
 
-def call(*arguments, **environment):
-    command = [
-        sys.executable,
-        "-c",
-        "from ant_hf.cli.main import main; main()",
-        "evaluate",
-        *map(str, arguments),
-    ]
-    environment = os.environ | {"COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb"} | environment
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-
-
 @pytest.fixture(scope="module")
 def whole(tiny_run, data_dir, tmp_path_factory):
     """One evaluation of everything through the command line: its output and its folder."""
     folder = shutil.copytree(tiny_run / "final", tmp_path_factory.mktemp("whole") / "final")
-    result = call(folder, "--data-dir", data_dir, "--limit", 4)
+    # In a process of its own: the libraries read at import what silences them.
+    command = ("ant-hf", "evaluate", folder, "--data-dir", data_dir, "--limit", 4)
+    result = in_a_process(*command, env=os.environ | PLAIN | {"COLUMNS": "80"})
     assert result.returncode == 0, result.stderr
     return result, folder
 
@@ -263,12 +251,19 @@ def test_a_tokenizer_larger_than_the_model_is_refused(model, data_dir):
 
 
 def test_a_hub_that_does_not_answer_is_noticed_at_once(tiny_run, tmp_path):
-    # A port nobody listens on; asked for every file, with retries, this would take minutes.
+    # A port nobody listens on; asked for every file, with retries, this would take minutes. The libraries
+    # read at import that the Hub is not to be asked.
     nowhere = {"HF_HUB_OFFLINE": "", "HF_DATASETS_OFFLINE": "", "HF_ENDPOINT": "http://127.0.0.1:9"}
-    result = call(
-        tiny_run / "final", "--tasks", "arc_easy,boolq", "--output-dir", tmp_path,
-        HF_HOME=str(tmp_path / "empty"), **nowhere,
-    )  # fmt: skip
+    command = (
+        "ant-hf",
+        "evaluate",
+        tiny_run / "final",
+        "--tasks",
+        "arc_easy,boolq",
+        "--output-dir",
+        tmp_path,
+    )
+    result = in_a_process(*command, env=os.environ | nowhere | {"HF_HOME": str(tmp_path / "empty")})
     assert result.returncode == 2
     assert "neither in the local cache nor to be had from the Hub; saw 'arc_easy, boolq'" in result.stderr
     assert "--data-dir" in result.stderr

@@ -29,8 +29,8 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 MAX_STEPS = int(os.environ.get("ANT_HF_KILL_STEPS", "120"))
-# A kill falls within this many seconds of a start, or in the save that follows; most fall before the end.
-HORIZON_SECONDS = 4.0
+# A kill falls within this share of the time that the uninterrupted run took, or in the save that follows.
+HORIZON = 0.7
 RECIPE = {
     "name": "killed",
     "sample_prompt": "In the beginning",
@@ -277,14 +277,18 @@ class Soak:
         self.reference = work / f"reference{processes}"
         # A tally that is continued after a change counts for the code it began with.
         self.tally.setdefault("commit", source_commit())
-        self._run_reference()
+        self.horizon = HORIZON * self._reference_seconds()
 
-    def _run_reference(self) -> None:
-        recipe = write_recipe(self.work, self.reference.name)
-        if not (self.reference / "final").exists():
+    def _reference_seconds(self) -> float:
+        """Make the uninterrupted run, if it is not there."""
+        recipe, took = write_recipe(self.work, self.reference.name), self.reference.with_suffix(".seconds")
+        if not took.exists():
+            began = time.monotonic()
             attempt = Attempt(recipe, self.processes, False, self.work / "reference.log")
             assert attempt.wait(120), "the uninterrupted run takes too long"
             assert set(attempt.codes.values()) == {0}, attempt.log.read_text()[-3000:]
+            took.write_text(str(time.monotonic() - began))
+        return float(took.read_text())
 
     def kill_until(self, kills: int, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -331,7 +335,7 @@ class Soak:
             assert attempt.wait(180)
             return attempt, False
         # The launcher needs seconds of its own before there is anything to kill.
-        delay = self.random.uniform(0, HORIZON_SECONDS) + (6.0 if by_command else 0.0)
+        delay = self.random.uniform(0, self.horizon) + (6.0 if by_command else 0.0)
         aimed = self.random.random() < 0.5
         if not self._strike(attempt, folder, delay, aimed):
             return attempt, False
@@ -352,7 +356,7 @@ class Soak:
         if attempt.wait(delay):
             return False
         if aimed:
-            until = time.monotonic() + HORIZON_SECONDS
+            until = time.monotonic() + self.horizon
             while not is_saving(folder) and attempt.running() and time.monotonic() < until:
                 time.sleep(0.0003)
             # As long as the saves of this model take on a fast disk.

@@ -14,7 +14,7 @@ def test_killed_runs_end_as_the_uninterrupted_one(processes, kills, tmp_path):
     command = [sys.executable, "tests/faults/kills.py", "--processes", str(processes), "--kills", str(kills)]
     command += ["--work", str(tmp_path / "work"), "--tally", str(tmp_path / "tally.json")]
     result = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"ANT_HF_KILL_STEPS": "36"}, capture_output=True, text=True
+        command, cwd=ROOT, env=os.environ | {"ANT_HF_KILL_STEPS": "16"}, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr[-3000:]
     tally = json.loads((tmp_path / "tally.json").read_text())

@@ -1,12 +1,13 @@
-"""The Hub of these tests and a way to run clients against it as a user does: in processes of their own."""
+"""The Hub of these tests, and ways to run clients against it: here, or as a user in a process of its own."""
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
+from commands import PLAIN, in_a_process, run_here
 
+from hub import fault_runs
+from hub.here import at_hub
 from hub.server import Hub, RunningHub
 
 # Shaped like real ones, so that whatever looks for tokens finds them.
@@ -36,9 +37,8 @@ def client_environment(hub, tmp_path):
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_DATASETS_OFFLINE": "1",
-        "NO_COLOR": "1",
+        **PLAIN,
         "COLUMNS": "200",
-        "TERM": "dumb",
     }
 
 
@@ -47,11 +47,9 @@ def client(client_environment):
     """A function that runs a Python snippet or a command line in a fresh process against the Hub."""
 
     def run(*command, check=True, cwd=None, **environment):
-        words = [sys.executable, "-c", command[0]] if len(command) == 1 else list(map(str, command))
-        if words[0] == "ant-hf":
-            words = [sys.executable, "-c", "from ant_hf.cli.main import main; main()", *words[1:]]
+        words = ["python", "-c", command[0]] if len(command) == 1 else command
         values = {k: v for k, v in (client_environment | environment).items() if v is not None}
-        result = subprocess.run(words, env=values, capture_output=True, text=True, cwd=cwd, timeout=300)
+        result = in_a_process(*words, cwd=cwd, env=values, timeout=300)
         if check:
             assert result.returncode == 0, result.stdout + result.stderr
         return result
@@ -60,30 +58,48 @@ def client(client_environment):
 
 
 @pytest.fixture
-def session(client):
-    """A function that runs several `ant-hf` command lines in one fresh process, which saves its start.
+def here(hub, tmp_path):
+    """This process against the Hub, with a token that may write."""
+    with at_hub(hub.endpoint, tmp_path / "hf-home", HF_TOKEN=WRITE_TOKEN):
+        yield
+
+
+@pytest.fixture
+def client_here(here):
+    """A function that does as `client` in this process, which saves the seconds of a start."""
+
+    def run(*command, check=True, **environment):
+        words = ["python", "-c", command[0]] if len(command) == 1 else command
+        result = run_here(*words, COLUMNS="200", **environment)
+        if check:
+            assert result.returncode == 0, result.stdout + result.stderr
+        return result
+
+    return run
+
+
+@pytest.fixture
+def session(here):
+    """A function that runs several `ant-hf` command lines, one after the other, in this process.
 
     Returns for each: exit code, and what was said on both streams together.
     """
 
     def run(*lines, **environment):
-        script = f"""
-import contextlib, io, json, sys
-import ant_hf.utils.console
-from ant_hf.cli import main as cli
-results = []
-for words in {[list(map(str, line)) for line in lines]!r}:
-    said, sys.argv = io.StringIO(), ["ant-hf", *words]
-    ant_hf.utils.console._console.file = said
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as exit:
-            code = exit.code or 0
-    results.append([code, said.getvalue()])
-print("RESULTS" + json.dumps(results))
-"""
-        return json.loads(client(script, **environment).stdout.partition("RESULTS")[2])
+        results = [run_here("ant-hf", *line, joined=True, COLUMNS="200", **environment) for line in lines]
+        return [(result.returncode, result.stdout) for result in results]
+
+    return run
+
+
+@pytest.fixture
+def outcomes_of(tmp_path, capfd):
+    """A function that publishes a folder under faults; returns what happened at each."""
+
+    def run(folder, *flags):
+        fault_runs.main(str(folder), str(tmp_path / "out.json"), *flags)
+        said = capfd.readouterr()
+        assert fault_runs.TOKEN[:8] not in said.out + said.err
+        return json.loads((tmp_path / "out.json").read_text())
 
     return run

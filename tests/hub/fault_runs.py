@@ -1,19 +1,25 @@
 """Publish again and again while the server fails at one step; what happens is written down.
 
-`python -m hub.fault_runs RELEASE OUT.json [--quick] [--space]` in tests/. One process with its own
-server, because the endpoint is read when huggingface_hub is imported. The clients are unmodified; only
-their waits are cut short.
+`python -m hub.fault_runs RELEASE OUT.json [--quick] [--space]` in tests/. With a server of its own. The
+clients are unmodified; only their waits are cut short.
 """
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
+from huggingface_hub import constants
+from huggingface_hub.utils.tqdm import disable_progress_bars
+
+from ant_hf.errors import AntError
+from ant_hf.hub import HubClient
+from ant_hf.release.publish import publish
+from hub.here import at_hub
 from hub.server import Hub, RunningHub
 
 TOKEN = "hf_" + "TokenOfTheFaultRuns0" + "0123456789abcd"
@@ -75,10 +81,6 @@ def digest(folder: Path) -> str:
 
 def run_case(hub: Hub, release: Path, number: int, step: str, kind: object, what: str) -> dict:
     """One publication under a fault, then one without it if it failed."""
-    from ant_hf.errors import AntError
-    from ant_hf.hub import HubClient
-    from ant_hf.release.publish import publish
-
     repository = f"GODELEV/case-{number}"
     record = json.loads((release / "release.json").read_text())
     (release / "release.json").write_text(json.dumps(record | {"repository": repository}))
@@ -120,18 +122,19 @@ def run_case(hub: Hub, release: Path, number: int, step: str, kind: object, what
 
 
 def main(release: str, out: str, *flags: str) -> None:
+    really_sleep = time.sleep
+    environment = {"HF_TOKEN": TOKEN, "HF_HUB_DISABLE_TELEMETRY": "1"}
+    short = {"HF_HUB_ETAG_TIMEOUT": 1, "HF_HUB_DOWNLOAD_TIMEOUT": 1}
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / "release"
         shutil.copytree(release, copy)
-        with RunningHub(Hub(Path(scratch) / "hub", {TOKEN: {"name": "GODELEV", "role": "write"}})) as hub:
-            os.environ |= {
-                "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN, "HF_HOME": f"{scratch}/home",
-                "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "0",
-                "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_ETAG_TIMEOUT": "1",
-                "HF_HUB_DOWNLOAD_TIMEOUT": "1",
-            }  # fmt: skip
-            really_sleep = time.sleep
-            time.sleep = lambda seconds: really_sleep(min(seconds, 0.01))
+        with (
+            RunningHub(Hub(Path(scratch) / "hub", {TOKEN: {"name": "GODELEV", "role": "write"}})) as hub,
+            at_hub(hub.endpoint, Path(scratch) / "home", **environment),
+            mock.patch.multiple(constants, **short),
+            mock.patch.object(time, "sleep", lambda seconds: really_sleep(min(seconds, 0.01))),
+        ):
+            disable_progress_bars()
             outcomes = []
             what = "space" if "--space" in flags else "model"
             for number, (step, kind) in enumerate(cases("--quick" in flags)):

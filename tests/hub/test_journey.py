@@ -16,12 +16,14 @@ def snippets(text):
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
-def test_published_model_runs_the_readme_and_the_card_with_nothing_left_here(hub, client, released, tmp_path):
+def test_published_model_runs_the_readme_and_the_card_with_nothing_left_here(
+    hub, client, client_here, released, tmp_path
+):
     run = tmp_path / "run"
     shutil.copytree(released, run)
     (command,) = re.findall(r"^ant-hf publish [^#\n]*", README, re.MULTILINE)
     assert f"--repo {REPO}" in command
-    client(*shlex.split(command.replace("runs/quickstart", str(run))), "--yes")
+    client_here(*shlex.split(command.replace("runs/quickstart", str(run))), "--yes")
     card = hub.repository(REPO).content("README.md").decode()
     shutil.rmtree(run)
     shutil.rmtree(tmp_path / "hf-home", ignore_errors=True)

@@ -5,9 +5,9 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from commands import ANT_HF
 
 from hub.conftest import READ_TOKEN, WRITE_TOKEN
 
@@ -64,7 +64,7 @@ def test_from_dry_run_to_a_repository_that_verifies(hub, session, run):
     assert hub.count("PUT", "/lfs/") == sum(name.endswith((".safetensors", ".png")) for name in release)
 
 
-def test_a_mistyped_folder_is_told_from_a_silent_hub(hub, session, client):
+def test_a_mistyped_folder_is_told_from_a_silent_hub(hub, session, client_here, monkeypatch):
     missing, path, odd = session(
         ["verify", "release/Ant-11M"], ["verify", "runs/quickstart/finl"], ["verify", "release/Ant 10M"]
     )
@@ -83,7 +83,8 @@ app.command()(lambda: fetch_model(HubClient(attempts=1, anonymous=True), "releas
 run(app)
 """
     # A port nobody listens on.
-    silent = client(script, check=False, HF_ENDPOINT="http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    silent = client_here(script, check=False)
     assert silent.returncode == 2
     assert "release/Ant-11M is no folder here and cannot be had from the Hub. Check the name" in silent.stderr
 
@@ -174,7 +175,7 @@ def test_a_killed_upload_continues_without_sending_the_weights_again(hub, sessio
     """Killed while the commit is on its way: the blobs are there, nothing else is."""
     publish = ["publish", str(run / "final"), "--repo", REPO, "--yes"]
     hub.faults.add("POST", "/commit/", "slow", delay=30)
-    command = [sys.executable, "-c", "from ant_hf.cli.main import main; main()", *publish]
+    command = [sys.executable, "-c", ANT_HF, *publish]
     process = subprocess.Popen(
         command, env=client_environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -189,14 +190,6 @@ def test_a_killed_upload_continues_without_sending_the_weights_again(hub, sessio
     assert code == 0, said
     assert hub.count("PUT", "/lfs/") == sent
     assert [commit["title"] for commit in hub.repository(REPO).history()] == ["Release v1", "initial commit"]
-
-
-def fault_runs(release, out, *flags):
-    command = [sys.executable, "-m", "hub.fault_runs", str(release), str(out), *flags]
-    result = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert "hf_Token" not in result.stdout + result.stderr
-    return json.loads(out.read_text())
 
 
 def check_outcomes(outcomes):
@@ -216,10 +209,10 @@ def check_outcomes(outcomes):
             assert outcome["puts"] == outcome["blobs"], outcome
 
 
-def test_faults_end_in_success_or_one_line_with_nothing_lost(released, tmp_path):
-    check_outcomes(fault_runs(released / "release", tmp_path / "out.json", "--quick"))
+def test_faults_end_in_success_or_one_line_with_nothing_lost(released, outcomes_of):
+    check_outcomes(outcomes_of(released / "release", "--quick"))
 
 
 @pytest.mark.slow
-def test_every_fault_at_every_step(released, tmp_path):
-    check_outcomes(fault_runs(released / "release", tmp_path / "out.json"))
+def test_every_fault_at_every_step(released, outcomes_of):
+    check_outcomes(outcomes_of(released / "release"))

@@ -46,7 +46,7 @@ print(json.dumps([sorted(os.listdir(folder)), [t.name for t in api.list_repo_ref
     assert hub.count("PUT", "/lfs/") == 1
 
 
-def test_transformers_pushes_and_loads_by_repository_name(hub, client, tiny_run):
+def test_transformers_pushes_and_loads_by_repository_name(hub, client_here, tiny_run):
     script = f"""
 from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained({str(tiny_run / "final")!r})
@@ -55,7 +55,7 @@ AutoTokenizer.from_pretrained({str(tiny_run / "final")!r}).push_to_hub("GODELEV/
 again = AutoModelForCausalLM.from_pretrained("GODELEV/pushed")
 assert len(AutoTokenizer.from_pretrained("GODELEV/pushed")) == again.config.vocab_size
 """
-    client(script)
+    client_here(script)
     assert hub.repository("GODELEV/pushed").state["private"]
 
 
@@ -74,13 +74,15 @@ def test_command_line_uploads_and_downloads(hub, client, tmp_path):
     [(READ_TOKEN, "403"), ("hf_wrong", "401")],
     ids=["read only", "wrong"],
 )
-def test_server_refuses_those_who_may_not_write(client, token, code):
-    result = client("import huggingface_hub as h; h.create_repo('GODELEV/z')", check=False, HF_TOKEN=token)
+def test_server_refuses_those_who_may_not_write(client_here, token, code):
+    result = client_here(
+        "import huggingface_hub as h; h.create_repo('GODELEV/z')", check=False, HF_TOKEN=token
+    )
     assert result.returncode != 0
     assert code in result.stderr
 
 
-def test_moved_head_is_a_conflict_and_cut_connections_are_errors(hub, client):
+def test_moved_head_is_a_conflict_and_cut_connections_are_errors(hub, client_here):
     script = """
 from huggingface_hub import HfApi
 api = HfApi()
@@ -89,18 +91,18 @@ head = api.model_info("GODELEV/x").sha
 api.upload_file(repo_id="GODELEV/x", path_or_fileobj=b"1", path_in_repo="a", parent_commit=head)
 """
     hub.faults.add("POST", "/commit/", "race")
-    result = client(script, check=False)
+    result = client_here(script, check=False)
     assert "412" in result.stderr
     assert set(hub.repository("GODELEV/x").files()) == {".gitattributes", "theirs.txt"}
     hub.faults.add("POST", "/commit/", "cut")
-    assert client(script, check=False).returncode != 0
+    assert client_here(script, check=False).returncode != 0
     assert "a" not in hub.repository("GODELEV/x").files()
     hub.faults.add("POST", "/commit/", "cut after")
-    assert client(script, check=False).returncode != 0
+    assert client_here(script, check=False).returncode != 0
     assert "a" in hub.repository("GODELEV/x").files()
 
 
-def test_metadata_is_checked_strictly(client):
+def test_metadata_is_checked_strictly(client_here):
     script = """
 from huggingface_hub import ModelCard
 good = "---\\nlicense: mit\\n---\\n# x"
@@ -111,7 +113,7 @@ for bad in (good.replace("license", "licence"), good.replace("mit", "none-such")
     except ValueError as error:
         print(error)
 """
-    shown = client(script).stdout
+    shown = client_here(script).stdout
     assert "licence" in shown
     assert "is not allowed" in shown
     assert "must be one of" in shown

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from ant_hf.demo.space import make_space
-from hub.test_publishing import REPO, check_outcomes, fault_runs, local_files
+from hub.test_publishing import REPO, check_outcomes, local_files
 
 if importlib.util.find_spec("gradio") is None:
     pytest.skip("Gradio is not installed: pip install 'ant-hf[demo]'", allow_module_level=True)
@@ -62,8 +62,8 @@ def test_its_files_say_what_it_needs_and_hold_no_more(space):
 
 
 @pytest.mark.slow
-def test_faults_on_the_way_to_the_space(space, tmp_path):
-    check_outcomes(fault_runs(space, tmp_path / "out.json", "--quick", "--space"))
+def test_faults_on_the_way_to_the_space(space, outcomes_of):
+    check_outcomes(outcomes_of(space, "--quick", "--space"))
 
 
 @pytest.mark.slow

@@ -11,8 +11,9 @@ from conftest import tiny_values
 from huggingface_hub import HfApi
 from safetensors.torch import load_file
 
-from ant_hf.errors import AntError
+from ant_hf.errors import AntError, RunStopped
 from ant_hf.recipe import load_recipe
+from ant_hf.train.pretrain import pretrain as train
 from ant_hf.train.uploads import CheckpointUploads
 from ant_hf.utils.files import write_sealed
 from hub.conftest import READ_TOKEN, WRITE_TOKEN
@@ -38,18 +39,16 @@ def recipes(shared, tmp_path):
 
 
 @pytest.fixture
-def pretrain(client):
-    """A function that trains recipes one after the other in a fresh process; returns what was said."""
+def pretrain(here, capfd):
+    """A function that trains recipes one after the other; returns what was said."""
 
     def run(*files):
-        script = f"""
-from ant_hf.train.pretrain import pretrain
-from ant_hf.recipe import load_recipe
-for file in {[str(file) for file in files]!r}:
-    print("=====", flush=True)
-    pretrain(load_recipe(file))
-"""
-        return client(script).stdout.split("=====")[1:]
+        capfd.readouterr()
+        said = []
+        for file in files:
+            train(load_recipe(file))
+            said.append(capfd.readouterr().out)
+        return said
 
     return run
 
@@ -93,24 +92,16 @@ def test_another_machine_goes_on_from_the_last_checkpoint_that_arrived(hub, reci
     assert sent == (tmp_path / "first" / "run" / "final" / "model.safetensors").read_bytes()
 
 
-def test_a_run_out_of_time_leaves_when_its_last_checkpoint_has_arrived(hub, client, recipes):
+def test_a_run_out_of_time_leaves_when_its_last_checkpoint_has_arrived(hub, here, recipes, capsys):
     hub.faults.add("POST", "/commit/", "slow", times=1, delay=1)
-    script = f"""
-import os
-from ant_hf.errors import RunStopped
-from ant_hf.train.pretrain import pretrain
-from ant_hf.recipe import load_recipe
-try:
-    pretrain(load_recipe({str(recipes("machine", max_hours=0.0001))!r}))
-except RunStopped:
-    print("=====", flush=True)
-    os._exit(0)
-"""
-    said = client(script).stdout
-    assert "1 uploads to" in said
-    assert "stopped     by training.max_hours at step 1 of 8" in said
+    with pytest.raises(RunStopped):
+        train(load_recipe(recipes("machine", max_hours=0.0001)))
+    # Now, because nothing waits for the thread of the uploads when the process ends.
     state = json.loads(hub.repository(REPO).content("last-checkpoint/trainer_state.json"))
     assert state["global_step"] == 1
+    said = capsys.readouterr().out
+    assert "1 uploads to" in said
+    assert "stopped     by training.max_hours at step 1 of 8" in said
 
 
 @pytest.mark.slow
@@ -132,27 +123,19 @@ def test_a_hub_that_is_slow_or_down_changes_nothing_in_the_training(hub, recipes
     assert not [name for name in hub.repository(REPO).files() if name.startswith("last-checkpoint")]
 
 
-def test_what_cannot_work_is_said_before_anything_is_spent(hub, client, recipes, tmp_path):
-    recipe = recipes("machine")
+def test_what_cannot_work_is_said_before_anything_is_spent(hub, here, recipes, monkeypatch, tmp_path):
+    recipe = load_recipe(recipes("machine"))
     hub.faults.add("GET", f"/api/models/{REPO}", 503, times=99)
-    script = f"""
-import os
-from ant_hf.errors import AntError
-from ant_hf.train.pretrain import pretrain
-from ant_hf.recipe import load_recipe
-for token in (None, {READ_TOKEN!r}, {WRITE_TOKEN!r}):
-    os.environ.pop("HF_TOKEN", None)
-    if token:
-        os.environ["HF_TOKEN"] = token
-    try:
-        pretrain(load_recipe({str(recipe)!r}))
-    except AntError as error:
-        print("=====", error)
-"""
-    _, missing, read_only, unknown = client(script).stdout.split("=====")
-    assert "no Hub token found" in missing
-    assert "may only read" in read_only
-    assert "whether GODELEV/training holds a checkpoint of this run is not known" in unknown
+    # The waits between attempts are of no interest here.
+    monkeypatch.setattr("ant_hf.hub.time.sleep", lambda seconds: None)
+    for token, problem in (
+        (None, "no Hub token found"),
+        (READ_TOKEN, "may only read"),
+        (WRITE_TOKEN, "whether GODELEV/training holds a checkpoint of this run is not known"),
+    ):
+        monkeypatch.setenv("HF_TOKEN", token or "")
+        with pytest.raises(AntError, match=problem):
+            train(recipe)
     assert not list((tmp_path / "machine").rglob("*.json"))
 
 

@@ -1,10 +1,9 @@
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
-from conftest import ROOT
+from commands import ROOT, run_here
 
 from ant_hf.utils.files import read_sealed, write_sealed
 
@@ -12,8 +11,7 @@ RECORDS = ("release/Ant-10M", "docs/recipe/Ant-5M")
 
 
 def side_by_side(*folders: str, figure: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "tools/side_by_side.py", *folders, "--figure", str(figure)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return run_here("python", "tools/side_by_side.py", *folders, "--figure", figure)
 
 
 def test_the_table_of_the_two_models_is_made_of_their_records(tmp_path):

@@ -7,6 +7,7 @@ import string
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,11 +18,13 @@ from transformers import AutoModelForCausalLM, Trainer
 
 from ant_hf.data.corpus import in_validation_split, normalised
 from ant_hf.errors import AntError, RunStopped
+from ant_hf.train import callbacks
 from ant_hf.train import pretrain as pretraining
 from ant_hf.train import setup as run_setup
 from ant_hf.train.pretrain import dry_run, pretrain
 from ant_hf.train.run_folder import open_run_folder
 from ant_hf.train.setup import choose_execution, training_arguments
+from ant_hf.train.trainer import AntTrainer
 from ant_hf.utils.files import read_sealed, write_sealed
 from ant_hf.utils.metrics import read_metrics
 
@@ -129,12 +132,32 @@ def test_evaluation_changes_nothing_in_16_bit(make_recipe):
     assert curves[0] == curves[1]
 
 
+@pytest.fixture
+def steps_take(monkeypatch):
+    """A function that lets a step take so many seconds by the meter's clock, which stands still otherwise."""
+
+    def switch_on(seconds, micro_batches):
+        clock = SimpleNamespace(now=0.0)
+        original = AntTrainer.training_step
+
+        def training_step(self, *arguments):
+            clock.now += seconds / micro_batches
+            return original(self, *arguments)
+
+        monkeypatch.setattr(AntTrainer, "training_step", training_step)
+        monkeypatch.setattr(callbacks, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+
+    return switch_on
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_resumed_run_ends_with_equal_weights(make_recipe, monkeypatch, optimizer):
+def test_resumed_run_ends_with_equal_weights(make_recipe, monkeypatch, steps_take, optimizer):
     """Stopped between two checkpoints and continued: same weights, same log."""
     extra = {"optimizer": optimizer, "per_device_batch_size": 4, "save_steps": 3, "save_total_limit": 1}
     if optimizer == "muon":
         extra["muon_learning_rate"] = 0.02
+    # In two micro-batches.
+    steps_take(0.25, micro_batches=2)
     whole, cut = make_recipe("whole", **extra), make_recipe("cut", **extra)
     pretrain(whole)
 
@@ -150,10 +173,10 @@ def test_resumed_run_ends_with_equal_weights(make_recipe, monkeypatch, optimizer
             raise KilledError
         return original(self, args, state, control, **kwargs)
 
-    monkeypatch.setattr(ThroughputMeter, "on_step_begin", stop_at_step_5)
-    with pytest.raises(KilledError):
-        pretrain(cut)
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(ThroughputMeter, "on_step_begin", stop_at_step_5)
+        with pytest.raises(KilledError):
+            pretrain(cut)
     folder = open_run_folder(cut)
     assert folder.checkpoint.name == "checkpoint-3"
     pretrain(cut)
@@ -163,7 +186,11 @@ def test_resumed_run_ends_with_equal_weights(make_recipe, monkeypatch, optimizer
     assert record["resumed_from_steps"] == [3]
     # The time is that of all steps, and not of those since the last start.
     assert record["timed_steps"] == 8
-    assert record["tokens_per_second"] == pytest.approx(8 * 8 * 64 / record["training_seconds"], rel=0.5)
+    assert (record["training_seconds"], record["tokens_per_second"]) == (2.0, 8 * 512 / 2.0)
+    speeds = [
+        row["tokens_per_second"] for row in read_metrics(folder.path / "metrics.jsonl") if "loss" in row
+    ]
+    assert speeds == [512 / 0.25] * 8
 
 
 def test_a_run_may_be_given_another_length_while_its_learning_rate_is_constant(make_recipe):
@@ -292,8 +319,8 @@ def test_files_that_do_not_reproduce_the_training_fail_the_run(make_recipe, monk
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "running"
 
 
-def test_a_run_without_validation_text_is_refused(make_recipe):
-    recipe = make_recipe()
+def test_a_run_without_validation_text_is_refused(make_recipe, tmp_path):
+    recipe = make_recipe(data_dir=tmp_path / "own")
     corpus = recipe.corpus.model_copy(update={"max_tokens": 1})
     with pytest.raises(AntError, match="no document fell into the validation split"):
         pretrain(recipe.model_copy(update={"corpus": corpus}))
@@ -309,7 +336,7 @@ def test_a_validation_split_of_one_token_is_refused_before_the_training(make_rec
     kept = [text for text in chapters if not is_held_out(text)]
     file = tmp_path / "corpus.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in [letter, *kept]))
-    recipe = make_recipe()
+    recipe = make_recipe(data_dir=tmp_path / "own")
     corpus = recipe.corpus.model_copy(update={"path": str(file), "validation_fraction": 0.05})
     with pytest.raises(AntError, match="the one document of the validation split is too short"):
         pretrain(recipe.model_copy(update={"corpus": corpus}))
