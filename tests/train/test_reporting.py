@@ -15,7 +15,7 @@ from transformers.integrations import INTEGRATION_TO_CALLBACK
 from ant_hf.errors import AntError
 from ant_hf.recipe import Integration, load_recipe
 from ant_hf.train import setup as run_setup
-from ant_hf.train.pretrain import pretrain
+from ant_hf.train.pretrain import dry_run, pretrain
 from ant_hf.utils.metrics import read_metrics
 
 # Our own figures, under the names Trainer's integrations give them.
@@ -97,7 +97,7 @@ def test_every_name_is_one_of_trainers():
 def test_a_package_that_is_not_there_is_named_before_any_work(write, monkeypatch, tmp_path):
     monkeypatch.setattr(run_setup, "find_spec", lambda name: None)
     with pytest.raises(AntError, match=r"'swanlab', which is not installed.*pip install swanlab"):
-        pretrain(load_recipe(write(report_to=["swanlab"])), dry_run=True)
+        dry_run(load_recipe(write(report_to=["swanlab"])))
     assert not (tmp_path / "run").exists()
 
 
