@@ -17,11 +17,11 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 import pytest
 import torch
 import yaml
-from ant_hf.data.prepare import make_data
 from commands import ROOT as ROOT
 from filelock import FileLock
 from records import write_results
 
+from ant_hf.data.packing import make_data
 from ant_hf.data.sources import EmbeddedBible
 from ant_hf.recipe import Recipe, load_recipe
 from ant_hf.release import gate
