@@ -16,12 +16,7 @@ class AntError(Exception):
     """
 
     def __init__(
-        self,
-        what: str,
-        *,
-        seen: object | None = None,
-        expected: str | None = None,
-        hint: str | None = None,
+        self, what: str, *, seen: object | None = None, expected: str | None = None, hint: str | None = None
     ) -> None:
         parts = [what]
         if seen is not None:

@@ -1,7 +1,8 @@
-"""Packing by datatrove tasks gives the folder that packing in one process gives, whatever goes wrong."""
+"""Packing by tasks gives the folder that packing in one process gives, whatever goes wrong."""
 
 import dataclasses
 import gzip
+import importlib
 import json
 import re
 import shutil
@@ -10,7 +11,6 @@ import sys
 import pyarrow
 import pyarrow.parquet
 import pytest
-from conftest import ROOT
 from records import pack
 from typer.testing import CliRunner
 
@@ -58,10 +58,6 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def encode(packing, rank=0, world_size=1):
-    list(packing.encode.run(rank=rank, world_size=world_size))
-
-
 @pytest.mark.parametrize("max_tokens", [None, 30_000])
 def test_number_of_tasks_changes_nothing(recipe, tmp_path, monkeypatch, max_tokens):
     """Also with chunks far smaller than the corpus, where the limit falls between two files."""
@@ -70,7 +66,7 @@ def test_number_of_tasks_changes_nothing(recipe, tmp_path, monkeypatch, max_toke
     recipe = recipe.model_copy(update={"corpus": corpus})
     packing = plan_packing(recipe)
     for rank in (2, 0, 1):
-        encode(packing, rank, world_size=3)
+        packing.encode(rank, world_size=3)
     merge(packing)
     assert contents(recipe.tokens_dir) == packed_by_one(recipe, tmp_path / "single")
 
@@ -84,8 +80,7 @@ def test_a_failed_task_alone_is_done_again(recipe, files, tmp_path):
     assert "run the same command again" in str(caught.value)
     assert not recipe.tokens_dir.exists()
     packing = plan_packing(recipe)
-    completed = sorted(path.name for path in (packing.logs / "encode" / "completions").iterdir())
-    assert completed == ["00000", "00001", "00002"]
+    assert [packing.is_encoded(index) for index in range(4)] == [True, True, True, False]
     parts = {
         packing.part(index): (packing.part(index) / "part.json").stat().st_mtime_ns for index in range(3)
     }
@@ -129,7 +124,7 @@ def test_documents_after_the_last_full_chunk_are_counted(recipe, tmp_path, texts
     changes["validation_fraction"] = 0.0
     recipe = recipe.model_copy(update={"corpus": recipe.corpus.model_copy(update=changes)})
     packing = plan_packing(recipe)
-    encode(packing)
+    packing.encode()
     documents = merge(packing)["documents"]
     names = ("read", "empty", "duplicate", "contaminated", "past_limit")
     assert tuple(documents[name] for name in names) == counts
@@ -138,7 +133,7 @@ def test_documents_after_the_last_full_chunk_are_counted(recipe, tmp_path, texts
 
 def test_a_killed_task_is_done_again_and_the_tokens_are_the_same(recipe, tmp_path, monkeypatch):
     packing = plan_packing(recipe)
-    encode(packing, 0, world_size=4)
+    packing.encode(0, world_size=4)
 
     class KilledError(BaseException):
         pass
@@ -149,11 +144,11 @@ def test_a_killed_task_is_done_again_and_the_tokens_are_the_same(recipe, tmp_pat
     with monkeypatch.context() as patched:
         patched.setattr("ant_hf.data.packing.Encoder.encode", killed)
         with pytest.raises(KilledError):
-            encode(packing, 2, world_size=4)
+            packing.encode(2, world_size=4)
     with pytest.raises(AntError, match=r"3 of 4 files are not encoded yet.*b\.jsonl\.gz"):
         merge(packing)
     first = (packing.part(0) / "part.json").stat().st_mtime_ns
-    encode(packing)
+    packing.encode()
     assert (packing.part(0) / "part.json").stat().st_mtime_ns == first
     merge(packing)
     assert contents(recipe.tokens_dir) == packed_by_one(recipe, tmp_path / "single")
@@ -211,8 +206,7 @@ def test_command_with_workers_writes_what_one_process_writes(recipe, files, tmp_
 
 
 def test_missing_extra_is_one_error(monkeypatch):
-    monkeypatch.setitem(sys.modules, "datatrove.executor", None)
-    monkeypatch.delitem(sys.modules, "ant_hf.data.packing_tasks")
-    arguments = ["pack", "--config", str(ROOT / "configs/recipes/quickstart.yaml"), "--workers", "2"]
-    with pytest.raises(AntError, match=r"needs datatrove.*pip install 'ant-hf\[cluster\]'"):
-        CliRunner().invoke(app, arguments, catch_exceptions=False)
+    monkeypatch.setitem(sys.modules, "datatrove.pipeline.base", None)
+    monkeypatch.delitem(sys.modules, "ant_hf.data.datatrove_steps", raising=False)
+    with pytest.raises(AntError, match=r"need datatrove.*pip install 'ant-hf\[cluster\]'"):
+        importlib.import_module("ant_hf.data.datatrove_steps")

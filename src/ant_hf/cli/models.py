@@ -211,8 +211,7 @@ def export(
         ),
     ] = None,
     repo: Annotated[
-        str | None,
-        typer.Option(metavar="OWNER/NAME", help="Hub repository it belongs to; names the files."),
+        str | None, typer.Option(metavar="OWNER/NAME", help="Hub repository it belongs to; names the files.")
     ] = None,
     license_id: Annotated[
         str | None,

@@ -62,7 +62,7 @@ def pack(
         int | None,
         typer.Option(
             min=1,
-            help="Encode file by file in N processes with datatrove: the same tokens, and an interrupted "
+            help="Encode file by file in N processes: the same tokens, and an interrupted "
             "command goes on with the files that are left. Default: one pass over the corpus on all cores.",
         ),
     ] = None,

@@ -6,12 +6,12 @@ duplicates over all files, the split and the limit are decided when the parts ar
 
 from __future__ import annotations
 
-import contextlib
 import copy
+import multiprocessing
 import os
 import shutil
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,14 +39,6 @@ from ant_hf.utils.files import (
 from ant_hf.utils.locks import locked
 from ant_hf.utils.names import TOKENIZER
 
-try:
-    from datatrove.executor import LocalPipelineExecutor
-    from datatrove.pipeline.base import PipelineStep
-    from datatrove.utils.logging import logger
-    from datatrove.utils.stats import PipelineStats
-except ImportError:
-    raise AntError("packing by tasks needs datatrove", hint="pip install 'ant-hf[cluster]'") from None
-
 # Parts of another format lie under other names.
 PART_FORMAT = 2
 _IDS, _DOCUMENTS, _RECORD = "ids.bin", "documents.bin", "part.json"
@@ -60,7 +52,7 @@ _ROW = np.dtype([
 
 @dataclass(frozen=True)
 class Packing:
-    """A recipe's files and where their tokens go: the steps to hand to an executor of datatrove."""
+    """A recipe's files, what is to be done with them, and where their tokens go."""
 
     recipe: Recipe
     files: tuple[Path, ...]
@@ -69,12 +61,12 @@ class Packing:
 
     @property
     def folder(self) -> Path:
-        """Parts and logs; can be removed once the tokens are there."""
+        """Of the parts; can be removed once the tokens are there."""
         return self.recipe.tokens_dir.with_name("packing")
 
     @property
     def logs(self) -> Path:
-        """For datatrove's logs and marks of completion, which another corpus must not find."""
+        """For the logs and marks of completion of an executor, which another corpus must not find."""
         return self.folder / f"logs-{fingerprint(self.inputs)[:12]}"
 
     @property
@@ -95,66 +87,22 @@ class Packing:
         """Whether a part is there, which it is as a whole or not at all."""
         return (self.part(index) / _RECORD).is_file()
 
-    @property
-    def encode(self) -> EncodeFiles:
-        """The step of all tasks."""
-        return EncodeFiles(self)
-
-    @property
-    def merge(self) -> MergeParts:
-        """The step of one task, after all others."""
-        return MergeParts(self)
-
-
-def plan_packing(recipe: Recipe) -> Packing:
-    """What there is to do for a recipe, whose tokenizer must be there.
-
-    Reads the corpus once, for the hashes in the manifest.
-
-    Raises:
-        AntError: the corpus is not local files, or the tokenizer is missing.
-    """
-    corpus = Corpus.from_recipe(recipe.corpus)
-    if not isinstance(corpus.source, LocalFiles):
-        raise AntError(
-            "packing by tasks hands out files",
-            seen=f"corpus.source {recipe.corpus.source}",
-            hint="Download them: hf download --repo-type dataset NAME --local-dir DIR, then pass --data DIR",
-        )
-    return Packing(recipe, corpus.source.files, packing_inputs(recipe, corpus))
-
-
-class _Step(PipelineStep):
-    type = "TOKENS"
-
-    def __init__(self, packing: Packing) -> None:
-        super().__init__()
-        self.packing = packing
-
-
-class EncodeFiles(_Step):
-    """Encode the files `rank::world_size`, each into a part of its own; parts that are there are kept."""
-
-    name = "encode files"
-
-    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
-        yield from data or ()
-        mine = range(rank, self.packing.tasks, world_size)
-        missing = [index for index in mine if not self.packing.is_encoded(index)]
+    def encode(self, rank: int = 0, world_size: int = 1) -> None:
+        """Encode the files `rank::world_size`, each into a part of its own; parts that are there are kept."""
+        missing = [index for index in range(rank, self.tasks, world_size) if not self.is_encoded(index)]
         if not missing:
             return
         # The tasks are the parallelism; threads inside each would only compete.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        recipe = self.packing.recipe
-        encoder = Encoder(recipe.tokenizer_dir / TOKENIZER)
-        sets = EvaluationSets.find(recipe.corpus.decontaminate)
+        encoder = Encoder(self.recipe.tokenizer_dir / TOKENIZER)
+        sets = EvaluationSets.find(self.recipe.corpus.decontaminate)
         for index in missing:
             self._encode(index, encoder, sets)
 
     def _encode(self, index: int, encoder: Encoder, sets: EvaluationSets) -> None:
         """Write the part of one file; documents that share text with evaluation sets are not encoded."""
-        source = LocalFiles((self.packing.files[index],), self.packing.recipe.corpus.text_column)
-        part, intake, tokens = self.packing.part(index), Intake(0.0), 0
+        source = LocalFiles((self.files[index],), self.recipe.corpus.text_column)
+        part, intake, tokens = self.part(index), Intake(0.0), 0
         rows: list[tuple[bytes, int, int, int, int]] = []
 
         def worth_encoding() -> Iterator[Document]:
@@ -187,21 +135,24 @@ class EncodeFiles(_Step):
                 "sha256": {name: file_sha256(partial / name) for name in (_IDS, _DOCUMENTS)},
             }
             write_sealed(partial / _RECORD, record)
-        self.stat_update("documents", value=intake.counts.read, unit="file")
-        self.stat_update("tokens", value=tokens, unit="file")
 
 
-class MergeParts(_Step):
-    """Write shards and manifest from all parts; needs them all, and one task."""
+def plan_packing(recipe: Recipe) -> Packing:
+    """What there is to do for a recipe, whose tokenizer must be there.
 
-    name = "merge parts"
+    Reads the corpus once, for the hashes in the manifest.
 
-    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
-        yield from data or ()
-        if rank == 0:
-            with locked(self.packing.recipe.tokens_dir.parent, "data", wait=True):
-                manifest = merge(self.packing)
-            self.stat_update("tokens", value=sum(split["tokens"] for split in manifest["splits"].values()))
+    Raises:
+        AntError: the corpus is not local files, or the tokenizer is missing.
+    """
+    corpus = Corpus.from_recipe(recipe.corpus)
+    if not isinstance(corpus.source, LocalFiles):
+        raise AntError(
+            "packing by tasks hands out files",
+            seen=f"corpus.source {recipe.corpus.source}",
+            hint="Download them: hf download --repo-type dataset NAME --local-dir DIR, then pass --data DIR",
+        )
+    return Packing(recipe, corpus.source.files, packing_inputs(recipe, corpus))
 
 
 def merge(packing: Packing) -> dict[str, Any]:
@@ -249,49 +200,6 @@ def put_together(packing: Packing) -> Iterator[EncodedChunk]:
         yield EncodedChunk(chunk, copy.deepcopy(intake.counts))
 
 
-class _QuietExecutor(LocalPipelineExecutor):
-    """datatrove's local executor without its log; a file that cannot be read stops no other."""
-
-    def run(self) -> Any:
-        logger.disable("datatrove")
-        try:
-            return super().run()
-        finally:
-            logger.enable("datatrove")
-
-    def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> Any:
-        # Once more: this may be another process.
-        logger.disable("datatrove")
-        problem = self.pipeline[0].packing.logs / "problems" / f"{rank:05d}"
-        problem.unlink(missing_ok=True)
-        try:
-            return super()._run_for_rank(rank, local_rank, node_rank)
-        except AntError as error:
-            problem.parent.mkdir(parents=True, exist_ok=True)
-            problem.write_text(str(error), encoding="utf-8")
-            return PipelineStats()
-
-
-@contextlib.contextmanager
-def _progress(packing: Packing) -> Iterator[None]:
-    """A bar that counts the parts on the disk, which other processes write."""
-    done = threading.Event()
-
-    def watch(bar: tqdm[Any]) -> None:
-        while not done.wait(0.5):
-            bar.n = sum(map(packing.is_encoded, range(packing.tasks)))
-            bar.refresh()
-
-    with tqdm(total=packing.tasks, desc="encoding", unit="file", leave=False) as bar:
-        watcher = threading.Thread(target=watch, args=(bar,), daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            done.set()
-            watcher.join()
-
-
 def pack_with_workers(recipe: Recipe, workers: int) -> dict[str, Any]:
     """Pack a recipe's files by tasks of this machine, or go on where an earlier attempt ended.
 
@@ -303,22 +211,17 @@ def pack_with_workers(recipe: Recipe, workers: int) -> dict[str, Any]:
         if manifest := packed_before(recipe.tokens_dir, packing.inputs):
             return manifest
         say(f"packing     {packing.tasks} files by {workers} workers, parts in {packing.folder}")
-        # Not by datatrove's marks: a damaged part, once removed, has its mark still.
-        executor = _QuietExecutor(
-            [packing.encode],
-            packing.tasks,
-            workers,
-            str(packing.logs / "encode"),
-            skip_completed=False,
-            start_method="spawn",
-        )
-        with _progress(packing):
-            executor.run()
-        problems = [path.read_text(encoding="utf-8") for path in sorted(packing.logs.glob("problems/*"))]
-        if problems:
-            listing = "".join(f"\n  - {text}" for text in problems)
+        # Spawned and not forked: this process may have threads that a fork would break.
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+            tasks = [pool.submit(packing.encode, rank, packing.tasks) for rank in range(packing.tasks)]
+            finished = tqdm(as_completed(tasks), "encoding", packing.tasks, unit="file", leave=False)
+            errors = [error for task in finished if (error := task.exception())]
+        if unknown := next((error for error in errors if not isinstance(error, AntError)), None):
+            raise unknown
+        if errors:
+            listing = "".join(sorted(f"\n  - {error}" for error in errors))
             raise AntError(
-                f"{len(problems)} of {packing.tasks} tasks failed:{listing}\n"
+                f"{len(errors)} of {packing.tasks} tasks failed:{listing}\n"
                 "The others are done and stay done: run the same command again."
             )
         manifest = merge(packing)

@@ -330,11 +330,7 @@ def previous_results(folder: Path, identity: dict[str, Any], conditions: dict[st
 
 
 def write_results(
-    folder: Path,
-    values: dict[str, Any],
-    samples: list[dict[str, Any]],
-    harness: dict[str, Any],
-    keep: bool,
+    folder: Path, values: dict[str, Any], samples: list[dict[str, Any]], harness: dict[str, Any], keep: bool
 ) -> None:
     """Write samples.jsonl, lm-eval's own file, and results.json with the hashes of the two.
 

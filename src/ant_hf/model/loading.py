@@ -16,13 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from ant_hf.errors import AntError, missing_file
 from ant_hf.hub import hub_or_cache
 from ant_hf.model.architecture import load_architecture, size_problems
-from ant_hf.utils.files import (
-    check_file,
-    file_sha256,
-    fingerprint,
-    read_json,
-    read_sealed,
-)
+from ant_hf.utils.files import check_file, file_sha256, fingerprint, read_json, read_sealed
 from ant_hf.utils.names import CONFIG, FINAL, RUN_RECORD, TOKENIZER, WEIGHTS
 from ant_hf.utils.quiet import quiet_libraries
 

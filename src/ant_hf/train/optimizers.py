@@ -109,10 +109,7 @@ class MuonAdamW(Optimizer):
         assert recipe.muon_learning_rate is not None
         self._muon = BatchedMuon(matrices, lr=recipe.muon_learning_rate, weight_decay=recipe.weight_decay)
         self._adamw = AdamW(
-            others,
-            lr=recipe.learning_rate,
-            betas=(recipe.adam_beta1, recipe.adam_beta2),
-            fused=True,
+            others, lr=recipe.learning_rate, betas=(recipe.adam_beta1, recipe.adam_beta2), fused=True
         )
         # The base class fills every group with these defaults, so they must be none of the parts' own.
         super().__init__([*self._muon.param_groups, *self._adamw.param_groups], {})

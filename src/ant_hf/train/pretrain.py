@@ -24,10 +24,7 @@ from ant_hf.model.saving import export_final
 from ant_hf.model.scoring import SAME_LOSS, score_tokens
 from ant_hf.recipe import Recipe
 from ant_hf.train.checkpoints import checkpoint_name
-from ant_hf.train.distributed import (
-    check_run_folder_is_shared,
-    is_first_on_another_machine,
-)
+from ant_hf.train.distributed import check_run_folder_is_shared, is_first_on_another_machine
 from ant_hf.train.run_folder import RunFolder, RunRecord, begin_or_go_on, open_run_folder
 from ant_hf.train.setup import Setup, set_up
 from ant_hf.train.trainer import AntTrainer, RunData

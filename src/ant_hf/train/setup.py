@@ -17,12 +17,7 @@ from transformers import PreTrainedConfig, TrainingArguments
 
 from ant_hf.data.tokens import TRAIN, read_manifest
 from ant_hf.errors import AntError
-from ant_hf.model.architecture import (
-    Ledger,
-    build_model,
-    ledger_table,
-    load_architecture,
-)
+from ant_hf.model.architecture import Ledger, build_model, ledger_table, load_architecture
 from ant_hf.model.attention import CAUSAL_BLOCKS
 from ant_hf.recipe import Integration, Recipe, TrainingRecipe
 from ant_hf.utils.console import facts_table, is_first_process, say, show
