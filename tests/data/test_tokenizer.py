@@ -90,8 +90,8 @@ def test_reading_a_tokenizer_needs_no_matplotlib():
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
 
 
-def test_reused_when_unchanged_and_refused_when_not(make_recipe, capsys):
-    recipe = make_recipe()
+def test_reused_when_unchanged_and_refused_when_not(make_recipe, tmp_path, capsys):
+    recipe = make_recipe(data_dir=tmp_path / "data")
     for how in ("trained", "reused"):
         make_tokenizer(recipe, 64)
         assert f"({how}, 384 entries)" in capsys.readouterr().out
@@ -111,7 +111,7 @@ def test_too_little_text_says_how_many_entries_it_gives(tmp_path):
 
 def test_a_failed_training_leaves_nothing_behind(make_recipe, tmp_path):
     (tmp_path / "small.txt").write_text("only a few words here")
-    recipe = make_recipe()
+    recipe = make_recipe(data_dir=tmp_path / "data")
     corpus = recipe.corpus.model_copy(
         update={"path": str(tmp_path / "small.txt"), "validation_fraction": 0.0}
     )
