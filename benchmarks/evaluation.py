@@ -30,8 +30,8 @@ from ant_hf.evaluation.benchmarks import Benchmark, choose_benchmarks, known_ben
 from ant_hf.evaluation.language_model import BatchedLM, LikelihoodStore
 from ant_hf.evaluation.tasks import load_tasks, write_definitions
 from ant_hf.model.loading import DTYPES, load_any
+from ant_hf.utils.console import quiet_libraries
 from ant_hf.utils.hardware import cpu_name
-from ant_hf.utils.quiet import quiet_libraries
 
 PLAIN = "lm-eval, float32, batch 1"
 

@@ -289,7 +289,8 @@ def load_recipe(
     """
     path = Path(path)
     if not path.is_file():
-        raise missing_file(path, "recipe", _nearby_recipes(path))
+        found = ", ".join(sorted(map(str, Path("configs/recipes").glob("*.yaml"))))
+        raise missing_file(path, "recipe", f"Pass one of: {found}" if found else "Pass --config FILE.")
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), RecipeLoader)  # noqa: S506 (a SafeLoader)
     except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
@@ -306,11 +307,6 @@ def load_recipe(
         listing = "\n".join(f"  - {line}" for line in problems)
         what = f"{path} with the options of this command" if overrides or changes else path
         raise AntError(f"{what} has {len(problems)} problem{'s'[: len(problems) > 1]}:\n{listing}") from None
-
-
-def _nearby_recipes(path: Path) -> str:
-    found = sorted(str(p) for p in Path("configs/recipes").glob("*.yaml"))
-    return f"Pass one of: {', '.join(found)}" if found else "Pass --config FILE."
 
 
 def _parsed(override: str) -> tuple[str, Any]:

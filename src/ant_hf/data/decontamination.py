@@ -94,7 +94,12 @@ class EvaluationSets:
 
     @cached_property
     def _runs(self) -> _Runs:
-        found = [_runs_of(file) for file in self.files.values()]
+        found = []
+        for file in self.files.values():
+            texts = [run_hashes(text) for _, row in read_json_rows(file) for text in strings_in(row)]
+            if not texts:
+                raise AntError(f"{file} holds no documents", hint="Fill it, or move it out of the folder.")
+            found.append(np.concatenate(texts))
         bits = [np.full(len(runs), 1 << index, dtype=np.uint64) for index, runs in enumerate(found)]
         hashes, inverse = np.unique(np.concatenate(found), return_inverse=True)
         owners = np.zeros(len(hashes), dtype=np.uint64)
@@ -102,13 +107,6 @@ class EvaluationSets:
         table = np.zeros(1 << _TABLE_BITS, dtype=np.bool_)
         table[_slots(hashes)] = True
         return _Runs(hashes, owners, table)
-
-
-def _runs_of(file: Path) -> Hashes:
-    texts = [run_hashes(text) for _, row in read_json_rows(file) for text in strings_in(row)]
-    if not texts:
-        raise AntError(f"{file} holds no documents", hint="Fill it, or move it out of the folder.")
-    return np.concatenate(texts)
 
 
 def _slots(hashes: Hashes) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -25,12 +25,11 @@ from ant_hf.evaluation.results import (
 )
 from ant_hf.evaluation.tasks import harness_results, load_tasks, run_benchmark, write_definitions
 from ant_hf.model.loading import Subject, load_subject
-from ant_hf.utils.console import progress_bar, say
+from ant_hf.utils.console import progress_bar, quiet_libraries, say
 from ant_hf.utils.files import file_sha256
 from ant_hf.utils.hardware import cpu_name
 from ant_hf.utils.names import RESULTS
 from ant_hf.utils.provenance import now, package_versions
-from ant_hf.utils.quiet import quiet_libraries
 
 DEGENERATION = "degeneration"
 _PARTIAL = ".evaluation.partial.jsonl"

@@ -26,8 +26,8 @@ from ant_hf.export.llama_cpp import Questions, ask
 from ant_hf.export.questions import check_greedy, check_texts, greedy_prompts, one_line, room_for
 from ant_hf.model.generation import CARD_SAMPLING
 from ant_hf.model.texts import ENGLISH
+from ant_hf.utils.console import quiet_libraries
 from ant_hf.utils.files import read_json
-from ant_hf.utils.quiet import quiet_libraries
 
 
 @dataclass(frozen=True)

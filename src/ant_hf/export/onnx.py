@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from ant_hf.errors import AntError
 from ant_hf.export.questions import check_greedy, greedy_prompts, one_line, room_for
-from ant_hf.utils.quiet import quiet_libraries
+from ant_hf.utils.console import quiet_libraries
 
 GRAPH = "model.onnx"
 TOLERANCE = 1e-3

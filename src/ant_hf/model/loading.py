@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from ant_hf.errors import AntError, missing_file
 from ant_hf.hub import hub_or_cache
 from ant_hf.model.architecture import load_architecture, size_problems
+from ant_hf.utils.console import quiet_libraries
 from ant_hf.utils.files import check_file, file_sha256, fingerprint, read_json, read_sealed
 from ant_hf.utils.names import CONFIG, FINAL, RUN_RECORD, TOKENIZER, WEIGHTS
-from ant_hf.utils.quiet import quiet_libraries
 
 _LOADERS = r"(transformers|tokenizers|safetensors|torch|ant_hf)\b"
 # Any of them makes a tokenizer for Transformers.
@@ -184,7 +184,13 @@ def locate(model: str) -> tuple[str, Path]:
     path = Path(model)
     if path.is_dir():
         if not (path / CONFIG).is_file():
-            raise AntError(f"{model} is no model folder: it has no config.json", hint=_nearby(path))
+            there = (path / FINAL / CONFIG).is_file()
+            hint = (
+                f"Did you mean {path / FINAL}?"
+                if there
+                else "Pass the folder that pretrain.py wrote as final/."
+            )
+            raise AntError(f"{model} is no model folder: it has no config.json", hint=hint)
         resolved = path.resolve()
         # A run's `final` says less than the run's own name.
         return (f"{resolved.parent.name}/final" if resolved.name == FINAL else resolved.name), path
@@ -211,12 +217,6 @@ def check_hub_id(model: str) -> None:
             f"model not found: {model}",
             hint="Pass a model folder (make quickstart trains one), or a Hub id such as user/name.",
         )
-
-
-def _nearby(path: Path) -> str:
-    if (path / FINAL / CONFIG).is_file():
-        return f"Did you mean {path / FINAL}?"
-    return "Pass the folder that pretrain.py wrote as final/."
 
 
 def load_subject(model: str, dtype: str, device: str) -> Subject:

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from ant_hf.utils.console import quiet_libraries
 from ant_hf.utils.files import file_sha256, whole_folder, write_json
-from ant_hf.utils.names import WEIGHTS
-from ant_hf.utils.quiet import quiet_libraries
+from ant_hf.utils.names import CONFIG, WEIGHTS
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -41,33 +41,20 @@ def export_final(
             pad_token_id=model.config.pad_token_id,
         )
         if dtype != torch.float32:
-            weights = _stored_once(model, weights, dtype)
+            # Without the second name of those that are tied.
+            tied = getattr(model, "_tied_weights_keys", None) if model.config.tie_word_embeddings else None
+            whole = model.state_dict() if weights is None else weights
+            weights = {name: value.to(dtype) for name, value in whole.items() if name not in (tied or ())}
         with quiet_libraries():
             model.save_pretrained(partial, state_dict=weights)
-        _make_config_portable(partial / "config.json", dtype)
+        values = json.loads((partial / CONFIG).read_text(encoding="utf-8"))
+        values |= {"dtype": str(dtype).removeprefix("torch."), "use_cache": True}
+        # Where transformers 4.57 reads it, beside 5's `rope_parameters`.
+        values["rope_theta"] = values["rope_parameters"]["rope_theta"]
+        write_json(partial / CONFIG, values)
         for name in TOKENIZER_FILES:
             if (tokenizer_dir / name).is_file():
                 shutil.copyfile(tokenizer_dir / name, partial / name)
         # safetensors leaves its file to the owner alone, whatever the umask; others would read all but it.
-        (partial / WEIGHTS).chmod((partial / "config.json").stat().st_mode)
+        (partial / WEIGHTS).chmod((partial / CONFIG).stat().st_mode)
         return {path.name: file_sha256(path) for path in sorted(partial.iterdir())}
-
-
-def _stored_once(
-    model: PreTrainedModel, weights: dict[str, torch.Tensor] | None, dtype: torch.dtype
-) -> dict[str, torch.Tensor]:
-    """Weights in another type, without the second name of those that are tied."""
-    tied = (
-        set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.tie_word_embeddings else set()
-    )
-    whole = model.state_dict() if weights is None else weights
-    return {name: value.to(dtype) for name, value in whole.items() if name not in tied}
-
-
-def _make_config_portable(path: Path, dtype: torch.dtype) -> None:
-    """Keep `rope_theta` where transformers 4.57 reads it, beside 5's `rope_parameters`."""
-    values = json.loads(path.read_text(encoding="utf-8"))
-    values["dtype"] = str(dtype).removeprefix("torch.")
-    values["rope_theta"] = values["rope_parameters"]["rope_theta"]
-    values["use_cache"] = True
-    write_json(path, values)

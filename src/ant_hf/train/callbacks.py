@@ -150,15 +150,13 @@ class MetricsFile(TrainerCallback):
         if logs is None or not state.is_world_process_zero:
             return
         # Trainer's epoch counts the run as one; tokens_seen says how far the text has been read.
-        row = {"step": state.global_step, **{key: _finite(logs[key]) for key in logs if key != "epoch"}}
+        row: dict[str, Any] = {"step": state.global_step, **logs}
+        row.pop("epoch", None)
+        # JSON has no infinity; the gradient norm of a step that fp16 overflowed in is one.
+        row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         # Trainer sums up at the end of train(), which is not the end of a run that will be continued.
         if "train_runtime" not in row or state.global_step >= state.max_steps:
             self.append(row)
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity; the gradient norm of a step that fp16 overflowed in is one."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class ProgressBar(ProgressCallback):

@@ -45,6 +45,10 @@ def checkpoints(output_dir: Path) -> list[Path]:
     return [path for path in _folders(output_dir) if (path / SEAL).exists()]
 
 
+def _unsealed(output_dir: Path) -> list[Path]:
+    return [path for path in _folders(output_dir) if not (path / SEAL).exists()]
+
+
 def _folders(output_dir: Path) -> list[Path]:
     found = [
         path
@@ -81,10 +85,9 @@ def _remove(checkpoint: Path) -> None:
 
 
 def remove_unsealed(output_dir: Path) -> None:
-    """Remove what a failed save of this very process left."""
-    for path in _folders(output_dir):
-        if not (path / SEAL).exists():
-            shutil.rmtree(path, ignore_errors=True)
+    """Remove what a failed save left."""
+    for path in _unsealed(output_dir):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def newest_checkpoint(output_dir: Path) -> Path | None:
@@ -95,11 +98,9 @@ def newest_checkpoint(output_dir: Path) -> Path | None:
     """
     for leftover in output_dir.glob(f".{PREFIX_CHECKPOINT_DIR}-*.old"):
         shutil.rmtree(leftover, ignore_errors=True)
-    for unsealed in [path for path in _folders(output_dir) if not (path / SEAL).exists()]:
+    for unsealed in _unsealed(output_dir):
         # Only the latest such folder is kept.
-        for older in _folders(output_dir / INCOMPLETE):
-            if not (older / SEAL).exists():
-                shutil.rmtree(older, ignore_errors=True)
+        remove_unsealed(output_dir / INCOMPLETE)
         step, moved = step_of(unsealed), _set_aside(unsealed)
         say(f"warning     the save of step {step:,} was cut short; skipped, kept as {moved}")
     damaged: list[tuple[Path, str]] = []

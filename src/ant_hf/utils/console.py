@@ -1,8 +1,10 @@
-"""What the commands print: plain lines, tables and bars, on the first process only."""
+"""What is said: lines, tables and bars of ours, on the first process only, and not those of libraries."""
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -11,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 _console = Console(highlight=False, soft_wrap=True)
+_LIBRARIES = ("transformers", "huggingface_hub", "datasets", "lm_eval", "torch.onnx")
 
 
 def is_first_process() -> bool:
@@ -57,3 +60,36 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
             progress.update(task, advance=done, total=total)
 
         yield advance
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """No notes below errors and no progress bars of the libraries that are loaded."""
+    loggers = [logging.getLogger(name) for name in _LIBRARIES]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    shown = list(_shown_bars())
+    for hide, _ in shown:
+        hide()
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        for _, show in shown:
+            show()
+
+
+def _shown_bars() -> Iterator[tuple[Callable[[], None], Callable[[], None]]]:
+    """What hides and what shows the bars of each library that is loaded and shows them."""
+    if "transformers" in sys.modules:
+        from transformers.utils import logging as bars
+
+        if bars.is_progress_bar_enabled():
+            yield bars.disable_progress_bar, bars.enable_progress_bar
+    if "datasets" in sys.modules:
+        import datasets
+
+        if not datasets.are_progress_bars_disabled():
+            yield datasets.disable_progress_bars, datasets.enable_progress_bars

@@ -20,15 +20,13 @@ def source_commit() -> str | None:
     if not (root / ".git").exists():
         return None
     try:
-        commit = _git(root, "rev-parse", "HEAD")
-        return f"{commit}-dirty" if _git(root, "status", "--porcelain") else commit
+        commit, changes = (
+            subprocess.check_output(["git", *words], cwd=root, stderr=subprocess.DEVNULL, text=True)  # noqa: S603, S607
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain"))
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _git(root: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(root), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()  # noqa: S603
+    return commit.strip() + ("-dirty" if changes else "")
 
 
 def package_versions(names: Iterable[str]) -> dict[str, str]:
