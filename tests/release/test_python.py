@@ -1,7 +1,11 @@
 """The script that the package's docstring shows, from a finished run on, by someone who types Python."""
 
+import re
 import shutil
 
+import yaml
+from benchmark_data import write_benchmarks
+from conftest import ROOT, tiny_values
 from hub.conftest import client, client_environment, hub  # noqa: F401 (fixtures)
 
 import ant_hf
@@ -35,3 +39,29 @@ assert ant_hf.publish({str(run / "release")!r}, {REPO!r}) is None
     # The report on a repository that anyone may read, without a token.
     theirs = f"import ant_hf\nprint(ant_hf.verify({REPO!r}, revision='v1')['verdict'])"
     assert "passed" in client(theirs, HF_TOKEN=None).stdout.split()
+
+
+def test_the_scripts_of_the_documentation_run(client, trained_run, shared, tmp_path):  # noqa: F811
+    """From the recipe to the plan of a publication; the run is finished already, which training says."""
+    run = tmp_path / "run"
+    shutil.copytree(trained_run, run)
+    (run / "final" / "results.json").unlink()
+    longer = {"max_steps": 60, "eval_steps": 20, "save_steps": 60, "logging_steps": 5, "learning_rate": 0.02}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tiny_values(shared, run, **longer)))
+    write_benchmarks(tmp_path / "sets")
+    text = (ROOT / "docs" / "python.md").read_text()
+    replaced = {
+        "configs/recipes/quickstart.yaml": str(tmp_path / "recipe.yaml"),
+        "runs/quickstart": str(run),
+        "my-sets": str(tmp_path / "sets"),
+        "OWNER/NAME": REPO,
+    }
+    for place, here in replaced.items():
+        assert place in text
+        text = text.replace(place, here)
+    for script in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        said = client(script).stdout
+        assert said
+        if "publish" in script:
+            assert "nothing was sent; add --yes" in said
+    assert (run / "release" / "README.md").is_file()

@@ -175,7 +175,7 @@ def _file_damage(path: Path, expected: Any) -> str | None:
     return None
 
 
-def check_made_of(checkpoint: Path, now: Mapping[str, str]) -> None:
+def check_trained_with(checkpoint: Path, now: Mapping[str, str]) -> None:
     """Refuse a checkpoint that was trained with another config, tokenizer or tokens.
 
     Raises:

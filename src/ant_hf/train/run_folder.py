@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ant_hf.errors import AntError
 from ant_hf.recipe import Recipe
-from ant_hf.train.checkpoints import INCOMPLETE, check_made_of, checkpoints, newest_checkpoint, step_of
+from ant_hf.train.checkpoints import INCOMPLETE, check_trained_with, checkpoints, newest_checkpoint, step_of
 from ant_hf.train.distributed import check_equal_inputs
 from ant_hf.train.setup import Execution, Setup
 from ant_hf.utils.console import is_first_process, say
@@ -260,7 +260,7 @@ def _check_inputs(setup: Setup, folder: RunFolder, record: RunRecord) -> None:
         problem = f"{folder.path} was made with different {name}{listing}"
         check_hash(problem, seen, record.sha256[name], "Put the old one back, or start over with --fresh")
     if folder.checkpoint:
-        check_made_of(folder.checkpoint, hashes)
+        check_trained_with(folder.checkpoint, hashes)
     # Three files of weights and moments more than there are, and the export.
     missing = recipe.training.save_total_limit + 1 - len(checkpoints(folder.path))
     room = max(1, missing) * setup.plan.checkpoint_bytes + 4 * setup.ledger.total
