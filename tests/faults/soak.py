@@ -85,7 +85,7 @@ def render(results: dict) -> str:
     facts = [
         ("kills", "kills"),
         ("of them one process of two, the other left behind", "kills_of_one_process"),
-        ("starts through `accelerate launch` (the others forked)", "attempts_by_command"),
+        ("starts by command (the others forked)", "attempts_by_command"),
         ("resumes from a checkpoint", "resumes"),
         ("runs brought to their end", "runs_finished"),
         ("of them with weights and loss log equal to the uninterrupted run's", "runs_equal"),
