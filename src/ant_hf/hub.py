@@ -51,13 +51,14 @@ class HubClient:
     def __init__(
         self, token: str | None = None, attempts: int = 5, timeout: float = 60.0, anonymous: bool = False
     ) -> None:
-        found = token or get_token()
-        if not found and not anonymous:
+        self._token = token or get_token()
+        if not self._token and not anonymous:
             raise AntError("no Hub token found", hint=_HOW_TO_LOG_IN)
-        self._token = found
         self.attempts = attempts
-        self.api = HfApi(token=found or False)
-        _limit_time(timeout)
+        self.api = HfApi(token=self._token or False)
+        # huggingface_hub's own clients wait for ever; keep their hooks and give them a limit.
+        hooks = get_session().event_hooks
+        set_client_factory(lambda: httpx2.Client(event_hooks=hooks, follow_redirects=True, timeout=timeout))
         # Its warnings quote upload addresses, which are signed.
         logging.set_verbosity_error()
 
@@ -95,8 +96,7 @@ class HubClient:
             except AntError:
                 raise
             except Exception as error:
-                again = is_transient(error) or status_of(error) in also
-                if attempt == self.attempts or not again:
+                if attempt == self.attempts or not (is_transient(error) or status_of(error) in also):
                     raise self.explain(what, error, attempt) from None
                 seconds = _wait(error, attempt)
                 say(f"hub         {what}: {self._brief(error)}; trying again in {seconds:.0f} s")
@@ -186,13 +186,3 @@ def _wait(error: BaseException, attempt: int) -> float:
     asked = found.response.headers.get("Retry-After", "") if found is not None and found.response else ""
     seconds = float(asked) if asked.isdecimal() else 2.0 ** (attempt - 1) * random.uniform(0.8, 1.2)
     return min(seconds, _LONGEST_WAIT)
-
-
-def _limit_time(seconds: float) -> None:
-    """huggingface_hub's own clients wait for ever; keep their hooks and give them a limit."""
-    hooks = get_session().event_hooks
-
-    def client() -> httpx2.Client:
-        return httpx2.Client(event_hooks=hooks, follow_redirects=True, timeout=seconds)
-
-    set_client_factory(client)

@@ -39,8 +39,7 @@ def audit(claims: Claims) -> list[Finding]:
     findings = [*_parameters(claims), *_speed(claims), *_dynamics(claims)]
     if claims.schedule:
         findings += _schedule(claims.schedule, claims.dynamics, claims.steps)
-    findings += [_whole_count(accuracy) for accuracy in claims.accuracies]
-    findings += _slices(claims)
+    findings += [*map(_whole_count, claims.accuracies), *_slices(claims)]
     for perplexities in claims.perplexities:
         findings += _perplexities(perplexities, claims)
     return findings
@@ -58,22 +57,21 @@ def count_parameters(architecture: dict[str, int | bool]) -> int | None:
     vocabulary, hidden, inner, layers, heads = (int(architecture[key]) for key in keys)
     groups = int(architecture.get("num_key_value_heads") or heads)
     head_dim = int(architecture.get("head_dim") or hidden // heads)
-    attention = 2 * hidden * heads * head_dim + 2 * hidden * groups * head_dim
+    attention = 2 * hidden * (heads + groups) * head_dim
     embeddings = vocabulary * hidden * (1 if architecture.get("tie_word_embeddings") else 2)
     return embeddings + layers * (attention + 3 * hidden * inner + 2 * hidden) + hidden
 
 
 def _parameters(claims: Claims) -> Iterator[Finding]:
-    if claims.parameters is None:
+    if (printed := claims.parameters) is None:
         return
-    counted, label = count_parameters(claims.architecture), f"{claims.parameters.text} parameters"
-    if counted is None:
+    label = f"{printed.text} parameters"
+    if (counted := count_parameters(claims.architecture)) is None:
         yield Finding(label, "the card gives no full architecture", None)
         return
-    difference = claims.parameters.value - counted
+    difference = printed.value - counted
     note = f" ({difference:+,.0f} printed)" if difference else ""
-    agrees = claims.parameters.meets(counted, counted)
-    yield Finding(label, f"{counted:,} from the architecture{note}", agrees)
+    yield Finding(label, f"{counted:,} from the architecture{note}", printed.meets(counted, counted))
 
 
 def _speed(claims: Claims) -> Iterator[Finding]:
@@ -87,10 +85,9 @@ def _speed(claims: Claims) -> Iterator[Finding]:
     if tokens and claims.steps:
         each = tokens.value / claims.steps
         recomputed = f"{tokens.text} over {claims.steps:,} steps: {each:,.0f} tokens a step"
-        if claims.tokens_per_step is None:
+        if (printed := claims.tokens_per_step) is None:
             yield Finding("tokens a step (not printed)", recomputed, None)
         else:
-            printed = claims.tokens_per_step
             agrees = printed.low - _padding(claims) / claims.steps <= each <= printed.high
             yield Finding(f"{printed.text} tokens a step", recomputed, agrees)
 
@@ -124,12 +121,10 @@ def rate_at(schedule: Schedule, step: int, last_step: int, min_rate: float) -> f
 
 def _schedule(schedule: Schedule, moments: tuple[Moment, ...], steps: int | None) -> Iterator[Finding]:
     for moment in moments:
-        printed = moment.learning_rate
-        if printed is None:
+        if (printed := moment.learning_rate) is None:
             continue
         claim = f"learning rate {printed.text} at step {moment.step:,}"
-        warming = moment.step <= schedule.warmup_steps
-        if warming or (schedule.last_step is not None and schedule.min_rate is not None):
+        if moment.step <= schedule.warmup_steps or None not in (schedule.last_step, schedule.min_rate):
             # A log names the rate of the step that ends or of the one that begins, and a schedule waits for
             # steps that were skipped.
             last, least = schedule.last_step or moment.step, schedule.min_rate or 0.0
@@ -165,8 +160,7 @@ def _whole_count(accuracy: Accuracy) -> Finding:
 
 
 def _slices(claims: Claims) -> Iterator[Finding]:
-    for part in claims.slices:
-        yield _whole_count(part)
+    yield from map(_whole_count, claims.slices)
     if not (claims.slices and claims.slices_overall):
         return
     overall, items = claims.slices_overall, sum(part.items for part in claims.slices)
@@ -201,20 +195,17 @@ def _perplexities(perplexities: Perplexities, claims: Claims) -> Iterator[Findin
 
 def _identities(p: Perplexities) -> Iterator[Finding]:
     """Byte perplexity = 2^bits per byte; token perplexity = exp(nats a token); nats go by bytes a token."""
-    if p.bits_per_byte:
-        low, high = 2**p.bits_per_byte.low, 2**p.bits_per_byte.high
+    if bits := p.bits_per_byte:
         claim = f"{p.text} byte perplexity {p.byte.text}"
-        seen = f"2^{p.bits_per_byte.text} = {2**p.bits_per_byte.value:.3f}"
-        yield Finding(claim, seen, p.byte.meets(low, high))
-    if p.nats_per_token and p.token:
-        low, high = math.exp(p.nats_per_token.low), math.exp(p.nats_per_token.high)
-        seen = f"exp({p.nats_per_token.text}) = {math.exp(p.nats_per_token.value):,.2f}"
+        yield Finding(claim, f"2^{bits.text} = {2**bits.value:.3f}", p.byte.meets(2**bits.low, 2**bits.high))
+    if (nats := p.nats_per_token) and p.token:
         claim = f"{p.text} token perplexity {p.token.text}"
-        yield Finding(claim, seen, p.token.meets(low, high))
-    if p.nats_per_token and p.bytes_per_token:
-        implied = math.exp(p.nats_per_token.value / p.bytes_per_token)
+        seen = f"exp({nats.text}) = {math.exp(nats.value):,.2f}"
+        yield Finding(claim, seen, p.token.meets(math.exp(nats.low), math.exp(nats.high)))
+    if nats and p.bytes_per_token:
+        implied = math.exp(nats.value / p.bytes_per_token)
         agrees = math.isclose(math.log(implied), math.log(p.byte.value), rel_tol=_IDENTITY_TOLERANCE)
-        claim = f"{p.text}: {p.nats_per_token.text} nats a token beside byte perplexity {p.byte.text}"
+        claim = f"{p.text}: {nats.text} nats a token beside byte perplexity {p.byte.text}"
         yield Finding(claim, f"{implied:.3f} at {p.bytes_per_token} bytes a token", agrees)
 
 

@@ -31,8 +31,8 @@ class Printed:
         except InvalidOperation:
             raise AntError("a printed figure is no number", seen=self.text) from None
         half_a_unit = Decimal(5).scaleb(int(number.as_tuple().exponent) - 1)
-        self.value, self.low = float(number), float(number - half_a_unit)
-        self.high = float(number + half_a_unit)
+        self.value = float(number)
+        self.low, self.high = float(number - half_a_unit), float(number + half_a_unit)
 
     def meets(self, low: float, high: float) -> bool:
         """Whether some value in [low, high] is printed like this; equal to a part in 10^12."""
@@ -136,12 +136,12 @@ def published_claims(model: PublishedModel) -> Claims:
     """A published model's figures, out of its `claims` and `results`."""
     claims, results = model.claims, model.results
     training = claims.get("training", {})
-    # Arithmark is claimed with its slices; WikiText is no share of right answers.
-    items = {
-        task: entry["documents"]
+    accuracies = tuple(
+        _share(task, next(iter(results[task].values())), entry["documents"])
         for task, entry in benchmark_table().items()
+        # Arithmark is claimed with its slices; WikiText is no share of right answers.
         if task in results and task not in (ARITHMARK, ARITHMARK_GENERATED, "wikitext")
-    }
+    )
     slices: tuple[Accuracy, ...] = ()
     overall = None
     if arithmark := results.get(ARITHMARK):
@@ -150,6 +150,10 @@ def published_claims(model: PublishedModel) -> Claims:
             _share(f"{ARITHMARK}, {operators} operators", arithmark[f"slice_{operators}"], count)
             for operators, count in ARITHMARK_SLICES.items()
         )
+    perplexities: tuple[Perplexities, ...] = ()
+    if texts := claims.get("wikitext"):
+        byte, word = Printed(texts["byte_perplexity"]), _printed(texts.get("word_perplexity"))
+        perplexities = (Perplexities("WikiText-2", byte, word, WIKITEXT_BYTES_PER_WORD),)
     schedule = claims.get("schedule")
     return Claims(
         name=model.name,
@@ -165,18 +169,11 @@ def published_claims(model: PublishedModel) -> Claims:
             Moment(values["step"], *(_printed(values.get(key)) for key in _MOMENT.values()))
             for values in claims.get("dynamics", ())
         ),
-        accuracies=tuple(
-            _share(task, next(iter(results[task].values())), count) for task, count in items.items()
-        ),
+        accuracies=accuracies,
         slices=slices,
         slices_overall=overall,
-        perplexities=(_wikitext(claims["wikitext"]),) if "wikitext" in claims else (),
+        perplexities=perplexities,
     )
-
-
-def _wikitext(texts: dict[str, str]) -> Perplexities:
-    word = _printed(texts.get("word_perplexity"))
-    return Perplexities("WikiText-2", Printed(texts["byte_perplexity"]), word, WIKITEXT_BYTES_PER_WORD)
 
 
 def _share(label: str, value: float, items: int) -> Accuracy:
@@ -251,11 +248,7 @@ def card_claims(text: str, name: str) -> Claims:
 
 def _facts(table: list[list[str]]) -> dict[str, str]:
     """A two-column table by its labels, or by the config key that a label names in a code span."""
-    facts = {}
-    for label, value in table[1:]:
-        key = re.search(r"`(\w+)", label)
-        facts[key[1] if key else label] = value
-    return facts
+    return {re.sub(r".*?`(\w+).*", r"\1", label): value for label, value in table[1:]}
 
 
 def _value(text: str) -> Any:
@@ -276,9 +269,9 @@ def _moments(table: list[list[str]]) -> tuple[Moment, ...]:
 
 def _accuracies(table: list[list[str]]) -> tuple[Accuracy, ...]:
     head = table[0]
-    measured, items = next(i for i, c in enumerate(head) if c.endswith("(measured)")), head.index("items")
+    own, items = next(i for i, c in enumerate(head) if c.endswith("(measured)")), head.index("items")
     return tuple(
-        Accuracy(row[0], Printed(row[measured]), _count(row[items].partition(" ")[0])) for row in table[1:]
+        Accuracy(row[0], Printed(row[own]), _count(row[items].partition(" ")[0])) for row in table[1:]
     )
 
 

@@ -7,27 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from ant_hf.errors import AntError
+from ant_hf.utils import names
 from ant_hf.utils.files import check_hash, read_json, read_sealed
 from ant_hf.utils.metrics import read_metrics
-from ant_hf.utils.names import (
-    FRAGMENTATION,
-    GATE,
-    METRICS,
-    RELEASED_MANIFEST,
-    RESULTS,
-    RUN_RECORD,
-    VERIFIED,
-    WEIGHTS,
-)
 
-# What each record is, and what makes it.
+# What each record is, and what makes it; in the order of `CardInputs`.
 _RECORDS = {
-    RUN_RECORD: ("run record", "Train first: accelerate launch pretrain.py --config RECIPE"),
-    RESULTS: ("results", "Measure first: ant-hf evaluate MODEL_FOLDER"),
-    GATE: ("gate report", "Make the release anew: ant-hf card MODEL_FOLDER"),
-    FRAGMENTATION: ("fragmentation report", "Train the tokenizer anew."),
-    RELEASED_MANIFEST: ("token manifest", "Pack the tokens anew."),
-    VERIFIED: ("record of the export", "Export anew: ant-hf export"),
+    names.RUN_RECORD: ("run record", "Train first: accelerate launch pretrain.py --config RECIPE"),
+    names.RESULTS: ("results", "Measure first: ant-hf evaluate MODEL_FOLDER"),
+    names.GATE: ("gate report", "Make the release anew: ant-hf card MODEL_FOLDER"),
+    names.FRAGMENTATION: ("fragmentation report", "Train the tokenizer anew."),
+    names.RELEASED_MANIFEST: ("token manifest", "Pack the tokens anew."),
+    names.VERIFIED: ("record of the export", "Export anew: ant-hf export"),
 }
 
 
@@ -96,30 +87,29 @@ def read_inputs(
     Raises:
         AntError: one is missing, damaged, or belongs to other weights than the rest.
     """
-    run, results, gate, fragmentation, manifest = (
-        _read(folder / name) for name in (RUN_RECORD, RESULTS, GATE, FRAGMENTATION, RELEASED_MANIFEST)
+    run, results, gate, fragments, tokens = (
+        _read(folder / name) for name in _RECORDS if name != names.VERIFIED
     )
-    metrics: list[dict[str, Any]] = [Record(folder / METRICS, row) for row in read_metrics(folder / METRICS)]
+    log = folder / names.METRICS
+    metrics: list[dict[str, Any]] = [Record(log, row) for row in read_metrics(log)]
     if not any("loss" in row and "learning_rate" in row for row in metrics):
-        raise AntError(f"no metrics in {folder / METRICS}", hint="The card shows the training's course.")
-    weights, measure = files[WEIGHTS]["sha256"], "Measure this model: ant-hf evaluate MODEL_FOLDER"
+        raise AntError(f"no metrics in {log}", hint="The card shows the training's course.")
+    weights, measure = files[names.WEIGHTS]["sha256"], "Measure this model: ant-hf evaluate MODEL_FOLDER"
     for what, seen, hint in (
-        (RUN_RECORD, run["final"].get("weights_sha256"), None),
-        (RESULTS, results.get("model", {}).get("weights_sha256"), measure),
-        (GATE, gate.get("sha256", {}).get(WEIGHTS), None),
+        (names.RUN_RECORD, run["final"].get("weights_sha256"), None),
+        (names.RESULTS, results.get("model", {}).get("weights_sha256"), measure),
+        (names.GATE, gate.get("sha256", {}).get(names.WEIGHTS), None),
     ):
-        check_hash(f"{what} is about other weights than {folder / WEIGHTS}", seen, weights, hint)
-    exported = _read(folder / VERIFIED) if VERIFIED in files else None
-    return CardInputs(
-        repository, license_id, run, results, gate, fragmentation, manifest, metrics, files, exported
-    )
+        check_hash(f"{what} is about other weights than {folder / names.WEIGHTS}", seen, weights, hint)
+    exported = _read(folder / names.VERIFIED) if names.VERIFIED in files else None
+    return CardInputs(repository, license_id, run, results, gate, fragments, tokens, metrics, files, exported)
 
 
 def _read(path: Path) -> dict[str, Any]:
     """One record, which names itself where a key of it is missing."""
     what, hint = _RECORDS[path.name]
-    values = (read_sealed if path.name == VERIFIED else read_json)(path, what, hint)
-    if path.name == RUN_RECORD and "sample" in values:
+    values = (read_sealed if path.name == names.VERIFIED else read_json)(path, what, hint)
+    if path.name == names.RUN_RECORD and "sample" in values:
         # Earlier records have one, of seed 0.
         values = {"samples": [{"seed": 0, "text": values["sample"]}], **values}
     return Record(path, values)

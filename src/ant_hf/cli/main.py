@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 
 import typer
 
 from ant_hf.cli import models, release, train
 from ant_hf.errors import AntError, RunStopped
 
-
-def _typer(help_text: str | None = None) -> typer.Typer:
-    return typer.Typer(
-        help=help_text, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
-    )
-
-
-app = _typer("Train, check and publish tiny Llama language models with stock Transformers.")
+_typer = partial(typer.Typer, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = _typer(help="Train, check and publish tiny Llama language models with stock Transformers.")
 for command in (
     *(release.audit, release.card, release.verify, release.publish),
     *(models.inspect, models.demo, models.export),

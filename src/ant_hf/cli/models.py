@@ -6,10 +6,12 @@ import importlib.util
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from ant_hf.cli.options import Model, switch_libraries
+from ant_hf.cli.tables import incomplete_line, perplexity_lines, results_table, verified_table
 from ant_hf.errors import AntError
+from ant_hf.utils.console import say, show
 
 
 def _model_folder(model: str) -> Path:
@@ -22,14 +24,13 @@ def _model_folder(model: str) -> Path:
 
 def generate(
     model: Model,
-    prompt: Annotated[str, typer.Option(help="Text to continue.")] = "In the beginning",
-    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    prompt: Annotated[str, Option(help="Text to continue.")] = "In the beginning",
+    seed: Annotated[int, Option(help="Seed of the sampling.")] = 0,
 ) -> None:
     """Continue a prompt with the public card's sampling settings."""
     folder = _model_folder(model)
     from ant_hf.model.generation import generate_sample
     from ant_hf.model.loading import load_any
-    from ant_hf.utils.console import say
 
     loaded, tokenizer = load_any(folder)
     say(generate_sample(loaded, tokenizer, prompt, seed))
@@ -37,15 +38,12 @@ def generate(
 
 def perplexity(
     model: Model,
-    tokens: Annotated[Path, typer.Option(help="Folder of packed tokens; its validation split is scored.")],
-    context: Annotated[
-        int | None, typer.Option(help="Tokens of context; default: the model's maximum.")
-    ] = None,
+    tokens: Annotated[Path, Option(help="Folder of packed tokens; its validation split is scored.")],
+    context: Annotated[int | None, Option(help="Tokens of context; default: the model's maximum.")] = None,
 ) -> None:
     """Score held-out text: token perplexity, bits per byte, byte perplexity."""
     folder = _model_folder(model)
     from ant_hf.model.scoring import score_folder
-    from ant_hf.utils.console import say
 
     scores, context_tokens = score_folder(folder, tokens, context)
     say(f"{scores.tokens:,} tokens, {scores.bytes:,} bytes, context {context_tokens} tokens, fp32")
@@ -59,29 +57,29 @@ def evaluate(
     model: Model,
     tasks: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="Sets to run, separated by commas, for example arc_easy,wikitext,degeneration. "
             "Default: the public card's table, BLiMP, LAMBADA and degeneration."
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first N documents a task: for trying.")] = None,
+    limit: Annotated[int | None, Option(help="Only the first N documents a task: for trying.")] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(
+        Option(
             help="Full-length sequences a forward pass; shorter ones fill up to as many tokens. "
             "Default: 2 on a CPU, 64 on a GPU."
         ),
     ] = None,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Take the documents from JSONL files in this folder, not the Hub.")
+        Path | None, Option(help="Take the documents from JSONL files in this folder, not the Hub.")
     ] = None,
     output_dir: Annotated[
         Path | None,
-        typer.Option(help="Folder of the results. Default: the model's own; evaluations/NAME for a Hub id."),
+        Option(help="Folder of the results. Default: the model's own; evaluations/NAME for a Hub id."),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: the GPU if there is one.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Measure anew what is already there.")] = False,
+    dtype: Annotated[str, Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str | None, Option(help="cpu or cuda. Default: the GPU if there is one.")] = None,
+    fresh: Annotated[bool, Option("--fresh", help="Measure anew what is already there.")] = False,
 ) -> None:
     """Measure a model on the public card's benchmarks, perplexities and degeneration, by lm-eval.
 
@@ -95,10 +93,8 @@ def evaluate(
         switch_libraries()
     if importlib.util.find_spec("lm_eval") is None:
         raise AntError("evaluation needs lm-eval", hint="pip install 'ant-hf[eval]'")
-    from ant_hf.cli.tables import incomplete_line, perplexity_lines, results_table
     from ant_hf.evaluation.evaluate import evaluate as measure
     from ant_hf.published import published_models
-    from ant_hf.utils.console import say, show
 
     results, path = measure(
         model,
@@ -121,33 +117,31 @@ def evaluate(
 
 def inspect(
     model: Model,
-    other: Annotated[str | None, typer.Argument(help="A second model to put beside it.")] = None,
+    other: Annotated[str | None, Argument(help="A second model to put beside it.")] = None,
     text: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="Text to read with the model, or a UTF-8 file of it. Default: the run's held-out text, "
             "if its tokens are there, else plain English."
         ),
     ] = None,
     position: Annotated[
         int | None,
-        typer.Option(
-            help="Token of the text whose distribution is shown, 0 the first. Default: after the last."
-        ),
+        Option(help="Token of the text whose distribution is shown, 0 the first. Default: after the last."),
     ] = None,
     tokens: Annotated[
         Path | None,
-        typer.Option(help="Folder of the run's packed tokens, to count frequencies in, if it was moved."),
+        Option(help="Folder of the run's packed tokens, to count frequencies in, if it was moved."),
     ] = None,
     html: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             metavar="FILE",
             help="Where the report goes. Default: inspection.html in the run's folder; for others, here.",
         ),
     ] = None,
     json: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write every figure to this JSON file.")
+        Path | None, Option(metavar="FILE", help="Also write every figure to this JSON file.")
     ] = None,
 ) -> None:
     """Look inside any Llama-like model: weights, heads, embeddings, a text in fragments and their losses.
@@ -159,7 +153,6 @@ def inspect(
     from ant_hf.inspection.findings import as_json
     from ant_hf.inspection.report import render_report
     from ant_hf.inspection.terminal import print_inspection
-    from ant_hf.utils.console import say
     from ant_hf.utils.files import write_json, write_text
 
     inspections = compare(model, other, text, position, tokens)
@@ -174,12 +167,12 @@ def inspect(
 
 def demo(
     model: Model,
-    other: Annotated[str | None, typer.Argument(help="A second one, to compare side by side.")] = None,
+    other: Annotated[str | None, Argument(help="A second one, to compare side by side.")] = None,
     port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Default: the first free one from 7860.")
+        int | None, Option(min=1, max=65535, help="Default: the first free one from 7860.")
     ] = None,
     share: Annotated[
-        bool, typer.Option("--share", help="Also give it a public address, through Gradio's servers.")
+        bool, Option("--share", help="Also give it a public address, through Gradio's servers.")
     ] = False,
 ) -> None:
     """Try a model on a page in the browser, on this computer only.
@@ -196,26 +189,23 @@ def demo(
 
 def export(
     model: Model,
-    to: Annotated[str, typer.Option(help="gguf (llama.cpp, Ollama, LM Studio) or onnx (ONNX Runtime).")],
+    to: Annotated[str, Option(help="gguf (llama.cpp, Ollama, LM Studio) or onnx (ONNX Runtime).")],
     types: Annotated[
         list[str] | None,
-        typer.Option(
-            "--type", metavar="TYPE", help="GGUF: f32, f16, q8_0 or all (default). May be repeated."
-        ),
+        Option("--type", metavar="TYPE", help="GGUF: f32, f16, q8_0 or all (default). May be repeated."),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             help="Folder of the export, replaced as a whole. "
             "Default: gguf or onnx beside a run's final folder, else under exports/."
         ),
     ] = None,
     repo: Annotated[
-        str | None, typer.Option(metavar="OWNER/NAME", help="Hub repository it belongs to; names the files.")
+        str | None, Option(metavar="OWNER/NAME", help="Hub repository it belongs to; names the files.")
     ] = None,
     license_id: Annotated[
-        str | None,
-        typer.Option("--license", metavar="ID", help="Licence of the model, as the Hub spells it."),
+        str | None, Option("--license", metavar="ID", help="Licence of the model, as the Hub spells it.")
     ] = None,
 ) -> None:
     """Write a model as GGUF or ONNX, and verify the files in the programs that will load them.
@@ -223,9 +213,7 @@ def export(
     A file that does not give the same tokens, outputs and likelihoods is not kept; verified.json has the
     figures.
     """
-    from ant_hf.cli.tables import verified_table
     from ant_hf.export.exporting import export as export_model
-    from ant_hf.utils.console import say, show
 
     folder, record = export_model(model, to, types or (), output, repo, license_id)
     show(verified_table(record))

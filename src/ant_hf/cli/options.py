@@ -6,43 +6,43 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 if TYPE_CHECKING:
     from ant_hf.recipe import Recipe
 
 Config = Annotated[
-    Path, typer.Option("--config", "-c", help="Recipe, for example configs/recipes/quickstart.yaml.")
+    Path, Option("--config", "-c", help="Recipe, for example configs/recipes/quickstart.yaml.")
 ]
 Data = Annotated[
     str | None,
-    typer.Option(
+    Option(
         help="Train on local text instead of the recipe's corpus: a file, a folder or a quoted glob "
         "(txt, jsonl, parquet, each also .gz)."
     ),
 ]
-OutputDir = Annotated[str | None, typer.Option(help="Folder of the run, instead of the recipe's.")]
+OutputDir = Annotated[str | None, Option(help="Folder of the run, instead of the recipe's.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--set",
         metavar="KEY=VALUE",
         help="Change one key of the recipe, for example training.max_steps=100. May be repeated.",
     ),
 ]
 Model = Annotated[
-    str, typer.Argument(help="Model folder or Hub id, for example runs/quickstart/final or GODELEV/Ant-10M.")
+    str, Argument(help="Model folder or Hub id, for example runs/quickstart/final or GODELEV/Ant-10M.")
 ]
-Final = Annotated[Path, typer.Argument(help="A run's final folder, for example runs/quickstart/final.")]
+Final = Annotated[Path, Argument(help="A run's final folder, for example runs/quickstart/final.")]
 Repo = Annotated[
-    str, typer.Option("--repo", metavar="OWNER/NAME", help="Hub repository, for example GODELEV/Ant-10M.")
+    str, Option("--repo", metavar="OWNER/NAME", help="Hub repository, for example GODELEV/Ant-10M.")
 ]
 License = Annotated[
-    str, typer.Option("--license", metavar="ID", help="Licence of the model, as the Hub spells it.")
+    str, Option("--license", metavar="ID", help="Licence of the model, as the Hub spells it.")
 ]
 Tokens = Annotated[
     Path | None,
-    typer.Option(help="Folder of the run's packed tokens, if it was moved; its held-out text is scored."),
+    Option(help="Folder of the run's packed tokens, if it was moved; its held-out text is scored."),
 ]
 
 
@@ -56,9 +56,7 @@ def read_recipe(
     """
     from ant_hf.recipe import load_recipe
 
-    changes: dict[str, Any] = {
-        f"training.{key}": value for key, value in training.items() if value is not None
-    }
+    changes = {f"training.{key}": value for key, value in training.items() if value is not None}
     if data is not None:
         changes |= {"corpus.source": "files", "corpus.path": data}
     if output_dir is not None:

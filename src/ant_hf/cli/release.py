@@ -6,29 +6,27 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from ant_hf.cli.options import Final, License, Repo, Tokens
+from ant_hf.cli.tables import audit_table, checks_table, gate_report
 from ant_hf.errors import AntError, missing_file
+from ant_hf.utils.console import say, show
 
-Attempts = Annotated[int, typer.Option(min=1, help="How often a failing step is tried.")]
-Timeout = Annotated[float, typer.Option(min=1, help="Seconds without an answer that count as a failure.")]
+Attempts = Annotated[int, Option(min=1, help="How often a failing step is tried.")]
+Timeout = Annotated[float, Option(min=1, help="Seconds without an answer that count as a failure.")]
 
 
 def audit(
     card: Annotated[
         Path | None,
-        typer.Argument(
-            help="README.md, or the folder of it, that ant-hf card wrote; default: the public cards."
-        ),
+        Argument(help="README.md, or the folder of it, that ant-hf card wrote; default: the public cards."),
     ] = None,
 ) -> None:
     """Check a card's figures against each other by arithmetic alone."""
     from ant_hf.card.audit import audit as check
     from ant_hf.card.claims import published_claims, read_card
-    from ant_hf.cli.tables import audit_table
     from ant_hf.published import published_models
-    from ant_hf.utils.console import say, show
 
     claims = [read_card(card)] if card else [published_claims(model) for model in published_models()]
     wrong = 0
@@ -47,9 +45,7 @@ def card(model: Final, repo: Repo, license_id: License = "apache-2.0", tokens: T
 
     Needs results.json (ant-hf evaluate). Everything lies in release/ beside the final folder then.
     """
-    from ant_hf.cli.tables import gate_report
     from ant_hf.release.build import make_release
-    from ant_hf.utils.console import say
     from ant_hf.utils.names import CARD, RELEASE
 
     record = model.resolve().parent / "release" / RELEASE
@@ -64,19 +60,17 @@ def card(model: Final, repo: Repo, license_id: License = "apache-2.0", tokens: T
 
 
 def verify(
-    model: Annotated[str, typer.Argument(metavar="FOLDER_OR_REPO", help="Model folder or Hub repository.")],
+    model: Annotated[str, Argument(metavar="FOLDER_OR_REPO", help="Model folder or Hub repository.")],
     tokens: Tokens = None,
-    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of the repository.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Also write the report to this JSON file.")] = None,
+    revision: Annotated[str | None, Option(help="Commit, tag or branch of the repository.")] = None,
+    report: Annotated[Path | None, Option(help="Also write the report to this JSON file.")] = None,
 ) -> None:
     """Check any model, anyone's: does it load, do weights and tokenizer belong together, are its files safe?
 
     With a run's tokens the recorded loss is reproduced; without, all is checked that can be from outside.
     """
-    from ant_hf.cli.tables import checks_table
     from ant_hf.release.verify import PASSED, refusal
     from ant_hf.release.verify import verify as run_gate
-    from ant_hf.utils.console import say, show
     from ant_hf.utils.files import write_json
 
     values = run_gate(model, tokens, revision=revision)
@@ -91,26 +85,22 @@ def verify(
 def publish(
     model: Final,
     repo: Repo,
-    yes: Annotated[
-        bool, typer.Option("--yes", help="Really publish; without it, only show the plan.")
-    ] = False,
+    yes: Annotated[bool, Option("--yes", help="Really publish; without it, only show the plan.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only show the plan (the default); asks the Hub what it holds.")
+        bool, Option("--dry-run", help="Only show the plan (the default); asks the Hub what it holds.")
     ] = False,
-    private: Annotated[bool, typer.Option("--private", help="Create the repository as private.")] = False,
+    private: Annotated[bool, Option("--private", help="Create the repository as private.")] = False,
     license_id: License = "apache-2.0",
-    tag: Annotated[
-        str | None, typer.Option(help="Name of this version; default: the next of v1, v2, ...")
-    ] = None,
+    tag: Annotated[str | None, Option(help="Name of this version; default: the next of v1, v2, ...")] = None,
     prune: Annotated[
-        bool, typer.Option("--prune", help="Remove files from the repository that the release does not have.")
+        bool, Option("--prune", help="Remove files from the repository that the release does not have.")
     ] = False,
     tokens: Tokens = None,
     with_gguf: Annotated[
-        bool, typer.Option("--with-gguf", help="Export to GGUF too (F32, F16, Q8_0) and publish the files.")
+        bool, Option("--with-gguf", help="Export to GGUF too (F32, F16, Q8_0) and publish the files.")
     ] = False,
     space: Annotated[
-        bool, typer.Option("--space", help="Then publish a Space of the same name in which to try the model.")
+        bool, Option("--space", help="Then publish a Space of the same name in which to try the model.")
     ] = False,
     attempts: Attempts = 5,
     timeout: Timeout = 60.0,
@@ -121,7 +111,6 @@ def publish(
 
     Without --yes nothing is sent. Interrupted or failed, the same command continues.
     """
-    from ant_hf.cli.tables import gate_report
     from ant_hf.hub import HubClient
     from ant_hf.release.build import make_release
     from ant_hf.release.publish import publish as publish_release

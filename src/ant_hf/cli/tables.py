@@ -37,11 +37,9 @@ def _table(title: str, columns: Sequence[str], no_wrap: bool = True, **style: An
 
 def results_table(results: dict[str, Any], published: list[PublishedModel]) -> Table:
     """One row a figure of results.json, within 80 columns; accuracies in %."""
-    conditions = results["conditions"]
-    claims = [f">publ.\n{other.name}" for other in published]
     table = _table(
-        f"{results['model']['name']}: measured here, in {conditions['dtype']}",
-        ["set", "metric", ">measured", ">floor", "", *claims],
+        f"{results['model']['name']}: measured here, in {results['conditions']['dtype']}",
+        ["set", "metric", ">measured", ">floor", "", *(f">publ.\n{other.name}" for other in published)],
         caption="Accuracies in %, ± one standard error. Floor: what guessing, or always giving the most "
         "frequent answer, scores; above or below it by more than two standard errors. "
         "publ.: printed by the authors, not measured here.",
@@ -105,10 +103,9 @@ def perplexity_lines(results: dict[str, Any]) -> list[str]:
 
 def incomplete_line(results: dict[str, Any]) -> str | None:
     """Which sets are not the complete ones, if any."""
-    records = [*results["tasks"].values(), *results["perplexity"].values()]
     parts = [
         f"{values['label']} {values['n']:,} of {values['expected_n']:,}"
-        for values in records
+        for values in (*results["tasks"].values(), *results["perplexity"].values())
         if values["complete"] is False
     ]
     return f"* not the complete set: {', '.join(parts)}" if parts else None

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from ant_hf.cli.options import Config, Data, OutputDir, Set, read_recipe
+from ant_hf.errors import missing_file
+from ant_hf.utils.console import say, show
 
 
 def pretrain(
@@ -17,18 +19,16 @@ def pretrain(
     overrides: Set = None,
     report_to: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             metavar="NAME",
             help="Send the metrics to tensorboard (the default, in the run's folder), trackio, wandb or "
             "another of Trainer's integrations. May be repeated; none for metrics.jsonl alone.",
         ),
     ] = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Remove the run in the output folder first.")
-    ] = False,
+    fresh: Annotated[bool, Option("--fresh", help="Remove the run in the output folder first.")] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Print the plan and run one step on random tokens; write nothing."),
+        Option("--dry-run", help="Print the plan and run one step on random tokens; write nothing."),
     ] = False,
 ) -> None:
     """Train a model from a recipe: tokenizer, packed tokens, training, export, check.
@@ -60,7 +60,7 @@ def pack(
     overrides: Set = None,
     workers: Annotated[
         int | None,
-        typer.Option(
+        Option(
             min=1,
             help="Encode file by file in N processes: the same tokens, and an interrupted "
             "command goes on with the files that are left. Default: one pass over the corpus on all cores.",
@@ -69,11 +69,10 @@ def pack(
 ) -> None:
     """Pack the recipe's corpus into token shards, with its tokenizer (trained first if missing)."""
     from ant_hf.data.packing import make_tokens
+    from ant_hf.data.packing_tasks import pack_with_workers
     from ant_hf.data.tokenizer import make_tokenizer
     from ant_hf.model.architecture import load_config
 
-    if workers:
-        from ant_hf.data.packing_tasks import pack_with_workers
     recipe = read_recipe(config, data, output_dir, overrides)
     make_tokenizer(recipe, load_config(recipe.architecture).max_position_embeddings)
     if workers:
@@ -82,23 +81,18 @@ def pack(
 
 
 def params(
-    config: Annotated[Path, typer.Argument(help="LlamaConfig JSON or model folder.")] = Path(
+    config: Annotated[Path, Argument(help="LlamaConfig JSON or model folder.")] = Path(
         "configs/llama_ant10m.json"
     ),
 ) -> None:
     """Count parameters by component on the model itself, beside the published figure."""
     from ant_hf.model.architecture import ledger_table, load_architecture
-    from ant_hf.utils.console import show
 
     show(ledger_table(*load_architecture(config)))
 
 
-def plots(
-    run_dir: Annotated[Path, typer.Argument(help="Folder of a run, for example runs/quickstart.")],
-) -> None:
+def plots(run_dir: Annotated[Path, Argument(help="Folder of a run, for example runs/quickstart.")]) -> None:
     """Draw a run's figures anew from its metrics.jsonl."""
-    from ant_hf.errors import missing_file
-    from ant_hf.utils.console import say
     from ant_hf.utils.metrics import read_metrics
     from ant_hf.utils.names import METRICS, PLOTS
     from ant_hf.utils.plots import plot_run

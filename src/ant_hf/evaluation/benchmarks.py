@@ -143,7 +143,9 @@ def _rows(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _benchmark(name: str, row: dict[str, Any], table: Path) -> Benchmark:
-    harness = _harness_tasks()
+    # Looked up without importing it, which takes seconds.
+    (package,) = find_spec("lm_eval").submodule_search_locations  # type: ignore[union-attr, misc]
+    harness = Path(package, "tasks")
     places = [folder / str(row["definition"]) for folder in (table.parent, harness)]
     if not any(place.exists() for place in places):
         raise AntError(
@@ -154,12 +156,6 @@ def _benchmark(name: str, row: dict[str, Any], table: Path) -> Benchmark:
     own = {"definition": next(place for place in places if place.exists())}
     defaults = {"label": name, "file": f"{name}.jsonl"}
     return Benchmark(name, **{**defaults, **row, **own, "fields": tuple(row.get("fields", ()))})
-
-
-def _harness_tasks() -> Path:
-    """Where lm-eval's task files are; looked up without importing it, which takes seconds."""
-    (package,) = find_spec("lm_eval").submodule_search_locations  # type: ignore[union-attr, misc]
-    return Path(package) / "tasks"
 
 
 def _harness_benchmark(name: str, table: dict[str, Benchmark]) -> Benchmark:

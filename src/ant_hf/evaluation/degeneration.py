@@ -145,14 +145,10 @@ def invalid_utf8_share(texts: Sequence[str]) -> float:
 def measure(outputs: Sequence[Continuation], decode: Callable[[list[int]], str]) -> dict[str, Any]:
     """All figures of one way of generating, as JSON values; `loop_rate` is the one for the table."""
     texts = [output.text for output in outputs]
-    looped: Counter[str] = Counter()
-    loops = 0
-    for output in outputs:
-        if period := loop_period(output.ids):
-            loops += 1
-            looped.update(set(decode(output.ids[-period:]).split()))
+    loops = [output.ids[-period:] for output in outputs if (period := loop_period(output.ids))]
+    looped = Counter(word for loop in loops for word in set(decode(loop).split()))
     spans = [longest_repeated_span(output.ids) for output in outputs]
-    rate = loops / len(outputs)
+    rate = len(loops) / len(outputs)
     return {
         "outputs": len(outputs),
         "loop_rate": rate,

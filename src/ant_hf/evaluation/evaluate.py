@@ -107,10 +107,8 @@ def evaluate(
         measured = _measure(pending, language_model, limit)
         outputs = _continuations(loaded, limit) if loops else {}
     # What was scored before an interruption is not in that time.
-    conditions |= {
-        "wall_time_seconds": round(time.perf_counter() - started, 1),
-        "resumed_requests": store.resumed,
-    }
+    conditions["wall_time_seconds"] = round(time.perf_counter() - started, 1)
+    conditions["resumed_requests"] = store.resumed
     lines = [line for item in measured for line in sample_lines(item)]
     lines += [
         {"task": DEGENERATION, "generation": name, "prompt": output.prompt, "output": output.text}
@@ -167,26 +165,20 @@ def _measure(benchmarks: list[Benchmark], language_model: BatchedLM, limit: int 
 
 
 def _continuations(loaded: Subject, limit: int | None) -> dict[str, list[Continuation]]:
-    outputs = {}
+    outputs, texts = {}, prompts()[:limit]
     for name, sample in (("greedy", False), ("sampled", True)):
         with progress_bar(f"generation, {name}") as advance:
-            outputs[name] = generate(
-                loaded.model, loaded.tokenizer, prompts()[:limit], sample, progress=advance
-            )
+            outputs[name] = generate(loaded.model, loaded.tokenizer, texts, sample, progress=advance)
     return outputs
 
 
 def _results(
-    loaded: Subject,
-    conditions: dict[str, Any],
-    old: dict[str, Any],
-    measured: list[Measurement],
-    order: list[str],
+    loaded: Subject, conditions: dict[str, Any], old: dict[str, Any], new: list[Measurement], order: list[str]
 ) -> dict[str, Any]:
     """The content of results.json: what was there, with what was measured now in its place."""
     tasks, perplexity = dict(old.get("tasks", {})), dict(old.get("perplexity", {}))
     tokenizer = f"{len(loaded.tokenizer):,} entries, sha256 {str(loaded.identity['tokenizer_sha256'])[:12]}"
-    for item in measured:
+    for item in new:
         if item.rolling:
             perplexity[item.benchmark.name] = perplexity_record(
                 item, loaded.tokenizer.encode, loaded.identity["vocab_size"], tokenizer
@@ -197,11 +189,11 @@ def _results(
         conditions[key] += old.get("conditions", {}).get(key, 0)
     # Sets of lm-eval's own that the table does not name stand last.
     names = sorted(tasks, key=lambda name: order.index(name) if name in order else len(order))
-    values: dict[str, Any] = {
+    return {
         "schema": SCHEMA,
         "model": loaded.identity,
         "conditions": conditions,
         "tasks": {name: tasks[name] for name in names},
         "perplexity": perplexity,
+        **{key: old[key] for key in (DEGENERATION,) if key in old},
     }
-    return values | {key: old[key] for key in (DEGENERATION,) if key in old}

@@ -77,13 +77,12 @@ class Layout:
             start = len(row.context)
             own = [(token, position, 0) for position, token in enumerate(row.context)]
             for segment, (request, tokens) in enumerate(row.continuations.items(), 1):
-                columns = [start - 1, *range(len(own), len(own) + len(tokens) - 1)]
-                scored += [(number, *pair, request) for pair in zip(columns, tokens, strict=True)]
+                places = [start - 1, *range(len(own), len(own) + len(tokens) - 1)]
+                scored += [(number, *pair, request) for pair in zip(places, tokens, strict=True)]
                 own += [(token, position, segment) for position, token in enumerate(tokens[:-1], start)]
             cells.append(own + [(0, 0, -1)] * (length - len(own)))
-        return cls(
-            *(torch.tensor(cells, device=device).unbind(2) + torch.tensor(scored, device=device).unbind(1))
-        )
+        columns = torch.tensor(cells, device=device).unbind(2)
+        return cls(*columns, *torch.tensor(scored, device=device).unbind(1))
 
     def mask_B1TT(self, dtype: torch.dtype) -> torch.Tensor:
         """Additive attention mask: the context and one's own continuation, up to one's own position."""
@@ -200,11 +199,9 @@ class BatchedLM(HFLM):
         windows: list[tuple[None, list[int], list[int]]] = []
         self._instances = []
         for request in requests:
+            ids = self.tok_encode(request.args[0])
             for window in get_rolling_token_windows(
-                token_list=self.tok_encode(request.args[0]),
-                prefix_token=self.prefix_token_id,
-                max_seq_len=self.max_length,
-                context_len=1,
+                ids, self.prefix_token_id, self.max_length, context_len=1
             ):
                 windows.append((None, *make_disjoint_window(window)))
                 self._instances.append(request)
@@ -235,10 +232,9 @@ class BatchedLM(HFLM):
         return [score for score in scores if score is not None]
 
     def _refuse(self, index: int, nats: float) -> None:
-        instance = self._instances[index]
+        item = self._instances[index]
         raise AntError(
-            f"the model's log-likelihood is not a number: task {instance.task_name}, document "
-            f"{instance.doc_id}",
+            f"the model's log-likelihood is not a number: task {item.task_name}, document {item.doc_id}",
             seen=nats,
             hint="Its weights hold NaN or infinity, or overflow in this dtype; try --dtype float32.",
         )

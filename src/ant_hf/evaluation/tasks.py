@@ -16,9 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import lm_eval.evaluator
 import transformers
 import yaml
+from lm_eval.evaluator import evaluate
 from lm_eval.loggers.utils import add_env_info, add_tokenizer_info
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
@@ -181,14 +181,12 @@ def load_tasks(benchmarks: list[Benchmark], definitions: Path) -> dict[str, dict
             hint="Pass --data-dir DIR with their documents as JSONL (docs/evaluation.md gives names and "
             "fields), or --tasks with the others.",
         )
-    for benchmark in benchmarks:
-        for task in loaded[benchmark.name]["tasks"].values():
+    for item in benchmarks:
+        for task in loaded[item.name]["tasks"].values():
             if task.OUTPUT_TYPE == "generate_until":
-                raise AntError(
-                    f"{benchmark.name} scores generated text", expected="a task of log-likelihoods"
-                )
-            if benchmark.definition.name == "arithmark.yaml":
-                check_schema(task.eval_docs, benchmark.name)
+                raise AntError(f"{item.name} scores generated text", expected="a task of log-likelihoods")
+            if item.definition.name == "arithmark.yaml":
+                check_schema(task.eval_docs, item.name)
             task.set_config(key="num_fewshot", value=0)
     return loaded
 
@@ -201,9 +199,7 @@ def run_benchmark(
     # lm-eval prints that it resamples.
     with progress_bar(benchmark.label) as advance, contextlib.redirect_stdout(io.StringIO()):
         language_model.progress = advance
-        results: Any = lm_eval.evaluator.evaluate(
-            language_model, loaded, limit=limit, bootstrap_iters=_BOOTSTRAP
-        )
+        results: Any = evaluate(language_model, loaded, limit=limit, bootstrap_iters=_BOOTSTRAP)
     seconds = time.perf_counter() - started
     sha256 = file_sha256(benchmark.source) if benchmark.source else None
     return Measurement(benchmark, loaded["tasks"], results, seconds, sha256)

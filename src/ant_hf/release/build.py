@@ -17,6 +17,7 @@ from ant_hf.published import shipped_file
 from ant_hf.release.files import read_release
 from ant_hf.release.publish import check_repository
 from ant_hf.release.verify import PASSED, ask_gate, check_files, refusal, tokens_of
+from ant_hf.utils import names
 from ant_hf.utils.console import say
 from ant_hf.utils.files import (
     check_file,
@@ -31,24 +32,6 @@ from ant_hf.utils.files import (
     write_sealed,
 )
 from ant_hf.utils.metrics import read_metrics
-from ant_hf.utils.names import (
-    CARD,
-    CONFIG,
-    FRAGMENTATION,
-    GATE,
-    MANIFEST,
-    METRICS,
-    MODEL_FILES,
-    PLOTS,
-    RELEASE,
-    RELEASED_MANIFEST,
-    RESULTS,
-    RUN_RECORD,
-    TOKENIZER,
-    TOKENIZER_FILES,
-    VERIFIED,
-    WEIGHTS,
-)
 from ant_hf.utils.plots import plot_benchmarks, plot_fragmentation, plot_run
 from ant_hf.utils.provenance import now, source_commit, without_paths
 
@@ -74,11 +57,11 @@ class Sources:
         """Of everything that the release follows from."""
         paths = [
             *sorted(path for path in self.final.iterdir() if path.is_file()),
-            self.run_dir / RUN_RECORD,
-            self.run_dir / METRICS,
+            self.run_dir / names.RUN_RECORD,
+            self.run_dir / names.METRICS,
             shipped_file(TEMPLATE),
             shipped_file("published.yaml"),
-            *([self.gguf / VERIFIED] if self.gguf else []),
+            *([self.gguf / names.VERIFIED] if self.gguf else []),
         ]
         hashes = {path.name: file_sha256(path) for path in paths if path.is_file()}
         return fingerprint([hashes, self.run["sha256"], self.repository, self.license_id, source_commit()])
@@ -111,40 +94,41 @@ def make_release(
     """
     check_repository(repo)
     final, run_dir = Path(model), Path(model).resolve().parent
-    if not (final / CONFIG).is_file():
+    if not (final / names.CONFIG).is_file():
         raise missing_file(final, "model folder", "Pass a run's final folder, as runs/quickstart/final.")
-    run = read_sealed(run_dir / RUN_RECORD, "run record", "Pass the final folder inside a run's folder.")
+    run = read_sealed(
+        run_dir / names.RUN_RECORD, "run record", "Pass the final folder inside a run's folder."
+    )
     if (status := run.get("status")) != "finished":
-        hint = "Finish it: run it again."
-        raise AntError(f"the run in {run_dir} is not finished", seen=status, hint=hint)
+        raise AntError(f"the run in {run_dir} is not finished", seen=status, hint="Finish it: run it again.")
     packed = Path(tokens) if tokens else tokens_of(run, run_dir)
     sources = Sources(final, run, packed, Path(gguf) if gguf else None, repo, license_id)
     target, made_of = run_dir / "release", sources.fingerprint()
-    if (target / RELEASE).is_file():
+    if (target / names.RELEASE).is_file():
         there = read_release(target, f"Remove {target} to make it anew.")
-        if there.get("made_of") == made_of and there["files"] == inventory(target, without=(RELEASE,)):
+        if there.get("made_of") == made_of and there["files"] == inventory(target, without=(names.RELEASE,)):
             return target
     with whole_folder(target) as folder:
         _gather(sources, folder)
         report = _gate_report(sources, folder, target)
-        write_json(folder / GATE, report)
+        write_json(folder / names.GATE, report)
         if report["verdict"] != PASSED:
-            write_json(run_dir / GATE, report)
-            raise refusal(final, report["checks"], run_dir / GATE)
+            write_json(run_dir / names.GATE, report)
+            raise refusal(final, report["checks"], run_dir / names.GATE)
         finish(folder, repo, license_id, made_of)
     return target
 
 
 def _gather(sources: Sources, folder: Path) -> None:
     """Model files as they are; records with paths cut down to names."""
-    for name in (*MODEL_FILES, *TOKENIZER_FILES):
+    for name in (*names.MODEL_FILES, *names.TOKENIZER_FILES):
         if not (sources.final / name).is_file():
             raise missing_file(sources.final / name, "exported file", "Train again, or restore it.")
         shutil.copyfile(sources.final / name, folder / name)
     measure = f"Measure the model first: ant-hf evaluate {sources.final}"
-    results = read_sealed(sources.final / RESULTS, "results", measure)
-    manifest = read_sealed(sources.tokens / MANIFEST, "token manifest", "Pass it: --tokens FOLDER")
-    fragmentation = sources.tokens.parent / "tokenizer" / FRAGMENTATION
+    results = read_sealed(sources.final / names.RESULTS, "results", measure)
+    manifest = read_sealed(sources.tokens / names.MANIFEST, "token manifest", "Pass it: --tokens FOLDER")
+    fragmentation = sources.tokens.parent / "tokenizer" / names.FRAGMENTATION
     report = read_json(fragmentation, "fragmentation report", "Train the tokenizer anew.")
     # Of local texts the name alone, also where their place is relative.
     corpus = dict(sources.run["recipe"]["corpus"])
@@ -152,11 +136,12 @@ def _gather(sources: Sources, folder: Path) -> None:
         if corpus.get(key):
             corpus[key] = Path(corpus[key]).name
     run = sources.run | {"recipe": sources.run["recipe"] | {"corpus": corpus}}
-    for name, values in ((RUN_RECORD, run), (RESULTS, results), (RELEASED_MANIFEST, manifest)):
+    records = {names.RUN_RECORD: run, names.RESULTS: results, names.RELEASED_MANIFEST: manifest}
+    for name, values in records.items():
         write_sealed(folder / name, without_paths(values))
-    write_json(folder / FRAGMENTATION, without_paths(report))
-    rows = read_metrics(sources.run_dir / METRICS)
-    (folder / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_json(folder / names.FRAGMENTATION, without_paths(report))
+    rows = read_metrics(sources.run_dir / names.METRICS)
+    (folder / names.METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     if sources.gguf:
         copy_gguf(sources.gguf, folder)
 
@@ -169,8 +154,8 @@ def copy_gguf(gguf: Path, folder: Path) -> None:
             file was changed since.
     """
     hint = "Export anew: ant-hf export MODEL_FOLDER --to gguf"
-    record = read_sealed(gguf / VERIFIED, "record of the export", hint)
-    for name, key in ((WEIGHTS, "weights_sha256"), (TOKENIZER, "tokenizer_sha256")):
+    record = read_sealed(gguf / names.VERIFIED, "record of the export", hint)
+    for name, key in ((names.WEIGHTS, "weights_sha256"), (names.TOKENIZER, "tokenizer_sha256")):
         seen = record["made_of"][key]
         check_hash(f"{gguf} was made of another {name}", seen, file_sha256(folder / name), hint)
     if record["left_out"]:
@@ -181,15 +166,15 @@ def copy_gguf(gguf: Path, folder: Path) -> None:
     for name, values in record["files"].items():
         check_file(gguf / name, values["sha256"], "was changed after it was verified", hint)
         shutil.copyfile(gguf / name, folder / name)
-    shutil.copyfile(gguf / VERIFIED, folder / VERIFIED)
+    shutil.copyfile(gguf / names.VERIFIED, folder / names.VERIFIED)
 
 
 def _gate_report(sources: Sources, folder: Path, release: Path) -> dict[str, Any]:
     """The gate's report, or that of an earlier release of the same bytes: a new licence needs no new gate."""
     # Every file before the card, and this version of the gate.
     made_of = fingerprint([inventory(folder), source_commit()])
-    if (release / GATE).is_file():
-        earlier = read_json(release / GATE, "gate report", f"Remove {release} to make it anew.")
+    if (release / names.GATE).is_file():
+        earlier = read_json(release / names.GATE, "gate report", f"Remove {release} to make it anew.")
         if earlier.get("made_of") == made_of and earlier.get("verdict") == PASSED:
             return earlier
     say(f"gate        checking {sources.final} in a process of its own, one to five minutes on two CPU cores")
@@ -200,37 +185,32 @@ def _gate_report(sources: Sources, folder: Path, release: Path) -> dict[str, Any
 def finish(folder: Path, repository: str, license_id: str, made_of: str) -> None:
     """Draw the figures, render and audit the card, and write release.json over all of it."""
     # Without the figures, so that a folder which has them already gets the same card.
-    records = inventory(folder, without=(CARD, RELEASE))
-    files = {name: values for name, values in records.items() if not name.startswith(f"{PLOTS}/")}
+    records = inventory(folder, without=(names.CARD, names.RELEASE))
+    files = {name: values for name, values in records.items() if not name.startswith(f"{names.PLOTS}/")}
     inputs = read_inputs(folder, repository, license_id, files)
-    plots = folder / PLOTS
+    plots = folder / names.PLOTS
     for path in plot_run(inputs.metrics, plots, inputs.name):
         if path.name not in ("loss.png", "learning_rate.png"):
             path.unlink()
     plot_fragmentation(inputs.fragmentation, plots / "fragmentation.png")
     if rows := [vars(row) for row in measured_rows(inputs)]:
-        names = [model.name for model in compared_models(inputs)]
-        plot_benchmarks(rows, names, plots / "benchmarks.png", inputs.name)
+        others = [model.name for model in compared_models(inputs)]
+        plot_benchmarks(rows, others, plots / "benchmarks.png", inputs.name)
     card = render_card(inputs)
-    contradictions = [f for f in audit(card_claims(card, CARD)) if f.verdict == "DISAGREES"]
-    if contradictions:
-        listing = "\n".join(f"  - {f.claim}: {f.recomputed}" for f in contradictions)
-        raise AntError(
-            f"the card contradicts itself:\n{listing}\nNothing was released; train and measure anew"
-        )
-    (folder / CARD).write_text(card, encoding="utf-8")
+    if wrong := [finding for finding in audit(card_claims(card, names.CARD)) if finding.agrees is False]:
+        lines = "\n".join(f"  - {finding.claim}: {finding.recomputed}" for finding in wrong)
+        raise AntError(f"the card contradicts itself:\n{lines}\nNothing was released; train and measure anew")
+    (folder / names.CARD).write_text(card, encoding="utf-8")
     left = check_files(folder, repository.partition("/")[0])
     if not left.passed:
         raise refusal(folder, [vars(left)])
-    write_json(
-        folder / RELEASE,
-        {
-            "schema": 1,
-            "repository": repository,
-            "license": license_id,
-            "made": now(),
-            "made_of": made_of,
-            "ant_hf_commit": source_commit(),
-            "files": inventory(folder, without=(RELEASE,)),
-        },
-    )
+    release = {
+        "schema": 1,
+        "repository": repository,
+        "license": license_id,
+        "made": now(),
+        "made_of": made_of,
+        "ant_hf_commit": source_commit(),
+        "files": inventory(folder, without=(names.RELEASE,)),
+    }
+    write_json(folder / names.RELEASE, release)

@@ -206,10 +206,8 @@ def _parameters(loaded: Loaded, expected: int | None) -> Check:
 
 def _round_trip(tokenizer: Any) -> Check:
     texts = (*ROUND_TRIP, *ENGLISH)
-    back = [
-        tokenizer.decode(tokenizer.encode(text, add_special_tokens=False), clean_up_tokenization_spaces=False)
-        for text in texts
-    ]
+    ids = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    back = [tokenizer.decode(each, clean_up_tokenization_spaces=False) for each in ids]
     changed = [text for text, again in zip(texts, back, strict=True) if text != again]
     seen = f"{len(texts) - len(changed)} of {len(texts)} texts come back exactly"
     if changed:
@@ -228,13 +226,10 @@ def _held_out(folder: Path, loaded: Loaded, expected: HeldOut) -> list[Check]:
 
     full, stored = score(loaded), loaded.stored_dtype
     checks = [_loss("held-out loss, float32", full, expected.loss)]
-    if stored != torch.float32:
-        other, _ = load(folder, stored)
-        if other:
-            name = f"held-out loss, {str(stored).removeprefix('torch.')} (as stored)"
-            checks.append(_loss(name, score(other), expected.loss))
-    half, _ = load(folder, torch.float16)
-    if half:
+    if stored != torch.float32 and (other := load(folder, stored)[0]):
+        name = f"held-out loss, {str(stored).removeprefix('torch.')} (as stored)"
+        checks.append(_loss(name, score(other), expected.loss))
+    if half := load(folder, torch.float16)[0]:
         limit = min(expected.tokens, _HALF_TOKENS)
         prefix, scores = score(loaded, limit), score(half, limit)
         checks.append(_loss(f"first {scores.tokens:,} tokens, float16 (the snippet's)", scores, prefix.loss))
@@ -295,8 +290,7 @@ def _generation(loaded: Loaded, recorded: float | None) -> Check:
         return Check(name, None, f"{seen}; no rate on record to hold it to", numbers)
     # Three standard errors of a rate from this few prompts, never less than three prompts' worth: the error
     # of a recorded rate of 0 is 0, and one loop must not refuse a model.
-    error = math.sqrt(recorded * (1 - recorded) / count)
-    allowed = min(1.0, recorded + max(3 * error, 3 / count))
+    allowed = min(1.0, recorded + max(3 * math.sqrt(recorded * (1 - recorded) / count), 3 / count))
     seen += f"; on record {recorded:.1%}, at most {allowed:.0%} allowed"
     return Check(name, rate <= allowed, seen, numbers | {"recorded": recorded, "allowed": allowed})
 

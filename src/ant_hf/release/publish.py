@@ -66,12 +66,8 @@ def read_remote(client: HubClient, repository: str, kind: str = "model") -> Remo
         head = info.sha or ""
         entries = client.api.list_repo_tree(repository, recursive=True, revision=head, repo_type=kind)
         tags = client.api.list_repo_refs(repository, repo_type=kind).tags
-        return Remote(
-            head=head,
-            private=bool(info.private),
-            files={entry.path: entry for entry in entries if isinstance(entry, RepoFile)},
-            tags={tag.name: tag.target_commit for tag in tags},
-        )
+        files = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+        return Remote(head, bool(info.private), files, {tag.name: tag.target_commit for tag in tags})
 
     return client.step(f"reading {repository}", read)
 
@@ -191,8 +187,7 @@ def _check_release(folder: Path, repository: str) -> dict[str, str]:
     if odd := sorted(there ^ expected.keys()):
         raise AntError(f"{folder} is not what {RELEASE} says", seen=odd, hint="Make it anew: ant-hf card")
     for name, sha256 in expected.items():
-        hint = "Make the release anew: ant-hf card"
-        check_file(folder / name, sha256, "was changed after the gate", hint)
+        check_file(folder / name, sha256, "was changed after the gate", "Make the release anew: ant-hf card")
     return expected | {RELEASE: file_sha256(folder / RELEASE)}
 
 
@@ -280,25 +275,22 @@ def _show(changes: Changes) -> None:
         path = changes.folder / name
         table.add_row(name, f"{path.stat().st_size:,}" if path.is_file() else "", words.get(state, state))
     show(table)
-    visibility = "private" if changes.private else "public"
     where = f"exists, head {changes.remote.head[:12]}" if changes.remote else "will be created"
     say(f"account     {changes.user}, may write")
-    say(f"repository  {changes.address}: {where}, {visibility}")
+    say(f"repository  {changes.address}: {where}, {'private' if changes.private else 'public'}")
     say(f"commit      one, with {len(changes.paths)} changes; then read back and tagged {changes.tag}")
 
 
 def _upload(client: HubClient, changes: Changes) -> str:
     """Create the repository if needed and make the one commit; returns the commit that has the release."""
-    repository, kind, api = changes.repository, changes.kind, client.api
+    repo, kind, api = changes.repository, changes.kind, client.api
     if changes.remote is None:
-        sdk = "gradio" if kind == "space" else None
+        private, sdk = changes.private, "gradio" if kind == "space" else None
         client.step(
             f"creating {changes.address}",
-            lambda: api.create_repo(
-                repository, private=changes.private, exist_ok=True, repo_type=kind, space_sdk=sdk
-            ),
+            lambda: api.create_repo(repo, private=private, exist_ok=True, repo_type=kind, space_sdk=sdk),
         )
-    start = changes.remote or read_remote(client, repository, kind)
+    start = changes.remote or read_remote(client, repo, kind)
     if start is None:
         raise AntError(f"{changes.address} was created and cannot be read")
     if not changes.paths:
@@ -313,17 +305,14 @@ def _upload(client: HubClient, changes: Changes) -> str:
             else CommitOperationAdd(path_in_repo=path, path_or_fileobj=changes.folder / path)
             for path in changes.paths
         ]
+        message = f"Release {changes.tag}"
         return api.create_commit(
-            repository,
-            operations=operations,
-            commit_message=f"Release {changes.tag}",
-            parent_commit=start.head,
-            repo_type=kind,
+            repo, operations, commit_message=message, parent_commit=start.head, repo_type=kind
         ).oid
 
     def arrived() -> str | None:
         """The head, if it holds the whole release; a conflict, if it holds anything else that is new."""
-        now = read_remote(client, repository, kind)
+        now = read_remote(client, repo, kind)
         if now is None or now.head == start.head:
             return None
         states = compare(changes.folder, now, prune=False)
@@ -347,15 +336,12 @@ def _read_back(client: HubClient, changes: Changes, commit: str, expected: dict[
     Raises:
         AntError: a file came back with other bytes.
     """
+    repo, kind = changes.repository, changes.kind
     with tempfile.TemporaryDirectory() as cache:
         snapshot = client.step(
             "reading back",
             lambda: client.api.snapshot_download(
-                changes.repository,
-                repo_type=changes.kind,
-                revision=commit,
-                cache_dir=cache,
-                allow_patterns=list(expected),
+                repo, repo_type=kind, revision=commit, cache_dir=cache, allow_patterns=list(expected)
             ),
         )
         for name, sha256 in expected.items():
@@ -414,12 +400,9 @@ def fetch_model(client: HubClient, repository: str, revision: str | None = None)
             hint="Check the name; a private repository needs a token of its owner",
         )
     left_out = sorted(path for path in remote.files if is_dangerous_name(path))
+    revision, ignored = revision or remote.head, [*left_out, "checkpoint-*", f"{LAST_CHECKPOINT}/*"]
     folder = client.step(
         f"downloading {repository}",
-        lambda: client.api.snapshot_download(
-            repository,
-            revision=revision or remote.head,
-            ignore_patterns=[*left_out, "checkpoint-*", f"{LAST_CHECKPOINT}/*"],
-        ),
+        lambda: client.api.snapshot_download(repository, revision=revision, ignore_patterns=ignored),
     )
     return Path(folder), left_out

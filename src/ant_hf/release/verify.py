@@ -69,9 +69,7 @@ def verdict(checks: list[dict[str, Any]]) -> str:
 
 def refusal(what: Path | str, checks: list[dict[str, Any]], report: Path | None = None) -> AntError:
     """The error that names every failed check with its numbers."""
-    failed = "\n".join(
-        f"  - {check['name']}: {check['seen']}" for check in checks if check["passed"] is False
-    )
+    failed = "\n".join(f"  - {each['name']}: {each['seen']}" for each in checks if each["passed"] is False)
     where = f"\nThe whole report: {report}" if report else ""
     return AntError(f"{what} is not fit to be published:\n{failed}{where}")
 
