@@ -259,10 +259,10 @@ def _check_inputs(setup: Setup, folder: RunFolder, record: RunRecord) -> None:
         listing = "".join(f"\n  - {line}" for line in changed)
         problem = f"{folder.path} was made with different {name}{listing}"
         check_hash(problem, seen, record.sha256[name], "Put the old one back, or start over with --fresh")
-    if folder.checkpoint:
-        check_trained_with(folder.checkpoint, hashes)
     # Three files of weights and moments more than there are, and the export.
     missing = recipe.training.save_total_limit + 1 - len(checkpoints(folder.path))
+    if folder.checkpoint:
+        check_trained_with(folder.checkpoint, hashes)
     room = max(1, missing) * setup.plan.checkpoint_bytes + 4 * setup.ledger.total
     check_room("the checkpoints", folder.path, room)
 
