@@ -29,6 +29,10 @@ from ant_hf.model.texts import ENGLISH
 from ant_hf.utils.files import read_json
 from ant_hf.utils.quiet import quiet_libraries
 
+# exporting.py says what to install before anything here is called.
+with contextlib.suppress(ImportError):
+    import gguf
+
 
 @dataclass(frozen=True)
 class GgufType:
@@ -139,9 +143,8 @@ def _entries(values: dict[str, Any], vocab_size: int) -> tuple[list[str], list[i
                 f"the token {token['content']} takes spaces around it or wants a whole word", token
             )
         kinds[token["id"]] = CONTROL if token["special"] else USER_DEFINED
-    unused = range(len(by_id), vocab_size)
-    tokens = [by_id[index] for index in range(len(by_id))] + [f"<unused{index}>" for index in unused]
-    return tokens, [kinds[index] for index in range(len(by_id))] + [UNUSED] * len(unused)
+    tokens = [by_id.get(index, f"<unused{index}>") for index in range(vocab_size)]
+    return tokens, [kinds.get(index, UNUSED) for index in range(vocab_size)]
 
 
 def _added(tokenizer: Any) -> tuple[bool, bool]:
@@ -205,10 +208,9 @@ def tensors(model: PreTrainedModel) -> Iterator[tuple[str, NDArray[np.float32]]]
     Raises:
         AntError: a weight has no name in llama.cpp's `llama` architecture.
     """
-    import gguf
-
     config = model.config
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     for name, weight in model.state_dict().items():
         if config.tie_word_embeddings and name == "lm_head.weight":
             continue
@@ -216,10 +218,8 @@ def tensors(model: PreTrainedModel) -> Iterator[tuple[str, NDArray[np.float32]]]
         if target is None:
             raise AntError("llama.cpp's llama has no such weight", seen=name)
         values = weight.to(torch.float32).numpy()
-        if name.endswith("q_proj.weight"):
-            values = interleave(values, config.num_attention_heads)
-        elif name.endswith("k_proj.weight"):
-            values = interleave(values, config.num_key_value_heads)
+        if rotated := heads.get(name.split(".")[-2]):
+            values = interleave(values, rotated)
         yield target, values
 
 
@@ -237,8 +237,6 @@ def interleave(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
 
 def stored(values: NDArray[np.float32], kind: str) -> tuple[NDArray[Any], Any]:
     """The bytes and the GGUF type of a tensor: norms, being vectors, stay in F32."""
-    import gguf
-
     quantization = gguf.GGMLQuantizationType["F32" if values.ndim == 1 else kind.upper()]
     return gguf.quants.quantize(values, quantization), quantization
 
@@ -248,8 +246,6 @@ def rounded(model: PreTrainedModel, kind: str) -> dict[str, torch.Tensor]:
 
     Interleaving moves whole rows, and blocks lie within rows, so rounding before or after it is the same.
     """
-    import gguf
-
     state = {}
     for name, weight in model.state_dict().items():
         data, quantization = stored(weight.to(torch.float32).numpy(), kind)
@@ -277,8 +273,6 @@ def write_gguf(path: Path, model: PreTrainedModel, vocabulary: Vocabulary, kind:
     Raises:
         AntError: the architecture or the type cannot hold these weights.
     """
-    import gguf
-
     check_architecture(model, kind)
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLAMA])
     try:
@@ -296,8 +290,6 @@ def write_gguf(path: Path, model: PreTrainedModel, vocabulary: Vocabulary, kind:
 def _write_head(
     writer: Any, model: PreTrainedModel, vocabulary: Vocabulary, kind: str, origin: Origin
 ) -> None:
-    import gguf
-
     config = model.config
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(origin.name)
@@ -445,8 +437,7 @@ def run_in_llama_cpp(
             seen=min(differ, key=len)[:80],
             hint="Export to ONNX, which leaves the tokenizer as it is: --to onnx",
         )
-    who = f"llama.cpp with {file.name}"
-    figures = check_greedy(who, loaded, tokenizer, answers.greedy, TYPES[kind].tie)
+    figures = check_greedy(f"llama.cpp with {file.name}", loaded, tokenizer, answers.greedy, TYPES[kind].tie)
     logits = torch.cat([row[:-1] for row in _logits(model, questions.scored)])
     followers = torch.tensor([index for ids in questions.scored for index in ids[1:]])
     ours = torch.nn.functional.cross_entropy(logits, followers, reduction="none").mean().item()

@@ -139,7 +139,6 @@ def inspect_model(
         expected = fragments.next_tokens(model, tokenizer, with_prefix, CANDIDATES)
     if expected is None:
         raise AntError("nothing comes before position 0, and this tokenizer has no beginning-of-text token")
-    matrices = measures.read_matrices(model)
     size = model.config.vocab_size
     if tokens:
         counts, counted = count_tokens(tokens, size), "the training tokens"
@@ -149,7 +148,7 @@ def inspect_model(
         name=subject.name,
         facts=_facts(subject),
         ledger=parameter_ledger(model.config),
-        matrices=matrices,
+        matrices=measures.read_matrices(model),
         heads=measures.read_heads(model),
         embeddings=measures.Embeddings(measures.embedding_norms(model), counts, counted, tokens is not None),
         activations=measures.read_activations(model, with_prefix),
