@@ -29,10 +29,6 @@ from ant_hf.model.texts import ENGLISH
 from ant_hf.utils.files import read_json
 from ant_hf.utils.quiet import quiet_libraries
 
-# exporting.py says what to install before anything here is called.
-with contextlib.suppress(ImportError):
-    import gguf
-
 
 @dataclass(frozen=True)
 class GgufType:
@@ -208,6 +204,8 @@ def tensors(model: PreTrainedModel) -> Iterator[tuple[str, NDArray[np.float32]]]
     Raises:
         AntError: a weight has no name in llama.cpp's `llama` architecture.
     """
+    import gguf
+
     config = model.config
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
@@ -237,6 +235,8 @@ def interleave(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
 
 def stored(values: NDArray[np.float32], kind: str) -> tuple[NDArray[Any], Any]:
     """The bytes and the GGUF type of a tensor: norms, being vectors, stay in F32."""
+    import gguf
+
     quantization = gguf.GGMLQuantizationType["F32" if values.ndim == 1 else kind.upper()]
     return gguf.quants.quantize(values, quantization), quantization
 
@@ -246,6 +246,8 @@ def rounded(model: PreTrainedModel, kind: str) -> dict[str, torch.Tensor]:
 
     Interleaving moves whole rows, and blocks lie within rows, so rounding before or after it is the same.
     """
+    import gguf
+
     state = {}
     for name, weight in model.state_dict().items():
         data, quantization = stored(weight.to(torch.float32).numpy(), kind)
@@ -273,24 +275,10 @@ def write_gguf(path: Path, model: PreTrainedModel, vocabulary: Vocabulary, kind:
     Raises:
         AntError: the architecture or the type cannot hold these weights.
     """
+    import gguf
+
     check_architecture(model, kind)
-    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLAMA])
-    try:
-        _write_head(writer, model, vocabulary, kind, origin)
-        for name, values in tensors(model):
-            data, quantization = stored(values, kind)
-            writer.add_tensor(name, data, raw_dtype=quantization)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-    finally:
-        writer.close()
-
-
-def _write_head(
-    writer: Any, model: PreTrainedModel, vocabulary: Vocabulary, kind: str, origin: Origin
-) -> None:
-    config = model.config
+    config, writer = model.config, gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLAMA])
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(origin.name)
     writer.add_size_label(f"{model.num_parameters() / 1e6:.1f}M")
@@ -323,6 +311,15 @@ def _write_head(
     writer.add_add_eos_token(vocabulary.adds_eos)
     # transformers would put one there by itself.
     writer.add_add_space_prefix(False)
+    try:
+        for name, values in tensors(model):
+            data, quantization = stored(values, kind)
+            writer.add_tensor(name, data, raw_dtype=quantization)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    finally:
+        writer.close()
 
 
 def modelfile(file: str, context: int, license_id: str | None) -> str:
