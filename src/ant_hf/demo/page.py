@@ -5,6 +5,7 @@ In three parts: what happens on the page, how it looks, and how it is launched, 
 
 from __future__ import annotations
 
+import functools
 import html
 import os
 import time
@@ -21,14 +22,7 @@ import torch
 from ant_hf.demo.sampling import LIMITS, TOP_K, Generation, Sampling, generate_together
 from ant_hf.errors import AntError
 from ant_hf.evaluation.degeneration import loop_period
-from ant_hf.inspection.fragments import (
-    SURPRISE_STEPS,
-    Fragment,
-    read_text,
-    surprise_colours,
-    surprise_step,
-    vocabulary,
-)
+from ant_hf.inspection import fragments
 from ant_hf.model.generation import encode_prompt
 from ant_hf.model.loading import Subject, load_subject
 
@@ -65,16 +59,13 @@ def build_page(subjects: Sequence[Subject]) -> gr.Blocks:
                             empty = output_html(subject.name, "", "", "Nothing generated yet.", None)
                             panes.append(gr.HTML(empty, elem_id=f"output-{number}"))
                             panes.append(gr.HTML("", elem_id=f"fragments-{number}"))
-                gr.HTML(_scale())
+                gr.HTML(_legend())
             with gr.Column(scale=1, min_width=260):
                 controls = _controls()
 
-        def respond(*values: Any) -> Iterator[list[Any]]:
-            yield from _respond(subjects, *values)
-
         started = gr.on(
             [generate.click, prompt.submit],
-            respond,
+            functools.partial(_respond, subjects),
             [prompt, *controls],
             [status, *panes],
             concurrency_limit=AT_ONCE,
@@ -124,7 +115,7 @@ def _respond(subjects: Sequence[Subject], prompt: str, *values: Any) -> Iterator
     try:
         sampling = Sampling(*values)
         generations = [_start(subject, prompt, sampling, len(subjects) > 1) for subject in subjects]
-        given = [read_text(subject.model, subject.tokenizer, prompt, top=0).fragments for subject in subjects]
+        given = [fragments.read_text(it.model, it.tokenizer, prompt, top=0).fragments for it in subjects]
         began = shown = time.perf_counter()
         for _ in generate_together(generations):
             now = time.perf_counter()
@@ -146,14 +137,14 @@ def _start(subject: Subject, prompt: str, sampling: Sampling, named: bool) -> Ge
 
 
 def _pane(
-    subject: Subject, generation: Generation, given: list[Fragment], prompt: str, seconds: float
+    subject: Subject, generation: Generation, given: list[fragments.Fragment], prompt: str, seconds: float
 ) -> tuple[str, str]:
     """Output and fragments of one model as they are now."""
-    entries, decode = vocabulary(subject.tokenizer), subject.tokenizer.decode
+    entries, decode = fragments.vocabulary(subject.tokenizer), subject.tokenizer.decode
     made, start = [], given[-1].end
     for token_id, nats in zip(generation.ids, generation.nats, strict=True):
         raw = entries.of(token_id)
-        made.append(Fragment(token_id, raw, entries.text(token_id), nats, start, start + len(raw)))
+        made.append(fragments.Fragment(token_id, raw, entries.text(token_id), nats, start, start + len(raw)))
         start += len(raw)
     # Decoded together, because a tokenizer may need what comes before to place a space.
     before = decode(generation.prompt_ids, skip_special_tokens=True)
@@ -172,8 +163,7 @@ def _facts(generation: Generation, seconds: float) -> str:
     count, limit, room = len(generation.ids), generation.sampling.max_new_tokens, generation.room
     parts = [f"{len(generation.prompt_ids)} + {count} tokens"]
     if count:
-        parts.append(f"{count / seconds:.0f} tokens/s")
-        parts.append(f"mean surprise {sum(generation.nats) / count:.2f} nats")
+        parts += [f"{count / seconds:.0f} tokens/s", f"mean surprise {sum(generation.nats) / count:.2f} nats"]
     if generation.finished and room < limit and count == room:
         parts.append(f"the context had room for {room} of {limit} new tokens")
     elif generation.finished and count < limit:
@@ -202,7 +192,7 @@ def output_html(name: str, prompt: str, made: str, facts: str, loop: str | None)
     )
 
 
-def fragments_html(fragments: Sequence[Fragment], given: int) -> str:
+def fragments_html(tokens: Sequence[fragments.Fragment], given: int) -> str:
     """Fragments in the colour of their surprise; bytes, id and nats of one on hover or focus.
 
     Args:
@@ -210,39 +200,34 @@ def fragments_html(fragments: Sequence[Fragment], given: int) -> str:
     """
     # One stop of the Tab key for all of them; the arrow keys go on from there.
     spans = "".join(
-        f'<span class="f s{surprise_step(fragment.nats)}{" of-prompt" if index < given else ""}" '
+        f'<span class="f s{fragments.surprise_step(token.nats)}{" of-prompt" if index < given else ""}" '
         f'role="option" tabindex="{-1 if index else 0}" '
-        f'aria-label="{safe(describe(fragment))}">{safe(fragment.text)}</span>'
-        for index, fragment in enumerate(fragments)
+        f'aria-label="{safe(describe(token))}">{safe(token.text)}</span>'
+        for index, token in enumerate(tokens)
     )
     return f'<div class="fragments" role="listbox" aria-label="Fragments">{spans}</div>'
 
 
-def describe(fragment: Fragment) -> str:
+def describe(fragment: fragments.Fragment) -> str:
     """One line: readable text, surprise in nats, token id, bytes in hexadecimal."""
     nats = "no loss: nothing comes before" if fragment.nats is None else f"{fragment.nats:.2f} nats"
     return f"{fragment.text}  |  {nats}  |  id {fragment.token_id}  |  bytes {fragment.raw.hex(' ').upper()}"
 
 
-def _scale() -> str:
-    """The colours' legend."""
-    names = [*map(str, range(SURPRISE_STEPS - 1)), f"{SURPRISE_STEPS - 1}+"]
+def _legend() -> str:
+    last = fragments.SURPRISE_STEPS - 1
+    names = [*map(str, range(last)), f"{last}+"]
     steps = "".join(f'<span class="f s{step}">{name}</span>' for step, name in enumerate(names))
     return f'<div class="scale"><span>Surprise of a fragment in nats</span> {steps}</div>'
-
-
-def _beside(suffix: str) -> str:
-    """The text of page.css, or of page.js, by which the page answers to keys."""
-    return Path(__file__).with_suffix(f".{suffix}").read_text(encoding="utf-8")
 
 
 def _style() -> str:
     """The style sheet, with the fragments' colours on light and dark pages."""
     # Their rules are stronger than the library's own colour of all text inside such a block.
-    return _beside("css") + "\n".join(
+    return Path(__file__).with_suffix(".css").read_text(encoding="utf-8") + "\n".join(
         f"{scope}.f.f.s{step}{{background:{background};color:{text}!important}}"
         for theme, scope in (("light", ""), ("dark", ".dark "))
-        for step, (background, text) in enumerate(surprise_colours(theme))
+        for step, (background, text) in enumerate(fragments.surprise_colours(theme))
     )
 
 
@@ -276,10 +261,12 @@ def launch(page: gr.Blocks, **where: Any) -> gr.Blocks:
     Raises:
         OSError: there is no free port.
     """
+    # What makes the page answer to keys.
+    script = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
     page.launch(
         theme=_theme(),
         css=_style(),
-        head=f"<script>\n{_beside('js')}</script>",
+        head=f"<script>\n{script}</script>",
         **where,
         prevent_thread_lock=True,
         quiet=True,

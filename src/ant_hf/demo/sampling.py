@@ -9,17 +9,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    PreTrainedModel,
-    RepetitionPenaltyLogitsProcessor,
-    StoppingCriteria,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+import transformers
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from ant_hf.errors import AntError
 from ant_hf.model.generation import CARD_SAMPLING
@@ -125,7 +116,7 @@ def _run(generation: Generation, news: queue.Queue[Any], stop: threading.Event) 
     model, sampling = generation.model, generation.sampling
     inputs = torch.tensor([generation.prompt_ids], device=model.device)
     # Every choice is made by our processors: whatever the model's own defaults are, they come on top.
-    config = GenerationConfig(
+    config = transformers.GenerationConfig(
         do_sample=False,
         num_beams=1,
         temperature=1.0,
@@ -136,13 +127,17 @@ def _run(generation: Generation, news: queue.Queue[Any], stop: threading.Event) 
         pad_token_id=model.generation_config.pad_token_id,
         eos_token_id=model.generation_config.eos_token_id,
     )
+
+    def stopped(input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+        return torch.full((len(input_ids),), stop.is_set(), device=input_ids.device)
+
     try:
         model.generate(  # type: ignore[operator]
             input_ids=inputs,
             attention_mask=torch.ones_like(inputs),
             generation_config=config,
             logits_processor=LogitsProcessorList([_Choice(generation, news)]),
-            stopping_criteria=[_Stopped(stop)],
+            stopping_criteria=[stopped],
         )
     # Whatever happens in this thread must be said on the page.
     except Exception as error:
@@ -156,11 +151,12 @@ def processors(sampling: Sampling) -> list[LogitsProcessor]:
 
     `generate` itself draws from torch's global random numbers, which several people cannot share.
     """
-    chain: list[LogitsProcessor] = [RepetitionPenaltyLogitsProcessor(float(sampling.repetition_penalty))]
-    if not sampling.greedy:
-        chain += [TemperatureLogitsWarper(float(sampling.temperature)), TopKLogitsWarper(TOP_K)]
-        chain += [TopPLogitsWarper(float(sampling.top_p)), Draw(sampling.seed)]
-    return chain
+    penalty = transformers.RepetitionPenaltyLogitsProcessor(float(sampling.repetition_penalty))
+    if sampling.greedy:
+        return [penalty]
+    temperature = transformers.TemperatureLogitsWarper(float(sampling.temperature))
+    top_k, top_p = transformers.TopKLogitsWarper(TOP_K), transformers.TopPLogitsWarper(float(sampling.top_p))
+    return [penalty, temperature, top_k, top_p, Draw(sampling.seed)]
 
 
 class Draw(LogitsProcessor):
@@ -191,11 +187,3 @@ class _Choice(LogitsProcessor):
         token_id = int(scores.argmax(dim=-1).item())
         self._news.put((self._generation, token_id, -float(log_p[token_id])))
         return scores
-
-
-class _Stopped(StoppingCriteria):
-    def __init__(self, stop: threading.Event) -> None:
-        self._stop = stop
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
-        return torch.full((len(input_ids),), self._stop.is_set(), device=input_ids.device)

@@ -17,8 +17,8 @@ from ant_hf.utils.console import say
 HOST = "127.0.0.1"
 # The page's own library needs inline scripts and templates; nothing else may come from anywhere.
 _POLICY = (
-    "default-src 'self' 'unsafe-inline' 'unsafe-eval'; img-src 'self' data: blob:; font-src 'self' data:; "
-    "connect-src 'self'; worker-src 'self' blob:; object-src 'none'; form-action 'self'"
+    b"default-src 'self' 'unsafe-inline' 'unsafe-eval'; img-src 'self' data: blob:; font-src 'self' data:; "
+    b"connect-src 'self'; worker-src 'self' blob:; object-src 'none'; form-action 'self'"
 )
 
 
@@ -33,8 +33,7 @@ class OnlyFromHere:
 
         async def with_header(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = [*message.get("headers", []), (b"content-security-policy", _POLICY.encode())]
-                message = {**message, "headers": headers}
+                message["headers"] = [*message.get("headers", []), (b"content-security-policy", _POLICY)]
             await send(message)
 
         await self.app(scope, receive, with_header)

@@ -14,17 +14,8 @@ from ant_hf.errors import AntError
 from ant_hf.export import gguf, llama_cpp, onnx
 from ant_hf.model.loading import Subject, load_subject
 from ant_hf.model.saving import TOKENIZER_FILES
+from ant_hf.utils import files
 from ant_hf.utils.console import say
-from ant_hf.utils.files import (
-    check_room,
-    file_sha256,
-    inventory,
-    read_sealed,
-    whole_folder,
-    write_sealed,
-    write_text,
-    writing,
-)
 from ant_hf.utils.names import VERIFIED
 from ant_hf.utils.provenance import now, package_versions
 
@@ -54,8 +45,8 @@ def export(
         The folder, and the record in its `verified.json`.
 
     Raises:
-        AntError: a package is missing, the format cannot hold this model, or a file failed its verification;
-            the folder is then as it was before.
+        AntError: an unknown format or type; a package is missing; the folder holds something else; the format
+            cannot hold this model, or a file failed its verification. The folder is then as it was before.
     """
     types = _checked_types(to, types)
     subject = load_subject(model, "float32", "cpu")
@@ -78,24 +69,20 @@ def export(
         return target, there
     # ONNX is F32 too.
     needed = int(sum(gguf.TYPES[kind].bytes for kind in types or ("f32",)) * record["parameters"]) + 2_000_000
-    check_room("the export", target.parent, needed)
-    with writing("the export", target.parent, needed), whole_folder(target) as folder:
+    files.check_room("the export", target.parent, needed)
+    with files.writing("the export", target.parent, needed), files.whole_folder(target) as folder:
         verified = _gguf(folder, subject, types, origin) if to == "gguf" else _onnx(folder, subject)
-        files = inventory(folder)
+        found = files.inventory(folder)
         record["left_out"] = [WITHOUT_LLAMA_CPP] if to == "gguf" and not llama_cpp.is_installed() else []
         # Those that were verified come first, in the order of the types.
-        record["files"] = {name: files[name] | verified.get(name, {}) for name in {**verified, **files}}
+        record["files"] = {name: found[name] | verified.get(name, {}) for name in {**verified, **found}}
         record["made"] = now()
-        write_sealed(folder / VERIFIED, record)
+        files.write_sealed(folder / VERIFIED, record)
     return target, record
 
 
 def _checked_types(to: str, types: Sequence[str]) -> tuple[str, ...]:
-    """The GGUF types to write; none for ONNX.
-
-    Raises:
-        AntError: an unknown format or type, or a package that is missing.
-    """
+    """The GGUF types to write; none for ONNX."""
     if to not in _NEEDS:
         raise AntError("unknown format", seen=to, expected=" or ".join(_NEEDS))
     chosen = tuple(dict.fromkeys(gguf.TYPES if not types or "all" in types else types))
@@ -109,20 +96,17 @@ def _checked_types(to: str, types: Sequence[str]) -> tuple[str, ...]:
 
 
 def _reusable(target: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
-    """The record of an export that is what is asked for, with every file as it was verified.
-
-    Raises:
-        AntError: something else is there; a folder is replaced as a whole, so it must be ours.
-    """
+    """The record of an export that is what is asked for, with every file as it was verified."""
     if not (target / VERIFIED).is_file():
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            # A folder is replaced as a whole, so it must be ours.
             hint = "Pass a folder that is new or empty: --output DIR"
             raise AntError(f"{target} is there and holds no export", hint=hint)
         return None
-    record = read_sealed(target / VERIFIED, "record of the export", f"Remove {target} to export anew.")
+    record = files.read_sealed(target / VERIFIED, "record of the export", f"Remove {target} to export anew.")
     same = {key: record.get(key) for key in wanted} == wanted
     whole = all(
-        (target / name).is_file() and file_sha256(target / name) == values["sha256"]
+        (target / name).is_file() and files.file_sha256(target / name) == values["sha256"]
         for name, values in record.get("files", {}).items()
     )
     return record if same and whole else None
@@ -135,11 +119,7 @@ def _threads() -> int:
 def _gguf(
     folder: Path, subject: Subject, types: Sequence[str], origin: gguf.Origin
 ) -> dict[str, dict[str, Any]]:
-    """One file a type, each verified before the next, and the Modelfile of the smallest.
-
-    Returns:
-        Type and figures of each file.
-    """
+    """One file a type, each verified before the next, and the Modelfile of the smallest; returns figures."""
     model, tokenizer, done = subject.model, subject.tokenizer, {}
     vocabulary = gguf.read_vocabulary(subject.folder, tokenizer, model.config.vocab_size)
     for kind in types:
@@ -156,7 +136,7 @@ def _gguf(
         done[name] = {"type": kind.upper(), "verified": verified}
     smallest = names[min(types, key=lambda kind: gguf.TYPES[kind].bytes)]
     text = gguf.modelfile(smallest, model.config.max_position_embeddings, origin.license)
-    write_text(folder / MODELFILE, text)
+    files.write_text(folder / MODELFILE, text)
     return done
 
 

@@ -139,9 +139,8 @@ def _entries(values: dict[str, Any], vocab_size: int) -> tuple[list[str], list[i
                 f"the token {token['content']} takes spaces around it or wants a whole word", token
             )
         kinds[token["id"]] = CONTROL if token["special"] else USER_DEFINED
-    unused = range(len(by_id), vocab_size)
-    tokens = [by_id[index] for index in range(len(by_id))] + [f"<unused{index}>" for index in unused]
-    return tokens, [kinds[index] for index in range(len(by_id))] + [UNUSED] * len(unused)
+    tokens = [by_id.get(index, f"<unused{index}>") for index in range(vocab_size)]
+    return tokens, [kinds.get(index, UNUSED) for index in range(vocab_size)]
 
 
 def _added(tokenizer: Any) -> tuple[bool, bool]:
@@ -209,6 +208,7 @@ def tensors(model: PreTrainedModel) -> Iterator[tuple[str, NDArray[np.float32]]]
 
     config = model.config
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     for name, weight in model.state_dict().items():
         if config.tie_word_embeddings and name == "lm_head.weight":
             continue
@@ -216,10 +216,8 @@ def tensors(model: PreTrainedModel) -> Iterator[tuple[str, NDArray[np.float32]]]
         if target is None:
             raise AntError("llama.cpp's llama has no such weight", seen=name)
         values = weight.to(torch.float32).numpy()
-        if name.endswith("q_proj.weight"):
-            values = interleave(values, config.num_attention_heads)
-        elif name.endswith("k_proj.weight"):
-            values = interleave(values, config.num_key_value_heads)
+        if rotated := heads.get(name.split(".")[-2]):
+            values = interleave(values, rotated)
         yield target, values
 
 
@@ -280,25 +278,7 @@ def write_gguf(path: Path, model: PreTrainedModel, vocabulary: Vocabulary, kind:
     import gguf
 
     check_architecture(model, kind)
-    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLAMA])
-    try:
-        _write_head(writer, model, vocabulary, kind, origin)
-        for name, values in tensors(model):
-            data, quantization = stored(values, kind)
-            writer.add_tensor(name, data, raw_dtype=quantization)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-    finally:
-        writer.close()
-
-
-def _write_head(
-    writer: Any, model: PreTrainedModel, vocabulary: Vocabulary, kind: str, origin: Origin
-) -> None:
-    import gguf
-
-    config = model.config
+    config, writer = model.config, gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLAMA])
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(origin.name)
     writer.add_size_label(f"{model.num_parameters() / 1e6:.1f}M")
@@ -331,6 +311,15 @@ def _write_head(
     writer.add_add_eos_token(vocabulary.adds_eos)
     # transformers would put one there by itself.
     writer.add_add_space_prefix(False)
+    try:
+        for name, values in tensors(model):
+            data, quantization = stored(values, kind)
+            writer.add_tensor(name, data, raw_dtype=quantization)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    finally:
+        writer.close()
 
 
 def modelfile(file: str, context: int, license_id: str | None) -> str:
@@ -445,8 +434,7 @@ def run_in_llama_cpp(
             seen=min(differ, key=len)[:80],
             hint="Export to ONNX, which leaves the tokenizer as it is: --to onnx",
         )
-    who = f"llama.cpp with {file.name}"
-    figures = check_greedy(who, loaded, tokenizer, answers.greedy, TYPES[kind].tie)
+    figures = check_greedy(f"llama.cpp with {file.name}", loaded, tokenizer, answers.greedy, TYPES[kind].tie)
     logits = torch.cat([row[:-1] for row in _logits(model, questions.scored)])
     followers = torch.tensor([index for ids in questions.scored for index in ids[1:]])
     ours = torch.nn.functional.cross_entropy(logits, followers, reduction="none").mean().item()

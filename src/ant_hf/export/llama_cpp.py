@@ -93,7 +93,7 @@ def main(job_file: str) -> None:
     server = _Server(job["file"], asked)
     answers = Answers(
         tokens=[server.tokenize(text) for text in asked.texts],
-        greedy=[server.greedy(prompt) for prompt in asked.prompts],
+        greedy=[server.complete(prompt, return_tokens=True)["tokens"] for prompt in asked.prompts],
         log_likelihoods=[server.score(ids) for ids in asked.scored],
         tokens_per_second={str(size): server.speed(size) for size in asked.speed_batches},
     )
@@ -134,10 +134,8 @@ class _Server:
         question = {"content": text, "add_special": True, "parse_special": True}
         return list(self._ask("/tokenize", question)["tokens"])
 
-    def greedy(self, prompt: str) -> list[int]:
-        return list(self._continue(prompt, return_tokens=True)["tokens"])
-
-    def _continue(self, prompt: str | Sequence[int], **settings: Any) -> Any:
+    def complete(self, prompt: str | Sequence[int], **settings: Any) -> Any:
+        """Greedily, unless the settings say otherwise."""
         question = {"prompt": prompt, "n_predict": self._asked.new_tokens, "temperature": 0}
         return self._ask("/completion", question | settings)
 
@@ -149,7 +147,7 @@ class _Server:
         settings = {"n_predict": 1, "n_probs": self._asked.vocab_size, "logit_bias": [[letter, 1000]]}
         found = []
         for length in range(1, len(ids)):
-            answer = self._continue(ids[:length], **settings)
+            answer = self.complete(ids[:length], **settings)
             entries = answer["completion_probabilities"][0]["top_logprobs"]
             found.append(next(entry["logprob"] for entry in entries if entry["id"] == ids[length]))
         return found
@@ -160,7 +158,7 @@ class _Server:
         with ThreadPoolExecutor(size) as pool:
             for _ in range(2):
                 started = time.perf_counter()
-                list(pool.map(lambda ids: self._continue(ids, ignore_eos=True, cache_prompt=False), prompts))
+                list(pool.map(lambda ids: self.complete(ids, ignore_eos=True, cache_prompt=False), prompts))
                 seconds = time.perf_counter() - started
         return size * self._asked.new_tokens / seconds
 

@@ -67,8 +67,7 @@ def write_onnx(folder: Path, model: PreTrainedModel) -> None:
         shapes: dict[str, Any] = {name: free for name, free in free_of if free is not None}
         # Heads and their width are the model's own.
         shapes["past_key_values"] = [{0: free[0], 2: free[2]} for free in shapes["past_key_values"]]
-        settings = OnnxConfig(dynamic=True, dynamic_shapes=shapes)
-        exported: Any = OnnxExporter().export(graph, inputs, settings)
+        exported: Any = OnnxExporter().export(graph, inputs, OnnxConfig(dynamic=True, dynamic_shapes=shapes))
         exported.generation_config = model.generation_config
         exported.save_pretrained(folder)
 
@@ -85,8 +84,7 @@ class OnnxModel:
             self._session = onnxruntime.InferenceSession(
                 str(folder / GRAPH), options, ["CPUExecutionProvider"]
             )
-        inputs = {value.name: value.shape for value in self._session.get_inputs()}
-        self._cache = {name: shape for name, shape in inputs.items() if "past_key_values" in name}
+        self._cache = {it.name: it.shape for it in self._session.get_inputs() if "past_key_values" in it.name}
         self._outputs = [value.name for value in self._session.get_outputs()]
 
     def __call__(
@@ -134,10 +132,8 @@ def check_onnx(folder: Path, model: PreTrainedModel, tokenizer: Any, threads: in
             expected=f"at most {TOLERANCE}",
         )
     room = room_for(tokenizer, model.config.max_position_embeddings)
-    outputs = [
-        graph.greedy(tokenizer(prompt)["input_ids"], room, tokenizer.eos_token_id)
-        for prompt in greedy_prompts()
-    ]
+    starts = [tokenizer(prompt)["input_ids"] for prompt in greedy_prompts()]
+    outputs = [graph.greedy(ids, room, tokenizer.eos_token_id) for ids in starts]
     return {
         "largest_logit_difference": difference,
         "shapes": [list(shape) for shape in _SHAPES],

@@ -17,16 +17,7 @@ import numpy as np
 
 from ant_hf.data.tokens import TRAIN, VALIDATION, PackedTokens, read_manifest
 from ant_hf.errors import AntError
-from ant_hf.inspection import measures
-from ant_hf.inspection.fragments import (
-    NextTokens,
-    Reading,
-    Vocabulary,
-    next_tokens,
-    prefix_ids,
-    read_text,
-    vocabulary,
-)
+from ant_hf.inspection import fragments, measures
 from ant_hf.model.architecture import Ledger, parameter_ledger
 from ant_hf.model.loading import Subject, load_subject, locate
 from ant_hf.model.texts import ENGLISH
@@ -56,18 +47,18 @@ class Inspection:
     embeddings: measures.Embeddings
     activations: measures.Activations
     text_source: str
-    reading: Reading
+    reading: fragments.Reading
     position: int
     """Tokens before the place of the text whose distribution is shown."""
-    next: NextTokens
+    next: fragments.NextTokens
     """What the model expects at that place."""
-    entries: Vocabulary
+    entries: fragments.Vocabulary
 
     @property
     def before(self) -> str:
         """The end of what comes before the place, readable."""
-        fragments = self.reading.fragments[max(0, self.position - 12) : self.position]
-        return "".join(fragment.text for fragment in fragments)
+        nearest = self.reading.fragments[max(0, self.position - 12) : self.position]
+        return "".join(fragment.text for fragment in nearest)
 
     @property
     def uniform_nats(self) -> float:
@@ -129,17 +120,25 @@ def inspect_model(
     model, tokenizer = subject.model, subject.tokenizer
     measures.layers_of(model)
     measures.check_finite(model)
-    entries = vocabulary(tokenizer)
-    reading = read_text(model, tokenizer, text.content, CANDIDATES)
+    reading = fragments.read_text(model, tokenizer, text.content, CANDIDATES)
     ids = [fragment.token_id for fragment in reading.fragments]
-    with_prefix = prefix_ids(tokenizer) + ids
+    with_prefix = fragments.prefix_ids(tokenizer) + ids
     if isinstance(position, Inspection):
-        position = _same_position(position, reading)
-    if position is None or position == len(ids):
-        position, expected = len(ids), next_tokens(model, tokenizer, with_prefix, CANDIDATES)
+        others, place = position.reading.fragments, position.position
+        # The token at the byte where the other model's place begins, or the end of the text.
+        start = others[place].start if place < len(others) else math.inf
+        position = next((i for i, each in enumerate(reading.fragments) if each.end > start), None)
+    position = len(ids) if position is None else position
+    if not 0 <= position <= len(ids):
+        raise AntError(
+            "no such position in the text", seen=position, expected=f"0 to {len(ids)}, its number of tokens"
+        )
+    if position < len(ids):
+        expected = reading.expected[position]
     else:
-        expected = _expected(reading, position)
-    matrices, norms = measures.read_matrices(model), measures.embedding_norms(model)
+        expected = fragments.next_tokens(model, tokenizer, with_prefix, CANDIDATES)
+    if expected is None:
+        raise AntError("nothing comes before position 0, and this tokenizer has no beginning-of-text token")
     size = model.config.vocab_size
     if tokens:
         counts, counted = count_tokens(tokens, size), "the training tokens"
@@ -149,35 +148,16 @@ def inspect_model(
         name=subject.name,
         facts=_facts(subject),
         ledger=parameter_ledger(model.config),
-        matrices=matrices,
+        matrices=measures.read_matrices(model),
         heads=measures.read_heads(model),
-        embeddings=measures.Embeddings(norms, counts, counted, from_training=tokens is not None),
+        embeddings=measures.Embeddings(measures.embedding_norms(model), counts, counted, tokens is not None),
         activations=measures.read_activations(model, with_prefix),
         text_source=text.source,
         reading=reading,
         position=position,
         next=expected,
-        entries=entries,
+        entries=fragments.vocabulary(tokenizer),
     )
-
-
-def _same_position(beside: Inspection, reading: Reading) -> int | None:
-    """The token at the byte where the other model's place begins; None for the end of the text."""
-    others, place = beside.reading.fragments, beside.position
-    if place == len(others):
-        return None
-    return next(i for i, fragment in enumerate(reading.fragments) if fragment.end > others[place].start)
-
-
-def _expected(reading: Reading, position: int) -> NextTokens:
-    end = len(reading.fragments)
-    if not 0 <= position < end:
-        raise AntError(
-            "no such position in the text", seen=position, expected=f"0 to {end}, its number of tokens"
-        )
-    if (expected := reading.expected[position]) is None:
-        raise AntError("nothing comes before position 0, and this tokenizer has no beginning-of-text token")
-    return expected
 
 
 def _facts(subject: Subject) -> dict[str, str]:
@@ -187,8 +167,7 @@ def _facts(subject: Subject) -> dict[str, str]:
     heads, groups = (projection.out_features // size for projection in (attention.q_proj, attention.k_proj))
     hidden, layers = config.hidden_size, config.num_hidden_layers
     ledger = parameter_ledger(config)
-    prefix = prefix_ids(subject.tokenizer)
-    names = "".join(vocabulary(subject.tokenizer).text(index) for index in prefix)
+    prefix = map(fragments.vocabulary(subject.tokenizer).text, fragments.prefix_ids(subject.tokenizer))
     mlp = getattr(config, "intermediate_size", None)
     return {
         "parameters": f"{ledger.total:,}",
@@ -203,7 +182,7 @@ def _facts(subject: Subject) -> dict[str, str]:
         "vocabulary": f"{config.vocab_size:,}",
         "context": f"{subject.context_length:,} tokens",
         "embeddings and output tied": "yes" if ledger.tied else "no",
-        "read before a text": names or "nothing",
+        "read before a text": "".join(prefix) or "nothing",
     }
 
 
@@ -218,15 +197,12 @@ def default_report(model: str, other: str | None) -> Path:
 
     Never inside a model's folder: a release is sealed file by file, and all of a final folder is published.
     """
-    name = REPORT if other is None else f"inspection-beside-{_short(other)}.html"
-    folder = locate(model)[1].resolve()
-    if folder.name == FINAL and (folder.parent / RUN_RECORD).is_file():
-        return folder.parent / name
-    return Path(f"{_short(model)}-{name}")
-
-
-def _short(model: str) -> str:
-    return locate(model)[0].replace("/", "-")
+    name, folder = locate(model)
+    file = REPORT if other is None else f"inspection-beside-{locate(other)[0].replace('/', '-')}.html"
+    run = folder.resolve().parent
+    if folder.resolve().name == FINAL and (run / RUN_RECORD).is_file():
+        return run / file
+    return Path(f"{name.replace('/', '-')}-{file}")
 
 
 class Text(NamedTuple):
@@ -306,5 +282,4 @@ def held_out_text(tokens: Path, tokenizer: Any, max_tokens: int) -> str:
     """The beginning of the validation split as text, documents on lines of their own; may be empty."""
     ids = PackedTokens(tokens, VALIDATION).slice(0, max_tokens).tolist()
     groups = itertools.groupby(ids, key=lambda index: index == tokenizer.eos_token_id)
-    documents = [list(group) for is_end, group in groups if not is_end]
-    return "\n".join(tokenizer.decode(document) for document in documents).strip("\ufffd")
+    return "\n".join(tokenizer.decode(list(group)) for is_end, group in groups if not is_end).strip("\ufffd")

@@ -210,11 +210,10 @@ class Reading:
     def by_predictability(self) -> list[Predictability]:
         """Tokens of the text, lowest mean loss first: those scored three times or more, else all."""
         losses: dict[int, list[float]] = defaultdict(list)
-        texts: dict[int, str] = {}
+        texts = {fragment.token_id: fragment.text for fragment in self.fragments}
         for fragment in self.fragments:
             if fragment.nats is not None:
                 losses[fragment.token_id].append(fragment.nats)
-                texts[fragment.token_id] = fragment.text
         tokens = [
             Predictability(index, texts[index], len(values), sum(values) / len(values))
             for index, values in losses.items()
@@ -253,13 +252,18 @@ def read_text(model: PreTrainedModel, tokenizer: Any, text: str, top: int = 5) -
         log_p_TV = torch.log_softmax(logits_TV, dim=-1)
         nats += (-log_p_TV.gather(1, torch.tensor(targets)[:, None])[:, 0]).tolist()
         # Without a prefix the first token is none of the targets.
-        done = len(expected)
-        pendings = [entries.pending(ids[max(0, i - 3) : i]) for i in range(done, done + len(targets))]
-        expected += [
-            _next_tokens(log_p_V, entries, pending, top)
-            for log_p_V, pending in zip(log_p_TV, pendings, strict=True)
-        ]
-    return Reading(_located(text, ids, nats, entries), expected)
+        for place, log_p_V in enumerate(log_p_TV, len(expected)):
+            pending = entries.pending(ids[max(0, place - 3) : place])
+            expected.append(_next_tokens(log_p_V, entries, pending, top))
+    raws = [entries.of(index) for index in ids]
+    # SentencePiece may put a space before the text, which belongs to no byte of it.
+    if b"".join(raws) == b" " + text.encode():
+        raws[0] = raws[0][1:]
+    fragments, start = [], 0
+    for index, raw, loss in zip(ids, raws, nats, strict=True):
+        fragments.append(Fragment(index, raw, readable(raw), loss, start, start + len(raw)))
+        start += len(raw)
+    return Reading(fragments, expected)
 
 
 @torch.no_grad()
@@ -270,16 +274,14 @@ def next_tokens(model: PreTrainedModel, tokenizer: Any, token_ids: list[int], to
         AntError: the tokenizer is of a kind that cannot be read.
     """
     entries = vocabulary(tokenizer)
-    context = model.config.max_position_embeddings
-    input_ids = torch.tensor([token_ids[-context:]], device=model.device)
+    input_ids = torch.tensor([token_ids[-model.config.max_position_embeddings :]], device=model.device)
     logits_V = model(input_ids=input_ids, use_cache=False).logits[0, -1].float().cpu()
     return _next_tokens(torch.log_softmax(logits_V, dim=-1), entries, entries.pending(token_ids[-4:]), top)
 
 
 def prefix_ids(tokenizer: Any) -> list[int]:
     """The token before the first of a text: beginning-of-text, else end-of-text, else none."""
-    prefix = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    return [] if prefix is None else [prefix]
+    return [each for each in (tokenizer.bos_token_id, tokenizer.eos_token_id) if each is not None][:1]
 
 
 def _pieces(model: PreTrainedModel, ids: list[int]) -> Iterator[tuple[torch.Tensor, list[int]]]:
@@ -298,7 +300,6 @@ def _pieces(model: PreTrainedModel, ids: list[int]) -> Iterator[tuple[torch.Tens
 
 def _next_tokens(log_p_V: torch.Tensor, entries: Vocabulary, pending: bytes, top: int) -> NextTokens:
     p_V = log_p_V.exp()
-    invalid_V = entries.invalid_after(pending, len(p_V))
     best = torch.topk(p_V, min(top, len(p_V)))
     return NextTokens(
         entropy_bits=-float((p_V * log_p_V.clamp(min=-1e4)).sum()) / math.log(2),
@@ -306,23 +307,8 @@ def _next_tokens(log_p_V: torch.Tensor, entries: Vocabulary, pending: bytes, top
             Candidate(index, entries.of(index), entries.text(index), p)
             for index, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ],
-        invalid_utf8_share=float(p_V[invalid_V].sum()),
+        invalid_utf8_share=float(p_V[entries.invalid_after(pending, len(p_V))].sum()),
     )
-
-
-def _located(text: str, ids: list[int], nats: list[float | None], entries: Vocabulary) -> list[Fragment]:
-    """Give each token its bytes and its place.
-
-    SentencePiece may put a space before the text, which belongs to no byte of it.
-    """
-    raws = [entries.of(index) for index in ids]
-    if raws and b"".join(raws) == b" " + text.encode():
-        raws[0] = raws[0][1:]
-    fragments, start = [], 0
-    for index, raw, loss in zip(ids, raws, nats, strict=True):
-        fragments.append(Fragment(index, raw, readable(raw), loss, start, start + len(raw)))
-        start += len(raw)
-    return fragments
 
 
 # One step a nat; a uniform guess among 4,096 entries costs 8.3.

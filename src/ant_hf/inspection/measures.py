@@ -130,7 +130,6 @@ def read_matrices(model: PreTrainedModel) -> list[Matrix]:
 
 def _matrix(layer: int, name: str, values: torch.Tensor) -> Matrix:
     deviation = (values - values.mean()).abs() / values.std().clamp(min=1e-30)
-    row, column = divmod(int(deviation.argmax()), values.shape[1])
     return Matrix(
         layer=layer,
         name=name,
@@ -139,7 +138,7 @@ def _matrix(layer: int, name: str, values: torch.Tensor) -> Matrix:
         singular_values=torch.linalg.svdvals(values).numpy(),
         outliers=int((deviation > OUTLIER_DEVIATIONS).sum()),
         largest_deviation=float(deviation.max()),
-        largest_at=(row, column),
+        largest_at=divmod(int(deviation.argmax()), values.shape[1]),
     )
 
 
@@ -295,7 +294,6 @@ def read_activations(model: PreTrainedModel, token_ids: list[int]) -> Activation
     inputs_1T = torch.tensor([ids], device=model.device)
     with _watching(model) as (attention, hidden):
         logits_TV = model(input_ids=inputs_1T, use_cache=False).logits[0].float()
-    above = logits_TV.max(dim=-1).values - logits_TV.mean(dim=-1)
     entropy, first_token_share = (np.stack(figures) for figures in zip(*attention, strict=True))
     return Activations(
         tokens=len(ids),
@@ -304,33 +302,33 @@ def read_activations(model: PreTrainedModel, token_ids: list[int]) -> Activation
         hidden_rank=np.array(hidden),
         hidden_size=model.config.hidden_size,
         logit_std=float(logits_TV.std(dim=-1).mean()),
-        logit_max=float(above.mean()),
+        logit_max=float((logits_TV.max(dim=-1).values - logits_TV.mean(dim=-1)).mean()),
     )
 
 
 @contextmanager
 def _watching(model: PreTrainedModel) -> Iterator[tuple[list[tuple[np.ndarray, np.ndarray]], list[float]]]:
-    """Collect what each layer shows while it runs, and keep none of its tensors.
-
-    Only eager attention shows its weights.
-    """
+    """Collect what each layer shows while it runs, and keep none of its tensors."""
     attention: list[tuple[np.ndarray, np.ndarray]] = []
     hidden: list[float] = []
 
     def on_attention(module: Any, inputs: Any, output: Any) -> None:
-        attention.append(_attention_figures(output[1][0]))
-
-    def on_input(module: Any, inputs: Any) -> None:
-        hidden.append(_hidden_rank(inputs[0][0]))
+        # Means over the places from the second on.
+        p_HTT = output[1][0][:, 1:].float()
+        even_T = torch.tensor([math.log(seen) for seen in range(2, p_HTT.shape[1] + 2)], device=p_HTT.device)
+        entropy_HT = torch.special.entr(p_HTT).sum(-1) / even_T
+        attention.append((entropy_HT.mean(-1).cpu().numpy(), p_HTT[:, :, 0].mean(-1).cpu().numpy()))
 
     def on_layer(module: Any, inputs: Any, output: Any) -> None:
+        if not hidden:
+            hidden.append(_hidden_rank(inputs[0][0]))
         hidden.append(_hidden_rank((output[0] if isinstance(output, tuple) else output)[0]))
 
     layers: Any = layers_of(model)
     before = model.config._attn_implementation
+    # The others show no weights.
     model.set_attn_implementation("eager")
-    handles = [layers[0].register_forward_pre_hook(on_input)]
-    handles += [layer.register_forward_hook(on_layer) for layer in layers]
+    handles = [layer.register_forward_hook(on_layer) for layer in layers]
     handles += [layer.self_attn.register_forward_hook(on_attention) for layer in layers]
     try:
         yield attention, hidden
@@ -338,14 +336,6 @@ def _watching(model: PreTrainedModel) -> Iterator[tuple[list[tuple[np.ndarray, n
         for handle in handles:
             handle.remove()
         model.set_attn_implementation(before)
-
-
-def _attention_figures(weights_HTT: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Normalised entropy and share on the first token by head, means over the places from the second on."""
-    p_HTT = weights_HTT[:, 1:].float()
-    even_T = torch.tensor([math.log(seen) for seen in range(2, p_HTT.shape[1] + 2)], device=p_HTT.device)
-    entropy_HT = torch.special.entr(p_HTT).sum(-1) / even_T
-    return entropy_HT.mean(-1).cpu().numpy(), p_HTT[:, :, 0].mean(-1).cpu().numpy()
 
 
 def _hidden_rank(states_TC: torch.Tensor) -> float:

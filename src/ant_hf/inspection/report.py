@@ -11,7 +11,7 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ TEMPLATE = "report.html.jinja"
 SHOWN_FRAGMENTS = 500
 _INK, _FAINT, _A, _B = "#010101", "#020202", "#030303", "#040404"
 _VARIABLES = {_INK: "var(--ink)", _FAINT: "var(--faint)", _A: "var(--a)", _B: "var(--b)"}
+# Of the first model's curves and of the second's.
+_CURVES: tuple[dict[str, Any], ...] = ({"color": _A, "linestyle": "-"}, {"color": _B, "linestyle": "--"})
 _STYLE: dict[Any, Any] = STYLE | {
     "svg.fonttype": "none",
     # The same figure gets the same ids whenever it is drawn.
@@ -96,8 +98,7 @@ def _axes(width: float, height: float, title: str, xlabel: str, ylabel: str) -> 
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     axes.set_title(title, fontsize=12)
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
     return figure, axes
 
 
@@ -105,14 +106,7 @@ def _in_percent(axis: Any) -> None:
     axis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
 
 
-def _series(inspections: Sequence[Inspection]) -> Iterator[tuple[Inspection, dict[str, str]]]:
-    """Each model with the colour and line of its curves."""
-    for each, colour, line in zip(inspections, (_A, _B), ("-", "--"), strict=False):
-        yield each, {"color": colour, "linestyle": line}
-
-
 def _component_figure(inspections: Sequence[Inspection]) -> Markup:
-    """Parameters by component as bars, models beside each other."""
     names, counts = zip(*side_by_side([dict(each.ledger.rows) for each in inspections]), strict=True)
     figure, axes = _axes(6.5, 0.8 + 0.36 * len(names), "Parameters by component", "millions", "")
     height = 0.8 / len(inspections)
@@ -126,10 +120,9 @@ def _component_figure(inspections: Sequence[Inspection]) -> Markup:
 
 
 def _rank_figure(inspections: Sequence[Inspection]) -> Markup:
-    """Effective rank of the residual stream by layer."""
     title, share = "Dimensions in use, by layer", "effective rank / hidden size"
     figure, axes = _axes(6.5, 3.6, title, "layer (0: embeddings)", share)
-    for each, style in _series(inspections):
+    for each, style in zip(inspections, _CURVES, strict=False):
         axes.plot(each.activations.hidden_rank / each.activations.hidden_size, marker="o", **style)
     axes.set_ylim(0, 1)
     _in_percent(axes.yaxis)
@@ -146,7 +139,7 @@ def _spectrum(inspections: Sequence[Inspection], kind: str) -> Markup:
     """Singular values over the largest of one kind of matrix: band and median over the layers."""
     figure, axes = _axes(3.4, 2.6, kind, "singular value, of all", "over the largest")
     share = np.linspace(0, 1, 60)
-    for each, style in _series(inspections):
+    for each, style in zip(inspections, _CURVES, strict=False):
         spectra = [matrix.singular_values for matrix in each.matrices if matrix.name == kind]
         curves = [
             np.interp(share, np.linspace(0, 1, len(values)), values / max(values[0], 1e-30))
@@ -156,8 +149,7 @@ def _spectrum(inspections: Sequence[Inspection], kind: str) -> Markup:
             band = np.min(curves, 0), np.max(curves, 0)
             axes.fill_between(share, *band, color=style["color"], alpha=0.2, linewidth=0)
             axes.plot(share, np.median(curves, 0), **style)
-    axes.set_ylim(0, 1)
-    axes.set_xlim(0, 1)
+    axes.set(xlim=(0, 1), ylim=(0, 1))
     _in_percent(axes.xaxis)
     _in_percent(axes.yaxis)
     return _svg(figure)
@@ -165,40 +157,33 @@ def _spectrum(inspections: Sequence[Inspection], kind: str) -> Markup:
 
 def _maps(inspections: Sequence[Inspection]) -> dict[str, list[Markup]]:
     """Maps by layer of each model, in the same limits, so that colours can be compared."""
-    shapes: dict[str, tuple[str, str, float | None, Callable[[Inspection], dict[str, np.ndarray]]]] = {
-        # Title, what the rows are, upper limit unless it is the largest value, and the rows.
-        "rank": ("Effective rank / full rank", "", 1.0, lambda it: _by_kind(it, "rank_share")),
-        "rms": ("Root mean square of the weights", "", None, lambda it: _by_kind(it, "rms")),
-        "entropy": (
-            *("Attention entropy / largest possible", "head", 1.0),
-            lambda it: _by_head(it, it.activations.entropy),
-        ),
-        "writes": (
-            *("What a head writes / median head", "head", None),
-            lambda it: _by_head(it, [head.write_share for head in it.heads]),
-        ),
+    shapes = {
+        # Title, what the rows are, and upper limit unless it is the largest value.
+        "rank": ("Effective rank / full rank", "", 1.0),
+        "rms": ("Root mean square of the weights", "", None),
+        "entropy": ("Attention entropy / largest possible", "head", 1.0),
+        "writes": ("What a head writes / median head", "head", None),
     }
-    maps = {}
-    for name, (title, ylabel, limit, rows_of) in shapes.items():
-        rows = [rows_of(each) for each in inspections]
+    maps, figures = {}, [_by_layer(each) for each in inspections]
+    for name, (title, ylabel, limit) in shapes.items():
+        rows = [each[name] for each in figures]
         top = limit or max(float(np.nanmax(values)) for each in rows for values in each.values())
         maps[name] = [_map(each, title, ylabel, top) for each in rows]
     return maps
 
 
-def _by_kind(inspection: Inspection, key: str) -> dict[str, np.ndarray]:
-    """A figure of the matrices of each kind, by layer; nan where a layer has none."""
-    layers = inspection.ledger.num_hidden_layers
-    rows = {kind: np.full(layers, np.nan) for kind in _kinds([inspection])}
+def _by_layer(inspection: Inspection) -> dict[str, dict[str, np.ndarray]]:
+    """Rows of each map: figures of a kind of matrix, or of a head, by layer; nan where there is none."""
+    layers, kinds = inspection.ledger.num_hidden_layers, _kinds([inspection])
+    rows = {name: {kind: np.full(layers, np.nan) for kind in kinds} for name in ("rank", "rms")}
     for matrix in inspection.matrices:
-        rows[matrix.name][matrix.layer] = getattr(matrix, key)
+        rows["rank"][matrix.name][matrix.layer] = matrix.rank_share
+        rows["rms"][matrix.name][matrix.layer] = matrix.rms
+    entropy = inspection.activations.entropy
+    writes = np.reshape([head.write_share for head in inspection.heads], entropy.shape)
+    for name, values in (("entropy", entropy), ("writes", writes)):
+        rows[name] = {str(head): column for head, column in enumerate(values.T)}
     return rows
-
-
-def _by_head(inspection: Inspection, values: Any) -> dict[str, np.ndarray]:
-    """Figures of all heads, layer by layer, for each head."""
-    by_layer = np.reshape(values, inspection.activations.entropy.shape)
-    return {str(head): column for head, column in enumerate(by_layer.T)}
 
 
 def _map(rows: dict[str, np.ndarray], title: str, ylabel: str, top: float) -> Markup:
@@ -223,7 +208,6 @@ def _map(rows: dict[str, np.ndarray], title: str, ylabel: str, top: float) -> Ma
 
 
 def _embedding_figure(inspection: Inspection) -> Markup:
-    """Norm of every embedding row against how often its token occurs."""
     counts, norms = inspection.embeddings.counts, inspection.embeddings.norms
     seen = counts > 0
     xlabel = f"occurrences in {'training' if inspection.embeddings.from_training else 'the text'}"
@@ -234,6 +218,5 @@ def _embedding_figure(inspection: Inspection) -> Markup:
     if not seen.all():
         style: dict[str, Any] = {"s": 22, "marker": "x", "color": "#d55e00", "linewidths": 1}
         axes.scatter(counts[~seen], norms[~seen], **style, rasterized=True)
-    axes.set_ylim(bottom=0)
-    axes.set_xlim(left=-0.3)
+    axes.set(xlim=(-0.3, None), ylim=(0, None))
     return _svg(figure)

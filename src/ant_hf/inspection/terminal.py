@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from rich.markup import escape
 from rich.table import Table
@@ -24,9 +24,8 @@ def print_inspection(inspections: Sequence[Inspection]) -> None:
     for each in inspections:
         show(_findings(each))
         say(f"{each.name} reads {each.text_source}; colours: loss in nats")
-        show(_fragments(each))
-        show(_next(each))
-        show(_extremes(each))
+        for table in (_fragments, _next, _extremes):
+            show(table(each))
 
 
 def _table(title: str, *columns: str, numbers: bool = False) -> Table:
@@ -47,7 +46,6 @@ def _facts(inspections: Sequence[Inspection]) -> Table:
 
 
 def _layers(inspections: Sequence[Inspection]) -> Table:
-    """Effective ranks and attention by layer, for each model."""
     columns = ("weights, rank / full", "stream, rank / width", "attention entropy")
     table = _table("By layer", "layer", *(f"{each.name}\n{name}" for each in inspections for name in columns))
     for layer in range(max(each.ledger.num_hidden_layers for each in inspections)):
@@ -65,9 +63,8 @@ def _layer(inspection: Inspection, layer: int) -> list[str]:
     return [_range(ranks), f"{stream:.0%}", _range(seen.entropy[layer])]
 
 
-def _range(values: Iterable[float]) -> str:
-    ordered = sorted(values)
-    return f"{ordered[0]:.2f} to {ordered[-1]:.2f}"
+def _range(values: Sequence[float]) -> str:
+    return f"{min(values):.2f} to {max(values):.2f}"
 
 
 def _findings(inspection: Inspection) -> Table:
@@ -84,7 +81,6 @@ def _findings(inspection: Inspection) -> Table:
 
 
 def _fragments(inspection: Inspection) -> Table:
-    """The first fragments in the colours of their nats, and these colours' scale."""
     reading = inspection.reading
     styles = [f"{text} on {background}" for background, text in surprise_colours("dark")]
     line, scale = Text(), Text("nats ")
