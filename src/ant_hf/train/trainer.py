@@ -174,13 +174,13 @@ class AntTrainer(Trainer):
     def _check_names(self, weights: Path) -> None:
         """Only a tied projection may be missing from a checkpoint; Trainer would warn and go on."""
         model: Any = self.model
-        own = set(model.state_dict()) - set(getattr(model, "_tied_weights_keys", None) or ())
+        own, tied = set(model.state_dict()), set(getattr(model, "_tied_weights_keys", None) or ())
         with safe_open(weights, framework="pt") as file:
             saved = set(file.keys())
-        if own != saved:
+        if (missing := own - tied - saved) or saved - own:
             raise AntError(
                 "the checkpoint holds other weights than the model",
-                seen=f"missing {sorted(own - saved)}, unexpected {sorted(saved - own)}",
+                seen=f"missing {sorted(missing)}, unexpected {sorted(saved - own)}",
             )
 
     def get_batch_samples(
