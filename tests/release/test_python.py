@@ -6,7 +6,7 @@ import shutil
 import yaml
 from benchmark_data import write_benchmarks
 from conftest import ROOT, tiny_values
-from hub.conftest import client, client_environment, hub  # noqa: F401 (fixtures)
+from hub.conftest import client, client_environment, client_here, here, hub  # noqa: F401 (fixtures)
 
 import ant_hf
 
@@ -41,7 +41,7 @@ assert ant_hf.publish({str(run / "release")!r}, {REPO!r}) is None
     assert "passed" in client(theirs, HF_TOKEN=None).stdout.split()
 
 
-def test_the_scripts_of_the_documentation_run(client, trained_run, shared, tmp_path):  # noqa: F811
+def test_the_scripts_of_the_documentation_run(client_here, quick_gate, trained_run, shared, tmp_path):  # noqa: F811
     """From the recipe to the plan of a publication; the run is finished already, which training says."""
     run = tmp_path / "run"
     shutil.copytree(trained_run, run)
@@ -56,11 +56,11 @@ def test_the_scripts_of_the_documentation_run(client, trained_run, shared, tmp_p
         "my-sets": str(tmp_path / "sets"),
         "OWNER/NAME": REPO,
     }
-    for place, here in replaced.items():
+    for place, ours in replaced.items():
         assert place in text
-        text = text.replace(place, here)
+        text = text.replace(place, ours)
     for script in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-        said = client(script).stdout
+        said = client_here(script).stdout
         assert said
         if "publish" in script:
             assert "nothing was sent; add --yes" in said
