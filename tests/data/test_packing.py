@@ -89,9 +89,13 @@ def test_number_of_processes_changes_nothing(packed, recipe, monkeypatch, withou
     assert {path.name: path.read_bytes() for path in packed.iterdir()} == before
 
 
-def test_a_small_corpus_starts_no_workers(recipe, monkeypatch):
-    monkeypatch.setattr("ant_hf.data.packing.ProcessPoolExecutor", None)
+def test_a_small_corpus_starts_no_workers(packed, recipe, monkeypatch):
+    pools = []
+    monkeypatch.setattr("ant_hf.data.packing.ProcessPoolExecutor", lambda *args, **kwargs: pools.append(args))
+    shutil.rmtree(packed)
     pack(recipe)
+    assert pools == []
+    assert sum(path.stat().st_size for path in packed.glob("*.bin")) > 0
 
 
 def test_text_that_spells_a_special_token_stays_text(recipe, tmp_path):
