@@ -28,9 +28,7 @@ def pretrain(
     fresh: Annotated[bool, Option("--fresh", help="Remove the run in the output folder first.")] = False,
     dry_run: Annotated[
         bool,
-        Option(
-            "--dry-run", help="Check text, folders and machine, say how long it takes; write nothing."
-        ),
+        Option("--dry-run", help="Check text, folders and machine, say how long it takes; write nothing."),
     ] = False,
 ) -> None:
     """Train a model from a recipe: tokenizer, packed tokens, training, export, check.

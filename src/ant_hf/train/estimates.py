@@ -332,7 +332,8 @@ def check_rooms(rooms: list[Room]) -> None:
         AntError: a file system has less room than the run needs there.
     """
     for room in rooms:
-        check_room(_listed(room), room.folder, sum(room.parts.values()))
+        what = " and the ".join(name for name, size in room.parts.items() if size)
+        check_room(f"the {what}", room.folder, sum(room.parts.values()))
 
 
 def _listed(room: Room) -> str:
@@ -425,11 +426,13 @@ def in_words(seconds: float) -> str:
     """A length of time as people say it: 12 s, 3 min 36 s, 5 h 12 min, 12 days 3 h."""
     if seconds < 1:
         return "under 1 s"
-    if seconds < 100:
+    if round(seconds) < 100:
         return f"{seconds:.0f} s"
-    if seconds < 100 * 60:
-        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
-    hours = seconds / 3600
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 100:
+        return f"{minutes} min {rest} s"
+    hours, rest = divmod(round(seconds / 60), 60)
     if hours < 48:
-        return f"{hours // 1:.0f} h {hours % 1 * 60:.0f} min"
-    return f"{hours // 24:,.0f} days {hours % 24:.0f} h"
+        return f"{hours} h {rest} min"
+    days, rest = divmod(round(seconds / 3600), 24)
+    return f"{days:,} days {rest} h"

@@ -35,7 +35,7 @@ from ant_hf.train.run_folder import (
     is_finished,
     open_run_folder,
 )
-from ant_hf.train.setup import Setup, ratio, set_up, show_plan
+from ant_hf.train.setup import Setup, set_up, show_plan
 from ant_hf.train.trainer import AntTrainer, RunData
 from ant_hf.train.uploads import checked_client, fetch_checkpoint, finish_uploads, start_uploads
 from ant_hf.utils.console import is_first_process, say
@@ -72,11 +72,11 @@ def pretrain(recipe: Recipe, fresh: bool = False) -> None:
                 held.enter_context(locked(output_dir, "run"))
             fetch_checkpoint(recipe, fresh)
             folder = open_run_folder(recipe, fresh and is_first_process())
-            if is_first_process():
-                text = _survey(setup, folder, seconds=1.0, sample_bytes=1_000_000)
-                if text:
-                    show_estimates(setup, folder, text)
-                    make_data(recipe, setup.config.max_position_embeddings)
+            if not folder.is_finished and is_first_process():
+                text = _look_at_text(setup, folder, seconds=1.0, sample_bytes=1_000_000)
+                show_plan(setup, text.train_tokens, text.is_whole)
+                show_estimates(setup, folder, text)
+                make_data(recipe, setup.config.max_position_embeddings)
         check_run_folder_is_shared(output_dir)
         with setup.arguments.main_process_first(local=True, desc="preparing data"):
             if not folder.is_finished and is_first_on_another_machine():
@@ -97,23 +97,23 @@ def dry_run(recipe: Recipe, fresh: bool = False) -> None:
     """
     _quiet_trainer()
     _check_beginning(recipe, fresh)
+    folder, text = open_run_folder(recipe, fresh, look_only=True), None
+    if folder.is_finished:
+        say(f"finished    {folder.path / FINAL} is there already, and a run would only show it")
+        return
     with tempfile.TemporaryDirectory() as scratch:
         setup = set_up(recipe, Path(scratch))
         with setup.arguments.main_process_first(local=False, desc="looking at the text"):
-            folder = open_run_folder(recipe, fresh, look_only=True)
-            text = None
             if is_first_process():
                 check_free(folder.path, "run")
                 if recipe.training.push_to_hub:
                     checked_client()
                 say("dry run     looking at the text")
-                text = _survey(setup, folder)
-                if text and text.packing_seconds == 0:
+                text = _look_at_text(setup, folder)
+                if text.packing_seconds == 0:
                     verify_shards(recipe.tokens_dir)
-        if folder.is_finished:
-            say(f"finished    {folder.path / FINAL} is there already; a run would only show it")
-            return
-        say("dry run     timing some steps on random tokens")
+                show_plan(setup, text.train_tokens, text.is_whole)
+                say("dry run     timing some steps on random tokens")
         rate = measure_training(setup)
     if text:
         show_estimates(setup, folder, text, rate)
@@ -133,30 +133,23 @@ def _check_beginning(recipe: Recipe, fresh: bool) -> None:
         open_source(recipe.corpus)
 
 
-def _survey(setup: Setup, folder: RunFolder, **limits: Any) -> Survey | None:
-    """Hold text, data and disk to what the run needs, and show the plan; None if the run is finished.
+def _look_at_text(setup: Setup, folder: RunFolder, **limits: Any) -> Survey:
+    """Hold text, data and disk to what the run needs.
+
+    Args:
+        limits: of `survey`.
 
     Raises:
         AntError: see `survey`; the training text is smaller than a block; the data are not those of the run
             in the folder; or the disk has no room.
     """
     recipe = setup.recipe
-    if folder.is_finished:
-        show_plan(setup, "done")
-        return None
     text = survey(recipe, setup.config.max_position_embeddings, **limits)
-    passes = "not known, as is the amount of text"
-    if text.train_tokens is not None:
-        about = "" if text.is_whole else "about "
-        passes = (
-            f"{ratio(setup.plan.total_tokens / text.train_tokens)} over {about}{text.train_tokens:,} tokens"
-        )
-    if text.train_tokens is not None and text.is_whole:
-        check_one_block(TRAIN, text.train_tokens, recipe.training.sequence_length)
+    if text.is_whole:
+        check_one_block(TRAIN, text.train_tokens or 0, recipe.training.sequence_length)
     if text.packing_seconds == 0:
         check_can_go_on(setup, folder)
     check_rooms(room_for(setup, folder, text))
-    show_plan(setup, passes)
     return text
 
 

@@ -400,11 +400,12 @@ def make_plan(
     )
 
 
-def show_plan(setup: Setup, passes: str) -> None:
+def show_plan(setup: Setup, train_tokens: int | None, is_counted: bool) -> None:
     """Print the parameters and the plan.
 
     Args:
-        passes: how often the training text is seen, in words.
+        train_tokens: of the training text, if that is known.
+        is_counted: whether they are counted and not estimated.
     """
     recipe, execution, plan = setup.recipe, setup.execution, setup.plan
     show(ledger_table(setup.ledger))
@@ -420,6 +421,11 @@ def show_plan(setup: Setup, passes: str) -> None:
     )
     if training.per_device_batch_size not in ("auto", plan.per_device_batch_size):
         batch += f"; the recipe's {training.per_device_batch_size} a device do not divide it"
+    # How often each training token is seen.
+    passes = "not known, as is the amount of text"
+    if train_tokens:
+        about = "" if is_counted else "about "
+        passes = f"{ratio(plan.total_tokens / train_tokens)} over {about}{train_tokens:,} tokens"
     threads = f", {torch.get_num_threads()} threads a process" if execution.device == "cpu" else ""
     facts = [
         ("device", f"{execution.device} ({execution.device_name}){threads}"),
