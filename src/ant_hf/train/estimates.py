@@ -41,7 +41,7 @@ _GPU_STEPS = 5
 _NO_RATE = 1e-9
 # The steps after which a run says how long it will take, and the seconds that they take together at least.
 _TOLD_AFTER_STEPS, _TOLD_AFTER_SECONDS = 3, 3.0
-# Tokens scored in the time of one that is trained, where that was not timed: in training, and after it in fp32.
+# Tokens scored in the time of one that is trained, where that was not timed: while training, and in fp32.
 _SCORING_SPEED, _FINAL_SPEED = 2.5, 1.3
 # Three samples of 64 tokens, one after the other.
 _SAMPLE_TOKENS = 192
