@@ -184,8 +184,8 @@ class TrainingRecipe(_Section):
     """Threads of one process when training on a CPU; default: the cores over the processes."""
     torch_compile: Literal["auto", "on", "off"] = "auto"
     """`auto` compiles on CUDA only."""
-    attn_implementation: Literal["auto", "causal_blocks", "sdpa", "eager"] = "auto"
-    """`auto` takes sdpa; on a CPU our causal_blocks in bf16, and in fp32 eager for at most 256 tokens."""
+    attn_implementation: Literal["auto", "causal_sdpa", "causal_blocks", "sdpa", "eager"] = "auto"
+    """`auto` takes causal_sdpa; on a CPU causal_blocks in bf16, and in fp32 eager for at most 256 tokens."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Initialisation and data order."""
     logging_steps: Count = 10

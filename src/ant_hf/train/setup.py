@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, TrainingArguments
 from ant_hf.data.tokens import TRAIN, read_manifest
 from ant_hf.errors import AntError
 from ant_hf.model.architecture import Ledger, build_model, ledger_table, load_architecture
-from ant_hf.model.attention import CAUSAL_BLOCKS
+from ant_hf.model.attention import CAUSAL_BLOCKS, CAUSAL_SDPA
 from ant_hf.recipe import Integration, Recipe, TrainingRecipe
 from ant_hf.utils.console import facts_table, is_first_process, say, show
 from ant_hf.utils.hardware import cpu_flags, cpu_name, keep_freed_memory, known_gpu, threads_per_process
@@ -150,11 +150,11 @@ def choose_execution(recipe: TrainingRecipe) -> Execution:
     precision, reason = _choose_precision(device, recipe.precision)
     attention: str = recipe.attn_implementation
     if attention == "auto" and device != "cpu":
-        attention = "sdpa"
+        attention = CAUSAL_SDPA
     elif attention == "auto" and precision == "bf16":
         attention = CAUSAL_BLOCKS
     elif attention == "auto":
-        attention = "eager" if recipe.sequence_length <= _EAGER_UP_TO_TOKENS else "sdpa"
+        attention = "eager" if recipe.sequence_length <= _EAGER_UP_TO_TOKENS else CAUSAL_SDPA
     name = (
         torch.cuda.get_device_name() if device == "cuda" else cpu_name() if device == "cpu" else "Apple GPU"
     )
