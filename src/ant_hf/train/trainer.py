@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import TrainOutput
 
@@ -39,27 +40,43 @@ from ant_hf.utils.metrics import TextScore
 from ant_hf.utils.names import METRICS, WEIGHTS
 
 
-def cross_entropy_with_z_loss(coefficient: float) -> Callable[..., torch.Tensor]:
-    """For `Trainer(compute_loss_func=...)`: cross-entropy + coefficient x (log Z)^2, mean over targets.
+def return_loss_only(model: PreTrainedModel, z_loss: float) -> None:
+    """Make the model's `forward` with labels return the loss alone; without labels it stays as it was.
 
-    Z is the softmax's denominator; the term keeps logits from drifting (PaLM, Chowdhery et al. 2022,
-    section 5, with 1e-4). Both terms share one log-sum-exp.
+    Logits that leave the model cost: accelerate copies them into fp32, and a compiled model must write
+    them out, 24 KB per token at a vocabulary of 4,096.
+
+    The loss is the mean over targets of cross-entropy + `z_loss` x (log Z)^2, where Z is the softmax's
+    denominator; the second term keeps logits from drifting (PaLM, Chowdhery et al. 2022, section 5,
+    with 1e-4). Both terms share one log-sum-exp.
     """
+    whole_forward = model.forward
 
-    def loss(
-        outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
-    ) -> torch.Tensor:
+    def forward(
+        input_ids: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        if labels is None:
+            return whole_forward(input_ids=input_ids, **kwargs)
+        if not z_loss:
+            outputs = whole_forward(
+                input_ids=input_ids, labels=labels, num_items_in_batch=num_items_in_batch, **kwargs
+            )
+            return CausalLMOutputWithPast(loss=outputs.loss)
+        logits = whole_forward(input_ids=input_ids, **kwargs).logits.float()
         # Label t belongs to the logits of t - 1; the last position has none.
         targets = torch.nn.functional.pad(labels, (0, 1), value=IGNORED_LABEL)[:, 1:]
         counted = targets != IGNORED_LABEL
-        logits = outputs.logits.float()
         log_z = logits.logsumexp(-1)
         chosen = logits.gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-        total = ((log_z - chosen + coefficient * log_z.square()) * counted).sum()
-        mean: torch.Tensor = total / (counted.sum() if num_items_in_batch is None else num_items_in_batch)
-        return mean
+        total = ((log_z - chosen + z_loss * log_z.square()) * counted).sum()
+        return CausalLMOutputWithPast(
+            loss=total / (counted.sum() if num_items_in_batch is None else num_items_in_batch)
+        )
 
-    return loss
+    model.forward = forward
 
 
 @dataclass(frozen=True)
@@ -87,14 +104,14 @@ class AntTrainer(Trainer):
 
     def __init__(self, setup: Setup, data: RunData, made_of: Mapping[str, str]) -> None:
         recipe, plan = setup.recipe.training, setup.plan
-        loss = cross_entropy_with_z_loss(recipe.z_loss) if recipe.z_loss else None
+        model = build_model(setup.config, recipe.seed, setup.execution.attn_implementation)
+        return_loss_only(model, recipe.z_loss)
         super().__init__(
-            model=build_model(setup.config, recipe.seed, setup.execution.attn_implementation),
+            model=model,
             args=setup.arguments,
             train_dataset=data.order,
             eval_dataset=data.validation,  # read by our own evaluate() only
             data_collator=whole_batch,  # type: ignore[arg-type]  # our batches come collated
-            compute_loss_func=loss,
         )
         check_fsdp(getattr(self.accelerator.state, "fsdp_plugin", None))
         self.setup, self.data, self.made_of = setup, data, made_of
@@ -195,6 +212,10 @@ class AntTrainer(Trainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.guard.add_micro_batch(loss)
         return loss
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """As the plan counts them; Trainer's own walks through all modules for every micro-batch."""
+        return round(inputs["input_ids"].numel() * self.setup.plan.flops_per_token)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add tokens seen to every row, speed and MFU to those with a training loss."""
