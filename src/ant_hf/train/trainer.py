@@ -120,7 +120,13 @@ class AntTrainer(Trainer):
         self.metrics = MetricsFile(self.folder / METRICS)
         self.stop = StopRequest(recipe.max_hours, plan.checkpoint_bytes)
         self.guard = StepGuard(
-            recipe, data.order, self.metrics, self.stop, self._sum_over_processes, plan.num_processes
+            recipe,
+            data.order,
+            self.metrics,
+            self.stop,
+            self._sum_over_processes,
+            plan.num_processes,
+            one_step_late=setup.execution.device == "cuda",
         )
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
@@ -213,6 +219,11 @@ class AntTrainer(Trainer):
         self.guard.add_micro_batch(loss)
         return loss
 
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Of the gradients before clipping; Trainer's public hooks do not show it."""
+        self.guard.gradient_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        return self.guard.gradient_norm
+
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """As the plan counts them; Trainer's own walks through all modules for every micro-batch."""
         return round(inputs["input_ids"].numel() * self.setup.plan.flops_per_token)
@@ -265,9 +276,11 @@ class AntTrainer(Trainer):
             autocast_dtype=self.setup.execution.autocast_dtype,
             share=share,
         )
-        if self.is_fsdp_enabled:
+        if self.is_fsdp_enabled or self.args.world_size == 1:
             return scores
-        nats, count, size = self._sum_over_processes([scores.nats, scores.tokens, scores.bytes])
+        sums = [scores.nats, scores.tokens, scores.bytes]
+        summed = self._sum_over_processes(torch.tensor(sums, dtype=torch.float64, device=self.args.device))
+        nats, count, size = summed.tolist()
         return replace(scores, nats=nats, tokens=int(count), bytes=int(size))
 
     def whole_model(self) -> tuple[PreTrainedModel, dict[str, torch.Tensor] | None]:
@@ -278,11 +291,8 @@ class AntTrainer(Trainer):
         )
         return unwrapped, weights
 
-    def _sum_over_processes(self, numbers: list[float]) -> list[float]:
-        if self.accelerator.num_processes == 1:
-            return numbers
-        sums = torch.tensor(numbers, dtype=torch.float64, device=self.accelerator.device)
-        return self.accelerator.reduce(sums, reduction="sum").tolist()
+    def _sum_over_processes(self, numbers: torch.Tensor) -> torch.Tensor:
+        return self.accelerator.reduce(numbers, reduction="sum") if self.args.world_size > 1 else numbers
 
 
 class _IntervalsOfNow(TrainerCallback):
