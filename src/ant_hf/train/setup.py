@@ -270,6 +270,9 @@ def training_arguments(recipe: Recipe, execution: Execution, output_dir: Path) -
         bf16=execution.precision == "bf16",
         fp16=execution.precision == "fp16",
         torch_compile=execution.torch_compile,
+        # With bf16 and compilation Trainer turns TF32 on for the whole process, and what is said to be
+        # float32, such as the score of the exported model, would have 10 bits of mantissa.
+        tf32=False,
         use_cpu=execution.device == "cpu",
         # TrainingOrder has shuffled already.
         train_sampling_strategy="sequential",
