@@ -27,10 +27,11 @@ from transformers.trainer_callback import PrinterCallback
 from ant_hf.data.dataset import PackedDataset, TrainingOrder
 from ant_hf.data.tokens import TRAIN, VALIDATION, PackedTokens
 from ant_hf.model.architecture import build_model, load_config, parameter_ledger
+from ant_hf.model.loss import return_loss_only
 from ant_hf.recipe import CorpusRecipe, Recipe, TokenizerRecipe, TrainingRecipe
 from ant_hf.train.optimizers import muon_adamw
 from ant_hf.train.setup import choose_execution, set_up, training_flops_per_token
-from ant_hf.train.trainer import AntTrainer, RunData, return_loss_only
+from ant_hf.train.trainer import AntTrainer, RunData
 from ant_hf.utils.hardware import keep_freed_memory, peak_memory_bytes, threads_per_process
 
 WARM_UP_STEPS = 3

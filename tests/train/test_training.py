@@ -19,13 +19,14 @@ from transformers import AutoModelForCausalLM, Trainer
 from ant_hf.data.corpus import in_validation_split, normalised
 from ant_hf.errors import AntError, RunStopped
 from ant_hf.model.architecture import build_model, load_config
+from ant_hf.model.loss import return_loss_only
 from ant_hf.train import callbacks
 from ant_hf.train import pretrain as pretraining
 from ant_hf.train import setup as run_setup
 from ant_hf.train.pretrain import dry_run, pretrain
 from ant_hf.train.run_folder import open_run_folder
 from ant_hf.train.setup import choose_execution, training_arguments
-from ant_hf.train.trainer import AntTrainer, return_loss_only
+from ant_hf.train.trainer import AntTrainer
 from ant_hf.utils.files import read_sealed, write_sealed
 from ant_hf.utils.metrics import read_metrics
 
@@ -436,6 +437,8 @@ def test_two_processes_train_the_same_model(make_recipe, tmp_path):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+# Inductor may warn about a device in ways that no machine of ours has shown.
+@pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_cuda_trains_in_16_bit(make_recipe, tmp_path, precision):
     if precision == "bf16" and torch.cuda.get_device_capability() < (8, 0):

@@ -26,9 +26,10 @@ from ant_hf.utils.names import MANIFEST
 
 # In fp32 on a CPU, SDPA pays per call and wins from longer blocks on; see docs/decisions.md.
 _EAGER_UP_TO_TOKENS = 256
-# On a CPU 16 x 1,024 tokens at once were slower than 4 x 1,024, which stay nearer to its caches. The other
-# two are guesses, not measured: enough work for every kernel to fill a GPU.
+# On a CPU 16 x 1,024 tokens at once were slower than 4 x 1,024, which stay nearer to its caches. The others
+# are guesses, not measured: enough work for every kernel to fill a GPU.
 _MOST_TOKENS = {"cpu": 4096, "mps": 16384, "cuda": 65536}
+_LARGE_GPU_BYTES, _MOST_TOKENS_LARGE_GPU = 40e9, 131072
 # Trainer, optimizer state and fragmentation come on top of the step that is tried.
 _USABLE_MEMORY = 0.8
 # The first process may tokenise a whole corpus while the others wait for it.
@@ -312,7 +313,7 @@ def choose_micro_batch(
             hint=f"Use --set training.sequences_per_step={nearest}",
         )
     asked = recipe.per_device_batch_size
-    most = max(1, _MOST_TOKENS[execution.device] // recipe.sequence_length) if asked == "auto" else asked
+    most = max(1, _most_tokens(execution.device) // recipe.sequence_length) if asked == "auto" else asked
     candidates = [size for size in range(min(most, per_process), 0, -1) if per_process % size == 0]
     if asked != "auto" or execution.device != "cuda":
         return candidates[0]
@@ -329,6 +330,12 @@ def choose_micro_batch(
         torch.distributed.all_reduce(smallest, torch.distributed.ReduceOp.MIN)
         chosen = int(smallest)
     return chosen
+
+
+def _most_tokens(device: str) -> int:
+    if device == "cuda" and torch.cuda.get_device_properties().total_memory > _LARGE_GPU_BYTES:
+        return _MOST_TOKENS_LARGE_GPU
+    return _MOST_TOKENS[device]
 
 
 def ran_out_of_memory(error: RuntimeError) -> bool:

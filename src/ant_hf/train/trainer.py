@@ -21,14 +21,14 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import TrainOutput
 
-from ant_hf.data.dataset import IGNORED_LABEL, TrainingOrder, whole_batch
+from ant_hf.data.dataset import TrainingOrder, whole_batch
 from ant_hf.data.tokens import PackedTokens
 from ant_hf.errors import AntError
 from ant_hf.model.architecture import build_model
+from ant_hf.model.loss import return_loss_only
 from ant_hf.model.scoring import score_tokens
 from ant_hf.train.callbacks import MetricsFile, ProgressBar, StepGuard, StopRequest, ThroughputMeter
 from ant_hf.train.checkpoints import PROGRESS, checkpoint_name, remove_unsealed, seal
@@ -38,45 +38,6 @@ from ant_hf.train.setup import Setup, ran_out_of_memory
 from ant_hf.utils.files import read_json, write_json, writing
 from ant_hf.utils.metrics import TextScore
 from ant_hf.utils.names import METRICS, WEIGHTS
-
-
-def return_loss_only(model: PreTrainedModel, z_loss: float) -> None:
-    """Make the model's `forward` with labels return the loss alone; without labels it stays as it was.
-
-    Logits that leave the model cost: accelerate copies them into fp32, and a compiled model must write
-    them out, 24 KB per token at a vocabulary of 4,096.
-
-    The loss is the mean over targets of cross-entropy + `z_loss` x (log Z)^2, where Z is the softmax's
-    denominator; the second term keeps logits from drifting (PaLM, Chowdhery et al. 2022, section 5,
-    with 1e-4). Both terms share one log-sum-exp.
-    """
-    whole_forward = model.forward
-
-    def forward(
-        input_ids: torch.Tensor,
-        labels: torch.Tensor | None = None,
-        num_items_in_batch: torch.Tensor | int | None = None,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        if labels is None:
-            return whole_forward(input_ids=input_ids, **kwargs)
-        if not z_loss:
-            outputs = whole_forward(
-                input_ids=input_ids, labels=labels, num_items_in_batch=num_items_in_batch, **kwargs
-            )
-            return CausalLMOutputWithPast(loss=outputs.loss)
-        logits = whole_forward(input_ids=input_ids, **kwargs).logits.float()
-        # Label t belongs to the logits of t - 1; the last position has none.
-        targets = torch.nn.functional.pad(labels, (0, 1), value=IGNORED_LABEL)[:, 1:]
-        counted = targets != IGNORED_LABEL
-        log_z = logits.logsumexp(-1)
-        chosen = logits.gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-        total = ((log_z - chosen + z_loss * log_z.square()) * counted).sum()
-        return CausalLMOutputWithPast(
-            loss=total / (counted.sum() if num_items_in_batch is None else num_items_in_batch)
-        )
-
-    model.forward = forward
 
 
 @dataclass(frozen=True)
