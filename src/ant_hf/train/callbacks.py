@@ -36,11 +36,17 @@ class ThroughputMeter(TrainerCallback):
 
     Data loading counts: a run that waits for its data is slow. The clock runs from step to step
     and stops only where an evaluation or a checkpoint follows.
+
+    Args:
+        compiles: the first step of this process compiles the model; it is in no rate.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, compiles: bool = False) -> None:
         self.seconds = 0.0
         self.steps = 0
+        self.compile_seconds, self.compile_steps = 0.0, 0
+        """Seconds and number of the steps that compiled; `seconds` and `steps` have them too."""
+        self._compiles = compiles
         self.loading_seconds = 0.0
         self._running_since: float | None = None
         self._last = (0.0, 0, 0.0)
@@ -62,34 +68,53 @@ class ThroughputMeter(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         self.steps += 1
-        if control.should_evaluate or control.should_save or control.should_training_stop:
-            # Work queued on a GPU belongs to the steps and not to the pause.
-            if args.device.type == "cuda":
-                torch.cuda.synchronize()
+        pauses = control.should_evaluate or control.should_save or control.should_training_stop
+        # Work queued on a GPU belongs to the steps and not to the pause.
+        if args.device.type == "cuda" and (pauses or self._compiles):
+            torch.cuda.synchronize()
+        if self._compiles:
+            self._compiles = False
+            self.compile_seconds += self._running()
+            self.compile_steps += 1
+            self._last = (self.seconds + self._running(), self.steps, self.loading_seconds)
+        if pauses:
             self._stop()
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         self._stop()
 
+    def _running(self) -> float:
+        return 0.0 if self._running_since is None else time.perf_counter() - self._running_since
+
     def _stop(self) -> None:
-        if self._running_since is not None:
-            self.seconds += time.perf_counter() - self._running_since
-            self._running_since = None
+        self.seconds += self._running()
+        self._running_since = None
+
+    def tokens_per_second(self, tokens_per_step: int) -> float:
+        """Over all steps but those that compiled; 0 if there are no others."""
+        steps, seconds = self.steps - self.compile_steps, self.seconds - self.compile_seconds
+        return steps * tokens_per_step / max(seconds, 1e-9)
 
     def state(self) -> dict[str, float]:
         """What a continued run must know to tell the time of the whole training."""
-        return {"seconds": self.seconds, "steps": self.steps}
+        return {
+            "seconds": self.seconds,
+            "steps": self.steps,
+            "compile_seconds": self.compile_seconds,
+            "compile_steps": self.compile_steps,
+        }
 
     def restore(self, state: dict[str, float]) -> None:
         """Take over what `state` returned; steps that were lost to a kill are in neither figure."""
         self.seconds, self.steps = state["seconds"], int(state["steps"])
+        # Earlier checkpoints have none.
+        self.compile_seconds = state.get("compile_seconds", 0.0)
+        self.compile_steps = int(state.get("compile_steps", 0))
         self._last = (self.seconds, self.steps, self.loading_seconds)
 
     def since_last_call(self) -> tuple[float, int, float]:
         """Training seconds, steps, and seconds of loading data, since this was last asked."""
-        seconds = self.seconds
-        if self._running_since is not None:
-            seconds += time.perf_counter() - self._running_since
+        seconds = self.seconds + self._running()
         then_seconds, then_steps, then_loading = self._last
         self._last = (seconds, self.steps, self.loading_seconds)
         return seconds - then_seconds, self.steps - then_steps, self.loading_seconds - then_loading

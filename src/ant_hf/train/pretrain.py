@@ -97,8 +97,9 @@ def _train(setup: Setup, folder: RunFolder) -> None:
     trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
     meter = trainer.meter
     record.training_seconds, record.timed_steps = round(meter.seconds, 1), meter.steps
-    speed = meter.steps * setup.plan.tokens_per_step / max(meter.seconds, 1e-9)
-    record.tokens_per_second, record.skipped_steps = round(speed, 1), trainer.guard.skipped_steps
+    record.tokens_per_second = round(meter.tokens_per_second(setup.plan.tokens_per_step), 1)
+    record.compile_seconds = round(meter.compile_seconds, 1) if meter.compile_steps else None
+    record.skipped_steps = trainer.guard.skipped_steps
     if stopped_by := trainer.guard.stopped_by:
         step = trainer.state.global_step
         record.status, record.stopped = "stopped", {"step": step, "reason": stopped_by, "when": now()}
@@ -198,7 +199,13 @@ def _say_finished(recipe: Recipe, record: RunRecord) -> None:
     _say_result(record.final, folder)
     say(
         f"speed       {record.tokens_per_second:,.0f} tokens a second, "
-        f"{record.training_seconds:,.0f} s of training, "
+        f"{record.training_seconds:,.0f} s of training"
+        + (
+            f" ({record.compile_seconds:,.0f} s of it the first step, which compiled)"
+            if record.compile_seconds
+            else ""
+        )
+        + ", "
         f"{record.peak_memory_bytes['process'] / 1e9:.2f} GB of memory at most"
     )
     say(f"\nsample      {record.samples[0]['text']}\n")

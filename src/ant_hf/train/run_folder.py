@@ -99,7 +99,10 @@ class RunRecord(BaseModel):
     stopped: dict[str, Any] | None = None
     training_seconds: float | None = None
     timed_steps: int | None = None
+    compile_seconds: float | None = None
+    """Of the first step of each sitting, which compiled the model; in `training_seconds` too."""
     tokens_per_second: float | None = None
+    """Without the steps that compiled."""
     skipped_steps: int | None = None
     exported_sha256: dict[str, str] | None = None
     final: dict[str, Any] | None = None

@@ -77,7 +77,7 @@ class AntTrainer(Trainer):
         check_fsdp(getattr(self.accelerator.state, "fsdp_plugin", None))
         self.setup, self.data, self.made_of = setup, data, made_of
         self.folder = Path(str(setup.arguments.output_dir))
-        self.meter = ThroughputMeter()
+        self.meter = ThroughputMeter(setup.execution.torch_compile)
         self.metrics = MetricsFile(self.folder / METRICS)
         self.stop = StopRequest(recipe.max_hours, plan.checkpoint_bytes)
         self.guard = StepGuard(
@@ -200,7 +200,7 @@ class AntTrainer(Trainer):
             if self.accelerator.scaler is not None:
                 logs["skipped_steps"] = self.guard.skipped_steps
             seconds, steps, loading = self.meter.since_last_call()
-            if seconds:
+            if steps:
                 logs["data_loading_share"] = loading / seconds
                 logs["tokens_per_second"] = steps * plan.tokens_per_step / seconds
                 if peak_flops:
