@@ -74,6 +74,11 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 PathText = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
 
 
+def _on_or_off(value: object) -> object:
+    """YAML reads `on` and `off` as true and false."""
+    return ("on" if value else "off") if isinstance(value, bool) else value
+
+
 def _blocks(value: object) -> object:
     if value != "auto" and (type(value) is not int or value < 1):
         raise ValueError(f"training.per_device_batch_size is {value!r}; should be greater than 0, or auto")
@@ -182,7 +187,7 @@ class TrainingRecipe(_Section):
     """`auto` takes the fastest device there is."""
     cpu_threads: Count | None = None
     """Threads of one process when training on a CPU; default: the cores over the processes."""
-    torch_compile: Literal["auto", "on", "off"] = "auto"
+    torch_compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)] = "auto"
     """`auto` compiles on CUDA only."""
     attn_implementation: Literal["auto", "causal_sdpa", "causal_blocks", "sdpa", "eager"] = "auto"
     """`auto` takes causal_sdpa; on a CPU causal_blocks in bf16, and in fp32 eager for at most 256 tokens."""

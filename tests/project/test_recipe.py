@@ -101,3 +101,9 @@ def test_a_missing_file_names_the_recipes_there_are(monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(AntError, match=r"configs/recipes/quickstart\.yaml"):
         load_recipe("nothing.yaml")
+
+
+@pytest.mark.parametrize(("typed", "value"), [("on", "on"), ("off", "off"), ("auto", "auto")])
+def test_on_and_off_are_words_although_yaml_reads_them_as_true_and_false(typed, value):
+    recipe = load_recipe(ROOT / "configs/recipes/quickstart.yaml", [f"training.torch_compile={typed}"])
+    assert recipe.training.torch_compile == value
