@@ -192,7 +192,7 @@ class TrainingRecipe(_Section):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """`auto` takes the fastest device there is."""
     cpu_threads: Count | None = None
-    """Threads of one process when training on a CPU; default: the cores over the processes."""
+    """Threads of one process when training on a CPU; default: OMP_NUM_THREADS, or cores over processes."""
     torch_compile: Literal["auto", "on", "off"] = "auto"
     """`auto` compiles on CUDA only."""
     attn_implementation: Literal["auto", "causal_blocks", "sdpa", "eager"] = "auto"
