@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ant_hf.errors import AntError
+from ant_hf.model.architecture import config_file
 from ant_hf.recipe import Recipe
 from ant_hf.train.checkpoints import INCOMPLETE, check_trained_with, checkpoints, newest_checkpoint, step_of
 from ant_hf.train.distributed import check_equal_inputs
@@ -251,7 +252,7 @@ def begin_or_go_on(setup: Setup, folder: RunFolder) -> RunRecord:
 def _check_inputs(setup: Setup, folder: RunFolder, record: RunRecord) -> None:
     recipe = setup.recipe
     hashes = {
-        "config": file_sha256(Path(recipe.architecture)),
+        "config": file_sha256(config_file(recipe.architecture)),
         "tokenizer": file_sha256(recipe.tokenizer_dir / TOKENIZER),
         "tokens": file_sha256(recipe.tokens_dir / MANIFEST),
     }

@@ -120,7 +120,7 @@ def set_up(recipe: Recipe, output_dir: Path) -> Setup:
         )
     execution = choose_execution(training)
     if execution.device == "cpu":
-        # accelerate launch exports OMP_NUM_THREADS=1, which would leave all other cores idle.
+        # Even under accelerate launch, whose OMP_NUM_THREADS=1 would leave all other cores idle.
         torch.set_num_threads(training.cpu_threads or threads_per_process())
         keep_freed_memory()
     check_reporting(training.report_to)
