@@ -100,7 +100,7 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path, text, word):
 
 @pytest.mark.parametrize(("typed", "value"), [("on", "on"), ("off", "off"), ("auto", "auto")])
 def test_on_and_off_are_words_although_yaml_reads_them_as_true_and_false(typed, value):
-    recipe = load_recipe(ROOT / "configs/recipes/quickstart.yaml", [f"training.torch_compile={typed}"])
+    recipe = load_recipe("quickstart", [f"training.torch_compile={typed}"])
     assert recipe.training.torch_compile == value
 
 
