@@ -23,7 +23,7 @@ from ant_hf.model.loss import return_loss_only
 from ant_hf.train import callbacks
 from ant_hf.train import pretrain as pretraining
 from ant_hf.train import setup as run_setup
-from ant_hf.train.pretrain import dry_run, pretrain
+from ant_hf.train.pretrain import pretrain
 from ant_hf.train.run_folder import open_run_folder
 from ant_hf.train.setup import choose_execution, training_arguments
 from ant_hf.train.trainer import AntTrainer
@@ -395,16 +395,6 @@ def test_a_loss_that_is_no_number_stops_the_run(make_recipe):
     )
     with pytest.raises(AntError, match=r"(loss|gradient norm) is (nan|inf) at step 2 \(blocks \d+"):
         pretrain(recipe)
-
-
-def test_dry_run_prints_the_plan_and_writes_nothing(make_recipe, capsys, tmp_path):
-    recipe = make_recipe(max_steps=100, optimizer="muon", muon_learning_rate=0.02)
-    before = sorted(tmp_path.rglob("*"))
-    dry_run(recipe)
-    assert sorted(tmp_path.rglob("*")) == before
-    text = capsys.readouterr().out
-    for word in ("51,200 tokens", "tokens a parameter", "FLOP", "dry run", "nothing was written"):
-        assert word in text
 
 
 def launch(arguments, processes):

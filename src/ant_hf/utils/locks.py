@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 from filelock import FileLock, Timeout
 
 from ant_hf.errors import AntError
@@ -51,10 +52,7 @@ def locked(folder: Path, name: str, wait: bool = False) -> Iterator[None]:
         lock.acquire(blocking=False)
     except Timeout:
         if not wait:
-            raise AntError(
-                f"{folder} is in use by {_described(folder, name)}",
-                hint="Wait for it, stop it, or set another folder: --output-dir FOLDER",
-            ) from None
+            raise _in_use(folder, name) from None
         say(f"waiting     for {_described(folder, name)}, which works in {folder}")
         lock.acquire()
     try:
@@ -65,6 +63,24 @@ def locked(folder: Path, name: str, wait: bool = False) -> Iterator[None]:
     finally:
         owner.unlink(missing_ok=True)
         lock.release()
+
+
+def check_free(folder: Path, name: str) -> None:
+    """Look whether a folder's lock could be taken, as far as that shows without touching it.
+
+    Raises:
+        AntError: a process of this machine that is alive holds it.
+    """
+    owner = owner_of(folder, name)
+    if owner.get("host") == socket.gethostname() and psutil.pid_exists(int(owner.get("pid", 0))):
+        raise _in_use(folder, name)
+
+
+def _in_use(folder: Path, name: str) -> AntError:
+    return AntError(
+        f"{folder} is in use by {_described(folder, name)}",
+        hint="Wait for it, stop it, or set another folder: --output-dir FOLDER",
+    )
 
 
 def owner_of(folder: Path, name: str) -> dict[str, Any]:
