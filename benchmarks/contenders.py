@@ -15,7 +15,6 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -171,19 +170,22 @@ def bare_loop(spec: dict[str, Any], config: PreTrainedConfig, pacer: Pacer, fold
     """The same model and kernels in the shortest loop: data on the device, nothing logged or checked."""
     execution = choose_execution(_training(spec))
     model = build_model(config, 0, execution.attn_implementation)
-    return_loss_only(model, 0.0)
-    loop(spec, model, pacer, execution.torch_compile)
+    return_loss_only(model, 0.0, execution.torch_compile)
+    loop(spec, model, pacer)
 
 
 def nano_gpt(spec: dict[str, Any], config: PreTrainedConfig, pacer: Pacer, folder: Path) -> None:
     """A GPT-2-like model of the same width and depth in the same loop."""
-    loop(spec, SmallGPT(config, spec["sequence_length"]), pacer, spec["device"] == "cuda")
+    model = SmallGPT(config, spec["sequence_length"])
+    if spec["device"] == "cuda":
+        model.compile()
+    loop(spec, model, pacer)
 
 
 CONTENDERS = {"trainer": plain_trainer, "ours": ours, "bare": bare_loop, "nanogpt": nano_gpt}
 
 
-def loop(spec: dict[str, Any], model: nn.Module, pacer: Pacer, compiled: bool) -> None:
+def loop(spec: dict[str, Any], model: nn.Module, pacer: Pacer) -> None:
     """Train on the same few batches, which lie on the device, until the pacer says stop."""
     device, dtype = spec["device"], {"bf16": torch.bfloat16, "fp16": torch.float16}.get(spec["precision"])
     blocks = PackedDataset(PackedTokens(Path(spec["tokens"]), TRAIN), spec["sequence_length"], 0)
@@ -197,12 +199,11 @@ def loop(spec: dict[str, Any], model: nn.Module, pacer: Pacer, compiled: bool) -
     else:
         optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, fused=True)
     scaler = torch.amp.GradScaler(device, enabled=dtype is torch.float16)
-    forward: Callable[..., Any] = torch.compile(model) if compiled else model
     step = 0
     while True:
         ids = batches[step % 2]
         with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
-            loss = forward(input_ids=ids, labels=ids, use_cache=False).loss
+            loss = model(input_ids=ids, labels=ids).loss
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -243,7 +244,7 @@ class SmallGPT(nn.Module):
         self.norm = nn.LayerNorm(width, bias=False)
         nn.init.normal_(self.tokens.weight, std=0.02)
 
-    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor, use_cache: bool) -> _Result:
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> _Result:
         x = self.tokens(input_ids) + self.positions
         for block in self.blocks:
             heads = block["qkv"](block["norm_1"](x)).unflatten(-1, (3, self.heads, -1))  # type: ignore[index]

@@ -53,8 +53,8 @@ _CPU_CANDIDATES: dict[str, dict[str, Any]] = {
 _GPU_CANDIDATES: dict[str, dict[str, Any]] = {
     "not compiled": {"recipe": {"torch_compile": "off"}},
     "attention as Transformers calls it": {"recipe": {"attn_implementation": "sdpa"}},
-    "CUDA graphs": {"environment": {"ACCELERATE_DYNAMO_MODE": "reduce-overhead"}},
-    "max-autotune": {"environment": {"ACCELERATE_DYNAMO_MODE": "max-autotune-no-cudagraphs"}},
+    "CUDA graphs": {"environment": {"TORCHINDUCTOR_CUDAGRAPHS": "1"}},
+    "max-autotune": {"environment": {"TORCHINDUCTOR_MAX_AUTOTUNE": "1"}},
     "AdamW not fused": {"arguments": {"optim": "adamw_torch"}},
     "Liger kernels, not compiled": {
         "arguments": {"use_liger_kernel": True},

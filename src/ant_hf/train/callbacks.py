@@ -350,7 +350,8 @@ class StepGuard(TrainerCallback):
 
     def add_micro_batch(self, loss: torch.Tensor) -> None:
         """Take in the loss of one forward pass, scaled so that a step's add up to its mean."""
-        self._micro_losses.append(loss.detach().float())
+        # A copy: the memory of a compiled graph may be written again by the next micro-batch.
+        self._micro_losses.append(loss.detach().float().clone())
 
     def mean_loss(self) -> float:
         """Mean loss over all processes of the steps since this was last asked."""

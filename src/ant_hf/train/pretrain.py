@@ -26,7 +26,14 @@ from ant_hf.model.scoring import SAME_LOSS, score_tokens
 from ant_hf.recipe import Recipe
 from ant_hf.train.checkpoints import checkpoint_name
 from ant_hf.train.distributed import check_run_folder_is_shared, is_first_on_another_machine
-from ant_hf.train.estimates import TimeToGo, check_rooms, measure_training, room_for, show_estimates
+from ant_hf.train.estimates import (
+    TimeToGo,
+    check_rooms,
+    choose_compilation,
+    measure_training,
+    room_for,
+    show_estimates,
+)
 from ant_hf.train.run_folder import (
     RunFolder,
     RunRecord,
@@ -114,7 +121,7 @@ def dry_run(recipe: Recipe, fresh: bool = False) -> None:
                     verify_shards(recipe.tokens_dir)
                 show_plan(setup, text.train_tokens, text.is_whole)
                 say("dry run     timing some steps on random tokens")
-        rate = measure_training(setup)
+        rate = measure_training(choose_compilation(setup))
     if text:
         show_estimates(setup, folder, text, rate)
         say("dry run     nothing was written")
@@ -163,6 +170,7 @@ def _quiet_trainer() -> None:
 def _train(setup: Setup, folder: RunFolder) -> None:
     """Train what is left of the run, and finish it."""
     recipe, started = setup.recipe, time.perf_counter()
+    setup = choose_compilation(setup)
     record = begin_or_go_on(setup, folder)
     data = _read_data(setup)
     trainer = AntTrainer(setup, data, record.sha256)

@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig, TrainingArguments
 from ant_hf.errors import AntError
 from ant_hf.model.architecture import Ledger, build_model, ledger_table, load_architecture
 from ant_hf.model.attention import CAUSAL_BLOCKS, CAUSAL_SDPA
+from ant_hf.model.loss import return_loss_only
 from ant_hf.recipe import Integration, Recipe, TrainingRecipe
 from ant_hf.utils.console import facts_table, is_first_process, say, show
 from ant_hf.utils.hardware import cpu_flags, cpu_name, keep_freed_memory, known_gpu, threads_per_process
@@ -266,9 +267,7 @@ def training_arguments(recipe: Recipe, execution: Execution, output_dir: Path) -
         optim="adamw_torch" if execution.precision == "fp16" else "adamw_torch_fused",
         bf16=execution.precision == "bf16",
         fp16=execution.precision == "fp16",
-        torch_compile=execution.torch_compile,
-        # With bf16 and compilation Trainer turns TF32 on for the whole process, and what is said to be
-        # float32, such as the score of the exported model, would have 10 bits of mantissa.
+        # Else what is said to be float32, such as the score of the exported model, could be TF32.
         tf32=False,
         use_cpu=execution.device == "cpu",
         # TrainingOrder has shuffled already.
@@ -355,15 +354,16 @@ def largest_that_fits(candidates: Sequence[int], fits: Callable[[int], bool]) ->
 
 
 def _fits(recipe: TrainingRecipe, config: PreTrainedConfig, execution: Execution, size: int) -> bool:
-    """Run one training pass as it will be, but not compiled, which needs more memory rather than less."""
+    """Run one training pass as it will be."""
     torch.cuda.reset_peak_memory_stats()
     # Building a model seeds the generator anew; the run's own seeding must find it as it was.
     with torch.random.fork_rng():
         model = build_model(config, 0, execution.attn_implementation)
+    return_loss_only(model, recipe.z_loss, execution.torch_compile)
     model.cuda()  # type: ignore[call-arg]  # wrapped by a decorator of transformers
     ids = torch.zeros((size, recipe.sequence_length), dtype=torch.int64, device="cuda")
     with torch.autocast("cuda", dtype=execution.autocast_dtype, enabled=execution.autocast_dtype is not None):
-        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss = model(input_ids=ids, labels=ids).loss
     loss.backward()
     used = torch.cuda.max_memory_allocated() / torch.cuda.get_device_properties().total_memory
     del model, ids, loss

@@ -66,7 +66,8 @@ class AntTrainer(Trainer):
     def __init__(self, setup: Setup, data: RunData, made_of: Mapping[str, str]) -> None:
         recipe, plan = setup.recipe.training, setup.plan
         model = build_model(setup.config, recipe.seed, setup.execution.attn_implementation)
-        return_loss_only(model, recipe.z_loss)
+        # Trainer's own compilation takes in what accelerate wraps around the model.
+        return_loss_only(model, recipe.z_loss, setup.execution.torch_compile)
         super().__init__(
             model=model,
             args=setup.arguments,
