@@ -145,6 +145,16 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_made(make_recipe, m
         assert not (tmp_path / "new").exists()
 
 
+def test_without_the_hub_all_but_the_text_is_told_and_the_fault_last(make_recipe, capsys):
+    recipe = make_recipe()
+    corpus = recipe.corpus.model_copy(update={"source": "hub", "path": "owner/name", "max_tokens": 1_000_000})
+    with pytest.raises(AntError, match="the Hub dataset 'owner/name' cannot be read"):
+        dry_run(recipe.model_copy(update={"corpus": corpus, "data_dir": None}))
+    said = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
+    for row in ("over about 1,000,000 tokens", "text not read", "training 4 s", "tokens 2.0 MB"):
+        assert row in said
+
+
 def test_a_training_text_below_one_block_is_refused(make_recipe, monkeypatch):
     few = Survey("a few words", is_whole=True, train_tokens=63, validation_tokens=9, packing_seconds=1.0)
     monkeypatch.setattr(pretraining, "survey", lambda *_, **__: few)

@@ -346,7 +346,7 @@ def room_for(setup: Setup, folder: RunFolder, text: Survey) -> list[Room]:
     recipe, tokens = setup.recipe, (text.train_tokens or 0) + (text.validation_tokens or 0)
     final = 4 * setup.ledger.total
     rooms = [
-        Room(recipe.tokens_dir.parent, {"tokens": 2 * tokens if text.packing_seconds else 0}),
+        Room(recipe.tokens_dir.parent, {"tokens": 0 if text.packing_seconds == 0 else 2 * tokens}),
         Room(folder.path, {"checkpoints": room_needed(setup, folder) - final, "final model": final}),
     ]
     data, run = rooms

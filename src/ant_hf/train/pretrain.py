@@ -104,7 +104,9 @@ def dry_run(recipe: Recipe, fresh: bool = False) -> None:
     """
     _quiet_trainer()
     _check_beginning(recipe, fresh)
-    folder, text = open_run_folder(recipe, fresh, look_only=True), None
+    folder = open_run_folder(recipe, fresh, look_only=True)
+    text: Survey | None = None
+    problem: AntError | None = None
     if folder.is_finished:
         say(f"finished    {folder.path / FINAL} is there already, and a run would only show it")
         return
@@ -116,7 +118,13 @@ def dry_run(recipe: Recipe, fresh: bool = False) -> None:
                 if recipe.training.push_to_hub:
                     checked_client()
                 say("dry run     looking at the text")
-                text = _look_at_text(setup, folder)
+                try:
+                    text = _look_at_text(setup, folder)
+                except AntError as error:
+                    # Without the network the rest can be told all the same.
+                    if recipe.corpus.source != "hub":
+                        raise
+                    problem, text = error, Survey("not read", train_tokens=recipe.corpus.max_tokens)
                 if text.packing_seconds == 0:
                     verify_shards(recipe.tokens_dir)
                 show_plan(setup, text.train_tokens, text.is_whole)
@@ -125,6 +133,8 @@ def dry_run(recipe: Recipe, fresh: bool = False) -> None:
     if text:
         show_estimates(setup, folder, text, rate)
         say("dry run     nothing was written")
+    if problem:
+        raise problem
 
 
 def _check_beginning(recipe: Recipe, fresh: bool) -> None:
