@@ -1,6 +1,7 @@
 import re
 
 import pytest
+import torch
 import yaml
 from commands import in_a_process, run_here
 from conftest import tiny_values
@@ -53,9 +54,13 @@ def one_line_error(result):
     return message
 
 
-def test_missing_recipe_lists_those_there_are():
+def test_missing_recipe_and_architecture_list_those_there_are(tmp_path):
     result = run_here("python", "pretrain.py", "--config", "no.yaml")
-    assert "configs/recipes/quickstart.yaml" in one_line_error(result)
+    assert "quickstart" in one_line_error(result)
+    result = run_here("ant-hf", "params", "ant11m", cwd=tmp_path)
+    assert "Did you mean ant10m?" in one_line_error(result)
+    # What was recommended is there.
+    assert run_here("ant-hf", "params", "ant10m", cwd=tmp_path).returncode == 0
 
 
 def test_mistakes_in_recipe_data_and_device_are_one_message(recipe_file, tmp_path):
@@ -70,7 +75,8 @@ def test_mistakes_in_recipe_data_and_device_are_one_message(recipe_file, tmp_pat
     assert "no file matches" in error("--data", str(tmp_path / "*.jsonl"))
     assert "no file matches *.nothing" in error("--data", "*.nothing")
     assert "corpus not found: 2026" in error("--data", "2026")
-    assert "no such device" in error("--set", "training.device=cuda")
+    missing = "mps" if torch.cuda.is_available() else "cuda"
+    assert "no such device" in error("--set", f"training.device={missing}")
     assert f"{recipe_file} with the options of this command has" in error("--set", "training.max_steps=-3")
     (tmp_path / "one.txt").write_text("One document, and no other to be held out or trained on.")
     held_out = ("--set", "corpus.validation_fraction=0.999999")
@@ -81,6 +87,15 @@ def test_mistakes_in_recipe_data_and_device_are_one_message(recipe_file, tmp_pat
     assert "too small for a vocabulary" in error("--data", str(tmp_path / "few.txt"))
     assert not (tmp_path / "run" / "tokenizer").exists()
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_home_is_expanded_in_options_which_the_shell_leaves_alone(tiny_run, tmp_path):
+    (tmp_path / "run").symlink_to(tiny_run)
+    words = ("perplexity", "~/run/final", "--tokens=~/run/tokens", "--context=64")
+    result = run_here("ant-hf", *words, HOME=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    error = one_line_error(run_here("python", "pretrain.py", "--config=~/my.yaml", HOME=str(tmp_path)))
+    assert f"{tmp_path}/my.yaml" in error
 
 
 def test_the_plan_says_where_it_differs_from_the_recipe(recipe_file):

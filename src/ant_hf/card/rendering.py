@@ -21,10 +21,11 @@ from ant_hf.card.inputs import CardInputs
 from ant_hf.card.markdown import Safe, code, escape, fenced, plain, quote, table
 from ant_hf.errors import AntError
 from ant_hf.evaluation.results import ABOVE, BELOW, UNCLEAR, against_floor
-from ant_hf.published import PublishedModel, published_models, shipped_file
+from ant_hf.published import PublishedModel, published_models
 from ant_hf.utils.hardware import known_gpu
+from ant_hf.utils.names import shipped_file
 
-TEMPLATE = "card.md.jinja"
+TEMPLATE = "model_card/card.md.jinja"
 NOT_MEASURED = "-"
 # Differences count from this many standard errors on.
 _SURE = 2.0

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from functools import partial
+from typing import Annotated
 
 import typer
 
+import ant_hf
 from ant_hf.cli import models, release, train
+from ant_hf.cli.options import expanding_home
 from ant_hf.errors import AntError, Interrupted, RunStopped
 from ant_hf.utils.stopping import stopped_by_signals
 
-_typer = partial(typer.Typer, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+def _complete(command: Callable[..., None]) -> Callable[..., None]:
+    """What every command does: `~` in paths, and an end in one line when it is told to stop."""
+    return stopped_by_signals()(expanding_home(command))
+
+
+_typer = partial(typer.Typer, no_args_is_help=True, pretty_exceptions_enable=False)
 app = _typer(help="Train, check and publish tiny Llama language models with stock Transformers.")
 for command in (
     *(release.audit, release.card, release.verify, release.publish),
@@ -21,10 +31,25 @@ for command in (
     *(models.generate, models.perplexity, models.evaluate),
     train.plots,
 ):
-    app.command()(stopped_by_signals()(command))
-pretrain_app, tokenizer_app = _typer(), _typer()
-pretrain_app.command()(stopped_by_signals()(train.pretrain))
-tokenizer_app.command()(stopped_by_signals()(train.tokenizer))
+    app.command()(_complete(command))
+pretrain_app, tokenizer_app = _typer(add_completion=False), _typer(add_completion=False)
+pretrain_app.command()(_complete(train.pretrain))
+tokenizer_app.command()(_complete(train.tokenizer))
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"ant-hf {ant_hf.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _all(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
 
 
 def run(command: typer.Typer) -> None:

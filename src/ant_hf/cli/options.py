@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
+from ant_hf.utils.names import expand_home
+
 if TYPE_CHECKING:
     from ant_hf.recipe import Recipe
 
+# Options that hold a text and may name a place; those of type Path always do.
+_PLACES = {"model", "other", "text"}
+
 Config = Annotated[
-    Path, Option("--config", "-c", help="Recipe, for example configs/recipes/quickstart.yaml.")
+    Path, Option("--config", "-c", help="Recipe: a YAML file, or the name of one here, such as quickstart.")
 ]
 Data = Annotated[
     str | None,
@@ -72,3 +79,19 @@ def switch_libraries(*more: str) -> None:
     for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_TELEMETRY", *more):
         if not os.environ.get(name):
             os.environ[name] = "1"
+
+
+def expanding_home(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with `~` taken in every path as the shell does, which leaves `--option=~/folder` alone."""
+
+    def expanded(name: str, value: Any) -> Any:
+        # The recipe does the same for its own keys, which --data, --output-dir and --set give it.
+        if isinstance(value, Path) or (isinstance(value, str) and name in _PLACES):
+            return type(value)(expand_home(str(value)))
+        return value
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        command(**{name: expanded(name, value) for name, value in values.items()})
+
+    return run

@@ -81,9 +81,9 @@ def pack(
 
 
 def params(
-    config: Annotated[Path, Argument(help="LlamaConfig JSON or model folder.")] = Path(
-        "configs/llama_ant10m.json"
-    ),
+    config: Annotated[
+        Path, Argument(help="LlamaConfig JSON, model folder, or the name of one here: ant10m, ant5m.")
+    ] = Path("ant10m"),
 ) -> None:
     """Count parameters by component on the model itself, beside the published figure."""
     from ant_hf.model.architecture import ledger_table, load_architecture

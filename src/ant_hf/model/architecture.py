@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from ant_hf.errors import AntError
 from ant_hf.published import PublishedModel
 from ant_hf.utils.files import read_json
-from ant_hf.utils.names import CONFIG
+from ant_hf.utils.names import CONFIG, find_config
 
 _POSITIVE = (
     "vocab_size",
@@ -57,14 +57,8 @@ def load_architecture(path: str | Path) -> tuple[PreTrainedConfig, Ledger]:
         AntError: missing or broken file, unknown keys (with the nearest valid name), values
             that no model can have. All violations are listed at once.
     """
-    path = Path(path)
-    file = path / CONFIG if path.is_dir() else path
-    values = read_json(
-        file,
-        "model config",
-        "Pass a LlamaConfig JSON such as configs/llama_ant10m.json; "
-        f"names in a recipe count from the folder you are in, {Path.cwd()}",
-    )
+    file = config_file(path)
+    values = read_json(file, "model config", "Pass a LlamaConfig JSON.")
     problems = _problems(values)
     if problems:
         listing = "\n".join(f"  - {problem}" for problem in problems)
@@ -76,6 +70,16 @@ def load_architecture(path: str | Path) -> tuple[PreTrainedConfig, Ledger]:
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
         raise AntError(f"{file} is refused by transformers: {reason}") from None
+
+
+def config_file(path: str | Path) -> Path:
+    """The LlamaConfig JSON behind a file, a model folder, or a name: `ant10m`.
+
+    Raises:
+        AntError: there is none; lists the known names, and the nearest name or file.
+    """
+    inside = Path(path) / CONFIG
+    return inside if inside.is_file() else find_config(path, "model config", "*.json", "llama_")
 
 
 def _problems(values: dict[str, Any]) -> list[str]:

@@ -55,7 +55,9 @@ def score_tokens(
         torch.autocast(device.type, dtype=autocast_dtype) if autocast_dtype else contextlib.nullcontext()
     )
     starts = _window_starts(len(tokens), context, max_tokens)
-    nats, count, size = torch.zeros((), dtype=torch.float64), 0, 0
+    # Summed on the device, which would otherwise wait after each batch; Apple's GPUs have no float64.
+    nats = torch.zeros((), dtype=torch.float64, device="cpu" if device.type == "mps" else device)
+    count, size = 0, 0
     for first in range(share[0] * batch_size, len(starts), share[1] * batch_size):
         windows = [
             tokens.slice(s, min(s + context + 1, len(tokens))) for s in starts[first : first + batch_size]
@@ -68,7 +70,7 @@ def score_tokens(
             losses = torch.nn.functional.cross_entropy(
                 logits_BTV.float().flatten(0, 1), targets_BT.flatten(), reduction="none"
             )
-            nats += losses.cpu().double().sum()  # Apple's GPUs have no float64
+            nats += losses.to(nats.device).double().sum()
             count += targets_BT.numel()
             size += int(lengths[np.stack(group)[:, 1:]].sum())
     model.train(was_training)

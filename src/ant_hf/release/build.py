@@ -13,7 +13,6 @@ from ant_hf.card.claims import card_claims
 from ant_hf.card.inputs import read_inputs
 from ant_hf.card.rendering import TEMPLATE, compared_models, measured_rows, render_card
 from ant_hf.errors import AntError, missing_file
-from ant_hf.published import shipped_file
 from ant_hf.release.files import read_release
 from ant_hf.release.publish import check_repository
 from ant_hf.release.verify import PASSED, ask_gate, check_files, refusal, tokens_of
@@ -59,8 +58,8 @@ class Sources:
             *sorted(path for path in self.final.iterdir() if path.is_file()),
             self.run_dir / names.RUN_RECORD,
             self.run_dir / names.METRICS,
-            shipped_file(TEMPLATE),
-            shipped_file("published.yaml"),
+            names.shipped_file(TEMPLATE),
+            names.shipped_file("model_card/published.yaml"),
             *([self.gguf / names.VERIFIED] if self.gguf else []),
         ]
         hashes = {path.name: file_sha256(path) for path in paths if path.is_file()}

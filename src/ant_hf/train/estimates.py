@@ -22,6 +22,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ant_hf.data.dataset import PackedDataset, TrainingOrder
 from ant_hf.data.survey import Survey
 from ant_hf.data.tokens import TRAIN, PackedTokens
+from ant_hf.errors import AntError
 from ant_hf.model.architecture import build_model
 from ant_hf.model.scoring import score_tokens
 from ant_hf.train.checkpoints import step_of
@@ -176,6 +177,35 @@ def measure_training(setup: Setup, seconds: float = 6.0) -> TrainingRate:
         memory_bytes=memory,
         how=f"timed on {steps} steps of {batch.blocks} x {batch.length} tokens",
     )
+
+
+def choose_compilation(setup: Setup) -> Setup:
+    """The setup, without `torch.compile` where that fails or is slower on this GPU.
+
+    Every process must call it. A GPU that the compiler no longer knows must not end a run: Triton dropped
+    the matrix kernels of a T4 in version 3.3. Nothing is tried where the recipe says `on` or `off`, or on
+    a CPU.
+    """
+    execution = setup.execution
+    if not execution.torch_compile or setup.recipe.training.torch_compile != "auto":
+        return setup
+    plain = dataclasses.replace(setup, execution=dataclasses.replace(execution, torch_compile=False))
+    reason = ""
+    try:
+        compiled = measure_training(setup).tokens_per_second
+        uncompiled = measure_training(plain).tokens_per_second
+        if uncompiled > compiled:
+            reason = f"{compiled:,.0f} tokens per second with it, {uncompiled:,.0f} without"
+    except AntError:
+        # Too little memory without it, which only what is compiled can do without.
+        pass
+    except Exception as error:
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    (reason,) = broadcast_object_list([reason])
+    if not reason:
+        return setup
+    say(f"note        torch.compile is off: {reason}")
+    return plain
 
 
 def affordable(whole: Batch, tokens_tried: int, tried: Timing, seconds: float) -> tuple[Batch, int]:

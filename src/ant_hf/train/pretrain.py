@@ -26,7 +26,14 @@ from ant_hf.model.scoring import SAME_LOSS, score_tokens
 from ant_hf.recipe import Recipe
 from ant_hf.train.checkpoints import checkpoint_name
 from ant_hf.train.distributed import check_run_folder_is_shared, is_first_on_another_machine
-from ant_hf.train.estimates import TimeToGo, check_rooms, measure_training, room_for, show_estimates
+from ant_hf.train.estimates import (
+    TimeToGo,
+    check_rooms,
+    choose_compilation,
+    measure_training,
+    room_for,
+    show_estimates,
+)
 from ant_hf.train.run_folder import (
     RunFolder,
     RunRecord,
@@ -122,7 +129,7 @@ def dry_run(recipe: Recipe, fresh: bool = False) -> None:
                     verify_shards(recipe.tokens_dir)
                 show_plan(setup, text.train_tokens, text.is_whole)
                 say("dry run     timing some steps on random tokens")
-        rate = measure_training(setup)
+        rate = measure_training(choose_compilation(setup))
     if text:
         show_estimates(setup, folder, text, rate)
         say("dry run     nothing was written")
@@ -173,6 +180,7 @@ def _quiet_trainer() -> None:
 def _train(setup: Setup, folder: RunFolder) -> None:
     """Train what is left of the run, and finish it."""
     recipe, started = setup.recipe, time.perf_counter()
+    setup = choose_compilation(setup)
     record = begin_or_go_on(setup, folder)
     data = _read_data(setup)
     trainer = AntTrainer(setup, data, record.sha256)
@@ -183,8 +191,9 @@ def _train(setup: Setup, folder: RunFolder) -> None:
     trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
     meter = trainer.meter
     record.training_seconds, record.timed_steps = round(meter.seconds, 1), meter.steps
-    speed = meter.steps * setup.plan.tokens_per_step / max(meter.seconds, 1e-9)
-    record.tokens_per_second, record.skipped_steps = round(speed, 1), trainer.guard.skipped_steps
+    record.tokens_per_second = round(meter.tokens_per_second(setup.plan.tokens_per_step), 1)
+    record.compile_seconds = round(meter.compile_seconds, 1) if meter.compile_steps else None
+    record.skipped_steps = trainer.guard.skipped_steps
     if stopped_by := trainer.guard.stopped_by:
         step = trainer.state.global_step
         record.status, record.stopped = "stopped", {"step": step, "reason": stopped_by, "when": now()}
@@ -284,7 +293,13 @@ def _say_finished(recipe: Recipe, record: RunRecord) -> None:
     _say_result(record.final, folder)
     say(
         f"speed       {record.tokens_per_second:,.0f} tokens a second, "
-        f"{record.training_seconds:,.0f} s of training, "
+        f"{record.training_seconds:,.0f} s of training"
+        + (
+            f" ({record.compile_seconds:,.0f} s of it the first step, which compiled)"
+            if record.compile_seconds
+            else ""
+        )
+        + ", "
         f"{record.peak_memory_bytes['process'] / 1e9:.2f} GB of memory at most"
     )
     say(f"\nsample      {record.samples[0]['text']}\n")

@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ant_hf.errors import AntError
+from ant_hf.model.architecture import config_file
 from ant_hf.recipe import Recipe
 from ant_hf.train.checkpoints import INCOMPLETE, check_trained_with, checkpoints, newest_checkpoint, step_of
 from ant_hf.train.distributed import check_equal_inputs
@@ -99,7 +100,10 @@ class RunRecord(BaseModel):
     stopped: dict[str, Any] | None = None
     training_seconds: float | None = None
     timed_steps: int | None = None
+    compile_seconds: float | None = None
+    """Of the first step of each sitting, which compiled the model; in `training_seconds` too."""
     tokens_per_second: float | None = None
+    """Without the steps that compiled."""
     skipped_steps: int | None = None
     exported_sha256: dict[str, str] | None = None
     final: dict[str, Any] | None = None
@@ -263,7 +267,7 @@ def begin_or_go_on(setup: Setup, folder: RunFolder) -> RunRecord:
 
 def _input_hashes(recipe: Recipe) -> dict[str, str]:
     return {
-        "config": file_sha256(Path(recipe.architecture)),
+        "config": file_sha256(config_file(recipe.architecture)),
         "tokenizer": file_sha256(recipe.tokenizer_dir / TOKENIZER),
         "tokens": file_sha256(recipe.tokens_dir / MANIFEST),
     }

@@ -17,16 +17,18 @@ from transformers import PreTrainedConfig, TrainingArguments
 
 from ant_hf.errors import AntError
 from ant_hf.model.architecture import Ledger, build_model, ledger_table, load_architecture
-from ant_hf.model.attention import CAUSAL_BLOCKS
+from ant_hf.model.attention import CAUSAL_BLOCKS, CAUSAL_SDPA
+from ant_hf.model.loss import return_loss_only
 from ant_hf.recipe import Integration, Recipe, TrainingRecipe
 from ant_hf.utils.console import facts_table, is_first_process, say, show
 from ant_hf.utils.hardware import cpu_flags, cpu_name, keep_freed_memory, known_gpu, threads_per_process
 
 # In fp32 on a CPU, SDPA pays per call and wins from longer blocks on; see docs/decisions.md.
 _EAGER_UP_TO_TOKENS = 256
-# On a CPU 16 x 1,024 tokens at once were slower than 4 x 1,024, which stay nearer to its caches. The other
-# two are guesses, not measured: enough work for every kernel to fill a GPU.
+# On a CPU 16 x 1,024 tokens at once were slower than 4 x 1,024, which stay nearer to its caches. The others
+# are guesses, not measured: enough work for every kernel to fill a GPU.
 _MOST_TOKENS = {"cpu": 4096, "mps": 16384, "cuda": 65536}
+_LARGE_GPU_BYTES, _MOST_TOKENS_LARGE_GPU = 40e9, 131072
 # Trainer, optimizer state and fragmentation come on top of the step that is tried.
 _USABLE_MEMORY = 0.8
 # The first process may tokenise a whole corpus while the others wait for it.
@@ -117,7 +119,7 @@ def set_up(recipe: Recipe, output_dir: Path) -> Setup:
         )
     execution = choose_execution(training)
     if execution.device == "cpu":
-        # accelerate launch exports OMP_NUM_THREADS=1, which would leave all other cores idle.
+        # Even under accelerate launch, whose OMP_NUM_THREADS=1 would leave all other cores idle.
         torch.set_num_threads(training.cpu_threads or threads_per_process())
         keep_freed_memory()
     check_reporting(training.report_to)
@@ -146,11 +148,11 @@ def choose_execution(recipe: TrainingRecipe) -> Execution:
     precision, reason = _choose_precision(device, recipe.precision)
     attention: str = recipe.attn_implementation
     if attention == "auto" and device != "cpu":
-        attention = "sdpa"
+        attention = CAUSAL_SDPA
     elif attention == "auto" and precision == "bf16":
         attention = CAUSAL_BLOCKS
     elif attention == "auto":
-        attention = "eager" if recipe.sequence_length <= _EAGER_UP_TO_TOKENS else "sdpa"
+        attention = "eager" if recipe.sequence_length <= _EAGER_UP_TO_TOKENS else CAUSAL_SDPA
     name = (
         torch.cuda.get_device_name() if device == "cuda" else cpu_name() if device == "cpu" else "Apple GPU"
     )
@@ -265,7 +267,8 @@ def training_arguments(recipe: Recipe, execution: Execution, output_dir: Path) -
         optim="adamw_torch" if execution.precision == "fp16" else "adamw_torch_fused",
         bf16=execution.precision == "bf16",
         fp16=execution.precision == "fp16",
-        torch_compile=execution.torch_compile,
+        # Else what is said to be float32, such as the score of the exported model, could be TF32.
+        tf32=False,
         use_cpu=execution.device == "cpu",
         # TrainingOrder has shuffled already.
         train_sampling_strategy="sequential",
@@ -305,7 +308,7 @@ def choose_micro_batch(
             hint=f"Use --set training.sequences_per_step={nearest}",
         )
     asked = recipe.per_device_batch_size
-    most = max(1, _MOST_TOKENS[execution.device] // recipe.sequence_length) if asked == "auto" else asked
+    most = max(1, _most_tokens(execution.device) // recipe.sequence_length) if asked == "auto" else asked
     candidates = [size for size in range(min(most, per_process), 0, -1) if per_process % size == 0]
     if asked != "auto" or execution.device != "cuda":
         return candidates[0]
@@ -322,6 +325,12 @@ def choose_micro_batch(
         torch.distributed.all_reduce(smallest, torch.distributed.ReduceOp.MIN)
         chosen = int(smallest)
     return chosen
+
+
+def _most_tokens(device: str) -> int:
+    if device == "cuda" and torch.cuda.get_device_properties().total_memory > _LARGE_GPU_BYTES:
+        return _MOST_TOKENS_LARGE_GPU
+    return _MOST_TOKENS[device]
 
 
 def ran_out_of_memory(error: RuntimeError) -> bool:
@@ -345,15 +354,16 @@ def largest_that_fits(candidates: Sequence[int], fits: Callable[[int], bool]) ->
 
 
 def _fits(recipe: TrainingRecipe, config: PreTrainedConfig, execution: Execution, size: int) -> bool:
-    """Run one training pass as it will be, but not compiled, which needs more memory rather than less."""
+    """Run one training pass as it will be."""
     torch.cuda.reset_peak_memory_stats()
     # Building a model seeds the generator anew; the run's own seeding must find it as it was.
     with torch.random.fork_rng():
         model = build_model(config, 0, execution.attn_implementation)
+    return_loss_only(model, recipe.z_loss, execution.torch_compile)
     model.cuda()  # type: ignore[call-arg]  # wrapped by a decorator of transformers
     ids = torch.zeros((size, recipe.sequence_length), dtype=torch.int64, device="cuda")
     with torch.autocast("cuda", dtype=execution.autocast_dtype, enabled=execution.autocast_dtype is not None):
-        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss = model(input_ids=ids, labels=ids).loss
     loss.backward()
     used = torch.cuda.max_memory_allocated() / torch.cuda.get_device_properties().total_memory
     del model, ids, loss

@@ -15,9 +15,12 @@ from filelock import FileLock, Timeout
 from ant_hf.errors import AntError
 from ant_hf.utils.console import say
 from ant_hf.utils.files import read_json, write_json
+from ant_hf.utils.names import RELEASE, SEAL
 from ant_hf.utils.provenance import now
 
 _OWNER = ".{}.owner.json"
+# By the files that tell it; whatever is written into such a folder would be taken for a part of it.
+_WHOLE = {RELEASE: "a release", SEAL: "a checkpoint", "*.safetensors": "a model"}
 
 
 @contextmanager
@@ -32,14 +35,15 @@ def locked(folder: Path, name: str, wait: bool = False) -> Iterator[None]:
         wait: wait for the other process instead of refusing.
 
     Raises:
-        AntError: another process holds it; names the process.
+        AntError: another process holds it (names the process); or it is a file, or the folder of a model.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        is_writable = os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
-    except FileExistsError:
-        is_writable = False
-    if not is_writable:
+    hint = "Set another folder: --output-dir FOLDER, or --set data_dir=FOLDER for the data."
+    if folder.exists() and not folder.is_dir():
+        raise AntError(f"{folder} is a file; a folder is needed", hint=hint)
+    if what := next((_WHOLE[files] for files in _WHOLE if any(folder.glob(files))), None):
+        raise AntError(f"{folder} holds {what}; nothing is added there", hint=hint)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
         # A read-only mount of prepared data: nobody can write there, so nothing needs to be held.
         yield
         return
