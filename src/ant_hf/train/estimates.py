@@ -229,7 +229,6 @@ def _time_steps(setup: Setup, batch: Batch, steps: int) -> Timing:
     with tempfile.TemporaryDirectory() as scratch:
         trainer = _trainer(setup, batch, 1 + steps, scratch)
         times = _StepTimes()
-        # After the guard, which waits for the device.
         trainer.add_callback(times)
         trainer.train()
         first, *timed = times.steps
