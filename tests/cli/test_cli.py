@@ -101,7 +101,7 @@ def test_the_plan_says_where_it_differs_from_the_recipe(recipe_file):
     plan = run_here(*command, "training.per_device_batch_size=3")
     assert plan.returncode == 0, plan.stderr
     said = " ".join(plan.stdout.replace("\u2502", " ").split())
-    assert "2 a device x 1 processes x 4 accumulated); the recipe's 3 a device do not divide it" in said
+    assert "2 a device x 4 accumulated); the recipe's 3 a device do not divide it" in said
     assert "the recipe's" not in run_here(*command, "training.per_device_batch_size=4").stdout
 
 

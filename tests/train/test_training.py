@@ -21,7 +21,7 @@ from ant_hf.errors import AntError, RunStopped
 from ant_hf.train import callbacks
 from ant_hf.train import pretrain as pretraining
 from ant_hf.train import setup as run_setup
-from ant_hf.train.pretrain import dry_run, pretrain
+from ant_hf.train.pretrain import pretrain
 from ant_hf.train.run_folder import open_run_folder
 from ant_hf.train.setup import choose_execution, training_arguments
 from ant_hf.train.trainer import AntTrainer
@@ -373,37 +373,34 @@ def test_a_loss_that_is_no_number_stops_the_run(make_recipe):
         pretrain(recipe)
 
 
-def test_dry_run_prints_the_plan_and_writes_nothing(make_recipe, capsys, tmp_path):
-    recipe = make_recipe(max_steps=100, optimizer="muon", muon_learning_rate=0.02)
-    before = sorted(tmp_path.rglob("*"))
-    dry_run(recipe)
-    assert sorted(tmp_path.rglob("*")) == before
-    text = capsys.readouterr().out
-    for word in ("51,200 tokens", "tokens a parameter", "FLOP", "dry run", "nothing was written"):
-        assert word in text
-
-
-def launch(arguments, processes):
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        str(processes),
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*command, "pretrain.py", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+# A dry run first: both in one start of two processes.
+DRY_RUN_AND_RUN = """
+import sys
+from ant_hf.recipe import load_recipe
+from ant_hf.train.pretrain import dry_run, pretrain
+recipe = load_recipe(sys.argv[1])
+dry_run(recipe)
+pretrain(recipe)
+"""
 
 
 def test_two_processes_train_the_same_model(make_recipe, tmp_path):
     single = make_recipe("single", per_device_batch_size=4, max_steps=6)
     make_recipe("double", per_device_batch_size=4, max_steps=6)
     pretrain(single)
-    result = launch(["--config", str(tmp_path / "double.yaml")], processes=2)
+    (tmp_path / "script.py").write_text(DRY_RUN_AND_RUN)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    result = subprocess.run(
+        [*command, str(tmp_path / "script.py"), str(tmp_path / "double.yaml")],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 0, result.stderr[-3000:]
+    # Two processes, and one of them speaks.
+    assert result.stdout.count("nothing was written") == 1
+    assert "4 a device x 2 processes)" in result.stdout
     assert losses(tmp_path / "double") == pytest.approx(losses(tmp_path / "single"), rel=1e-5)
     rows = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("single", "double")]
     scores = [[row["eval_bits_per_byte"] for row in r if "eval_loss" in row] for r in rows]

@@ -12,7 +12,8 @@ import typer
 import ant_hf
 from ant_hf.cli import models, release, train
 from ant_hf.cli.options import expanding_home
-from ant_hf.errors import AntError, RunStopped
+from ant_hf.errors import AntError, Interrupted, RunStopped
+from ant_hf.utils.stopping import stopped_by_signals
 
 _typer = partial(typer.Typer, no_args_is_help=True, pretty_exceptions_enable=False)
 app = _typer(help="Train, check and publish tiny Llama language models with stock Transformers.")
@@ -23,10 +24,10 @@ for command in (
     *(models.generate, models.perplexity, models.evaluate),
     train.plots,
 ):
-    app.command()(expanding_home(command))
+    app.command()(stopped_by_signals()(expanding_home(command)))
 pretrain_app, tokenizer_app = _typer(add_completion=False), _typer(add_completion=False)
-pretrain_app.command()(expanding_home(train.pretrain))
-tokenizer_app.command()(expanding_home(train.tokenizer))
+pretrain_app.command()(stopped_by_signals()(expanding_home(train.pretrain)))
+tokenizer_app.command()(stopped_by_signals()(expanding_home(train.tokenizer)))
 
 
 def _show_version(asked: bool) -> None:
@@ -56,6 +57,9 @@ def run(command: typer.Typer) -> None:
         who = "" if rank == "0" else f" (process {rank})"
         sys.stderr.write(f"error{who}: {error}\n")
         sys.exit(2)
+    except Interrupted as stopped:
+        # Libraries' threads that still compute would be waited for, or end the interpreter with an abort.
+        os._exit(stopped.exit_code)
     except RunStopped as stopped:
         # It has been said already, before the launcher could end this process.
         sys.exit(stopped.exit_code)

@@ -28,7 +28,7 @@ def pretrain(
     fresh: Annotated[bool, Option("--fresh", help="Remove the run in the output folder first.")] = False,
     dry_run: Annotated[
         bool,
-        Option("--dry-run", help="Print the plan and run one step on random tokens; write nothing."),
+        Option("--dry-run", help="Check text, folders and machine, say how long it takes; write nothing."),
     ] = False,
 ) -> None:
     """Train a model from a recipe: tokenizer, packed tokens, training, export, check.
@@ -41,7 +41,7 @@ def pretrain(
 
     check_launch()
     recipe = read_recipe(config, data, output_dir, overrides, report_to=report_to or None)
-    runs.dry_run(recipe) if dry_run else runs.pretrain(recipe, fresh)
+    runs.dry_run(recipe, fresh) if dry_run else runs.pretrain(recipe, fresh)
 
 
 def tokenizer(config: Config, data: Data = None, output_dir: OutputDir = None, overrides: Set = None) -> None:
@@ -87,8 +87,10 @@ def params(
 ) -> None:
     """Count parameters by component on the model itself, beside the published figure."""
     from ant_hf.model.architecture import ledger_table, load_architecture
+    from ant_hf.published import published_counterpart
 
-    show(ledger_table(*load_architecture(config)))
+    values, ledger = load_architecture(config)
+    show(ledger_table(ledger, published_counterpart(values)))
 
 
 def plots(run_dir: Annotated[Path, Argument(help="Folder of a run, for example runs/quickstart.")]) -> None:

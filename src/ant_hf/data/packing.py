@@ -199,7 +199,19 @@ def make_tokens(recipe: Recipe) -> dict[str, Any]:
     if by_set := counts.get("contaminated_by_set"):
         shared = ", ".join(f"{name} {count:,}" for name, count in by_set.items() if count)
         say(f"            {counts['contaminated']:,} left out, sharing text with {shared or 'no set'}")
-    held_out = splits[VALIDATION]
+    check_held_out(recipe, splits[VALIDATION])
+    return manifest
+
+
+def check_held_out(recipe: Recipe, held_out: dict[str, Any]) -> None:
+    """Refuse a validation split with nothing to score.
+
+    Args:
+        held_out: its `documents` and `tokens`.
+
+    Raises:
+        AntError: it is empty, or too short.
+    """
     # The first token is not scored and an end of text counts no bytes: of two tokens, none are left.
     if held_out["tokens"] <= 2:
         raise AntError(
@@ -207,9 +219,8 @@ def make_tokens(recipe: Recipe) -> dict[str, Any]:
             if held_out["documents"]
             else "no document fell into the validation split",
             seen=f"{held_out['tokens']} tokens at validation_fraction {recipe.corpus.validation_fraction}",
-            hint="Raise it: --set corpus.validation_fraction=0.1, and remove " + str(folder),
+            hint="Raise it: --set corpus.validation_fraction=0.1, and remove " + str(recipe.tokens_dir),
         )
-    return manifest
 
 
 def packing_inputs(recipe: Recipe, corpus: Corpus) -> dict[str, Any]:

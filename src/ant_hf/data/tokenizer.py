@@ -57,26 +57,18 @@ def make_tokenizer(recipe: Recipe, model_max_length: int) -> Tokenizer:
     """
     corpus, folder = Corpus.from_recipe(recipe.corpus), recipe.tokenizer_dir
     with locked(folder.parent, "data", wait=True):
-        inputs = {
-            "corpus": corpus.identity(),
-            "tokenizer": recipe.tokenizer.model_dump(),
-            "model_max_length": model_max_length,
-        }
-        if (folder / _RECORD).exists():
-            how, tokenizer = "reused", load_tokenizer(folder)
-            check_made_of(folder, "a tokenizer", _read_record(folder), inputs)
-        else:
+        inputs = tokenizer_inputs(recipe, corpus, model_max_length)
+        how, tokenizer = "reused", trained_before(folder, inputs)
+        if tokenizer is None:
             # Here and not above: matplotlib takes half a second, and few commands train a tokenizer.
             from ant_hf.utils.plots import plot_fragmentation
 
-            held_out: list[str] = []
             how = "trained"
-            tokenizer = train_bpe(_training_texts(corpus, recipe, held_out), recipe.tokenizer)
+            tokenizer, report = train_on(corpus, recipe.tokenizer)
             # Files of about 40 bytes an entry and as much again for the report and its figure.
             room = 200_000 + 80 * recipe.tokenizer.vocab_size
             with writing("the tokenizer", folder, room), whole_folder(folder) as partial:
                 save_tokenizer(tokenizer, partial, model_max_length)
-                report = fragmentation_report(tokenizer, held_out)
                 write_json(partial / FRAGMENTATION, report)
                 plot_fragmentation(report, partial / "fragmentation.png")
                 record = {
@@ -95,7 +87,45 @@ def make_tokenizer(recipe: Recipe, model_max_length: int) -> Tokenizer:
     return tokenizer
 
 
-def _training_texts(corpus: Corpus, recipe: Recipe, held_out: list[str]) -> Iterator[str]:
+def tokenizer_inputs(recipe: Recipe, corpus: Corpus, model_max_length: int) -> dict[str, Any]:
+    """What decides every file of a tokenizer, as JSON values."""
+    return {
+        "corpus": corpus.identity(),
+        "tokenizer": recipe.tokenizer.model_dump(),
+        "model_max_length": model_max_length,
+    }
+
+
+def trained_before(folder: Path, inputs: dict[str, Any]) -> Tokenizer | None:
+    """The tokenizer of a folder that was trained on these inputs; None where there is none.
+
+    Raises:
+        AntError: the folder holds a tokenizer made of something else, or not made here, or a damaged one.
+    """
+    if not (folder / _RECORD).exists():
+        if (folder / TOKENIZER).exists():
+            raise AntError(
+                f"{folder} holds a tokenizer without the record of its training, {_RECORD}",
+                hint="Move it away, or set another data_dir: --set data_dir=FOLDER",
+            )
+        return None
+    tokenizer = load_tokenizer(folder)
+    check_made_of(folder, "a tokenizer", _read_record(folder), inputs)
+    return tokenizer
+
+
+def train_on(corpus: Corpus, recipe: TokenizerRecipe) -> tuple[Tokenizer, dict[str, Any]]:
+    """A tokenizer trained on the training split, and the report of how it cuts the held-out text.
+
+    Raises:
+        AntError: there is no text for one of them, or too little.
+    """
+    held_out: list[str] = []
+    tokenizer = train_bpe(_training_texts(corpus, recipe, held_out), recipe)
+    return tokenizer, fragmentation_report(tokenizer, held_out)
+
+
+def _training_texts(corpus: Corpus, recipe: TokenizerRecipe, held_out: list[str]) -> Iterator[str]:
     """Texts of the training split; the first held-out ones met on the way go to `held_out`."""
     read = held_out_characters = 0
     with tqdm(desc="tokenizer: reading", unit="B", unit_scale=True, leave=False) as bar:
@@ -105,7 +135,7 @@ def _training_texts(corpus: Corpus, recipe: Recipe, held_out: list[str]) -> Iter
                 read += size
                 bar.update(size)
                 yield document.text
-                if read >= recipe.tokenizer.max_bytes:
+                if read >= recipe.max_bytes:
                     return
             elif held_out_characters < _HELD_OUT_CHARACTERS:
                 held_out.append(document.text)

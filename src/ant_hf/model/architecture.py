@@ -17,7 +17,7 @@ from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from ant_hf.errors import AntError
-from ant_hf.published import published_counterpart
+from ant_hf.published import PublishedModel
 from ant_hf.utils.files import read_json
 from ant_hf.utils.names import CONFIG, find_config
 
@@ -198,8 +198,8 @@ def _component(name: str) -> str:
     return f"mlp {name.split('.')[-2]}"
 
 
-def ledger_table(config: PreTrainedConfig, ledger: Ledger) -> Table:
-    """Parameters by component, with the published figure for this architecture, if there is one, below."""
+def ledger_table(ledger: Ledger, published: PublishedModel | None = None) -> Table:
+    """Parameters by component, with the published figure for the architecture, if one is given, below."""
     table = Table(title="Parameters", title_justify="left", caption=ledger.equation(), caption_justify="left")
     table.add_column("component")
     table.add_column("parameters", justify="right")
@@ -208,7 +208,7 @@ def ledger_table(config: PreTrainedConfig, ledger: Ledger) -> Table:
         table.add_row(name, f"{count:,}", f"{count / ledger.total:.1%}")
     table.add_section()
     table.add_row("total (computed from the model)", f"{ledger.total:,}", "100.0%", style="bold")
-    if published := published_counterpart(config):
+    if published:
         rounded = ", rounded there" if published.parameters_rounded else ""
         table.add_row(f"published for {published.name}{rounded}", f"{published.parameters:,}", "")
         table.add_row("published - computed", f"{published.parameters - ledger.total:+,}", "")

@@ -15,14 +15,12 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import PreTrainedConfig, TrainingArguments
 
-from ant_hf.data.tokens import TRAIN, read_manifest
 from ant_hf.errors import AntError
-from ant_hf.model.architecture import Ledger, build_model, ledger_table, load_architecture
+from ant_hf.model.architecture import Ledger, build_model, config_file, ledger_table, load_architecture
 from ant_hf.model.attention import CAUSAL_BLOCKS
 from ant_hf.recipe import Integration, Recipe, TrainingRecipe
 from ant_hf.utils.console import facts_table, is_first_process, say, show
 from ant_hf.utils.hardware import cpu_flags, cpu_name, keep_freed_memory, known_gpu, threads_per_process
-from ant_hf.utils.names import MANIFEST
 
 # In fp32 on a CPU, SDPA pays per call and wins from longer blocks on; see docs/decisions.md.
 _EAGER_UP_TO_TOKENS = 256
@@ -98,7 +96,7 @@ class Setup:
 
 
 def set_up(recipe: Recipe, output_dir: Path) -> Setup:
-    """Decide everything that needs no data, and show it.
+    """Decide everything that needs no data; `show_plan` prints it.
 
     Raises:
         AntError: recipe, architecture and machine do not fit each other.
@@ -135,9 +133,7 @@ def set_up(recipe: Recipe, output_dir: Path) -> Setup:
     plan = make_plan(training, config, ledger, arguments.world_size, at_once)
     arguments.per_device_train_batch_size = plan.per_device_batch_size
     arguments.gradient_accumulation_steps = plan.gradient_accumulation_steps
-    setup = Setup(recipe, config, ledger, execution, plan, arguments)
-    _show(setup)
-    return setup
+    return Setup(recipe, config, ledger, execution, plan, arguments)
 
 
 def choose_execution(recipe: TrainingRecipe) -> Execution:
@@ -404,26 +400,38 @@ def make_plan(
     )
 
 
-def _show(setup: Setup) -> None:
+def show_plan(setup: Setup, train_tokens: int | None, is_counted: bool) -> None:
+    """Print the parameters and the plan.
+
+    Args:
+        train_tokens: of the training text, if that is known.
+        is_counted: whether they are counted and not estimated.
+    """
     recipe, execution, plan = setup.recipe, setup.execution, setup.plan
-    show(ledger_table(setup.config, setup.ledger))
+    show(ledger_table(setup.ledger))
     training = recipe.training
+    factors = [f"{plan.per_device_batch_size} a device"]
+    if plan.num_processes > 1:
+        factors.append(f"{plan.num_processes} processes")
+    if plan.gradient_accumulation_steps > 1:
+        factors.append(f"{plan.gradient_accumulation_steps} accumulated")
     batch = (
         f"{training.sequences_per_step} blocks of {training.sequence_length} = "
-        f"{plan.tokens_per_step:,} tokens ({plan.per_device_batch_size} a device x "
-        f"{plan.num_processes} processes x {plan.gradient_accumulation_steps} accumulated)"
+        f"{plan.tokens_per_step:,} tokens ({' x '.join(factors)})"
     )
     if training.per_device_batch_size not in ("auto", plan.per_device_batch_size):
         batch += f"; the recipe's {training.per_device_batch_size} a device do not divide it"
+    # How often each training token is seen.
+    passes = "not known, as is the amount of text"
+    if train_tokens:
+        about = "" if is_counted else "about "
+        passes = f"{ratio(plan.total_tokens / train_tokens)} over {about}{train_tokens:,} tokens"
     threads = f", {torch.get_num_threads()} threads a process" if execution.device == "cpu" else ""
-    # How often each training token is seen, as far as the amount of text is known yet.
-    passes = "known once the text is packed"
-    if (recipe.tokens_dir / MANIFEST).is_file():
-        tokens = read_manifest(recipe.tokens_dir)["splits"][TRAIN]["tokens"]
-        passes = f"{plan.total_tokens / tokens:.2f} over {tokens:,} packed tokens"
-    elif recipe.corpus.max_tokens:
-        passes = f"{plan.total_tokens / recipe.corpus.max_tokens:.2f} if the corpus has max_tokens"
-    facts = [
+    facts = []
+    if any(config_file(recipe.architecture).parent.glob("*.safetensors")):
+        start = f"random weights; of the model in {recipe.architecture} only the shape is taken"
+        facts.append(("start", start))
+    facts += [
         ("device", f"{execution.device} ({execution.device_name}){threads}"),
         ("precision", f"{execution.precision}: {execution.reason}"),
         (
@@ -433,8 +441,13 @@ def _show(setup: Setup) -> None:
         ("a step", batch),
         ("the run", f"{training.max_steps:,} steps = {plan.total_tokens:,} tokens"),
         ("passes", passes),
-        ("tokens a parameter", f"{plan.tokens_per_parameter:.2f}"),
+        ("tokens a parameter", ratio(plan.tokens_per_parameter)),
         ("training compute", f"{plan.flops_per_token / 1e6:.1f} MFLOP a token, {plan.total_flops:.3g} FLOP"),
         ("a checkpoint", f"{plan.checkpoint_bytes / 1e6:,.1f} MB, {training.save_total_limit} kept"),
     ]
     show(facts_table(f"Plan of {recipe.name}", facts))
+
+
+def ratio(value: float) -> str:
+    """Two digits behind the point, or where they would be 0.00 two digits that are not 0."""
+    return f"{value:,.2f}" if value >= 0.1 else f"{value:.2g}"

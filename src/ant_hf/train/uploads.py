@@ -181,13 +181,18 @@ def start_uploads(recipe: Recipe, trainer: Trainer | None = None) -> CheckpointU
     """
     if not recipe.training.push_to_hub or not is_first_process():
         return None
-    uploads = CheckpointUploads(_checked_client(), recipe)
+    uploads = CheckpointUploads(checked_client(), recipe)
     if trainer:
         trainer.add_callback(uploads)
     return uploads
 
 
-def _checked_client() -> HubClient:
+def checked_client() -> HubClient:
+    """A client that may write, or for now cannot reach the Hub.
+
+    Raises:
+        AntError: no token, or one that may not write.
+    """
     client = HubClient(attempts=3, timeout=30.0)
     try:
         account, access = client.account()
@@ -214,7 +219,7 @@ def fetch_checkpoint(recipe: Recipe, fresh: bool) -> None:
     if not is_wanted or (output_dir / RUN_RECORD).is_file():
         return
     # Now, and not after hours of packing.
-    client = _checked_client()
+    client = checked_client()
 
     def download() -> Path | None:
         try:

@@ -330,5 +330,9 @@ def check_room(what: str, folder: Path, needed: int) -> None:
 
 def free_bytes(folder: Path) -> int:
     """Bytes this user may still write where `folder` is or will be."""
-    there = next(path for path in [folder, *folder.absolute().parents] if path.exists())
-    return shutil.disk_usage(there).free
+    return shutil.disk_usage(nearest(folder)).free
+
+
+def nearest(folder: Path) -> Path:
+    """The folder itself if it is there, else the nearest one above it that is."""
+    return next(path for path in [folder, *folder.absolute().parents] if path.exists())
