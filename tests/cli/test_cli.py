@@ -102,9 +102,17 @@ def test_the_plan_says_where_it_differs_from_the_recipe(recipe_file):
     command = ("python", "pretrain.py", "--config", str(recipe_file), "--dry-run", "--set")
     plan = run_here(*command, "training.per_device_batch_size=3")
     assert plan.returncode == 0, plan.stderr
+    assert "random weights" not in plan.stdout
     said = " ".join(plan.stdout.replace("\u2502", " ").split())
     assert "2 a device x 4 accumulated); the recipe's 3 a device do not divide it" in said
     assert "the recipe's" not in run_here(*command, "training.per_device_batch_size=4").stdout
+
+
+def test_a_model_as_architecture_gives_its_shape_and_the_plan_says_so(recipe_file, tiny_run):
+    command = ("python", "pretrain.py", "--config", str(recipe_file), "--dry-run")
+    plan = run_here(*command, "--set", f"architecture={tiny_run / 'final'}", COLUMNS="200")
+    assert plan.returncode == 0, plan.stderr
+    assert "random weights; of the model in" in plan.stdout
 
 
 def test_unknown_flag_and_missing_model_are_refused(tmp_path):

@@ -314,3 +314,13 @@ def test_nothing_is_written_into_the_folder_of_another_thing(make_recipe, tmp_pa
     assert sorted(path.name for path in folder.iterdir()) == sorted([file, "run.json"])
     # Nor into a new folder that would hold the run.
     assert key == "output_dir" or not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_run_without_data_of_its_own_is_no_data_dir(make_recipe, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "run.json").write_text("{}")
+    recipe = make_recipe().model_copy(update={"data_dir": str(tmp_path / "other")})
+    with pytest.raises(AntError, match="keeps its data elsewhere"):
+        pretrain(recipe)
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["run.json"]
+    assert not (tmp_path / "run").exists()

@@ -48,9 +48,9 @@ from ant_hf.train.uploads import checked_client, fetch_checkpoint, finish_upload
 from ant_hf.utils.console import is_first_process, say
 from ant_hf.utils.files import file_sha256, writing
 from ant_hf.utils.hardware import peak_memory_bytes
-from ant_hf.utils.locks import check_free, locked
+from ant_hf.utils.locks import check_free, check_usable, locked
 from ant_hf.utils.metrics import read_metrics
-from ant_hf.utils.names import FINAL, METRICS, PLOTS, WEIGHTS
+from ant_hf.utils.names import FINAL, METRICS, PLOTS, RUN_RECORD, WEIGHTS
 from ant_hf.utils.plots import plot_run
 from ant_hf.utils.provenance import now
 
@@ -141,11 +141,16 @@ def _check_beginning(recipe: Recipe, fresh: bool) -> None:
     """Refuse at once what needs no look into a file.
 
     Raises:
-        AntError: the output folder is a file, or there is no text.
+        AntError: a folder is a file or holds another thing, or there is no text.
     """
-    output_dir = Path(recipe.output_dir)
-    if output_dir.exists() and not output_dir.is_dir():
-        raise AntError(f"output_dir {output_dir} is a file", hint="Set another: --output-dir FOLDER")
+    output_dir, data_dir = Path(recipe.output_dir), recipe.tokenizer_dir.parent
+    for folder in (output_dir, data_dir):
+        check_usable(folder)
+    if data_dir != output_dir and (data_dir / RUN_RECORD).exists() and not recipe.tokenizer_dir.exists():
+        raise AntError(
+            f"data_dir {data_dir} is the folder of a run that keeps its data elsewhere",
+            hint=f"Name that folder; {data_dir / RUN_RECORD} tells it as data_dir.",
+        )
     if is_first_process() and (fresh or not is_finished(output_dir)):
         open_source(recipe.corpus)
 

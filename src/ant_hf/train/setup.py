@@ -16,7 +16,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import PreTrainedConfig, TrainingArguments
 
 from ant_hf.errors import AntError
-from ant_hf.model.architecture import Ledger, build_model, ledger_table, load_architecture
+from ant_hf.model.architecture import Ledger, build_model, config_file, ledger_table, load_architecture
 from ant_hf.model.attention import CAUSAL_BLOCKS, CAUSAL_SDPA
 from ant_hf.model.loss import return_loss_only
 from ant_hf.recipe import Integration, Recipe, TrainingRecipe
@@ -437,7 +437,11 @@ def show_plan(setup: Setup, train_tokens: int | None, is_counted: bool) -> None:
         about = "" if is_counted else "about "
         passes = f"{ratio(plan.total_tokens / train_tokens)} over {about}{train_tokens:,} tokens"
     threads = f", {torch.get_num_threads()} threads a process" if execution.device == "cpu" else ""
-    facts = [
+    facts = []
+    if any(config_file(recipe.architecture).parent.glob("*.safetensors")):
+        start = f"random weights; of the model in {recipe.architecture} only the shape is taken"
+        facts.append(("start", start))
+    facts += [
         ("device", f"{execution.device} ({execution.device_name}){threads}"),
         ("precision", f"{execution.precision}: {execution.reason}"),
         (

@@ -35,13 +35,9 @@ def locked(folder: Path, name: str, wait: bool = False) -> Iterator[None]:
         wait: wait for the other process instead of refusing.
 
     Raises:
-        AntError: another process holds it (names the process); or it is a file, or the folder of a model.
+        AntError: another process holds it (names the process), or see `check_usable`.
     """
-    hint = "Set another folder: --output-dir FOLDER, or --set data_dir=FOLDER for the data."
-    if folder.exists() and not folder.is_dir():
-        raise AntError(f"{folder} is a file; a folder is needed", hint=hint)
-    if what := next((_WHOLE[files] for files in _WHOLE if any(folder.glob(files))), None):
-        raise AntError(f"{folder} holds {what}; nothing is added there", hint=hint)
+    check_usable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
         # A read-only mount of prepared data: nobody can write there, so nothing needs to be held.
@@ -63,6 +59,19 @@ def locked(folder: Path, name: str, wait: bool = False) -> Iterator[None]:
     finally:
         owner.unlink(missing_ok=True)
         lock.release()
+
+
+def check_usable(folder: Path) -> None:
+    """Refuse a folder that no run or data can be put into.
+
+    Raises:
+        AntError: it is a file, or the folder of a model, a checkpoint or a release.
+    """
+    hint = "Set another folder: --output-dir FOLDER, or --set data_dir=FOLDER for the data."
+    if folder.exists() and not folder.is_dir():
+        raise AntError(f"{folder} is a file; a folder is needed", hint=hint)
+    if what := next((_WHOLE[files] for files in _WHOLE if any(folder.glob(files))), None):
+        raise AntError(f"{folder} holds {what}; nothing is added there", hint=hint)
 
 
 def check_free(folder: Path, name: str) -> None:
