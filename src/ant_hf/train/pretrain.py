@@ -26,7 +26,7 @@ from ant_hf.recipe import Recipe
 from ant_hf.train.checkpoints import checkpoint_name
 from ant_hf.train.distributed import check_run_folder_is_shared, is_first_on_another_machine
 from ant_hf.train.run_folder import RunFolder, RunRecord, begin_or_go_on, open_run_folder
-from ant_hf.train.setup import Setup, set_up
+from ant_hf.train.setup import Setup, fit_vocabulary, set_up
 from ant_hf.train.trainer import AntTrainer, RunData
 from ant_hf.train.uploads import fetch_checkpoint, finish_uploads, start_uploads
 from ant_hf.utils.console import is_first_process, say
@@ -75,7 +75,7 @@ def pretrain(recipe: Recipe, fresh: bool = False) -> None:
             _say_result(folder.record.final, output_dir)
             finish_uploads(start_uploads(recipe), output_dir / FINAL)
         else:
-            _train(setup, folder)
+            _train(fit_vocabulary(setup), folder)
 
 
 def _quiet_trainer() -> None:

@@ -201,6 +201,9 @@ def open_run_folder(recipe: Recipe, fresh: bool = False) -> RunFolder:
     values = _with_whole_paths(recipe.model_dump())
     is_open = recorded and record.status != "finished" and _length_is_open(path, recorded, recipe)
     free = _FREE_KEYS | _LENGTH_KEYS if is_open else _FREE_KEYS
+    if None in [each.get("tokenizer", {}).get("vocab_size") for each in (before, values)]:
+        # Left open on one side; the tokenizer itself is compared by its hash.
+        free = free | {"tokenizer.vocab_size"}
     if refused := differences(before, values, free):
         listing = "\n".join(f"  - {line}" for line in refused)
         raise AntError(
@@ -272,7 +275,8 @@ def _with_whole_paths(recipe: dict[str, Any]) -> dict[str, Any]:
     corpus = recipe.get("corpus")
     if not isinstance(corpus, dict) or corpus.get("source") != "files" or not corpus.get("path"):
         return recipe
-    return recipe | {"corpus": corpus | {"path": str(Path(corpus["path"]).expanduser().resolve())}}
+    paths = corpus["path"] if isinstance(corpus["path"], list) else [corpus["path"]]
+    return recipe | {"corpus": corpus | {"path": [str(Path(path).expanduser().resolve()) for path in paths]}}
 
 
 def _length_is_open(path: Path, recorded: Recipe, recipe: Recipe) -> bool:
