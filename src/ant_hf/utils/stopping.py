@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
 
 import psutil
 
@@ -91,19 +92,22 @@ class _Stop:
 
     def watch(self, reader: socket.socket) -> None:
         """In a thread, which the system's own handler wakes even while the main thread computes."""
-        while number := reader.recv(1):
-            # Training takes signals as requests.
-            if signal.getsignal(number[0]) == self.on_signal:
-                time.sleep(_GRACE_SECONDS)
-                if self.is_over:
-                    return
-                if not self.line:
-                    self.line = _line(number[0])
-                    self.say()
-                for child in psutil.Process().children(recursive=True):
-                    with suppress(psutil.Error):
-                        child.kill()
-                os._exit(Interrupted.exit_code)
+        with reader:
+            while number := reader.recv(1):
+                # Training takes signals as requests.
+                if signal.getsignal(number[0]) == self.on_signal:
+                    time.sleep(_GRACE_SECONDS)
+                    if not self.is_over:
+                        self._leave(number[0])
+
+    def _leave(self, number: int) -> NoReturn:
+        if not self.line:
+            self.line = _line(number)
+            self.say()
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                child.kill()
+        os._exit(Interrupted.exit_code)
 
     def say(self) -> None:
         if is_first_process():
