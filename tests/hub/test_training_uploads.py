@@ -97,8 +97,12 @@ def test_a_run_out_of_time_leaves_when_its_last_checkpoint_has_arrived(hub, here
     with pytest.raises(RunStopped):
         train(load_recipe(recipes("machine", max_hours=0.0001)))
     # Now, because nothing waits for the thread of the uploads when the process ends.
-    state = json.loads(hub.repository(REPO).content("last-checkpoint/trainer_state.json"))
+    repository = hub.repository(REPO)
+    state = json.loads(repository.content("last-checkpoint/trainer_state.json"))
     assert state["global_step"] == 1
+    # The weights have two names there, and went over the line once.
+    assert repository.content("model.safetensors") == repository.content("last-checkpoint/model.safetensors")
+    assert hub.received_bytes == sum(path.stat().st_size for path in (repository.folder / "lfs").iterdir())
     said = capsys.readouterr().out
     assert "1 uploads to" in said
     assert "stopped     by training.max_hours at step 1 of 8" in said
