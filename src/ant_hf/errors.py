@@ -42,12 +42,16 @@ class AntError(Exception):
 
 
 class RunStopped(Exception):  # noqa: N818 (no error: a run that can be continued)
-    """A run left before its end, with a checkpoint; the command line exits with code 75.
+    """A run left before its end, to be continued; the command line exits with code 75.
 
     75 is EX_TEMPFAIL of sysexits.h, "try again later", so that a script can tell it from a mistake.
     """
 
     exit_code = 75
+
+
+class Interrupted(RunStopped):
+    """SIGINT or SIGTERM ended a command; what was complete is kept."""
 
 
 def missing_file(path: object, what: str, hint: str) -> AntError:

@@ -9,7 +9,8 @@ from functools import partial
 import typer
 
 from ant_hf.cli import models, release, train
-from ant_hf.errors import AntError, RunStopped
+from ant_hf.errors import AntError, Interrupted, RunStopped
+from ant_hf.utils.stopping import stopped_by_signals
 
 _typer = partial(typer.Typer, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app = _typer(help="Train, check and publish tiny Llama language models with stock Transformers.")
@@ -20,10 +21,10 @@ for command in (
     *(models.generate, models.perplexity, models.evaluate),
     train.plots,
 ):
-    app.command()(command)
+    app.command()(stopped_by_signals()(command))
 pretrain_app, tokenizer_app = _typer(), _typer()
-pretrain_app.command()(train.pretrain)
-tokenizer_app.command()(train.tokenizer)
+pretrain_app.command()(stopped_by_signals()(train.pretrain))
+tokenizer_app.command()(stopped_by_signals()(train.tokenizer))
 
 
 def run(command: typer.Typer) -> None:
@@ -38,6 +39,9 @@ def run(command: typer.Typer) -> None:
         who = "" if rank == "0" else f" (process {rank})"
         sys.stderr.write(f"error{who}: {error}\n")
         sys.exit(2)
+    except Interrupted as stopped:
+        # Libraries' threads that still compute would be waited for, or end the interpreter with an abort.
+        os._exit(stopped.exit_code)
     except RunStopped as stopped:
         # It has been said already, before the launcher could end this process.
         sys.exit(stopped.exit_code)
