@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from commands import ANT_HF
+from commands import ANT_HF, stop_command
 
 from ant_hf.hub import HubClient, is_transient
 from ant_hf.release.publish import fetch_model
@@ -341,6 +341,18 @@ def test_a_killed_upload_continues_without_sending_the_weights_again(hub, sessio
     assert code == 0, said
     assert hub.count("PUT", "/lfs/") == sent
     assert [commit["title"] for commit in hub.repository(REPO).history()] == ["Release v1", "initial commit"]
+
+
+def test_ctrl_c_while_files_are_on_their_way_leaves_at_once(hub, session, client_environment, run):
+    """huggingface_hub's threads send them, and are waited for whenever its own code is left."""
+    publish = ["publish", str(run / "final"), "--repo", REPO, "--yes"]
+    hub.faults.add("PUT", "/lfs/", "slow", times=99, delay=30)
+    at = lambda: hub.count("PUT", "/lfs/")  # noqa: E731
+    stopped = stop_command("ant-hf", *publish, at=at, env=client_environment)
+    assert stopped.faults("while sending", "Run the same command again; what has arrived") == []
+    hub.faults.clear()
+    assert session(publish)[0][0] == 0
+    assert set(hub.repository(REPO).state["tags"]) == {"v1"}
 
 
 def check_outcomes(outcomes):

@@ -21,6 +21,7 @@ from ant_hf.release.files import is_dangerous_name, read_release
 from ant_hf.utils.console import say, show
 from ant_hf.utils.files import check_file, check_hash, file_sha256
 from ant_hf.utils.names import CARD, LAST_CHECKPOINT, RELEASE
+from ant_hf.utils.stopping import phase
 
 _NAME = re.compile(
     r"(?!.*(?:--|\.\.))[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]{0,95}(?<![.-])(?<!\.git)"
@@ -165,7 +166,8 @@ def publish(
     """
     folder, client = Path(folder), client or HubClient(anonymous=True)
     sha256 = _check_release(folder, repo)
-    changes = _preflight(client, folder, repo, private, tag, prune, kind, must_know=yes)
+    with phase("asking the Hub", "Nothing was sent. Run the same command again."):
+        changes = _preflight(client, folder, repo, private, tag, prune, kind, must_know=yes)
     _show(changes)
     if client.is_anonymous and yes:
         raise AntError("no Hub token found, so nothing was sent", hint=HOW_TO_LOG_IN)
@@ -174,10 +176,13 @@ def publish(
     if not yes:
         say("dry run     nothing was sent; add --yes to publish")
         return None
+    again = "Run the same command again; what has arrived is not sent twice."
     try:
-        commit = _upload(client, changes)
-        _read_back(client, changes, commit, sha256)
-        _tag(client, changes, commit)
+        with phase(f"sending {folder}", f"It shows there only after the last step, one commit. {again}"):
+            commit = _upload(client, changes)
+        with phase("reading back", f"The commit is there, and has no tag before it is checked. {again}"):
+            _read_back(client, changes, commit, sha256)
+            _tag(client, changes, commit)
     except AntError as error:
         raise AntError(f"{error}. The release itself is whole, in {folder}") from None
     where = f"{client.api.endpoint}/{changes.address} at {commit[:12]}"

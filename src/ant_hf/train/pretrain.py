@@ -37,6 +37,7 @@ from ant_hf.utils.metrics import read_metrics
 from ant_hf.utils.names import FINAL, METRICS, PLOTS, WEIGHTS
 from ant_hf.utils.plots import plot_run
 from ant_hf.utils.provenance import now
+from ant_hf.utils.stopping import phase
 
 # Shown as they come.
 _SAMPLE_SEEDS = (0, 1, 2)
@@ -99,7 +100,7 @@ def _train(setup: Setup, folder: RunFolder) -> None:
     record.training_seconds, record.timed_steps = round(meter.seconds, 1), meter.steps
     speed = meter.steps * setup.plan.tokens_per_step / max(meter.seconds, 1e-9)
     record.tokens_per_second, record.skipped_steps = round(speed, 1), trainer.guard.skipped_steps
-    if stopped_by := trainer.guard.stopped_by:
+    if stopped_by := trainer.stopped_by():
         step = trainer.state.global_step
         record.status, record.stopped = "stopped", {"step": step, "reason": stopped_by, "when": now()}
     else:
@@ -141,6 +142,7 @@ def _read_data(setup: Setup) -> RunData:
     return RunData(order, PackedTokens(recipe.tokens_dir, VALIDATION), byte_lengths)
 
 
+@phase("finishing the run", "Every checkpoint is kept. Run the same command again to finish it.")
 def _finish(trainer: AntTrainer, record: RunRecord) -> None:
     """Export the model, hold the reloaded files to what was trained, and let them write.
 

@@ -27,6 +27,7 @@ from ant_hf.utils.console import is_first_process, say
 from ant_hf.utils.files import inventory, read_json, read_sealed, whole_folder, write_json, write_sealed
 from ant_hf.utils.names import LAST_CHECKPOINT, METRICS, MODEL_FILES, RUN_RECORD, SEAL, TOKENIZER_FILES
 from ant_hf.utils.provenance import without_paths
+from ant_hf.utils.stopping import phase
 
 _STAGE = ".hub-upload"
 # Written by Trainer for itself: a pickle with this machine's paths in it, not needed to go on.
@@ -80,9 +81,12 @@ class CheckpointUploads(TrainerCallback):
                 if path.is_file():
                     _link(path, stage / path.name)
             self._put_in_line(last, stage)
-        say(f"hub         waiting for the uploads to {self._repository}")
-        # In line behind all others, it is done when they are.
-        if wait([self._client.api.run_as_future(int)], _WAIT_SECONDS).not_done:
+        say(f"hub         waiting for the uploads to {self._repository}; Ctrl-C leaves without them")
+        kept = f"All of it lies in {self._output_dir}. Run the same command again to send the rest."
+        with phase(f"sending {last} to {self._repository}", kept):
+            # In line behind all others, it is done when they are.
+            is_late = wait([self._client.api.run_as_future(int)], _WAIT_SECONDS).not_done
+        if is_late:
             self._is_given_up = True
             self._fail(last, f"no end after {_WAIT_SECONDS:.0f} s")
         if self.failed:
@@ -190,13 +194,18 @@ def start_uploads(recipe: Recipe, trainer: Trainer | None = None) -> CheckpointU
     """
     if not recipe.training.push_to_hub or not is_first_process():
         return None
-    uploads = CheckpointUploads(_checked_client(recipe), recipe)
+    uploads = CheckpointUploads(checked_client(recipe), recipe)
     if trainer:
         trainer.add_callback(uploads)
     return uploads
 
 
-def _checked_client(recipe: Recipe) -> HubClient:
+def checked_client(recipe: Recipe) -> HubClient:
+    """A client that may write to the recipe's repository, or for now cannot reach the Hub.
+
+    Raises:
+        AntError: no token, or one that may not write there.
+    """
     try:
         client = HubClient(attempts=3, timeout=30.0)
         client.check_may_write(str(recipe.training.hub_model_id))
@@ -219,7 +228,7 @@ def fetch_checkpoint(recipe: Recipe, fresh: bool) -> None:
     if not is_wanted or (output_dir / RUN_RECORD).is_file():
         return
     # Now, and not after hours of packing.
-    client = _checked_client(recipe)
+    client = checked_client(recipe)
 
     def download() -> Path | None:
         try:
