@@ -18,15 +18,16 @@ from ant_hf.train.checkpoints import newest_checkpoint
 from ant_hf.utils import stopping
 
 
+def leave(code):
+    raise SystemExit(code)
+
+
 @pytest.fixture
 def interrupted(monkeypatch):
     """A function that runs a command line here, and sends the process a signal where it calls `place`.
 
     Returns the line that says so, after which the command would have left.
     """
-
-    def leave(code):
-        raise SystemExit(code)
 
     def run(place, *words, by=signal.SIGINT):
         with monkeypatch.context() as patched:
@@ -124,6 +125,8 @@ def test_a_signal_in_the_last_step_does_not_wait_for_the_end_of_the_run(monkeypa
 
     with monkeypatch.context() as patched:
         patched.setattr(StepGuard, place, signalled)
+        patched.setattr("os._exit", leave)
+        patched.setattr("atexit._run_exitfuncs", lambda: None)
         result = run_here("python", "pretrain.py", "--config", recipe)
     assert result.returncode == 75, result.stderr
     assert "stopped     by SIGINT at step 8 of 8, saved in" in result.stdout
