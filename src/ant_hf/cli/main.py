@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Annotated
 
@@ -64,12 +66,16 @@ def run(command: typer.Typer) -> None:
         who = "" if rank == "0" else f" (process {rank})"
         sys.stderr.write(f"error{who}: {error}\n")
         sys.exit(2)
-    except Interrupted as stopped:
-        # Libraries' threads that still compute would be waited for, or end the interpreter with an abort.
-        os._exit(stopped.exit_code)
     except RunStopped as stopped:
         # It has been said already, before the launcher could end this process.
-        sys.exit(stopped.exit_code)
+        if not isinstance(stopped, Interrupted):
+            # Where a run is reported to, its end is sent then.
+            atexit._run_exitfuncs()
+        with suppress(OSError):
+            sys.stdout.flush()
+        # Threads that still compute would be waited for, or end the interpreter with an abort, and to take
+        # torch's modules down takes seconds.
+        os._exit(stopped.exit_code)
     except OSError as error:
         if error.errno is None:
             raise

@@ -18,6 +18,7 @@ from ant_hf.utils import files
 from ant_hf.utils.console import say
 from ant_hf.utils.names import VERIFIED
 from ant_hf.utils.provenance import now, package_versions
+from ant_hf.utils.stopping import phase
 
 MODELFILE = "Modelfile"
 WITHOUT_LLAMA_CPP = "llama.cpp: not run, xllamacpp is not installed; pip install 'ant-hf[gguf]'"
@@ -25,6 +26,7 @@ _NEEDS = {"gguf": ("gguf",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
 _VERSIONS = ("ant-hf", "transformers", "torch", "gguf", "xllamacpp", "onnx", "onnxscript", "onnxruntime")
 
 
+@phase("exporting", "The folder of the export is as it was before. Run the same command again.")
 def export(
     model: str,
     to: str,

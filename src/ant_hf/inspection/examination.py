@@ -24,6 +24,7 @@ from ant_hf.model.texts import ENGLISH
 from ant_hf.utils.console import progress_bar
 from ant_hf.utils.files import file_sha256
 from ant_hf.utils.names import FINAL, MANIFEST, RUN_RECORD
+from ant_hf.utils.stopping import phase
 
 REPORT = "inspection.html"
 CANDIDATES = 20
@@ -76,6 +77,7 @@ class Inspection:
         return float(np.mean([e.entropy_bits for e in self.reading.expected if e is not None]))
 
 
+@phase("looking into the model", "Nothing was written. Run the same command again.")
 def compare(
     model: str, other: str | None, text: str | None, position: int | None, tokens: Path | None
 ) -> list[Inspection]:

@@ -33,6 +33,7 @@ from ant_hf.utils.files import (
 from ant_hf.utils.metrics import read_metrics
 from ant_hf.utils.plots import plot_benchmarks, plot_fragmentation, plot_run
 from ant_hf.utils.provenance import now, source_commit, without_paths
+from ant_hf.utils.stopping import phase
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Sources:
         return fingerprint([hashes, self.run["sha256"], self.repository, self.license_id, source_commit()])
 
 
+@phase("making the release", "One that was there before is kept. Run the same command again.")
 def make_release(
     model: str | Path,
     repo: str,

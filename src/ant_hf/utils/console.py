@@ -8,12 +8,25 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Table
 
-_console = Console(highlight=False, soft_wrap=True)
+from ant_hf.errors import without_control_codes
+
 _LIBRARIES = ("transformers", "huggingface_hub", "datasets", "lm_eval", "torch.onnx")
+
+
+class _Console(Console):
+    """Rich's own codes reach the terminal, and none of the texts that are printed."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=without_control_codes(segment.text))
+
+
+_console = _Console(highlight=False, soft_wrap=True)
 
 
 def is_first_process() -> bool:
@@ -24,7 +37,7 @@ def is_first_process() -> bool:
 def say(text: str = "") -> None:
     """Print a line as it is."""
     if is_first_process():
-        _console.print(text, markup=False)
+        _console.print(without_control_codes(text), markup=False)
 
 
 def show(table: Table) -> None:
