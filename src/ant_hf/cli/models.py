@@ -14,7 +14,7 @@ from typer import Argument, Option
 from ant_hf.cli.options import Model, switch_libraries
 from ant_hf.cli.tables import incomplete_line, perplexity_lines, results_table, verified_table
 from ant_hf.errors import AntError
-from ant_hf.utils.console import progress_bar, remark, say, show, write
+from ant_hf.utils.console import progress_bar, quiet_libraries, remark, say, show, write
 
 
 def _model_folder(model: str) -> Path:
@@ -48,9 +48,12 @@ def generate(
     """
     folder = _model_folder(model)
     from ant_hf.model import generation
+    from ant_hf.model.causality import check_causal
     from ant_hf.model.loading import load_any
 
-    loaded, tokenizer = load_any(folder)
+    with quiet_libraries():
+        loaded, tokenizer = load_any(folder)
+        check_causal(loaded)
     given = {
         "temperature": temperature or None,
         "top_p": top_p,
@@ -123,7 +126,7 @@ def perplexity(
     from ant_hf.model.scoring import score_file, score_folder
 
     start = ""
-    with progress_bar("scoring tokens") as advance:
+    with progress_bar("scoring tokens") as advance, quiet_libraries():
         if tokens is not None:
             scores, length = score_folder(folder, tokens, context, progress=advance)
         elif text is not None:

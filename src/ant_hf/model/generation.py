@@ -27,16 +27,16 @@ def sampling(model: PreTrainedModel, greedy: bool, given: dict[str, Any]) -> tup
     """
     found = {key: getattr(model.generation_config, key, None) for key in _PLAIN}
     own = {key: value for key, value in found.items() if value not in (None, _PLAIN[key])}
-    card = {} if own or greedy else CARD_SAMPLING
-    settings = _PLAIN | own | card | given
+    default, whose = CARD_SAMPLING, "the public card's settings"
+    if own or greedy:
+        default, whose = own, "the model's own settings" if own else ""
+    settings = _PLAIN | default | given
     if greedy:
         settings = _PLAIN | {"repetition_penalty": settings["repetition_penalty"]}
-    shown = [
-        f"{key.replace('_', ' ')} {settings[key]:g}" for key in (list(_PLAIN)[-1:] if greedy else _PLAIN)
-    ]
-    whose = "the model's generation_config.json" if own else "the public card's" if card else ""
-    source = f"; from {whose}, unless given" if whose and not own.keys() | card.keys() <= given.keys() else ""
-    return settings, f"sampling    {'greedy, ' if greedy else ''}{', '.join(shown)}{source}"
+    shown = list(_PLAIN)[-1:] if greedy else _PLAIN
+    facts = ["greedy"] * greedy + [f"{key.replace('_', ' ')} {settings[key]:g}" for key in shown]
+    note = f" ({whose}{', where not given' if given else ''})" if whose else ""
+    return settings, f"sampling    {', '.join(facts)}{note}"
 
 
 def encode_prompt(model: PreTrainedModel, tokenizer: Any, prompt: str) -> list[int]:

@@ -36,7 +36,7 @@ def load_any(
     """Load a model and its tokenizer by the calls a user makes; nothing in the folder is executed.
 
     Args:
-        folder: of a model, or a `checkpoint-N` of a run.
+        folder: of a model, or a `checkpoint-N` of a run; or a Hub id.
         strict: accept nothing less than a perfect match, as of a model that was exported here. Otherwise
             anyone's model is loaded, unless it and its tokenizer cannot be meant for each other.
 
@@ -46,7 +46,7 @@ def load_any(
             were exported; keys are unexpected; tied weights are not tied; the tokenizer has fewer entries;
             anything was warned about.
     """
-    folder = model_folder(folder)
+    folder = locate(str(folder))[1]
     if strict:
         _check_exported(folder)
     _check_files(folder)
@@ -163,6 +163,9 @@ def _check_files(folder: Path) -> None:
         values = read_json(folder / name, "file of the model", again) if (folder / name).is_file() else {}
         if name == CONFIG and (problems := size_problems(values)):
             raise AntError(f"{folder / name}: {'; '.join(problems)}", hint=again)
+        if name == CONFIG and values.get("is_encoder_decoder"):
+            what = f"{folder} holds an encoder-decoder model"
+            raise AntError(what, seen=values.get("model_type"), expected="a causal language model")
     for file in folder.glob("*.safetensors"):
         try:
             with safe_open(file, framework="pt"):
@@ -232,7 +235,7 @@ class Subject:
     @property
     def bos_policy(self) -> str:
         """One sentence: what stands before the first token of a text."""
-        prefix = self.tokenizer.bos_token or self.tokenizer.eos_token
+        prefix = self.tokenizer.bos_token or self.tokenizer.eos_token or "nothing"
         added = added_ids(self.tokenizer)
         prompts = f"{prefix} before every prompt" if added else "nothing added to a prompt"
         return f"{prompts}; {prefix} before an empty one and before the first token of a text"
@@ -286,7 +289,7 @@ def is_here(model: str) -> bool:
 
 
 def model_folder(path: str | Path) -> Path:
-    """A folder with a model in it.
+    """A folder, if there is a model in it.
 
     Raises:
         AntError: there is none; says where it may be meant instead.
@@ -294,8 +297,6 @@ def model_folder(path: str | Path) -> Path:
     folder = Path(path).expanduser()
     if (folder / CONFIG).is_file():
         return folder
-    if not folder.is_dir():
-        raise missing_file(folder / CONFIG, "model folder", "Train one: make quickstart")
     inside = [each.parent for each in folder.glob(f"*/{CONFIG}")]
     final = [each for each in inside if each.name == FINAL]
     newest = sorted(filter(is_checkpoint, inside), key=lambda each: int(each.name.rpartition("-")[2]))[-1:]

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from ant_hf.data.tokenizer import load_tokenizer, token_byte_lengths
 from ant_hf.data.tokens import VALIDATION, PackedTokens, TokensInMemory, read_manifest, verify_shards
 from ant_hf.errors import AntError, missing_file
+from ant_hf.model.causality import check_causal
 from ant_hf.model.encoding import added_ids, context_length, decode, encode, first_ids
 from ant_hf.model.loading import load_any, tokenizer_folder
 from ant_hf.utils.files import check_hash, file_sha256, not_utf8, opened
@@ -165,7 +166,6 @@ def check_finite(scores: TextScore) -> TextScore:
     if not math.isfinite(scores.nats):
         raise AntError(
             "the model's loss is not a number",
-            seen=scores.nats,
             hint="Its weights hold NaN or infinity, or are so large that they overflow.",
         )
     return scores
@@ -191,6 +191,7 @@ def score_file(
     """
     text = _read_text(file)
     model, tokenizer = load_any(model_folder)
+    check_causal(model)
     context = _checked_context(context, context_length(model, tokenizer), len(added_ids(tokenizer)) or 1)
     return score_text(model, tokenizer, text, context, progress=progress), context, described_start(tokenizer)
 

@@ -29,6 +29,7 @@ from ant_hf.card.audit import count_parameters
 from ant_hf.data.tokens import TokensInMemory
 from ant_hf.errors import AntError
 from ant_hf.evaluation.degeneration import generate, measure, prompts
+from ant_hf.model.causality import check_causal
 from ant_hf.model.encoding import context_length, decode, encode
 from ant_hf.model.loading import from_pretrained
 from ant_hf.model.scoring import SAME_LOSS, check_finite, described_start, score_text, score_tokens
@@ -75,6 +76,7 @@ def run_checks(job: Job) -> list[Check]:
     loaded, loading = load(job.folder, torch.float32)
     checks = [loading]
     if loaded:
+        checks += _attempt("reads from left to right", lambda: check_causal(loaded.model) or [])
         checks += _attempt("tied weights", lambda: [_tied(loaded.model)])
         checks += _attempt("parameters", lambda: [_parameters(loaded, job.parameters)])
         checks += _attempt("tokenizer round trip", lambda: [_round_trip(loaded.tokenizer)])
@@ -303,6 +305,8 @@ def _uniform(name: str, scores: TextScore) -> Check:
     numbers = {
         "byte_perplexity": byte if math.isfinite(byte) else None,
         "uniform": scores.uniform_byte_perplexity,
+        "share": share,
+        "allowed": UNIFORM_SHARE,
     }
     return Check(name, share <= UNIFORM_SHARE, seen, numbers)
 
