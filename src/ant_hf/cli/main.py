@@ -6,7 +6,6 @@ import atexit
 import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from typing import Annotated
 
@@ -16,6 +15,7 @@ import ant_hf
 from ant_hf.cli import models, release, train
 from ant_hf.cli.options import expanding_home
 from ant_hf.errors import AntError, Interrupted, RunStopped
+from ant_hf.utils.console import flush, show_anything
 from ant_hf.utils.stopping import stopped_by_signals
 
 
@@ -59,6 +59,7 @@ def run(command: typer.Typer) -> None:
 
     So does what the system refuses (a full disk, a missing right). 75: stopped, to be continued.
     """
+    show_anything()
     try:
         command()
     except AntError as error:
@@ -71,8 +72,7 @@ def run(command: typer.Typer) -> None:
         if not isinstance(stopped, Interrupted):
             # Where a run is reported to, its end is sent then.
             atexit._run_exitfuncs()
-        with suppress(OSError):
-            sys.stdout.flush()
+        flush()
         # Threads that still compute would be waited for, or end the interpreter with an abort, and to take
         # torch's modules down takes seconds.
         os._exit(stopped.exit_code)
@@ -81,6 +81,8 @@ def run(command: typer.Typer) -> None:
             raise
         sys.stderr.write(f"error: {error.strerror}: {error.filename or 'no file named'}\n")
         sys.exit(2)
+    finally:
+        flush()
 
 
 def main() -> None:

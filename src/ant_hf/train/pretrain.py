@@ -45,7 +45,7 @@ from ant_hf.train.run_folder import (
 from ant_hf.train.setup import Setup, set_up, show_plan
 from ant_hf.train.trainer import AntTrainer, RunData
 from ant_hf.train.uploads import checked_client, fetch_checkpoint, finish_uploads, start_uploads
-from ant_hf.utils.console import is_first_process, say
+from ant_hf.utils.console import is_first_process, lasting_output, say
 from ant_hf.utils.files import file_sha256, writing
 from ant_hf.utils.hardware import peak_memory_bytes
 from ant_hf.utils.locks import check_free, check_usable, locked
@@ -59,6 +59,7 @@ from ant_hf.utils.stopping import phase
 _SAMPLE_SEEDS = (0, 1, 2)
 
 
+@lasting_output()
 def pretrain(recipe: Recipe, fresh: bool = False) -> None:
     """Run a recipe to its end, or continue it from its newest complete checkpoint.
 
