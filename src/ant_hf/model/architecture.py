@@ -22,7 +22,7 @@ from ant_hf.errors import AntError
 from ant_hf.published import PublishedModel
 from ant_hf.utils.console import say_once
 from ant_hf.utils.files import read_json
-from ant_hf.utils.names import CONFIG, find_config
+from ant_hf.utils.names import CONFIG, config_file
 
 _POSITIVE = (
     "vocab_size",
@@ -101,16 +101,6 @@ def _counted(file: Path, config: Callable[[], PreTrainedConfig]) -> tuple[PreTra
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
         raise AntError(f"{file} is refused by transformers: {reason}") from None
-
-
-def config_file(path: str | Path) -> Path:
-    """The LlamaConfig JSON behind a file, a model folder, or a name: `ant10m`.
-
-    Raises:
-        AntError: there is none; lists the known names, and the nearest name or file.
-    """
-    inside = Path(path) / CONFIG
-    return inside if inside.is_file() else find_config(path, "model config", "*.json", "llama_")
 
 
 def _problems(values: dict[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
 
 from ant_hf.data.dataset import PackedDataset, TrainingOrder, check_one_block
@@ -42,7 +43,7 @@ from ant_hf.train.run_folder import (
     is_finished,
     open_run_folder,
 )
-from ant_hf.train.setup import Setup, set_up, show_plan
+from ant_hf.train.setup import Setup, fit_vocabulary, set_up, show_plan
 from ant_hf.train.trainer import AntTrainer, RunData
 from ant_hf.train.uploads import checked_client, fetch_checkpoint, finish_uploads, start_uploads
 from ant_hf.utils.console import is_first_process, lasting_output, say
@@ -95,7 +96,8 @@ def pretrain(recipe: Recipe, fresh: bool = False) -> None:
             _say_result(folder.record.final, output_dir)
             finish_uploads(start_uploads(recipe), output_dir / FINAL)
         else:
-            _train(setup, folder)
+            entries = load_tokenizer(recipe.tokenizer_dir).get_vocab_size()
+            _train(fit_vocabulary(setup, entries), folder)
 
 
 def dry_run(recipe: Recipe, fresh: bool = False) -> None:
@@ -129,8 +131,12 @@ def dry_run(recipe: Recipe, fresh: bool = False) -> None:
                     problem, text = error, Survey("not read", train_tokens=recipe.corpus.max_tokens)
                 if text.packing_seconds == 0:
                     verify_shards(recipe.tokens_dir)
-                show_plan(setup, text.train_tokens, text.is_whole)
-                say("dry run     timing some steps on random tokens")
+        (entries,) = broadcast_object_list([text and text.vocab_size])
+        if entries:
+            setup = fit_vocabulary(setup, entries)
+        if text:
+            show_plan(setup, text.train_tokens, text.is_whole)
+            say("dry run     timing some steps on random tokens")
         rate = measure_training(choose_compilation(setup))
     if text:
         show_estimates(setup, folder, text, rate)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,19 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import PreTrainedConfig, TrainingArguments
 
 from ant_hf.errors import AntError
-from ant_hf.model.architecture import Ledger, build_model, config_file, ledger_table, load_architecture
+from ant_hf.model.architecture import (
+    Ledger,
+    build_model,
+    ledger_table,
+    load_architecture,
+    parameter_ledger,
+)
 from ant_hf.model.attention import CAUSAL_BLOCKS, CAUSAL_SDPA
 from ant_hf.model.loss import return_loss_only
 from ant_hf.recipe import Integration, Recipe, TrainingRecipe
 from ant_hf.utils.console import facts_table, is_first_process, say, show
 from ant_hf.utils.hardware import cpu_flags, cpu_name, keep_freed_memory, known_gpu, threads_per_process
+from ant_hf.utils.names import config_file
 
 # In fp32 on a CPU, SDPA pays per call and wins from longer blocks on; see docs/decisions.md.
 _EAGER_UP_TO_TOKENS = 256
@@ -105,11 +113,11 @@ def set_up(recipe: Recipe, output_dir: Path) -> Setup:
     """
     config, ledger = load_architecture(recipe.architecture)
     training = recipe.training
-    if recipe.tokenizer.vocab_size != config.vocab_size:
+    if recipe.tokenizer.vocab_size not in (None, config.vocab_size):
         raise AntError(
             f"tokenizer.vocab_size is {recipe.tokenizer.vocab_size} and {recipe.architecture} has "
             f"vocab_size {config.vocab_size}",
-            hint="Make them equal",
+            hint="Let it follow the architecture: --set tokenizer.vocab_size=null",
         )
     if training.sequence_length > config.max_position_embeddings:
         raise AntError(
@@ -136,6 +144,19 @@ def set_up(recipe: Recipe, output_dir: Path) -> Setup:
     arguments.per_device_train_batch_size = plan.per_device_batch_size
     arguments.gradient_accumulation_steps = plan.gradient_accumulation_steps
     return Setup(recipe, config, ledger, execution, plan, arguments)
+
+
+def fit_vocabulary(setup: Setup, entries: int) -> Setup:
+    """The same with the vocabulary of the tokenizer, where the recipe leaves it open."""
+    recipe = setup.recipe
+    if recipe.tokenizer.vocab_size is not None or entries >= setup.config.vocab_size:
+        return setup
+    config = copy.deepcopy(setup.config)
+    config.vocab_size = entries
+    ledger, before = parameter_ledger(config), setup.plan
+    plan = make_plan(recipe.training, config, ledger, before.num_processes, before.per_device_batch_size)
+    say(f"model       {ledger.total:,} parameters, because its vocabulary is the tokenizer's, {entries:,}")
+    return replace(setup, config=config, ledger=ledger, plan=plan)
 
 
 def choose_execution(recipe: TrainingRecipe) -> Execution:
