@@ -69,6 +69,7 @@ def _context(inputs: CardInputs) -> dict[str, Any]:
         "hardware": _hardware(run["environment"]),
         "data": data,
         "data_license": data_license,
+        "language": _language(inputs),
         "tokens_seen": _tokens_seen(inputs),
         "co2": co2_estimate(run),
         "rows": scores,
@@ -539,7 +540,7 @@ def card_data(inputs: CardInputs, scores: list[Score]) -> ModelCardData:
             results.append(_result("wikitext", "Language modelling", label, key, what, wikitext[key]))
     data = ModelCardData(
         model_name=inputs.name,
-        language="en",
+        language=_language(inputs),
         license=inputs.license,
         license_name="see-card" if inputs.license == "other" else None,
         library_name="transformers",
@@ -556,6 +557,13 @@ def card_data(inputs: CardInputs, scores: list[Score]) -> ModelCardData:
     if unknown := sorted(data.to_dict().keys() - KEYS):
         raise AntError("the card's metadata has keys that the Hub does not know", seen=unknown)
     return data
+
+
+def _language(inputs: CardInputs) -> str | None:
+    """The recipe's. Earlier recipes name none: their gate held every model to plain English."""
+    english = (check for check in inputs.gate["checks"] if check["name"].startswith("plain English"))
+    held_to_it = any(check["passed"] for check in english)
+    return inputs.recipe["corpus"].get("language") or ("en" if held_to_it else None)
 
 
 def _result(task: str, kind: str, label: str, metric: str, what: str, value: float) -> EvalResult:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ant_hf.errors import AntError
 from ant_hf.export import gguf, llama_cpp, onnx
-from ant_hf.model.loading import Subject, load_subject
+from ant_hf.model.loading import Subject, load_subject, tokenizer_folder
 from ant_hf.model.saving import TOKENIZER_FILES
 from ant_hf.utils import files
 from ant_hf.utils.console import say
@@ -121,7 +121,7 @@ def _gguf(
 ) -> dict[str, dict[str, Any]]:
     """One file a type, each verified before the next, and the Modelfile of the smallest; returns figures."""
     model, tokenizer, done = subject.model, subject.tokenizer, {}
-    vocabulary = gguf.read_vocabulary(subject.folder, tokenizer, model.config.vocab_size)
+    vocabulary = gguf.read_vocabulary(tokenizer_folder(subject.folder), tokenizer, model.config.vocab_size)
     for kind in types:
         gguf.check_architecture(model, kind)
     names = {kind: f"{origin.name}-{kind.upper()}.gguf" for kind in types}
@@ -146,6 +146,6 @@ def _onnx(folder: Path, subject: Subject) -> dict[str, dict[str, Any]]:
     say("onnx        graph written; verifying")
     figures = onnx.check_onnx(folder, subject.model, subject.tokenizer, _threads())
     for name in TOKENIZER_FILES:
-        if (subject.folder / name).is_file():
-            shutil.copyfile(subject.folder / name, folder / name)
+        if (file := tokenizer_folder(subject.folder) / name).is_file():
+            shutil.copyfile(file, folder / name)
     return {onnx.GRAPH: {"verified": {"onnxruntime": figures}}}

@@ -19,7 +19,8 @@ from ant_hf.data.tokens import TRAIN, VALIDATION, PackedTokens, read_manifest
 from ant_hf.errors import AntError
 from ant_hf.inspection import fragments, measures
 from ant_hf.model.architecture import Ledger, parameter_ledger
-from ant_hf.model.loading import Subject, load_subject, locate
+from ant_hf.model.encoding import first_ids
+from ant_hf.model.loading import Subject, load_subject, locate, tokenizer_folder
 from ant_hf.model.texts import ENGLISH
 from ant_hf.utils.console import progress_bar
 from ant_hf.utils.files import file_sha256
@@ -122,7 +123,7 @@ def inspect_model(
     measures.check_finite(model)
     reading = fragments.read_text(model, tokenizer, text.content, CANDIDATES)
     ids = [fragment.token_id for fragment in reading.fragments]
-    with_prefix = fragments.prefix_ids(tokenizer) + ids
+    with_prefix = first_ids(tokenizer) + ids
     if isinstance(position, Inspection):
         others, place = position.reading.fragments, position.position
         # The token at the byte where the other model's place begins, or the end of the text.
@@ -167,7 +168,7 @@ def _facts(subject: Subject) -> dict[str, str]:
     heads, groups = (projection.out_features // size for projection in (attention.q_proj, attention.k_proj))
     hidden, layers = config.hidden_size, config.num_hidden_layers
     ledger = parameter_ledger(config)
-    prefix = map(fragments.vocabulary(subject.tokenizer).text, fragments.prefix_ids(subject.tokenizer))
+    prefix = map(fragments.vocabulary(subject.tokenizer).text, first_ids(subject.tokenizer))
     mlp = getattr(config, "intermediate_size", None)
     return {
         "parameters": f"{ledger.total:,}",
@@ -261,7 +262,7 @@ def run_tokens(folder: Path, given: Path | None = None) -> Path | None:
 
 def fits_tokenizer(tokens: Path, folder: Path) -> bool:
     """Whether packed tokens were made with a model folder's tokenizer."""
-    file = folder / "tokenizer.json"
+    file = tokenizer_folder(folder) / "tokenizer.json"
     packed_with = read_manifest(tokens)["inputs"]["tokenizer_sha256"]
     return file.is_file() and bool(file_sha256(file) == packed_with)
 
