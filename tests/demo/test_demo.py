@@ -12,7 +12,7 @@ from transformers import LogitsProcessorList
 from ant_hf.cli.models import demo
 from ant_hf.demo.sampling import Draw, Generation, Sampling, generate_together, processors
 from ant_hf.errors import AntError
-from ant_hf.inspection.fragments import Fragment
+from ant_hf.inspection.fragments import Candidate, Fragment
 from ant_hf.model.generation import CARD_SAMPLING, encode_prompt
 from ant_hf.model.loading import load_final
 
@@ -139,12 +139,13 @@ HOSTILE = "<img src=x onerror=alert(1)> \"' & </span><script>{{x}} ${x} `x` \0"
 
 
 def test_nothing_written_becomes_markup_or_a_template():
-    pytest.importorskip("gradio")
-    from ant_hf.demo.page import describe, fragments_html, output_html, safe
+    from ant_hf.demo.markup import alternatives_html, describe, fragments_html, output_html, safe
 
     fragment = Fragment(7, HOSTILE.encode(), HOSTILE, 1.5, 0, 1)
-    page = output_html(HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE) + fragments_html([fragment], 0)
-    assert set(re.findall(r"<(\w+)", page)) == {"section", "h2", "p", "span", "div"}
+    candidates = [Candidate(7, HOSTILE.encode(), HOSTILE, 0.5)]
+    page = output_html(HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE)
+    page += fragments_html(0, HOSTILE, [fragment], 0) + alternatives_html(0, 0, fragment, candidates, False)
+    assert not {"img", "script"} & set(re.findall(r"<(\w+)", page))
     assert not set("{}$`\0") & set(page)
     assert html.unescape(safe(HOSTILE)) == HOSTILE.replace("\0", "\N{REPLACEMENT CHARACTER}")
     assert describe(fragment).endswith("1.50 nats  |  id 7  |  bytes " + HOSTILE.encode().hex(" ").upper())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -54,7 +54,7 @@ class Sampling:
 
 @dataclass
 class Generation:
-    """One prompt's continuation so far."""
+    """One prompt's continuation so far; it may begin with tokens of an earlier one."""
 
     model: PreTrainedModel
     prompt_ids: list[int]
@@ -65,13 +65,23 @@ class Generation:
     """-ln p of each new token before penalty and temperature: the model's own surprise."""
     finished: bool = False
 
+    def __post_init__(self) -> None:
+        self.kept = len(self.ids)
+        """How many tokens there were at its start."""
+
     @property
     def room(self) -> int:
-        """New tokens that the model's context has room for."""
-        return int(self.model.config.max_position_embeddings) - len(self.prompt_ids)
+        """Tokens that the model's context had room for at its start."""
+        return int(self.model.config.max_position_embeddings) - len(self.prompt_ids) - self.kept
+
+    @property
+    def ended(self) -> bool:
+        """Whether its last token is one that ends a text."""
+        end = self.model.generation_config.eos_token_id
+        return bool(self.ids) and self.ids[-1] in (end if isinstance(end, list) else [end])
 
 
-def generate_together(generations: Sequence[Generation]) -> Iterator[None]:
+def generate_together(generations: Sequence[Generation]) -> Generator[None]:
     """Run generations side by side, filling them in; yields whenever some have grown.
 
     Closing the iterator stops them. Nothing is shared between two calls, so that people who generate
@@ -114,7 +124,10 @@ def _take(item: tuple[Generation, int, float] | Generation | Exception) -> None:
 
 def _run(generation: Generation, news: queue.Queue[Any], stop: threading.Event) -> None:
     model, sampling = generation.model, generation.sampling
-    inputs = torch.tensor([generation.prompt_ids], device=model.device)
+    if generation.ended or generation.room < 1:
+        news.put(generation)
+        return
+    inputs = torch.tensor([generation.prompt_ids + generation.ids], device=model.device)
     # Every choice is made by our processors: whatever the model's own defaults are, they come on top.
     config = transformers.GenerationConfig(
         do_sample=False,
