@@ -110,15 +110,15 @@ class _Visit:
 def build_page(subjects: Sequence[Subject]) -> gr.Blocks:
     """The page for one model or several side by side."""
     with gr.Blocks(title=f"Try {subjects[0].name}", analytics_enabled=False) as page:
-        _Page(subjects)
+        _Page(page, subjects)
     return page
 
 
 class _Page:
     """The components, and what they do."""
 
-    def __init__(self, subjects: Sequence[Subject]) -> None:
-        self.subjects = subjects
+    def __init__(self, page: gr.Blocks, subjects: Sequence[Subject]) -> None:
+        self.page, self.subjects = page, subjects
         self.room = threading.BoundedSemaphore(AT_ONCE)
         numbers = range(len(subjects))
         visit = gr.State(_Visit())
@@ -289,7 +289,7 @@ class _Page:
     def _grow(self, visit: _Visit, mine: object, texts: dict[int, _Text]) -> Iterator[_Changes]:
         yield self._panes(texts, 0.0)
         while not self.room.acquire(timeout=_TURN):
-            if visit.run is not mine:
+            if not self._wanted(visit, mine):
                 return
             yield {self.status: _say("Waiting until others are done ...")}
         try:
@@ -297,7 +297,7 @@ class _Page:
             with closing(generate_together([text.generation for text in texts.values()])) as steps:
                 for _ in steps:
                     now = time.perf_counter()
-                    if visit.run is not mine:
+                    if not self._wanted(visit, mine):
                         break
                     if now - shown >= _PAUSE:
                         shown = now
@@ -306,6 +306,9 @@ class _Page:
             self.room.release()
         if visit.run in (mine, None):
             yield self._panes(texts, now - began)
+
+    def _wanted(self, visit: _Visit, mine: object) -> bool:
+        return visit.run is mine and self.page.is_running
 
     def _panes(self, texts: dict[int, _Text], seconds: float) -> _Changes:
         changes = {}
