@@ -37,6 +37,8 @@ def fragments_html(model: int, name: str, tokens: Sequence[Fragment], given: int
     Args:
         given: how many of them, from the first, are the prompt's.
     """
+    if not tokens:
+        return '<p class="none">The fragments of this tokenizer cannot be shown.</p>'
     # One stop of the Tab key for all of them; the arrow keys go on from there.
     spans = "".join(
         f'<span class="f s{surprise_step(token.nats)}{" of-prompt" if index < given else ""}" '
@@ -69,13 +71,12 @@ def alternatives_html(
         f"{percent(each.probability)}</button></li>"
         for each in candidates
     )
-    share = "nothing comes before it" if chosen.nats is None else percent(math.exp(-chosen.nats))
-    use = "" if given else "; choose one to go on from there"
-    return (
-        '<section class="alternatives" aria-label="Alternatives">'
-        f"<p>What the model considered in place of <b>{safe(chosen.text)}</b> ({share}){use}:</p>"
-        f"<ul>{rows}</ul></section>"
-    )
+    if chosen.nats is None:
+        told = f"Nothing comes before <b>{safe(chosen.text)}</b>: the model was not asked for it."
+    else:
+        told = f"What the model considered in place of <b>{safe(chosen.text)}</b>"
+        told += f" ({percent(math.exp(-chosen.nats))}){'' if given else '; choose one to go on from there'}:"
+    return f'<section class="alternatives" aria-label="Alternatives"><p>{told}</p><ul>{rows}</ul></section>'
 
 
 def percent(probability: float) -> str:

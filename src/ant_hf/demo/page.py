@@ -73,7 +73,9 @@ class _Text:
         return _Text(self.subject, self.prompt, self.given, new)
 
     def pieces(self) -> list[fragments.Fragment]:
-        """Those of the prompt, then the new ones."""
+        """Those of the prompt, then the new ones; none if the prompt's cannot be told apart."""
+        if not self.given:
+            return []
         entries, made, start = fragments.vocabulary(self.subject.tokenizer), [], self.given[-1].end
         for token_id, nats in zip(self.generation.ids, self.generation.nats, strict=False):
             raw = entries.of(token_id)
@@ -204,7 +206,7 @@ class _Page:
             if not prompt:
                 raise AntError("the prompt is empty", hint="Write a few words for the model to go on from.")
             ids = encode_prompt(subject.model, subject.tokenizer, prompt)
-            given = fragments.read_text(subject.model, subject.tokenizer, prompt, top=0).fragments
+            given = _given(subject, prompt)
         except AntError as error:
             raise AntError(f"{subject.name}: {error}" if len(self.subjects) > 1 else str(error)) from None
         return _Text(subject, prompt, given, Generation(subject.model, ids, sampling))
@@ -238,7 +240,7 @@ class _Page:
         """What the model considered in the place of the fragment that was clicked."""
         number, index = int(event.model), int(event.index)
         text, html = visit.texts.get(number), ""
-        if text and index < len(pieces := text.pieces()):
+        if text and 0 <= index < len(pieces := text.pieces()):
             given = index < len(text.given)
             html = alternatives_html(number, index, pieces[index], text.considered(index), given)
         return {self.alternatives[number]: html}
@@ -314,8 +316,8 @@ class _Page:
         changes = {}
         for number, text in texts.items():
             changes[self.outputs[number]] = _output(text, seconds)
-            pieces = fragments_html(number, text.subject.name, text.pieces(), len(text.given))
-            changes[self.fragments[number]] = pieces
+            name, pieces = text.subject.name, text.pieces()
+            changes[self.fragments[number]] = fragments_html(number, name, pieces, len(text.given))
         return changes
 
 
@@ -326,6 +328,15 @@ def _header(subjects: Sequence[Subject]) -> str:
         for subject in subjects
     )
     return f'<header class="head"><h1>Try the model</h1><p>{models}</p></header>'
+
+
+def _given(subject: Subject, prompt: str) -> list[fragments.Fragment]:
+    try:
+        fragments.vocabulary(subject.tokenizer)
+    except AntError:
+        # Of another kind: the text is all that can be shown.
+        return []
+    return fragments.read_text(subject.model, subject.tokenizer, prompt, top=0).fragments
 
 
 def _say(word: str, kind: str = "") -> str:
