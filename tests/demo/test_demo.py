@@ -1,20 +1,26 @@
 """What the demo's page is made of: seeds of one's own, the library's sampling, text that is never markup."""
 
+import copy
 import html
 import importlib.util
 import re
 import threading
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import LogitsProcessorList
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import LogitsProcessorList, PreTrainedTokenizerFast
 
 from ant_hf.cli.models import demo
 from ant_hf.demo.sampling import Draw, Generation, Sampling, generate_together, processors
 from ant_hf.errors import AntError
 from ant_hf.inspection.fragments import Candidate, Fragment
+from ant_hf.model.encoding import context_length
 from ant_hf.model.generation import CARD_SAMPLING, encode_prompt
-from ant_hf.model.loading import load_final
+from ant_hf.model.loading import Subject, load_final
 
 
 def test_a_missing_extra_is_one_line(monkeypatch, tiny_run):
@@ -28,9 +34,66 @@ def loaded(tiny_run):
     return load_final(tiny_run / "final")
 
 
+@pytest.fixture
+def page_of():
+    """A function that gives what the page of one model shows after an event, by component."""
+    gradio, demo = pytest.importorskip("gradio"), pytest.importorskip("ant_hf.demo.page")
+
+    def make(model, tokenizer, prompt, **control):
+        subject = Subject("tiny", Path(), model, tokenizer, {"parameters": 0})
+        with gradio.Blocks() as blocks:
+            page = demo._Page(blocks, [subject])
+        blocks.is_running = True
+        values = {"temperature": 0.7, "top_p": 0.9, "penalty": 1.5, "tokens": 4, "seed": 0, "greedy": False}
+        changes = {}
+        for change in page._generate(demo._Visit(), prompt, *(values | control).values(), True):
+            changes |= change
+        return {name: changes[getattr(page, name)] for name in ("status", "stop", "go_on")} | {
+            "text": changes[page.outputs[0]],
+            "fragments": changes[page.fragments[0]],
+        }
+
+    return make
+
+
+def test_a_model_whose_scores_are_not_numbers_is_one_message_and_the_page_can_be_used_again(page_of, loaded):
+    model = copy.deepcopy(loaded[0])
+    torch.nn.init.constant_(model.model.norm.weight, torch.nan)
+    shown = page_of(model, loaded[1], "In the")
+    assert "the model failed: its scores are not numbers" in shown["status"]
+    assert not shown["stop"]["interactive"]
+    assert "Nothing generated yet" in shown["text"]
+
+
+def test_a_tokenizer_whose_bytes_are_not_known_still_gives_text(page_of, loaded):
+    words = Tokenizer(WordLevel({"in": 0, "the": 1, "?": 2}, unk_token="?"))
+    words.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?")
+    shown = page_of(loaded[0], tokenizer, "in the")
+    assert "Done" in shown["status"]
+    assert "2 + 4 tokens" in shown["text"]
+    assert "cannot be shown" in shown["fragments"]
+
+
+def test_no_public_address_is_one_message(monkeypatch, tiny_run):
+    pytest.importorskip("gradio")
+    from gradio import networking
+
+    from ant_hf.demo.serving import serve
+
+    def refuse(**_):
+        raise OSError("no network")
+
+    monkeypatch.setattr(networking, "setup_tunnel", refuse)
+    with pytest.raises(AntError, match="no public address for the page: Could not create share link"):
+        serve([str(tiny_run / "final")], share=True)
+
+
 def generated(loaded, **values):
     model, tokenizer = loaded
-    generation = Generation(model, encode_prompt(model, tokenizer, "In the"), Sampling(**values))
+    generation = Generation(
+        model, encode_prompt(model, tokenizer, "In the"), Sampling(**values), context_length(model, tokenizer)
+    )
     for _ in generate_together([generation]):
         pass
     return generation
@@ -103,7 +166,10 @@ def test_surprise_is_the_models_own_before_penalty_and_temperature(loaded):
 
 def test_closing_ends_the_threads_and_the_context_bounds_the_text(loaded):
     model, tokenizer = loaded
-    pair = [Generation(model, encode_prompt(model, tokenizer, text), Sampling()) for text in ("In", "And")]
+    pair = [
+        Generation(model, encode_prompt(model, tokenizer, text), Sampling(), context_length(model, tokenizer))
+        for text in ("In", "And")
+    ]
     running = generate_together(pair)
     next(running)
     running.close()
@@ -114,8 +180,28 @@ def test_closing_ends_the_threads_and_the_context_bounds_the_text(loaded):
     assert whole.finished
 
 
+def test_a_text_goes_on_from_any_of_its_tokens_and_ends_where_it_must(loaded):
+    whole = generated(loaded, greedy=True, max_new_tokens=16)
+    context = whole.context
+
+    def after(ids, **values):
+        sampling = Sampling(greedy=True, **values)
+        new = Generation(whole.model, whole.prompt_ids, sampling, context, list(ids), [0.0] * len(ids))
+        for _ in generate_together([new]):
+            pass
+        return new
+
+    assert after(whole.ids[:5], max_new_tokens=11).ids == whole.ids
+    end = whole.model.generation_config.eos_token_id
+    assert after([*whole.ids[:5], end]).ids == [*whole.ids[:5], end]
+    full = after([whole.ids[0]] * (context - len(whole.prompt_ids)))
+    assert full.finished
+    assert full.room == 0
+    assert len(full.ids) == full.kept
+
+
 def test_a_failing_model_is_one_message(loaded):
-    generation = Generation(loaded[0], [10**6], Sampling())
+    generation = Generation(loaded[0], [10**6], Sampling(), 64)
     with pytest.raises(AntError, match="the model failed"):
         list(generate_together([generation]))
 

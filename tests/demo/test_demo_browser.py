@@ -47,7 +47,7 @@ def models(tiny_run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(models, tmp_path_factory):
-    """The page's address; that Ctrl-C ends the server without a word too many is checked at the end."""
+    """The page's address; at the end Ctrl-C, while a page is busy, ends the server at once and quietly."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -61,8 +61,10 @@ def address(models, tmp_path_factory):
             assert process.poll() is None, log.read_text()
             time.sleep(0.05)
         yield f"http://127.0.0.1:{port}/"
+        began = time.monotonic()
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
+        assert time.monotonic() - began < 3
         said = log.read_text().splitlines()
         assert [line[:4] for line in said] == ["demo", "demo"], said
     finally:
@@ -149,7 +151,11 @@ def new_visitor(browser, address):
         assert visitor.errors == []
         elsewhere = [url for url in visitor.requests if not url.startswith((address, "data:", "blob:"))]
         assert elsewhere == []
-        visitor.context.close()
+    # The pages stay open, one of them busy, until the server has ended and the browser is closed.
+    visitors[0].open(address)
+    visitors[0].set("max_new_tokens", 1000)
+    visitors[0].start("In the")
+    visitors[0].made_some()
 
 
 @pytest.fixture(scope="module")
@@ -339,6 +345,11 @@ def test_prompts_that_cannot_be_used_are_explained_and_nothing_is_markup(visitor
     visitor.page.locator("#fragments-1 .f").first.click()
     expect(visitor.page.locator("#alternatives-1 button")).to_have_count(8)
     assert visitor.page.evaluate("window.hacked") is None
+    visitor.generate("\N{HEBREW LETTER SHIN}\N{HEBREW LETTER LAMED} \N{ANT}")
+    for place in ("#output-0 .text", "#fragments-0 .fragments"):
+        assert (
+            visitor.page.evaluate(f"getComputedStyle(document.querySelector('{place}')).direction") == "rtl"
+        )
     markup = ", ".join(
         f"#page {place} {tag}" for place in (".output", "#pieces") for tag in ("img", "script")
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import sys
 from collections.abc import Sequence
 
 from ant_hf.inspection.fragments import SURPRISE_STEPS, Candidate, Fragment, surprise_step
@@ -67,7 +68,7 @@ def alternatives_html(
     rows = "".join(
         f'<li><button type="button" data-model="{model}" data-index="{index}" data-token="{each.token_id}"'
         f"{' disabled' if given else ''}{' class=taken' if each.token_id == chosen.token_id else ''}>"
-        f'<span class="f s{surprise_step(-math.log(max(each.probability, 1e-30)))}">{safe(each.text)}</span> '
+        f'<span class="f s{surprise_step(surprise(each.probability))}">{safe(each.text)}</span> '
         f"{percent(each.probability)}</button></li>"
         for each in candidates
     )
@@ -77,6 +78,11 @@ def alternatives_html(
         told = f"What the model considered in place of <b>{safe(chosen.text)}</b>"
         told += f" ({percent(math.exp(-chosen.nats))}){'' if given else '; choose one to go on from there'}:"
     return f'<section class="alternatives" aria-label="Alternatives"><p>{told}</p><ul>{rows}</ul></section>'
+
+
+def surprise(probability: float) -> float:
+    """In nats; of what is too improbable for a number, as of the smallest."""
+    return -math.log(max(probability, sys.float_info.min))
 
 
 def percent(probability: float) -> str:

@@ -22,6 +22,7 @@ document.addEventListener("keydown", (event) => {
 
 document.addEventListener("click", async (event) => {
   const copy = event.target.closest(".copy"), fragment = event.target.closest(".fragments .f");
+  const choice = event.target.closest(".alternatives button");
   if (copy) {
     const text = copy.closest(".output").querySelector(".text");
     try {
@@ -36,5 +37,9 @@ document.addEventListener("click", async (event) => {
   } else if (fragment) {
     fragment.parentElement.querySelector("[aria-selected=true]")?.removeAttribute("aria-selected");
     fragment.setAttribute("aria-selected", "true");
+  } else if (choice) {
+    // The button goes; who works with keys goes on where it stood.
+    const {model, index} = choice.dataset;
+    document.querySelector(`#fragments-${model} [data-index="${index}"]`)?.focus();
   }
 });

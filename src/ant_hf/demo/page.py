@@ -23,11 +23,27 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 import gradio as gr
 import torch
 
-from ant_hf.demo.markup import alternatives_html, fragments_html, legend_html, output_html, safe
-from ant_hf.demo.sampling import LIMITS, TOP_K, Generation, Sampling, generate_together
+from ant_hf.demo.markup import (
+    alternatives_html,
+    fragments_html,
+    legend_html,
+    output_html,
+    safe,
+    surprise,
+)
+from ant_hf.demo.sampling import (
+    LIMITS,
+    NO_NUMBERS,
+    TOP_K,
+    Generation,
+    Sampling,
+    failure,
+    generate_together,
+)
 from ant_hf.errors import AntError
 from ant_hf.evaluation.degeneration import loop_period
 from ant_hf.inspection import fragments
+from ant_hf.model.encoding import decode
 from ant_hf.model.generation import encode_prompt
 from ant_hf.model.loading import Subject, load_subject
 
@@ -68,8 +84,9 @@ class _Text:
 
     def again(self, sampling: Sampling, count: int, *more: tuple[int, float]) -> _Text:
         """The same up to its first `count` new tokens; then `more`, ids with their nats."""
-        old, ids, nats = self.generation, [it[0] for it in more], [it[1] for it in more]
-        new = Generation(old.model, old.prompt_ids, sampling, old.ids[:count] + ids, old.nats[:count] + nats)
+        old = self.generation
+        ids, nats = old.ids[:count] + [it[0] for it in more], old.nats[:count] + [it[1] for it in more]
+        new = Generation(old.model, old.prompt_ids, sampling, old.context, ids, nats)
         return _Text(self.subject, self.prompt, self.given, new)
 
     def pieces(self) -> list[fragments.Fragment]:
@@ -209,7 +226,8 @@ class _Page:
             given = _given(subject, prompt)
         except AntError as error:
             raise AntError(f"{subject.name}: {error}" if len(self.subjects) > 1 else str(error)) from None
-        return _Text(subject, prompt, given, Generation(subject.model, ids, sampling))
+        generation = Generation(subject.model, ids, sampling, subject.context_length)
+        return _Text(subject, prompt, given, generation)
 
     def _continue(self, visit: _Visit, *values: Any) -> Iterator[_Changes]:
         """Every text goes on from its end, whatever the prompt's field says by now."""
@@ -231,7 +249,7 @@ class _Page:
             share = {each.token_id: each.probability for each in text.considered(index)} if text else {}
             if text is None or token_id not in share:
                 raise AntError("the text has changed since", hint="Click on a fragment of the present one.")
-            chosen = (token_id, -math.log(share[token_id]))
+            chosen = (token_id, surprise(share[token_id]))
             return {number: text.again(sampling, index - len(text.given), chosen)}
 
         yield from self._run(visit, values, begin)
@@ -269,8 +287,9 @@ class _Page:
             texts = begin(Sampling(temperature, top_p, penalty, new_tokens, seed, greedy))
             visit.texts |= texts
             yield from self._grow(visit, mine, texts)
-        except AntError as error:
-            word, kind = str(error), "error"
+        # Whatever fails must be said on the page, which would wait for ever otherwise.
+        except Exception as error:
+            word, kind = str(error if isinstance(error, AntError) else failure(error)), "error"
         if visit.run is mine:
             visit.run = None
         elif visit.run is None and not kind:
@@ -336,7 +355,10 @@ def _given(subject: Subject, prompt: str) -> list[fragments.Fragment]:
     except AntError:
         # Of another kind: the text is all that can be shown.
         return []
-    return fragments.read_text(subject.model, subject.tokenizer, prompt, top=0).fragments
+    given = fragments.read_text(subject.model, subject.tokenizer, prompt, top=0).fragments
+    if any(math.isnan(fragment.nats or 0.0) for fragment in given):
+        raise ValueError(NO_NUMBERS)
+    return given
 
 
 def _say(word: str, kind: str = "") -> str:
@@ -348,16 +370,17 @@ def _empty(subject: Subject) -> str:
 
 
 def _output(text: _Text, seconds: float) -> str:
-    generation, decode = text.generation, text.subject.tokenizer.decode
+    generation, tokenizer = text.generation, text.subject.tokenizer
     # Decoded together, because a tokenizer may need what comes before to place a space.
-    before = decode(generation.prompt_ids, skip_special_tokens=True)
-    made = decode(generation.prompt_ids + generation.ids, skip_special_tokens=True)[len(before) :]
+    before = decode(tokenizer, generation.prompt_ids, skip_special_tokens=True)
+    made = decode(tokenizer, generation.prompt_ids + generation.ids, skip_special_tokens=True)[len(before) :]
     if not generation.finished:
         # The next token may finish the character.
         made = made.rstrip("\N{REPLACEMENT CHARACTER}")
     loop = None
     if period := loop_period(generation.ids):
-        loop = f'In a loop: the last {period} tokens again and again: "{decode(generation.ids[-period:])}"'
+        again = decode(tokenizer, generation.ids[-period:])
+        loop = f'In a loop: the last {period} tokens again and again: "{again}"'
     return output_html(text.subject.name, text.prompt, made, _facts(generation, seconds), loop)
 
 

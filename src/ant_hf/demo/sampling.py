@@ -17,6 +17,7 @@ from ant_hf.model.generation import CARD_SAMPLING
 
 # What `generate` samples from when, as in the card's snippet, nothing is said.
 TOP_K = 50
+NO_NUMBERS = "its scores are not numbers"
 LIMITS: dict[str, tuple[float, float]] = {
     "temperature": (0.05, 2.0),
     "top_p": (0.05, 1.0),
@@ -59,6 +60,8 @@ class Generation:
     model: PreTrainedModel
     prompt_ids: list[int]
     sampling: Sampling
+    context: int
+    """Tokens that the model takes at once."""
     ids: list[int] = field(default_factory=list)
     """The new tokens, with the end-of-text token if it came."""
     nats: list[float] = field(default_factory=list)
@@ -71,8 +74,8 @@ class Generation:
 
     @property
     def room(self) -> int:
-        """Tokens that the model's context had room for at its start."""
-        return int(self.model.config.max_position_embeddings) - len(self.prompt_ids) - self.kept
+        """New tokens that the context had room for at its start."""
+        return self.context - len(self.prompt_ids) - self.kept
 
     @property
     def ended(self) -> bool:
@@ -111,9 +114,14 @@ def generate_together(generations: Sequence[Generation]) -> Generator[None]:
             thread.join()
 
 
+def failure(error: Exception) -> AntError:
+    """What is said of an error that is not the user's."""
+    return AntError(f"the model failed: {' '.join(str(error).split())[:200] or type(error).__name__}")
+
+
 def _take(item: tuple[Generation, int, float] | Generation | Exception) -> None:
     if isinstance(item, Exception):
-        raise AntError(f"the model failed: {' '.join(str(item).split())[:200]}") from item
+        raise failure(item) from item
     if isinstance(item, Generation):
         item.finished = True
     else:
@@ -198,5 +206,7 @@ class _Choice(LogitsProcessor):
         log_p = torch.log_softmax(scores[0].float(), dim=-1)
         scores = self._chain(input_ids, scores)
         token_id = int(scores.argmax(dim=-1).item())
-        self._news.put((self._generation, token_id, -float(log_p[token_id])))
+        if not (nats := -float(log_p[token_id])) < float("inf"):
+            raise ValueError(NO_NUMBERS)
+        self._news.put((self._generation, token_id, nats))
         return scores

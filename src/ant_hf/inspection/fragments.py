@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from ant_hf.errors import AntError
+from ant_hf.model.encoding import context_length
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _VISIBLE = {" ": "\u00b7", "\n": "\u21b5", "\t": "\u21e5", "\r": "\u240d"}
@@ -248,7 +249,7 @@ def read_text(model: PreTrainedModel, tokenizer: Any, text: str, top: int = 5) -
     prefix = prefix_ids(tokenizer)
     nats: list[float | None] = [] if prefix else [None]
     expected: list[NextTokens | None] = [] if prefix else [None]
-    for logits_TV, targets in _pieces(model, prefix + ids):
+    for logits_TV, targets in _pieces(model, prefix + ids, context_length(model, tokenizer)):
         log_p_TV = torch.log_softmax(logits_TV, dim=-1)
         nats += (-log_p_TV.gather(1, torch.tensor(targets)[:, None])[:, 0]).tolist()
         # Without a prefix the first token is none of the targets.
@@ -274,7 +275,7 @@ def next_tokens(model: PreTrainedModel, tokenizer: Any, token_ids: list[int], to
         AntError: the tokenizer is of a kind that cannot be read.
     """
     entries = vocabulary(tokenizer)
-    input_ids = torch.tensor([token_ids[-model.config.max_position_embeddings :]], device=model.device)
+    input_ids = torch.tensor([token_ids[-context_length(model, tokenizer) :]], device=model.device)
     logits_V = model(input_ids=input_ids, use_cache=False).logits[0, -1].float().cpu()
     return _next_tokens(torch.log_softmax(logits_V, dim=-1), entries, entries.pending(token_ids[-4:]), top)
 
@@ -284,12 +285,11 @@ def prefix_ids(tokenizer: Any) -> list[int]:
     return [each for each in (tokenizer.bos_token_id, tokenizer.eos_token_id) if each is not None][:1]
 
 
-def _pieces(model: PreTrainedModel, ids: list[int]) -> Iterator[tuple[torch.Tensor, list[int]]]:
+def _pieces(model: PreTrainedModel, ids: list[int], context: int) -> Iterator[tuple[torch.Tensor, list[int]]]:
     """Logits in fp32 on the CPU, shape (T, V), with their T targets, each token but the first once.
 
     Pieces of a window, because large vocabularies make large tables.
     """
-    context = model.config.max_position_embeddings
     for start in range(0, len(ids) - 1, context):
         window = ids[start : start + context + 1]
         inputs_1T = torch.tensor([window[:-1]], device=model.device)
