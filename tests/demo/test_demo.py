@@ -6,6 +6,7 @@ import importlib.util
 import re
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import LogitsProcessorList, PreTrainedTokenizerFast
 
 from ant_hf.cli.models import demo
+from ant_hf.demo.markup import alternatives_html, describe, fragments_html, output_html, safe
 from ant_hf.demo.sampling import Draw, Generation, Sampling, generate_together, processors
+from ant_hf.demo.texts import CANDIDATES, start_text
 from ant_hf.errors import AntError
 from ant_hf.inspection.fragments import Candidate, Fragment
 from ant_hf.model.encoding import context_length
@@ -34,59 +37,60 @@ def loaded(tiny_run):
     return load_final(tiny_run / "final")
 
 
-@pytest.fixture
-def page_of():
-    """A function that gives what the page of one model shows after an event, by component."""
-    gradio, demo = pytest.importorskip("gradio"), pytest.importorskip("ant_hf.demo.page")
-
-    def make(model, tokenizer, prompt, **control):
-        subject = Subject("tiny", Path(), model, tokenizer, {"parameters": 0})
-        with gradio.Blocks() as blocks:
-            page = demo._Page(blocks, [subject])
-        blocks.is_running = True
-        values = {"temperature": 0.7, "top_p": 0.9, "penalty": 1.5, "tokens": 4, "seed": 0, "greedy": False}
-        changes = {}
-        for change in page._generate(demo._Visit(), prompt, *(values | control).values(), True):
-            changes |= change
-        return {name: changes[getattr(page, name)] for name in ("status", "stop", "go_on")} | {
-            "text": changes[page.outputs[0]],
-            "fragments": changes[page.fragments[0]],
-        }
-
-    return make
+def written(model, tokenizer, prompt):
+    text = start_text(Subject("tiny", Path(), model, tokenizer, {}), prompt, Sampling(max_new_tokens=4))
+    for _ in generate_together([text.generation]):
+        pass
+    return text
 
 
-def test_a_model_whose_scores_are_not_numbers_is_one_message_and_the_page_can_be_used_again(page_of, loaded):
-    model = copy.deepcopy(loaded[0])
+def test_scores_that_are_not_numbers_are_told_wherever_they_begin(loaded):
+    model, tokenizer = copy.deepcopy(loaded[0]), loaded[1]
     torch.nn.init.constant_(model.model.norm.weight, torch.nan)
-    shown = page_of(model, loaded[1], "In the")
-    assert "the model failed: its scores are not numbers" in shown["status"]
-    assert not shown["stop"]["interactive"]
-    assert "Nothing generated yet" in shown["text"]
+    with pytest.raises(ValueError, match="scores are not numbers"):
+        start_text(Subject("tiny", Path(), model, tokenizer, {}), "In the", Sampling())
+    with pytest.raises(AntError, match="the model failed: its scores are not numbers"):
+        list(generate_together([Generation(model, [5], Sampling(), 64)]))
 
 
-def test_a_tokenizer_whose_bytes_are_not_known_still_gives_text(page_of, loaded):
+def test_a_tokenizer_whose_entries_have_no_known_bytes_still_gives_text(loaded):
     words = Tokenizer(WordLevel({"in": 0, "the": 1, "?": 2}, unk_token="?"))
     words.pre_tokenizer = Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?")
-    shown = page_of(loaded[0], tokenizer, "in the")
-    assert "Done" in shown["status"]
-    assert "2 + 4 tokens" in shown["text"]
-    assert "cannot be shown" in shown["fragments"]
+    text = written(loaded[0], PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?"), "in the")
+    assert "2 + 4 tokens" in text.facts(1.0)
+    assert text.fragments() == []
+    assert "cannot be shown" in fragments_html(0, "tiny", text.fragments(), 0)
 
 
-def test_no_public_address_is_one_message(monkeypatch, tiny_run):
+def test_what_was_considered_is_what_the_model_gives_in_that_place(loaded):
+    text = written(*loaded, "In the")
+    *_, place = range(len(text.fragments()))
+    with torch.no_grad():
+        ids = torch.tensor([text.generation.prompt_ids + text.generation.ids[:-1]])
+        probabilities = loaded[0](ids).logits[0, -1].softmax(-1)
+    best = probabilities.topk(CANDIDATES)
+    assert [each.token_id for each in text.considered(place)] == best.indices.tolist()
+    assert [each.probability for each in text.considered(place)] == pytest.approx(
+        best.values.tolist(), rel=1e-3
+    )
+    assert len(text.considered(0)) == CANDIDATES
+
+
+def test_no_public_address_is_one_message(monkeypatch):
     pytest.importorskip("gradio")
-    from gradio import networking
+    from ant_hf.demo import serving
 
-    from ant_hf.demo.serving import serve
+    def launched(page, **_):
+        # As Gradio does it: it prints why, and goes on.
+        print("\nCould not create share link. Missing file: frpc. ")
 
-    def refuse(**_):
-        raise OSError("no network")
-
-    monkeypatch.setattr(networking, "setup_tunnel", refuse)
-    with pytest.raises(AntError, match="no public address for the page: Could not create share link"):
-        serve([str(tiny_run / "final")], share=True)
+    page = SimpleNamespace(share_url=None, server=SimpleNamespace(), close=lambda verbose: None)
+    monkeypatch.setattr(serving, "load_page", lambda _: page)
+    monkeypatch.setattr(serving, "launch", launched)
+    with pytest.raises(
+        AntError, match=r"no public address for the page: Could not .* frpc\. Check the network"
+    ):
+        serving.serve(["tiny"], share=True)
 
 
 def generated(loaded, **values):
@@ -225,8 +229,6 @@ HOSTILE = "<img src=x onerror=alert(1)> \"' & </span><script>{{x}} ${x} `x` \0"
 
 
 def test_nothing_written_becomes_markup_or_a_template():
-    from ant_hf.demo.markup import alternatives_html, describe, fragments_html, output_html, safe
-
     fragment = Fragment(7, HOSTILE.encode(), HOSTILE, 1.5, 0, 1)
     candidates = [Candidate(7, HOSTILE.encode(), HOSTILE, 0.5)]
     page = output_html(HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE)

@@ -1,12 +1,11 @@
 """The page: a prompt, the card's sampling, each model's text with its fragments as it grows; and its start.
 
-In three parts: the components and what they do, what a text looks like now, and how the page is launched,
-here or in a Space.
+In three parts: the components and what they do, how they look, and how the page is launched, here or in a
+Space. What it shows of a text is in `texts.py`, and as HTML in `markup.py`.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import secrets
 import threading
@@ -23,28 +22,11 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 import gradio as gr
 import torch
 
-from ant_hf.demo.markup import (
-    alternatives_html,
-    fragments_html,
-    legend_html,
-    output_html,
-    safe,
-    surprise,
-)
-from ant_hf.demo.sampling import (
-    LIMITS,
-    NO_NUMBERS,
-    TOP_K,
-    Generation,
-    Sampling,
-    failure,
-    generate_together,
-)
+from ant_hf.demo.markup import alternatives_html, fragments_html, legend_html, output_html, safe, surprise
+from ant_hf.demo.sampling import LIMITS, TOP_K, Sampling, failure, generate_together
+from ant_hf.demo.texts import Text, start_text
 from ant_hf.errors import AntError
-from ant_hf.evaluation.degeneration import loop_period
-from ant_hf.inspection import fragments
-from ant_hf.model.encoding import decode
-from ant_hf.model.generation import encode_prompt
+from ant_hf.inspection.fragments import surprise_colours
 from ant_hf.model.loading import Subject, load_subject
 
 PROMPT = "The basic principles of small language models require"
@@ -56,8 +38,6 @@ AT_ONCE = 4
 _TURN = 0.2
 # New seeds are below it: short enough to write down.
 _SEEDS = 10**6
-# Candidates shown in a fragment's place.
-_CANDIDATES = 8
 _HELP = "Enter generates, Shift-Enter starts a new line, Escape stops."
 # A screen reader speaks what changes within an element that was there before.
 _LIVE = '<div role="status">${value}</div>'
@@ -74,55 +54,12 @@ _Changes = dict[Any, Any]
 
 
 @dataclass
-class _Text:
-    """One model's text."""
-
-    subject: Subject
-    prompt: str
-    given: list[fragments.Fragment]
-    generation: Generation
-
-    def again(self, sampling: Sampling, count: int, *more: tuple[int, float]) -> _Text:
-        """The same up to its first `count` new tokens; then `more`, ids with their nats."""
-        old = self.generation
-        ids, nats = old.ids[:count] + [it[0] for it in more], old.nats[:count] + [it[1] for it in more]
-        new = Generation(old.model, old.prompt_ids, sampling, old.context, ids, nats)
-        return _Text(self.subject, self.prompt, self.given, new)
-
-    def pieces(self) -> list[fragments.Fragment]:
-        """Those of the prompt, then the new ones; none if the prompt's cannot be told apart."""
-        if not self.given:
-            return []
-        entries, made, start = fragments.vocabulary(self.subject.tokenizer), [], self.given[-1].end
-        for token_id, nats in zip(self.generation.ids, self.generation.nats, strict=False):
-            raw = entries.of(token_id)
-            end = start + len(raw)
-            made.append(fragments.Fragment(token_id, raw, entries.text(token_id), nats, start, end))
-            start = end
-        return [*self.given, *made]
-
-    def considered(self, index: int) -> list[fragments.Candidate]:
-        """What the model held for most probable in a fragment's place."""
-        if (place := index - len(self.given)) >= 0:
-            before = self.generation.prompt_ids + self.generation.ids[:place]
-        else:
-            # As the prompt was read.
-            prefix = fragments.prefix_ids(self.subject.tokenizer)
-            before = prefix + [fragment.token_id for fragment in self.given[:index]]
-        if not before:
-            return []
-        return fragments.next_tokens(
-            self.subject.model, self.subject.tokenizer, before, _CANDIDATES
-        ).candidates
-
-
-@dataclass
 class _Visit:
     """What is kept of one open page between two events."""
 
     run: object = None
     """The newest run that goes on; an older one finds another here, and ends."""
-    texts: dict[int, _Text] = field(default_factory=dict)
+    texts: dict[int, Text] = field(default_factory=dict)
     """By the model's number."""
 
 
@@ -209,7 +146,7 @@ class _Page:
     def _generate(self, visit: _Visit, prompt: str, *values: Any) -> Iterator[_Changes]:
         """A new text of every model."""
 
-        def begin(sampling: Sampling) -> dict[int, _Text]:
+        def begin(sampling: Sampling) -> dict[int, Text]:
             return {
                 number: self._start(subject, prompt, sampling) for number, subject in enumerate(self.subjects)
             }
@@ -218,21 +155,16 @@ class _Page:
         visit.texts = {}
         yield from self._run(visit, values, begin)
 
-    def _start(self, subject: Subject, prompt: str, sampling: Sampling) -> _Text:
+    def _start(self, subject: Subject, prompt: str, sampling: Sampling) -> Text:
         try:
-            if not prompt:
-                raise AntError("the prompt is empty", hint="Write a few words for the model to go on from.")
-            ids = encode_prompt(subject.model, subject.tokenizer, prompt)
-            given = _given(subject, prompt)
+            return start_text(subject, prompt, sampling)
         except AntError as error:
             raise AntError(f"{subject.name}: {error}" if len(self.subjects) > 1 else str(error)) from None
-        generation = Generation(subject.model, ids, sampling, subject.context_length)
-        return _Text(subject, prompt, given, generation)
 
     def _continue(self, visit: _Visit, *values: Any) -> Iterator[_Changes]:
         """Every text goes on from its end, whatever the prompt's field says by now."""
 
-        def begin(sampling: Sampling) -> dict[int, _Text]:
+        def begin(sampling: Sampling) -> dict[int, Text]:
             return {
                 number: text.again(sampling, len(text.generation.nats) - text.generation.ended)
                 for number, text in visit.texts.items()
@@ -244,7 +176,7 @@ class _Page:
         """One text goes on from another fragment than the one that stands there."""
         number, index, token_id = int(event.model), int(event.index), int(event.token)
 
-        def begin(sampling: Sampling) -> dict[int, _Text]:
+        def begin(sampling: Sampling) -> dict[int, Text]:
             text = visit.texts.get(number)
             share = {each.token_id: each.probability for each in text.considered(index)} if text else {}
             if text is None or token_id not in share:
@@ -258,7 +190,7 @@ class _Page:
         """What the model considered in the place of the fragment that was clicked."""
         number, index = int(event.model), int(event.index)
         text, html = visit.texts.get(number), ""
-        if text and 0 <= index < len(pieces := text.pieces()):
+        if text and 0 <= index < len(pieces := text.fragments()):
             given = index < len(text.given)
             html = alternatives_html(number, index, pieces[index], text.considered(index), given)
         return {self.alternatives[number]: html}
@@ -268,7 +200,7 @@ class _Page:
         visit.run = None
 
     def _run(
-        self, visit: _Visit, values: Sequence[Any], begin: Callable[[Sampling], dict[int, _Text]]
+        self, visit: _Visit, values: Sequence[Any], begin: Callable[[Sampling], dict[int, Text]]
     ) -> Iterator[_Changes]:
         """What changes on the page while the texts grow that `begin` returns."""
         visit.run = mine = object()
@@ -307,7 +239,7 @@ class _Page:
             **{self.fragments[number]: "" for number in empty},
         }
 
-    def _grow(self, visit: _Visit, mine: object, texts: dict[int, _Text]) -> Iterator[_Changes]:
+    def _grow(self, visit: _Visit, mine: object, texts: dict[int, Text]) -> Iterator[_Changes]:
         yield self._panes(texts, 0.0)
         while not self.room.acquire(timeout=_TURN):
             if not self._wanted(visit, mine):
@@ -331,12 +263,13 @@ class _Page:
     def _wanted(self, visit: _Visit, mine: object) -> bool:
         return visit.run is mine and self.page.is_running
 
-    def _panes(self, texts: dict[int, _Text], seconds: float) -> _Changes:
+    def _panes(self, texts: dict[int, Text], seconds: float) -> _Changes:
         changes = {}
         for number, text in texts.items():
-            changes[self.outputs[number]] = _output(text, seconds)
-            name, pieces = text.subject.name, text.pieces()
-            changes[self.fragments[number]] = fragments_html(number, name, pieces, len(text.given))
+            name, made, facts = text.subject.name, text.made, text.facts(seconds)
+            changes[self.outputs[number]] = output_html(name, text.prompt, made, facts, text.loop)
+            pieces = fragments_html(number, name, text.fragments(), len(text.given))
+            changes[self.fragments[number]] = pieces
         return changes
 
 
@@ -349,18 +282,6 @@ def _header(subjects: Sequence[Subject]) -> str:
     return f'<header class="head"><h1>Try the model</h1><p>{models}</p></header>'
 
 
-def _given(subject: Subject, prompt: str) -> list[fragments.Fragment]:
-    try:
-        fragments.vocabulary(subject.tokenizer)
-    except AntError:
-        # Of another kind: the text is all that can be shown.
-        return []
-    given = fragments.read_text(subject.model, subject.tokenizer, prompt, top=0).fragments
-    if any(math.isnan(fragment.nats or 0.0) for fragment in given):
-        raise ValueError(NO_NUMBERS)
-    return given
-
-
 def _say(word: str, kind: str = "") -> str:
     return f'<p class="{kind}">{safe(word)}</p>'
 
@@ -369,43 +290,13 @@ def _empty(subject: Subject) -> str:
     return output_html(subject.name, "", "", "Nothing generated yet.", None)
 
 
-def _output(text: _Text, seconds: float) -> str:
-    generation, tokenizer = text.generation, text.subject.tokenizer
-    # Decoded together, because a tokenizer may need what comes before to place a space.
-    before = decode(tokenizer, generation.prompt_ids, skip_special_tokens=True)
-    made = decode(tokenizer, generation.prompt_ids + generation.ids, skip_special_tokens=True)[len(before) :]
-    if not generation.finished:
-        # The next token may finish the character.
-        made = made.rstrip("\N{REPLACEMENT CHARACTER}")
-    loop = None
-    if period := loop_period(generation.ids):
-        again = decode(tokenizer, generation.ids[-period:])
-        loop = f'In a loop: the last {period} tokens again and again: "{again}"'
-    return output_html(text.subject.name, text.prompt, made, _facts(generation, seconds), loop)
-
-
-def _facts(generation: Generation, seconds: float) -> str:
-    sampling, count, new = generation.sampling, len(generation.nats), len(generation.nats) - generation.kept
-    parts = [f"{len(generation.prompt_ids)} + {count} tokens"]
-    if new:
-        parts.append(f"{new / seconds:.0f} tokens/s")
-    if count:
-        parts.append(f"mean surprise {sum(generation.nats) / count:.2f} nats")
-    parts.append("greedy" if sampling.greedy else f"seed {sampling.seed}")
-    if generation.ended:
-        parts.append("the model ended the text")
-    elif generation.finished and generation.room < (limit := sampling.max_new_tokens):
-        parts.append(f"the context had room for {generation.room} of {limit} new tokens")
-    return ", ".join(parts)
-
-
 def _style() -> str:
     """The style sheet, with the fragments' colours on light and dark pages."""
     # Their rules are stronger than the library's own colour of all text inside such a block.
     return Path(__file__).with_suffix(".css").read_text(encoding="utf-8") + "\n".join(
         f"{scope}.f.f.s{step}{{background:{background};color:{text}!important}}"
         for theme, scope in (("light", ""), ("dark", ".dark "))
-        for step, (background, text) in enumerate(fragments.surprise_colours(theme))
+        for step, (background, text) in enumerate(surprise_colours(theme))
     )
 
 
