@@ -387,6 +387,11 @@ def test_on_a_phone_all_is_within_its_width_and_the_controls_come_after_the_text
     page = visitor.page
     page.locator("#fragments-1 .f").first.click()
     expect(page.locator("#alternatives-1 button")).to_have_count(8)
+    page.wait_for_function(
+        """() => { const [place, told] = ["#fragments-1 .f", "#alternatives-1"].map(
+             name => document.querySelector(name).getBoundingClientRect());
+           return place.top >= 0 && place.bottom <= told.top + 1 && told.bottom <= innerHeight + 1; }"""
+    )
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     places = page.evaluate(
         """[...document.querySelectorAll("button, input, textarea, .f")].map(e => e.getBoundingClientRect())

@@ -33,7 +33,7 @@ def output_html(name: str, prompt: str, made: str, facts: str, loop: str | None)
 
 
 def fragments_html(model: int, name: str, tokens: Sequence[Fragment], given: int) -> str:
-    """Fragments in the colour of their surprise; bytes, id and nats of one on hover or focus.
+    """Fragments in the colour of their surprise; bytes, id and nats of one at a hover, a focus or a click.
 
     Args:
         given: how many of them, from the first, are the prompt's.
@@ -72,12 +72,14 @@ def alternatives_html(
         f"{percent(each.probability)}</button></li>"
         for each in candidates
     )
-    if chosen.nats is None:
-        told = f"Nothing comes before <b>{safe(chosen.text)}</b>: the model was not asked for it."
-    else:
-        told = f"What the model considered in place of <b>{safe(chosen.text)}</b>"
-        told += f" ({percent(math.exp(-chosen.nats))}){'' if given else '; choose one to go on from there'}:"
-    return f'<section class="alternatives" aria-label="Alternatives"><p>{told}</p><ul>{rows}</ul></section>'
+    told = "The model was not asked for it."
+    if chosen.nats is not None:
+        told = f"The model gave it {percent(math.exp(-chosen.nats))}. Its most probable choices here"
+        told += ":" if given else "; click one to go on from it:"
+    return (
+        '<section class="alternatives" aria-label="Alternatives">'
+        f'<p class="place">{safe(describe(chosen))}</p><p>{told}</p><ul>{rows}</ul></section>'
+    )
 
 
 def surprise(probability: float) -> float:

@@ -45,6 +45,10 @@ _CLICKED = """element.addEventListener("click", (event) => {
   const place = event.target.closest("[data-index]");
   if (place) trigger("click", {...place.dataset});
 })"""
+_IN_SIGHT = """() => requestAnimationFrame(() => {
+  const column = document.activeElement.closest(".column");
+  column?.querySelector(".alternatives")?.scrollIntoView({block: "nearest"});
+})"""
 # For every event: no spinner over the page, and no address by which programs could call it.
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 # A second start is not refused: it ends the first. Values come unchecked, as our messages say more.
@@ -92,10 +96,10 @@ class _Page:
                 self.status = gr.HTML("", html_template=_LIVE, elem_id="status")
             # Side by side where there is room.
             with gr.Row(elem_id="texts"):
-                self.outputs = [
-                    gr.HTML(_empty(subjects[number]), elem_id=f"output-{number}", min_width=280)
-                    for number in numbers
-                ]
+                self.outputs = []
+                for number in numbers:
+                    with gr.Column(min_width=280):
+                        self.outputs.append(gr.HTML(_empty(subjects[number]), elem_id=f"output-{number}"))
             with gr.Column(elem_id="pieces"):
                 self.fragments, self.alternatives = [], []
                 with gr.Row():
@@ -119,7 +123,10 @@ class _Page:
         gr.on(starts, self._generate, [visit, prompt, *controls], shown, **_RUN)
         self.go_on.click(self._continue, inputs, shown, **_RUN)
         self.stop.click(self._stop, visit, queue=False, **_QUIET)
-        gr.on([pane.click for pane in self.fragments], self._look, visit, self.alternatives, **_QUIET)
+        looked = gr.on(
+            [pane.click for pane in self.fragments], self._look, visit, self.alternatives, **_QUIET
+        )
+        looked.then(None, js=_IN_SIGHT, api_visibility="private")
         gr.on([pane.click for pane in self.alternatives], self._choose, inputs, shown, **_RUN)
 
     def _controls(self) -> list[Any]:
