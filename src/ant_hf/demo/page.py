@@ -142,7 +142,7 @@ class _Page:
             penalty = slider("repetition_penalty", "Repetition penalty", 0.05)
             new_tokens = slider("max_new_tokens", "New tokens", 1)
             self.seed = gr.Number(card.seed, label="Seed (same seed, same text)", elem_id="seed")
-            keep = gr.Checkbox(False, label="Keep this seed", elem_id="keep")
+            keep = gr.Checkbox(False, label="Keep this seed (else a new one each time)", elem_id="keep")
             greedy = gr.Checkbox(card.greedy, label="Greedy (no sampling)", elem_id="greedy")
         # Who writes a seed wants that one.
         self.seed.input(None, None, keep, js="() => true", api_visibility="private")
@@ -212,11 +212,11 @@ class _Page:
         """What changes on the page while the texts grow that `begin` returns."""
         visit.run = mine = object()
         temperature, top_p, penalty, new_tokens, seed, greedy, keep = values
-        if not keep:
+        if greedy or not keep:
             seed = secrets.randbelow(_SEEDS)
         yield {
             self.status: _say("Generating ..."),
-            self.seed: seed,
+            self.seed: gr.skip() if greedy else seed,
             self.go_on: gr.update(interactive=False),
             self.stop: gr.update(interactive=True),
             **dict.fromkeys(self.alternatives, ""),
@@ -224,19 +224,19 @@ class _Page:
         word, kind = "Done.", ""
         try:
             texts = begin(Sampling(temperature, top_p, penalty, new_tokens, seed, greedy))
-            visit.texts |= texts
-            yield from self._grow(visit, mine, texts)
+            if visit.run is mine:
+                visit.texts |= texts
+                yield from self._grow(visit, mine, texts)
         # Whatever fails must be said on the page, which would wait for ever otherwise.
         except Exception as error:
             word, kind = str(error if isinstance(error, AntError) else failure(error)), "error"
-        if visit.run is mine:
-            visit.run = None
-        elif visit.run is None and not kind:
-            word = "Stopped."
-        else:
+        if visit.run not in (mine, None):
             # A newer run has the page; Gradio repeats what came last, so it must be nothing.
             yield {self.status: gr.skip()}
             return
+        if visit.run is None and not kind:
+            word = "Stopped."
+        visit.run = None
         empty = {n: subject for n, subject in enumerate(self.subjects) if n not in visit.texts}
         yield {
             self.status: _say(word, kind),
