@@ -217,6 +217,6 @@ def export(
 
     folder, record = export_model(model, to, types or (), output, repo, license_id)
     show(verified_table(record))
-    for line in record["left_out"]:
-        say(f"left out    {line}")
+    for line in record["notes"]:
+        say(f"note        {line}")
     say(f"export      {folder}")
