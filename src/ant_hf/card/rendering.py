@@ -69,6 +69,7 @@ def _context(inputs: CardInputs) -> dict[str, Any]:
         "hardware": _hardware(run["environment"]),
         "data": data,
         "data_license": data_license,
+        "language": inputs.recipe["corpus"].get("language"),
         "tokens_seen": _tokens_seen(inputs),
         "co2": co2_estimate(run),
         "rows": scores,
@@ -514,7 +515,7 @@ def card_data(inputs: CardInputs, scores: list[Score]) -> ModelCardData:
             results.append(_result("wikitext", "Language modelling", label, key, what, wikitext[key]))
     data = ModelCardData(
         model_name=inputs.name,
-        language="en",
+        language=corpus.get("language"),
         license=inputs.license,
         license_name="see-card" if inputs.license == "other" else None,
         library_name="transformers",

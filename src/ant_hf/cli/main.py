@@ -10,6 +10,7 @@ import typer
 
 from ant_hf.cli import models, release, train
 from ant_hf.errors import AntError, RunStopped
+from ant_hf.utils.console import flush, show_anything
 
 _typer = partial(typer.Typer, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app = _typer(help="Train, check and publish tiny Llama language models with stock Transformers.")
@@ -31,6 +32,7 @@ def run(command: typer.Typer) -> None:
 
     So does what the system refuses (a full disk, a missing right). 75: stopped, to be continued.
     """
+    show_anything()
     try:
         command()
     except AntError as error:
@@ -46,6 +48,8 @@ def run(command: typer.Typer) -> None:
             raise
         sys.stderr.write(f"error: {error.strerror}: {error.filename or 'no file named'}\n")
         sys.exit(2)
+    finally:
+        flush()
 
 
 def main() -> None:

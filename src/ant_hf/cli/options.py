@@ -59,6 +59,8 @@ def read_recipe(
     changes = {f"training.{key}": value for key, value in training.items() if value is not None}
     if data is not None:
         changes |= {"corpus.source": "files", "corpus.path": data}
+        # What the recipe says of its own text is not true of this one; --set may say it again.
+        overrides = ["corpus.language=null", "corpus.sources=[]", *(overrides or ())]
     if output_dir is not None:
         changes["output_dir"] = output_dir
     return load_recipe(config, overrides or (), changes)

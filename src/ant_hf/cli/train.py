@@ -86,9 +86,14 @@ def params(
     ),
 ) -> None:
     """Count parameters by component on the model itself, beside the published figure."""
-    from ant_hf.model.architecture import ledger_table, load_architecture
+    from ant_hf.model.architecture import ledger_table, load_architecture, model_architecture
+    from ant_hf.model.loading import model_folder
 
-    show(ledger_table(*load_architecture(config)))
+    # A JSON is to be trained, and is held to what this package trains; a folder may hold anyone's model.
+    is_folder = config.is_dir()
+    show(
+        ledger_table(*(model_architecture(model_folder(config)) if is_folder else load_architecture(config)))
+    )
 
 
 def plots(run_dir: Annotated[Path, Argument(help="Folder of a run, for example runs/quickstart.")]) -> None:

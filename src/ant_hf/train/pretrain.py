@@ -29,7 +29,7 @@ from ant_hf.train.run_folder import RunFolder, RunRecord, begin_or_go_on, open_r
 from ant_hf.train.setup import Setup, set_up
 from ant_hf.train.trainer import AntTrainer, RunData
 from ant_hf.train.uploads import fetch_checkpoint, finish_uploads, start_uploads
-from ant_hf.utils.console import is_first_process, say
+from ant_hf.utils.console import is_first_process, lasting_output, say
 from ant_hf.utils.files import file_sha256, writing
 from ant_hf.utils.hardware import peak_memory_bytes
 from ant_hf.utils.locks import locked
@@ -42,6 +42,7 @@ from ant_hf.utils.provenance import now
 _SAMPLE_SEEDS = (0, 1, 2)
 
 
+@lasting_output()
 def pretrain(recipe: Recipe, fresh: bool = False) -> None:
     """Run a recipe to its end, or continue it from its newest complete checkpoint.
 

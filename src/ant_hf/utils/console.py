@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 _console = Console(highlight=False, soft_wrap=True)
+_UNSEEN = dict.fromkeys({*range(32), *range(127, 160)} - {9, 10})
 _LIBRARIES = ("transformers", "huggingface_hub", "datasets", "lm_eval", "torch.onnx")
 
 
@@ -21,10 +26,84 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def show_anything() -> None:
+    """Let stdout and stderr show what their encoding lacks as escapes, `\\u0444`: output must not end a run.
+
+    Bytes that stdin's encoding lacks come as surrogates, as they do in arguments.
+    """
+    streams = {sys.stdout: "backslashreplace", sys.stderr: "backslashreplace", sys.stdin: "surrogateescape"}
+    for stream, errors in streams.items():
+        # Notebooks and tests have streams of their own.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
+def flush() -> None:
+    """Write out what stdout still holds, unless its reader has left, as `head` does."""
+    with contextlib.suppress(AttributeError):  # a stdout that was closed from the start is None
+        _Lasting(sys.stdout).flush()
+
+
+def _write_nowhere(stream: TextIO) -> None:
+    with contextlib.suppress(OSError), open(os.devnull, "w") as nowhere:  # noqa: PTH123
+        os.dup2(nowhere.fileno(), stream.fileno())
+
+
+class _Lasting:
+    """A stream whose reader may leave: what is written from then on is lost, and nobody fails of it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(text)
+        except OSError:
+            _write_nowhere(self._stream)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            _write_nowhere(self._stream)
+
+
+@contextmanager
+def lasting_output() -> Iterator[None]:
+    """Go on where nobody reads the output any more: Ctrl-C in `pretrain.py | tee log` ends `tee` as well."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast("TextIO", _Lasting(stream)) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
 def say(text: str = "") -> None:
     """Print a line as it is."""
     if is_first_process():
         _console.print(text, markup=False)
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """Print a line the first time that it is said."""
+    say(text)
+
+
+def write(text: str) -> None:
+    """Put a piece of a text on stdout at once, without a line end."""
+    # A model may have learnt the codes that move a terminal's cursor.
+    print(text.translate(_UNSEEN) if _console.is_terminal else text, end="", flush=True)
+
+
+def remark(text: str) -> None:
+    """Print a line beside the output, on stderr."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def show(table: Table) -> None:
