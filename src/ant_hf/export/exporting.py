@@ -13,9 +13,9 @@ from typing import Any
 from ant_hf.errors import AntError
 from ant_hf.export import gguf, llama_cpp, onnx, verification
 from ant_hf.export.vocabulary import Vocabulary, read_vocabulary
-from ant_hf.model.loading import Subject, load_subject
+from ant_hf.model.loading import Subject, load_subject, tokenizer_folder
 from ant_hf.utils import files
-from ant_hf.utils.console import say
+from ant_hf.utils.console import quiet_libraries, say
 from ant_hf.utils.names import VERIFIED
 from ant_hf.utils.provenance import now, package_versions
 
@@ -23,7 +23,7 @@ MODELFILE = "Modelfile"
 # Beside those that a kind of tokenizer has of its own.
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "chat_template.jinja", "chat_template.json",
+    "chat_template.j*", "additional_chat_templates/*.jinja",
 )  # fmt: skip
 _NEEDS = {"gguf": ("gguf",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
 _VERSIONS = ("ant-hf", "transformers", "torch", "gguf", "xllamacpp", "onnx", "onnxscript", "onnxruntime")
@@ -58,6 +58,7 @@ def export(
     # Beside a run's final folder; for any other model under exports/.
     beside = subject.folder.parent if subject.folder.name == "final" else None
     target = output or (beside or Path("exports", subject.name.replace("/", "_"))) / to
+    files.check_writable(target.parent, "--output FOLDER")
     name = (repository or subject.name.removesuffix("/final")).rpartition("/")[2]
     origin = gguf.Origin(re.sub(r"[^\w.-]+", "_", name), repository, license_id)
     # An export is made again when any of this changes.
@@ -80,7 +81,12 @@ def export(
     # ONNX is F32 too.
     needed = int(sum(gguf.TYPES[kind].bytes for kind in types or ("f32",)) * record["parameters"]) + 2_000_000
     files.check_room("the export", target.parent, needed)
-    with files.writing("the export", target.parent, needed), files.whole_folder(target) as folder:
+    with (
+        files.writing("the export", target.parent, needed),
+        files.whole_folder(target) as folder,
+        # Texts longer than the context are cut on purpose.
+        quiet_libraries(),
+    ):
         if vocabulary:
             verified, record["notes"] = _gguf(folder, subject, vocabulary, types, origin)
         else:
@@ -124,7 +130,9 @@ def _checked_model(subject: Subject, to: str, types: Sequence[str]) -> Vocabular
             "neither GGUF nor ONNX is written with a sliding window: config.json has sliding_window",
             seen=window,
             expected=f"null, or the model's whole context of {subject.context_length}",
-            hint=f"Texts of at most {window} tokens never leave the window. If that is enough, copy the "
+            hint="llama.cpp's own convert_hf_to_gguf.py may know this architecture."
+            if layers
+            else f"Texts of at most {window} tokens never leave the window. If that is enough, copy the "
             f"folder, set max_position_embeddings to {window} in its config.json, and export the copy.",
         )
     if to == "onnx":
@@ -183,16 +191,12 @@ def _onnx(folder: Path, subject: Subject) -> dict[str, dict[str, Any]]:
     """The graph, and the tokenizer's files as they are."""
     onnx.write_onnx(folder, subject.model)
     say("onnx        graph written; verifying")
-    tokenizer, source = subject.tokenizer, subject.folder
+    tokenizer, source = subject.tokenizer, tokenizer_folder(subject.folder)
     figures = onnx.check_onnx(folder, subject.model, tokenizer, subject.context_length, _threads())
-    names = {*_TOKENIZER_FILES, *tokenizer.vocab_files_names.values()}
-    found = [source / name for name in names if (source / name).is_file()]
-    for path in [*found, *source.glob("additional_chat_templates/*.jinja")]:
+    patterns = (*_TOKENIZER_FILES, *tokenizer.vocab_files_names.values())
+    for path in {path for pattern in patterns for path in source.glob(pattern)}:
         copy = folder / path.relative_to(source)
         copy.parent.mkdir(exist_ok=True)
         shutil.copyfile(path, copy)
-    if not found:
-        # Of a checkpoint, whose tokenizer lies elsewhere.
-        tokenizer.save_pretrained(folder)
     figures |= onnx.check_tokenizer(folder, tokenizer)
     return {onnx.GRAPH: {"verified": {"onnxruntime": figures}}}

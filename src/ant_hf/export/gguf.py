@@ -35,7 +35,7 @@ class GgufType:
 # llama.cpp multiplies F16 with activations rounded to F16, and Q8_0 with activations rounded to 8 bits. The
 # token of another model would be some three standard deviations from the likeliest.
 TYPES = {
-    "f32": GgufType("ALL_F32", 4, 1e-3, 0.001),
+    "f32": GgufType("ALL_F32", 4, 1e-3, 0.0002),
     "f16": GgufType("MOSTLY_F16", 2, 0.1, 0.001),
     "q8_0": GgufType("MOSTLY_Q8_0", 34 / 32, 0.5, 0.02),
 }

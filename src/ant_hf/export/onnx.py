@@ -203,7 +203,7 @@ def check_tokenizer(folder: Path, tokenizer: Any) -> dict[str, int]:
     with quiet_libraries(), one_line(f"transformers does not load the tokenizer of {folder.name}"):
         again = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     texts = check_texts()
-    if any(again(text, verbose=False)["input_ids"] != tokenizer(text)["input_ids"] for text in texts):
+    if any(again(text)["input_ids"] != tokenizer(text)["input_ids"] for text in texts):
         raise AntError(f"the tokenizer written beside {GRAPH} cuts texts otherwise than the model's")
     if again.chat_template != tokenizer.chat_template:
         raise AntError(f"the tokenizer written beside {GRAPH} has another chat template")

@@ -101,7 +101,7 @@ def greedy_prompts() -> list[str]:
 def greedy_starts(tokenizer: Any, context: int) -> tuple[list[list[int]], int]:
     """Ids of `greedy_prompts`, of each at most half a context, and how many tokens to put after them."""
     most = max(1, context // 2)
-    starts = [tokenizer(prompt, verbose=False)["input_ids"][:most] for prompt in greedy_prompts()]
+    starts = [tokenizer(prompt)["input_ids"][:most] for prompt in greedy_prompts()]
     return starts, min(NEW_TOKENS, context - max(map(len, starts)))
 
 

@@ -110,7 +110,7 @@ def _cost(
     bits, original = seen / size / math.log(2), wanted / size / math.log(2)
     if not abs(bits - original) <= (most := TYPES[kind].loss) * original:
         raise AntError(
-            f"{program} finds plain English as likely as another model would",
+            f"{program} does not find plain English as likely as the model does",
             seen=f"{bits:.4f} bits a byte",
             expected=f"{original:.4f} within {most:.2%} in {kind.upper()}",
             hint="Leave this type out with --type",
@@ -160,7 +160,7 @@ def run_in_llama_cpp(
     )
     answers = ask(file, questions)
     pairs = zip(texts, answers.tokens, strict=True)
-    if differ := [text for text, ids in pairs if tokenizer(text, verbose=False)["input_ids"] != ids]:
+    if differ := [text for text, ids in pairs if tokenizer(text)["input_ids"] != ids]:
         raise AntError(
             f"llama.cpp cuts {len(differ)} of {len(texts)} texts otherwise with {file.name}",
             seen=min(differ, key=len)[:80],
