@@ -472,10 +472,10 @@ def _exported_table(record: dict[str, Any]) -> Safe:
                 f"{read['largest_logit_difference']:.1e}",
                 f"{run['texts_with_equal_tokens']:,} of {run['texts']:,}",
                 f"{run['prompts_with_equal_output']} of {run['prompts']}",
-                f"{run['nats_per_token']:.4f} ({run['nats_per_token_difference']:+.4f})",
+                f"{run['bits_per_byte']:.4f} ({run['bits_per_byte_difference']:+.4f})",
             ])  # fmt: skip
     header = ["GGUF file", "bytes", "largest logit difference", "same tokens", "same greedy output"]
-    return table([*header, "nats a token in llama.cpp (difference)"], rows)
+    return table([*header, "bits a byte in llama.cpp (difference)"], rows)
 
 
 def _data_source(corpus: dict[str, Any]) -> tuple[str, str]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from ant_hf.demo.sampling import NO_NUMBERS, Generation, Sampling
 from ant_hf.errors import AntError
 from ant_hf.evaluation.degeneration import loop_period
-from ant_hf.inspection.fragments import Candidate, Fragment, next_tokens, prefix_ids, read_text, vocabulary
-from ant_hf.model.encoding import decode
+from ant_hf.inspection.fragments import Candidate, Fragment, next_tokens, read_text, vocabulary
+from ant_hf.model.encoding import decode, first_ids
 from ant_hf.model.generation import encode_prompt
 from ant_hf.model.loading import Subject
 
@@ -93,7 +93,7 @@ class Text:
             before = self.generation.prompt_ids + self.generation.ids[:place]
         else:
             # As the prompt was read.
-            before = prefix_ids(tokenizer) + [fragment.token_id for fragment in self.given[:index]]
+            before = first_ids(tokenizer) + [fragment.token_id for fragment in self.given[:index]]
         return next_tokens(model, tokenizer, before, CANDIDATES).candidates if before else []
 
 

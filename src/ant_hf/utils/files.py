@@ -14,6 +14,7 @@ import os
 import re
 import shlex
 import shutil
+import tempfile
 import zlib
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -436,11 +437,33 @@ def check_room(what: str, folder: Path, needed: int) -> None:
         )
 
 
-def free_bytes(folder: Path) -> int:
-    """Bytes this user may still write where `folder` is or will be."""
-    return shutil.disk_usage(nearest(folder)).free
+def check_writable(folder: Path, option: str) -> None:
+    """Refuse to begin what could not be stored in the end.
+
+    Args:
+        option: what to type for another place.
+
+    Raises:
+        AntError: nothing can be written where the folder is or will be.
+    """
+    if not is_writable(folder):
+        raise AntError(f"{folder.absolute()} cannot be written", hint=f"Name another place: {option}")
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether a file can be made where a folder is or will be; it is tried: rights say nothing of a disk."""
+    try:
+        with tempfile.TemporaryFile(dir=nearest(folder)):
+            return True
+    except OSError:
+        return False
 
 
 def nearest(folder: Path) -> Path:
-    """The folder itself if it is there, else the nearest one above it that is."""
+    """The folder itself, or the first above it that is there."""
     return next(path for path in [folder, *folder.absolute().parents] if path.exists())
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes this user may still write where `folder` is or will be."""
+    return shutil.disk_usage(nearest(folder)).free
