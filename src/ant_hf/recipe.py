@@ -142,6 +142,8 @@ class CorpusRecipe(_Section):
     """Commit, tag or branch of the Hub dataset."""
     streaming: bool = True
     """Read the Hub dataset as it downloads instead of storing all of it first."""
+    language: Annotated[str, Field(pattern=r"^[a-z]{2,3}$")] | None = None
+    """ISO 639 code of the text's language, for the card and for checks in that language; for example en."""
     text_column: str = "text"
     """Column of jsonl, parquet or Hub rows that holds the text."""
     validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.001

@@ -8,12 +8,10 @@ import json
 import math
 import os
 import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -202,12 +200,9 @@ class ProgressBar(ProgressCallback):
         self._figures: dict[str, str] = {}
 
 
-# torchrun passes on what the terminal has already sent to every process.
-_ONE_PRESS_SECONDS = 1.0
 # Until a save has been measured: slower than any disk we met, faster than a network mount in trouble.
 _ASSUMED_BYTES_PER_SECOND = 20e6
 _SAVE_MARGIN = 1.5
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 REASONS = ("SIGINT", "SIGTERM", "training.max_hours")
 
 
@@ -239,7 +234,6 @@ class StopRequest:
         self._step_seconds = 0.0
         self._last_step: float | None = None
         self._signal: signal.Signals | None = None
-        self._signal_time = 0.0
 
     def save_took(self, seconds: float) -> None:
         """Learn how long a checkpoint takes on this disk."""
@@ -260,30 +254,15 @@ class StopRequest:
             float(out_of_time),
         ]
 
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Take SIGINT and SIGTERM as requests while training; a second one ends the process at once."""
-        before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self._signal is None:
-            self._signal, self._signal_time = signal.Signals(number), now
-            self._tell("saving a checkpoint after this step, then leaving; once more leaves at once")
-        elif now - self._signal_time > _ONE_PRESS_SECONDS:
-            self._tell("leaving at once; the checkpoints saved before stay complete")
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-
-    def _tell(self, text: str) -> None:
+    def on_signal(self, number: signal.Signals) -> None:
+        """Take the first SIGINT or SIGTERM as a request, and say what follows and how long it may take."""
+        self._signal = number
         if is_first_process():
-            # Not print(): a handler may interrupt one.
-            os.write(sys.stderr.fileno(), f"\n{self._signal.name if self._signal else ''}: {text}\n".encode())
+            seconds = math.ceil(self._step_seconds + self._save_seconds)
+            took = f", in about {seconds} s" if self._step_seconds else ""
+            text = f"saving a checkpoint after this step{took}, then leaving; once more leaves at once"
+            # Not print(): a handler may interrupt one. A notebook's stderr has no number.
+            os.write(2, f"\n{number.name}: {text}\n".encode())
 
 
 # Window of OLMo-core's SkipStepOptimizer, which wants half of it filled before it judges.
@@ -438,7 +417,8 @@ class StepGuard(TrainerCallback):
             self._since_last_row.append(loss)
             self._look_for_spike(loss, reading.step, state)
             reason = next((name for name, asked in zip(REASONS, votes, strict=True) if asked), None)
-            if reason and not ends:
+            # Out of time after the last step, what is left to do is less than to go on another day.
+            if reason and (not ends or reason in signal.Signals.__members__):
                 self.stopped_by = self.stopped_by or reason
                 control.should_save = control.should_training_stop = True
                 unread = 0

@@ -8,7 +8,6 @@ import math
 import statistics
 import tempfile
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -269,10 +268,7 @@ def _trainer(setup: Setup, batch: Batch, steps: int, folder: str) -> AntTrainer:
     order = TrainingOrder(PackedDataset(tokens, batch.length, 0), blocks * steps, 0)
     data = RunData(order, _RandomTokens(blocks * batch.length + 1, vocabulary), [1] * vocabulary)
     small = dataclasses.replace(setup, recipe=recipe, plan=plan, arguments=arguments)
-    trainer = AntTrainer(small, data, {})
-    # Ctrl-C ends it at once: there is nothing to save.
-    trainer.stop.listening = nullcontext  # type: ignore[assignment]
-    return trainer
+    return AntTrainer(small, data, {})
 
 
 def _time_final(setup: Setup, batch: Batch) -> tuple[float, float]:

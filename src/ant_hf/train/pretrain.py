@@ -46,7 +46,7 @@ from ant_hf.train.run_folder import (
 from ant_hf.train.setup import Setup, fit_vocabulary, set_up, show_plan
 from ant_hf.train.trainer import AntTrainer, RunData
 from ant_hf.train.uploads import checked_client, fetch_checkpoint, finish_uploads, start_uploads
-from ant_hf.utils.console import is_first_process, say
+from ant_hf.utils.console import is_first_process, lasting_output, say
 from ant_hf.utils.files import file_sha256, writing
 from ant_hf.utils.hardware import peak_memory_bytes
 from ant_hf.utils.locks import check_free, check_usable, locked
@@ -54,11 +54,13 @@ from ant_hf.utils.metrics import read_metrics
 from ant_hf.utils.names import FINAL, METRICS, PLOTS, RUN_RECORD, WEIGHTS
 from ant_hf.utils.plots import plot_run
 from ant_hf.utils.provenance import now
+from ant_hf.utils.stopping import phase
 
 # Shown as they come.
 _SAMPLE_SEEDS = (0, 1, 2)
 
 
+@lasting_output()
 def pretrain(recipe: Recipe, fresh: bool = False) -> None:
     """Run a recipe to its end, or continue it from its newest complete checkpoint.
 
@@ -118,7 +120,7 @@ def dry_run(recipe: Recipe, fresh: bool = False) -> None:
             if is_first_process():
                 check_free(folder.path, "run")
                 if recipe.training.push_to_hub:
-                    checked_client()
+                    checked_client(recipe)
                 say("dry run     looking at the text")
                 try:
                     text = _look_at_text(setup, folder)
@@ -205,7 +207,7 @@ def _train(setup: Setup, folder: RunFolder) -> None:
     record.tokens_per_second = round(meter.tokens_per_second(setup.plan.tokens_per_step), 1)
     record.compile_seconds = round(meter.compile_seconds, 1) if meter.compile_steps else None
     record.skipped_steps = trainer.guard.skipped_steps
-    if stopped_by := trainer.guard.stopped_by:
+    if stopped_by := trainer.stopped_by():
         step = trainer.state.global_step
         record.status, record.stopped = "stopped", {"step": step, "reason": stopped_by, "when": now()}
     else:
@@ -247,6 +249,7 @@ def _read_data(setup: Setup) -> RunData:
     return RunData(order, PackedTokens(recipe.tokens_dir, VALIDATION), byte_lengths)
 
 
+@phase("finishing the run", "Every checkpoint is kept. Run the same command again to finish it.")
 def _finish(trainer: AntTrainer, record: RunRecord) -> None:
     """Export the model, hold the reloaded files to what was trained, and let them write.
 

@@ -42,6 +42,7 @@ _PACKAGES = (
 # not the weights. What the config and the tokens hold is compared by hash.
 _FREE_KEYS = {
     "architecture",
+    "corpus.language",
     "corpus.sources",
     "data_dir",
     "export_dtype",

@@ -30,14 +30,15 @@ from ant_hf.errors import AntError
 from ant_hf.model.architecture import build_model
 from ant_hf.model.loss import return_loss_only
 from ant_hf.model.scoring import score_tokens
-from ant_hf.train.callbacks import MetricsFile, ProgressBar, StepGuard, StopRequest, ThroughputMeter
-from ant_hf.train.checkpoints import PROGRESS, checkpoint_name, remove_unsealed, seal
+from ant_hf.train.callbacks import REASONS, MetricsFile, ProgressBar, StepGuard, StopRequest, ThroughputMeter
+from ant_hf.train.checkpoints import PROGRESS, checkpoint_name, checkpoints, remove_unsealed, seal
 from ant_hf.train.distributed import check_fsdp
 from ant_hf.train.optimizers import muon_adamw
 from ant_hf.train.setup import Setup, ran_out_of_memory
 from ant_hf.utils.files import read_json, write_json, writing
 from ant_hf.utils.metrics import TextScore
 from ant_hf.utils.names import METRICS, WEIGHTS
+from ant_hf.utils.stopping import phase, stopped_by_signals
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,10 @@ class AntTrainer(Trainer):
         try:
             if resume_from_checkpoint is not None:
                 self._check_names(Path(resume_from_checkpoint) / WEIGHTS)
-            with self.stop.listening(), self._saving_whole():
+            kept = f"The checkpoints saved before are kept in {self.folder}. Run the same command again."
+            # What is trained without a save, as to measure it, is no loss.
+            request = None if self.args.save_strategy == "no" else self.stop.on_signal
+            with phase("training", kept), stopped_by_signals(request), self._saving_whole():
                 return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         except pickle.UnpicklingError:
             raise AntError(
@@ -143,6 +147,18 @@ class AntTrainer(Trainer):
                 hint=f"Use --set training.per_device_batch_size={max(1, at_once // 2)}; the batch of a step, "
                 "and so the recipe, stays as it is. The last checkpoint is kept.",
             ) from None
+
+    def stopped_by(self) -> str | None:
+        """What ended the training before the run's end: one of REASONS.
+
+        A signal that came while the last step was saved counts too: nobody is to wait for the end of the run.
+        """
+        votes = torch.tensor(self.stop.after_step()[:2], device=self.args.device)
+        requests = self._sum_over_processes(votes).tolist()
+        late = next((name for name, asked in zip(REASONS, requests, strict=False) if asked), None)
+        step = checkpoint_name(self.state.global_step)
+        is_saved = step in {path.name for path in checkpoints(self.folder)}
+        return self.guard.stopped_by or (late if is_saved else None)
 
     @contextlib.contextmanager
     def _saving_whole(self) -> Iterator[None]:
