@@ -103,7 +103,7 @@ def _paths(value: object) -> object:
     for path in value if isinstance(value, list) and value else [value]:
         if path is not None and not (isinstance(path, str) and re.match(_PATH, path)):
             raise ValueError(
-                f"corpus.path is {path!r}; must be text, not empty and without control characters"
+                f"corpus.path is {path!r}; must be text, and must not be empty or hold control characters"
             )
     if isinstance(value, list):
         return [expand_home(path) for path in value]

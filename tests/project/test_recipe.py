@@ -138,7 +138,7 @@ def project(tmp_path, shared, monkeypatch):
     folder = tmp_path / "my [v1]"
     (folder / "sets").mkdir(parents=True)
     for name in ("architecture.json", "a.txt", "b.txt"):
-        (folder / name).write_text("")
+        (folder / name).write_text("some words")
     values = tiny_values(shared, "runs/mine")
     values |= {"architecture": "architecture.json", "data_dir": "data"}
     values["corpus"] |= {"path": "a.txt", "decontaminate": "sets"}
