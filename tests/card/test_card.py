@@ -218,6 +218,20 @@ def test_incomplete_sets_are_labelled_and_stay_out_of_the_index(inputs):
     assert "better on PIQA" not in card
 
 
+def test_a_score_of_none_or_all_is_shown_with_its_interval(inputs):
+    """Its standard error is 0, and so many of them away from the floor it is not."""
+    inputs.results["tasks"]["piqa"] |= {"n": 10, "value": 0.0, "stderr": 0.0, "verdict": "below"}
+    inputs.results["tasks"]["boolq"] |= {"n": 1, "value": 1.0, "stderr": None, "verdict": "indistinguishable"}
+    card = render_card(inputs)
+    rows = {row[0]: row for rows in read_tables(card) for row in rows}
+    assert "0.0000 to 0.3085" in rows["PIQA"]
+    assert "below" in rows["PIQA"]
+    assert "0.0250 to 1.0000" in rows["BoolQ"]
+    assert "(+0.0" not in "".join([*rows["PIQA"], *rows["BoolQ"]])
+    assert re.search(r"below it on PIQA \(95 % interval 0\.0% to 30\.8%\)", card)
+    assert problems(card) == []
+
+
 def test_takeaways_follow_the_numbers(inputs):
     assert re.search(r"above[^.]* PIQA \(\+3\.3 ", render_card(inputs))
     assert "better on PIQA" in render_card(inputs)

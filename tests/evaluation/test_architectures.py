@@ -5,12 +5,14 @@ The models are made here: two layers of random weights, large enough that a toke
 
 import pytest
 import torch
+from benchmark_data import piqa, write_jsonl
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from ant_hf.errors import AntError
+from ant_hf.evaluation.evaluate import evaluate
 from ant_hf.evaluation.language_model import BatchedLM, LikelihoodStore
 from ant_hf.model.causality import check_causal
 
@@ -142,6 +144,17 @@ def test_short_rows_of_a_model_with_a_window_are_shared(tokenizer, tmp_path):
 def test_a_window_that_no_config_names_is_found_by_the_rows_themselves(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr("ant_hf.evaluation.language_model.unwindowed_length", lambda config: float("inf"))
     test_scores_are_those_of_plain_lm_eval(*KINDS[1], tokenizer, tmp_path)
+
+
+def test_evaluate_refuses_it_in_one_line(tokenizer, tmp_path):
+    model = tmp_path / "bert"
+    causal_model("bert", {}).save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    write_jsonl(tmp_path / "piqa.jsonl", [piqa(0)])
+    with pytest.raises(AntError, match="BertLMHeadModel reads a text from both sides") as raised:
+        evaluate(model, ["piqa"], data_dir=tmp_path, device="cpu")
+    assert "\n" not in str(raised.value)
+    assert not list(model.glob("*results*"))
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "electra"])

@@ -32,7 +32,7 @@ from ant_hf.evaluation.tasks import (
 )
 from ant_hf.model.causality import check_causal
 from ant_hf.model.encoding import context_length
-from ant_hf.model.loading import Subject, load_subject
+from ant_hf.model.loading import Subject, is_checkpoint, load_subject
 from ant_hf.utils.console import progress_bar, quiet_libraries, say
 from ant_hf.utils.files import file_sha256
 from ant_hf.utils.hardware import cpu_name
@@ -64,7 +64,7 @@ def evaluate(
         model: a model folder, or a Hub id.
         tasks: names of sets; none: everything in the public card's table, and degeneration.
         data_dir: folder of the documents as JSONL; default: the Hub.
-        output_dir: default: the model's folder, or evaluations/NAME for a Hub id.
+        output_dir: default: the model's folder, or evaluations/NAME for a Hub id or a checkpoint.
         limit: only the first so many documents a task.
         batch_size: full-length sequences a batch; shorter ones fill up to as many tokens.
         dtype: float32, bfloat16 or float16.
@@ -76,7 +76,8 @@ def evaluate(
 
     Raises:
         AntError: unknown task, missing or damaged data, a model that does not load or gives no numbers,
-            results of another model in the output folder.
+            results of another model in the output folder. A document that cannot be scored, by file and line,
+            before any is.
     """
     for option, value in (("--limit", limit), ("--batch-size", batch_size)):
         if value is not None and value < 1:
@@ -89,8 +90,9 @@ def evaluate(
     # Small batches stay in a CPU's cache; a GPU wants to be filled.
     batch_size = batch_size or (2 if device == "cpu" else 64)
     loaded = load_subject(str(model), dtype, device)
-    is_here = Path(model).expanduser().is_dir()
-    own = loaded.folder if is_here else Path("evaluations", loaded.name.replace("/", "--"))
+    # A training goes on from a checkpoint only if nobody put files there.
+    is_ours = Path(model).expanduser().is_dir() and not is_checkpoint(loaded.folder)
+    own = loaded.folder if is_ours else Path("evaluations", loaded.name.replace("/", "--"))
     folder = own if output_dir is None else Path(output_dir).expanduser()
     check_causal(loaded.model)
     context = context_length(loaded.model, loaded.tokenizer)

@@ -289,7 +289,7 @@ class BatchedLM(HFLM):
                 f"{where}: an answer is longer than the model's context",
                 seen=f"{len(continuation):,} tokens",
                 expected=f"at most {self.max_length:,}",
-                hint="Shorten or remove that document.",
+                hint="Shorten the answer, or leave this set out: name the others with --tasks.",
             )
 
     def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
