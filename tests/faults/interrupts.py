@@ -27,9 +27,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmark_data import write_benchmarks
 from commands import in_a_process, stop_command
 from conftest import TINY_CONFIG, tiny_values
-from records import write_results
-
 from hub.server import Hub, RunningHub
+from records import write_results
 
 REPO, TOKEN = "GODELEV/Ant-10M", "hf_" + "TokenOfTheInterrupts" + "0123456789abcd"
 

@@ -228,7 +228,7 @@ def make_tokens(recipe: Recipe) -> dict[str, Any]:
         say(f"            {counts['contaminated']:,} left out, sharing text with {shared or 'no set'}")
     if cut := counts.get("cut"):
         say(
-            f"            too few documents to hold one out: {cut['characters']:,} characters cut at "
+            f"            too few documents to hold one out: {cut['characters']:,} characters are cut at "
             f"paragraphs, {cut['held_out']:,} blocks held out, {cut['repeated']:,} repeated ones left out"
         )
     if problem := unfit(recipe, manifest):

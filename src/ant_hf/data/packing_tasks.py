@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import wait
 from dataclasses import dataclass
-from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +140,8 @@ class Packing:
                 for documents in chunks(worth_encoding()):
                     encoded = encoder.encode(documents)
                     intake.counts.spelled.update(encoder.spelled_out(documents))
-                    _count(sum(document.size for document in encoded))
+                    if _bytes_done is not None:
+                        _bytes_done[index] += sum(document.size for document in encoded)
                     ids.writelines(document.ids for document in encoded)
                     table = np.array(rows, dtype=_ROW)
                     is_kept = table["characters"] > 0
@@ -228,19 +228,13 @@ def put_together(packing: Packing) -> Iterator[EncodedChunk]:
         yield EncodedChunk(chunk, copy.deepcopy(intake.counts))
 
 
-# Bytes of text that all workers have encoded; none where tasks run elsewhere.
-_bytes_done: Synchronized[int] | None = None
+# Bytes of text encoded of each file, for the bar of the process that started this one; none elsewhere.
+_bytes_done: Any = None
 
 
-def _start_worker(bytes_done: Synchronized[int]) -> None:
+def _start_worker(bytes_done: Any) -> None:
     global _bytes_done
     _bytes_done = bytes_done
-
-
-def _count(size: int) -> None:
-    if _bytes_done is not None:
-        with _bytes_done.get_lock():
-            _bytes_done.value += size
 
 
 def pack_with_workers(recipe: Recipe, workers: int) -> dict[str, Any]:
@@ -269,7 +263,7 @@ def pack_with_workers(recipe: Recipe, workers: int) -> dict[str, Any]:
 def _encode_all(packing: Packing, workers: int) -> None:
     missing = [file for index, file in enumerate(packing.files) if not packing.is_encoded(index)]
     text_bytes = LocalFiles(tuple(missing), packing.recipe.corpus.text_column).text_bytes()
-    bytes_done, seen = SPAWN.Value("q", 0), 0
+    bytes_done, seen = SPAWN.RawArray("q", packing.tasks), 0
     with (
         worker_processes(workers, _start_worker, bytes_done) as pool,
         progress_bar("encoding", "B") as advance,
@@ -278,8 +272,8 @@ def _encode_all(packing: Packing, workers: int) -> None:
         running = set(tasks)
         while running:
             _, running = wait(running, timeout=1.0)
-            advance(bytes_done.value - seen, text_bytes)
-            seen = bytes_done.value
+            advance(sum(bytes_done) - seen, text_bytes)
+            seen = sum(bytes_done)
     errors = [error for task in tasks if (error := task.exception())]
     if unknown := next((error for error in errors if not isinstance(error, AntError)), None):
         raise unknown
