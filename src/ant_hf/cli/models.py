@@ -167,7 +167,10 @@ def evaluate(
     ] = None,
     output_dir: Annotated[
         Path | None,
-        Option(help="Folder of the results. Default: the model's own; evaluations/NAME for a Hub id."),
+        Option(
+            help="Folder of the results. Default: the model's own; evaluations/NAME for a Hub id or a "
+            "checkpoint."
+        ),
     ] = None,
     dtype: Annotated[str, Option(help="float32, bfloat16 or float16.")] = "float32",
     device: Annotated[str | None, Option(help="cpu or cuda. Default: the GPU if there is one.")] = None,

@@ -213,23 +213,26 @@ def not_utf8(file: Path, offset: int) -> AntError:
     return AntError(f"{file} is not UTF-8: byte offset {offset:,}", hint=hint)
 
 
-def read_json_rows(file: Path, may_be_cut: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_json_rows(
+    file: Path, may_be_cut: bool = False, unique_keys: bool = False
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a JSONL file, each with its place for messages; blank lines are skipped.
 
     Args:
         may_be_cut: leave out a last line without a line end, which a kill cut short.
+        unique_keys: refuse an object that has a key twice, instead of taking the last; slower.
 
     Raises:
         AntError: as `opened`; or a line is not UTF-8 or no JSON object, with its number.
     """
-    offset = 0
+    offset, pairs = 0, _unique if unique_keys else None
     with opened(file) as handle:
         for number, line in enumerate(handle, 1):
             if may_be_cut and not line.endswith(b"\n"):
                 return
             where = f"{file}, line {number}"
             try:
-                row = json.loads(line.decode("utf-8-sig")) if line.strip() else None
+                row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=pairs) if line.strip() else None
             except UnicodeDecodeError as error:
                 raise not_utf8(file, offset + error.start) from None
             except (ValueError, RecursionError) as error:
@@ -241,6 +244,13 @@ def read_json_rows(file: Path, may_be_cut: bool = False) -> Iterator[tuple[str, 
                 yield where, row
             elif row is not None:
                 raise AntError(f"{where}, is no JSON object", seen=type(row).__name__)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError(f"a key stands there twice, among {', '.join(key for key, _ in pairs)}")
+    return values
 
 
 @contextmanager

@@ -104,15 +104,19 @@ def plot_benchmarks(rows: list[dict[str, Any]], names: list[str], path: Path, ti
     """Write accuracies as bars with two standard errors, each benchmark's floor, and published figures.
 
     Args:
-        rows: `label`, `value`, `stderr`, `floor` and `published` (accuracy by model name), as fractions.
+        rows: `label`, `value`, `interval`, `floor` and `published` (accuracy by model name), as fractions.
         names: the published models to show as points.
     """
     with _figure(path, 10, 1.5 + 0.45 * len(rows)) as figure:
         axes = figure.subplots()
         axes.set_title(f"{title}: accuracy, bars of two standard errors")
         places = list(range(len(rows)))
+        bounds = [row["interval"] or (row["value"], row["value"]) for row in rows]
+        errors = [
+            [abs(row["value"] - pair[k]) for row, pair in zip(rows, bounds, strict=True)] for k in (0, 1)
+        ]
         axes.barh(
-            places, [row["value"] for row in rows], xerr=[2 * row["stderr"] for row in rows], height=0.6,
+            places, [row["value"] for row in rows], xerr=errors, height=0.6,
             color=BLUE, ecolor="black", capsize=3, label=f"{title} (measured)",
         )  # fmt: skip
         for place, row in zip(places, rows, strict=True):
