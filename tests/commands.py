@@ -8,18 +8,25 @@ import io
 import logging
 import os
 import runpy
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
+from typing import NamedTuple
 from unittest import mock
 
+import psutil
 import torch
 
 ROOT = Path(__file__).parents[1]
 ANT_HF = "from ant_hf.cli.main import main; main()"
+# Within these many seconds a signal ends a command.
+STOP_SECONDS = 3.0
 # What a terminal would make of the output is the same on every machine.
 PLAIN = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
 
@@ -31,6 +38,101 @@ def in_a_process(*words: object, **options: object) -> subprocess.CompletedProce
     command = [*start.get(program, [program]), *arguments]
     options = {"cwd": ROOT, "env": os.environ | PLAIN, "capture_output": True, "text": True} | options
     return subprocess.run(command, **options)
+
+
+class Stopped(NamedTuple):
+    """How a command ended after a signal."""
+
+    returncode: int
+    output: str
+    """Of stdout and stderr."""
+    seconds: float
+    """From the signal until the command and every process that it had started were gone; at most 15."""
+    left_over: list[str]
+    """Command lines of its processes that were still there then; they are ended."""
+
+    def faults(self, *kept: str) -> list[str]:
+        """What is not as it must be of exit code, time, processes and the one line; [] if all is."""
+        lines = [line for line in self.output.splitlines() if "stopped     by SIG" in line]
+        rules = {
+            f"exit code {self.returncode}": self.returncode == 75,
+            f"ended after {self.seconds:.1f} s": self.seconds < STOP_SECONDS,
+            f"left over: {self.left_over}": not self.left_over,
+            f"{len(lines)} lines say that it stopped": len(lines) == 1,
+            "a traceback": "Traceback" not in self.output and "Error:" not in self.output,
+            "noise of libraries": "Warning" not in self.output and "Exception" not in self.output,
+            f"not said: {kept}": all(word in self.output for word in kept),
+        }
+        return [rule for rule, holds in rules.items() if not holds]
+
+
+def stop_command(
+    *words: object,
+    at: str | Callable[[], bool] = "",
+    after: float = 0.0,
+    by: int = signal.SIGINT,
+    **options: object,
+) -> Stopped | None:
+    """Run a command line as `in_a_process`, and signal all of its process group, as a terminal does.
+
+    Args:
+        at: the moment: these words in its output, or a function that is asked every 10 ms.
+        after: seconds past that moment.
+
+    Returns:
+        None if the command ended before the signal.
+    """
+    program, *arguments = map(str, words)
+    start = {"python": [sys.executable], "ant-hf": [sys.executable, "-c", ANT_HF]}
+    command = [*start.get(program, [program]), *arguments]
+    # A shell in the background has SIGINT ignored, which its children would inherit.
+    own = {"start_new_session": True, "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    options = {"cwd": ROOT, "env": os.environ | PLAIN} | options | own
+    with tempfile.TemporaryFile("w+b") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, **options)
+        try:
+
+            def said() -> str:
+                return os.pread(output.fileno(), 1 << 20, 0).decode(errors="replace")
+
+            while not (at() if callable(at) else at in said()):
+                if process.poll() is not None:
+                    return None
+                time.sleep(0.01)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(after)
+                return None
+            family = _family(process.pid)
+            os.killpg(process.pid, by)
+            sent = time.monotonic()
+            left = family
+            while (left or process.poll() is None) and time.monotonic() - sent < 5 * STOP_SECONDS:
+                time.sleep(0.01)
+                left = {child for child in family | _family(process.pid) if _is_alive(child)}
+            seconds = time.monotonic() - sent
+            left_over = [" ".join(p.cmdline()) for p in left if p.pid != process.pid]
+            return Stopped(process.poll(), said(), seconds, left_over)
+        finally:
+            for child in _family(process.pid):
+                with suppress(psutil.Error):
+                    child.kill()
+            process.wait()
+
+
+def _family(leader: int) -> set[psutil.Process]:
+    """The processes of a group, and what they have started outside it."""
+    found = set()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):
+            if os.getpgid(process.pid) == leader:
+                found |= {process, *process.children(recursive=True)}
+    return found
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def run_here(

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -248,11 +249,11 @@ def test_names_that_look_like_paths_never_ask_the_hub(tmp_path, monkeypatch):
     monkeypatch.setattr("ant_hf.release.verify.fetch_model", lambda *_: pytest.fail("asked the Hub"))
     monkeypatch.setattr("ant_hf.model.loading.snapshot_download", lambda *_, **__: pytest.fail("asked"))
     (tmp_path / "release" / "Ant-10M").mkdir(parents=True)
-    for name in ("release/Ant-10N", "./a/b", "../x", "/x/y", "~/x/y", "a/b/c", "~/nothing", "gpt2"):
+    for name in ("release/Ant-10N", "./a/b", "../x", "/x/y", "~/nowhere/x", "a/b/c", "~/nothing", "gpt2"):
         for command in ("verify", "generate"):
             result = run_here("ant-hf", command, name, cwd=tmp_path)
             assert result.returncode == 2
-            assert f"model not found: {name}" in result.stderr
+            assert f"model not found: {Path(name).expanduser() if name[0] == '~' else name}" in result.stderr
             assert ("Did you mean release/Ant-10M?" in result.stderr) == (name == "release/Ant-10N")
 
 

@@ -21,10 +21,11 @@ from ant_hf.card.inputs import CardInputs
 from ant_hf.card.markdown import Safe, code, escape, fenced, plain, quote, table
 from ant_hf.errors import AntError
 from ant_hf.evaluation.results import ABOVE, BELOW, UNCLEAR, against_floor, interval
-from ant_hf.published import PublishedModel, published_models, shipped_file
+from ant_hf.published import PublishedModel, published_models
 from ant_hf.utils.hardware import known_gpu
+from ant_hf.utils.names import shipped_file
 
-TEMPLATE = "card.md.jinja"
+TEMPLATE = "model_card/card.md.jinja"
 NOT_MEASURED = "-"
 # Differences count from this many standard errors on.
 _SURE = 2.0
@@ -471,10 +472,10 @@ def _exported_table(record: dict[str, Any]) -> Safe:
                 f"{read['largest_logit_difference']:.1e}",
                 f"{run['texts_with_equal_tokens']:,} of {run['texts']:,}",
                 f"{run['prompts_with_equal_output']} of {run['prompts']}",
-                f"{run['nats_per_token']:.4f} ({run['nats_per_token_difference']:+.4f})",
+                f"{run['bits_per_byte']:.4f} ({run['bits_per_byte_difference']:+.4f})",
             ])  # fmt: skip
     header = ["GGUF file", "bytes", "largest logit difference", "same tokens", "same greedy output"]
-    return table([*header, "nats a token in llama.cpp (difference)"], rows)
+    return table([*header, "bits a byte in llama.cpp (difference)"], rows)
 
 
 def _data_source(corpus: dict[str, Any]) -> tuple[str, str]:

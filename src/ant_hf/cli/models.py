@@ -248,11 +248,16 @@ def inspect(
     from ant_hf.inspection.findings import as_json
     from ant_hf.inspection.report import render_report
     from ant_hf.inspection.terminal import print_inspection
-    from ant_hf.utils.files import write_json, write_text
+    from ant_hf.utils.files import check_writable, write_json, write_text
 
+    path = html or default_report(model, other)
+    for file, option in ((path, "--html"), (json, "--json")):
+        if file and file.is_dir():
+            raise AntError(f"{file} is a folder", hint=f"Name a file: {option} {file / 'NAME'}")
+        if file:
+            check_writable(file.parent, f"{option} FILE")
     inspections = compare(model, other, text, position, tokens)
     print_inspection(inspections)
-    path = html or default_report(model, other)
     write_text(path, render_report(inspections))
     say(f"report      {path}")
     if json:
@@ -312,6 +317,6 @@ def export(
 
     folder, record = export_model(model, to, types or (), output, repo, license_id)
     show(verified_table(record))
-    for line in record["left_out"]:
-        say(f"left out    {line}")
+    for line in record["notes"]:
+        say(f"note        {line}")
     say(f"export      {folder}")

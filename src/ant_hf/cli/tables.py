@@ -164,9 +164,9 @@ def verified_table(record: dict[str, Any]) -> Table:
     """One row a verified file."""
     table = _table(
         f"{record['name']}: verified against Transformers in float32",
-        ["file", ">MB", ">logits", ">texts", ">greedy", ">nats", ">tokens/s"],
+        ["file", ">MB", ">logits", ">texts", ">greedy", ">bits/byte", ">tokens/s"],
         caption="logits: largest difference; texts: cut into the same tokens; greedy: prompts continued "
-        "alike; nats: difference of a token's mean likelihood in llama.cpp; tokens/s: one output there",
+        "alike; bits/byte: what plain English costs more in llama.cpp; tokens/s: one output there",
     )
     for name, values in record["files"].items():
         if "verified" in values:
@@ -178,7 +178,8 @@ def verified_table(record: dict[str, Any]) -> Table:
 
 def _cells(verified: dict[str, Any]) -> list[str]:
     if (onnx := verified.get("onnxruntime")) is not None:
-        return [f"{onnx['largest_logit_difference']:.1e}", "", _outputs(onnx), "", ""]
+        texts = f"{onnx['texts_with_equal_tokens']:,}"
+        return [f"{onnx['largest_logit_difference']:.1e}", texts, _outputs(onnx), "", ""]
     difference = f"{verified['transformers']['largest_logit_difference']:.1e}"
     if (run := verified["llama_cpp"]) is None:
         return [difference, *["not run"] * 4]
@@ -186,7 +187,7 @@ def _cells(verified: dict[str, Any]) -> list[str]:
         difference,
         f"{run['texts_with_equal_tokens']:,}",
         _outputs(run),
-        f"{run['nats_per_token_difference']:+.4f}",
+        f"{run['bits_per_byte_difference']:+.5f}",
         f"{run['tokens_per_second']:,.0f}",
     ]
 

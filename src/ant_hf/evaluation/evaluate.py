@@ -38,12 +38,14 @@ from ant_hf.utils.files import file_sha256
 from ant_hf.utils.hardware import cpu_name
 from ant_hf.utils.names import RESULTS
 from ant_hf.utils.provenance import now, package_versions
+from ant_hf.utils.stopping import phase
 
 DEGENERATION = "degeneration"
 _PARTIAL = ".evaluation.partial.jsonl"
 _PACKAGES = ("ant-hf", "lm-eval", "transformers", "torch", "tokenizers", "datasets")
 
 
+@phase("measuring the model", "What was scored is kept. Run the same command again to go on.")
 def evaluate(
     model: str | Path,
     tasks: Sequence[str] = (),

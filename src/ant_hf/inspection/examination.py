@@ -22,9 +22,10 @@ from ant_hf.model.architecture import Ledger, parameter_ledger
 from ant_hf.model.encoding import first_ids
 from ant_hf.model.loading import Subject, load_subject, locate, tokenizer_folder
 from ant_hf.model.texts import ENGLISH
-from ant_hf.utils.console import progress_bar
-from ant_hf.utils.files import file_sha256
+from ant_hf.utils.console import progress_bar, say
+from ant_hf.utils.files import file_sha256, is_writable
 from ant_hf.utils.names import FINAL, MANIFEST, RUN_RECORD
+from ant_hf.utils.stopping import phase
 
 REPORT = "inspection.html"
 CANDIDATES = 20
@@ -77,6 +78,7 @@ class Inspection:
         return float(np.mean([e.entropy_bits for e in self.reading.expected if e is not None]))
 
 
+@phase("looking into the model", "Nothing was written. Run the same command again.")
 def compare(
     model: str, other: str | None, text: str | None, position: int | None, tokens: Path | None
 ) -> list[Inspection]:
@@ -194,16 +196,20 @@ def side_by_side(columns: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[A
 
 
 def default_report(model: str, other: str | None) -> Path:
-    """In the run's folder for a run's final model, else in the current one.
+    """In the run's folder for a run's final model, else in the current one, also if the former is read-only.
 
     Never inside a model's folder: a release is sealed file by file, and all of a final folder is published.
     """
     name, folder = locate(model)
     file = REPORT if other is None else f"inspection-beside-{locate(other)[0].replace('/', '-')}.html"
     run = folder.resolve().parent
-    if folder.resolve().name == FINAL and (run / RUN_RECORD).is_file():
-        return run / file
-    return Path(f"{name.replace('/', '-')}-{file}")
+    here = Path(f"{name.replace('/', '-')}-{file}")
+    if folder.resolve().name != FINAL or not (run / RUN_RECORD).is_file():
+        return here
+    if not is_writable(run):
+        say(f"report      {run} cannot be written: the report goes into this folder")
+        return here
+    return run / file
 
 
 class Text(NamedTuple):

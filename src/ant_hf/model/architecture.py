@@ -19,10 +19,10 @@ from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from ant_hf.errors import AntError
-from ant_hf.published import published_counterpart
+from ant_hf.published import PublishedModel
 from ant_hf.utils.console import say_once
 from ant_hf.utils.files import read_json
-from ant_hf.utils.names import CONFIG
+from ant_hf.utils.names import CONFIG, config_file
 
 _POSITIVE = (
     "vocab_size",
@@ -62,14 +62,8 @@ def load_architecture(path: str | Path) -> tuple[PreTrainedConfig, Ledger]:
         AntError: missing or broken file, unknown keys (with the nearest valid name), values
             that no model can have. All violations are listed at once.
     """
-    path = Path(path)
-    file = path / CONFIG if path.is_dir() else path
-    values = read_json(
-        file,
-        "model config",
-        "Pass a LlamaConfig JSON such as configs/llama_ant10m.json; "
-        f"names in a recipe count from the folder you are in, {Path.cwd()}",
-    )
+    file = config_file(path)
+    values = read_json(file, "model config", "Pass a LlamaConfig JSON.")
     for key in sorted(filter(_WRITTEN_BY_TOOLS.match, values)):
         # It would travel on into the config of what is trained.
         values.pop(key)
@@ -246,8 +240,8 @@ def _component(name: str, prefix: str) -> str:
             return " ".join(parts)
 
 
-def ledger_table(config: PreTrainedConfig, ledger: Ledger) -> Table:
-    """Parameters by component, with the published figure for this architecture, if there is one, below."""
+def ledger_table(ledger: Ledger, published: PublishedModel | None = None) -> Table:
+    """Parameters by component, with the published figure for the architecture, if one is given, below."""
     table = Table(title="Parameters", title_justify="left", caption=ledger.equation(), caption_justify="left")
     table.add_column("component")
     table.add_column("parameters", justify="right")
@@ -256,7 +250,7 @@ def ledger_table(config: PreTrainedConfig, ledger: Ledger) -> Table:
         table.add_row(name, f"{count:,}", f"{count / ledger.total:.1%}")
     table.add_section()
     table.add_row("total (computed from the model)", f"{ledger.total:,}", "100.0%", style="bold")
-    if published := published_counterpart(config):
+    if published:
         rounded = ", rounded there" if published.parameters_rounded else ""
         table.add_row(f"published for {published.name}{rounded}", f"{published.parameters:,}", "")
         table.add_row("published - computed", f"{published.parameters - ledger.total:+,}", "")

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from ant_hf.errors import AntError, missing_file
-from ant_hf.hub import hub_or_cache
+from ant_hf.hub import HubClient, hub_or_cache, status_of
 from ant_hf.model.architecture import load_architecture, model_architecture
 from ant_hf.model.encoding import added_ids, context_length
 from ant_hf.utils.console import quiet_libraries
@@ -252,6 +252,10 @@ def locate(model: str) -> tuple[str, Path]:
         with hub_or_cache():
             return model, Path(snapshot_download(model, allow_patterns=_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        if status_of(error):
+            raise HubClient(anonymous=True).explain(
+                f"{model} is no folder here; getting it from the Hub", error
+            ) from None
         reason = "offline" if isinstance(error, LocalEntryNotFoundError) else type(error).__name__
         raise AntError(
             f"{model} is no folder here and cannot be had from the Hub ({reason})",

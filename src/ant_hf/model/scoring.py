@@ -72,7 +72,9 @@ def score_tokens(
     unscored = max(1, len(before))
     targets = len(tokens) - (not before)
     starts = _window_starts(targets, context + 1 - unscored, max_tokens)
-    nats, count, size = torch.zeros((), dtype=torch.float64), 0, 0
+    # Summed on the device, which would otherwise wait after each batch; Apple's GPUs have no float64.
+    nats = torch.zeros((), dtype=torch.float64, device="cpu" if device.type == "mps" else device)
+    count, size = 0, 0
     for first in range(share[0] * batch_size, len(starts), share[1] * batch_size):
         windows = [
             tokens.slice(s, min(s + context + 1 - len(before), len(tokens)))
@@ -81,16 +83,17 @@ def score_tokens(
         for group in _equal_lengths(windows):
             rows = np.stack(group).astype(np.int64)
             start = np.tile(np.array(before, dtype=np.int64), (len(rows), 1))
-            ids_BT = torch.from_numpy(np.hstack([start, rows])).to(device)
+            rows = np.hstack([start, rows])
+            ids_BT = torch.from_numpy(rows).to(device)
             targets_BT = ids_BT[:, unscored:]
             with autocast:
                 logits_BTV = model(input_ids=ids_BT[:, :-1], use_cache=False).logits[:, unscored - 1 :]
             losses = torch.nn.functional.cross_entropy(
                 logits_BTV.float().flatten(0, 1), targets_BT.flatten(), reduction="none"
             )
-            nats += losses.cpu().double().sum()  # Apple's GPUs have no float64
+            nats += losses.to(nats.device).double().sum()
             count += targets_BT.numel()
-            size += int(lengths[targets_BT.cpu().numpy()].sum())
+            size += int(lengths[rows[:, unscored:]].sum())
             progress(targets_BT.numel(), targets)
     model.train(was_training)
     return TextScore(float(nats), count, size, len(lengths))

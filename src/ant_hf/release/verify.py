@@ -22,7 +22,18 @@ from ant_hf.hub import HubClient
 from ant_hf.release.files import file_problems, read_release
 from ant_hf.release.publish import fetch_model
 from ant_hf.utils.files import check_hash, file_sha256, inventory, read_json, read_sealed, write_text
-from ant_hf.utils.names import CARD, FINAL, GATE, MANIFEST, RELEASE, RESULTS, RUN_RECORD, TOKENIZER, WEIGHTS
+from ant_hf.utils.names import (
+    CARD,
+    FINAL,
+    GATE,
+    MANIFEST,
+    RELEASE,
+    RESULTS,
+    RUN_RECORD,
+    TOKENIZER,
+    WEIGHTS,
+)
+from ant_hf.utils.stopping import phase
 
 PASSED, REFUSED = "passed", "refused"
 
@@ -184,6 +195,7 @@ def tokens_of(run: dict[str, Any], run_dir: Path) -> Path:
     return Path(run["recipe"]["data_dir"] or run_dir) / "tokens"
 
 
+@phase("verifying", "Nothing was changed. Run the same command again.")
 def verify(
     model: str | Path,
     tokens: str | Path | None = None,
