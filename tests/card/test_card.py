@@ -66,6 +66,21 @@ def test_metadata_has_only_real_keys_and_passes_the_strict_check(inputs):
     assert "perplexity" in by_set["WikiText-2"]["type"]
 
 
+def test_the_cards_language_is_the_recipes_or_none(inputs):
+    for language in ("en", "ru", None):
+        inputs.run["recipe"]["corpus"]["language"] = language
+        (english,) = (check for check in inputs.gate["checks"] if "English" in check["name"])
+        english["passed"] = True if language == "en" else None
+        card = render_card(inputs)
+        assert metadata(card).get("language") == language
+        assert ("English text, as named above" in card) == (language == "en")
+        assert ("Text in one language (ru)" in card) == (language == "ru")
+    # Earlier records name none; their gate held every model to English.
+    del inputs.run["recipe"]["corpus"]["language"]
+    english["passed"] = True
+    assert metadata(render_card(inputs))["language"] == "en"
+
+
 def test_our_own_card_has_no_finding(inputs):
     findings = audit(card_claims(render_card(inputs), "card"))
     assert len(findings) > 20

@@ -1,6 +1,6 @@
 import pytest
 import yaml
-from conftest import tiny_values
+from conftest import ROOT, tiny_values
 
 from ant_hf.data.sources import LocalFiles
 from ant_hf.errors import AntError
@@ -181,3 +181,15 @@ def test_home_is_expanded_in_every_path_of_a_recipe(write, monkeypatch):
     assert recipe.architecture == "/home/ant/a.json"
     assert recipe.output_dir == recipe.data_dir == recipe.corpus.path == "/home/ant/x"
     assert recipe.corpus.decontaminate == "/home/ant/x"
+
+
+def test_own_text_does_not_take_over_what_the_recipe_says_of_another():
+    from ant_hf.cli.options import read_recipe
+
+    recipe = ROOT / "configs/recipes/ant10m-cpu.yaml"
+    assert load_recipe(recipe).corpus.language == "en"
+    own = read_recipe(recipe, "text.txt", None, None).corpus
+    assert (own.language, own.sources) == (None, [])
+    assert read_recipe(recipe, "text.txt", None, ["corpus.language=ru"]).corpus.language == "ru"
+    with pytest.raises(AntError, match=r"corpus\.language is 'Russian'"):
+        read_recipe(recipe, "text.txt", None, ["corpus.language=Russian"])

@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ant_hf.evaluation.results import interval
-from ant_hf.model.encoding import context_length
+from ant_hf.model.encoding import added_ids, context_length, decode, encode
 from ant_hf.model.generation import CARD_SAMPLING
 
 NEW_TOKENS = 128
@@ -83,7 +83,7 @@ def generate(
     outputs: list[Continuation] = []
     for start in range(0, len(texts), batch_size):
         batch = list(texts[start : start + batch_size])
-        prompts_ids = [tokenizer.encode(text) for text in batch]
+        prompts_ids = [[*added_ids(tokenizer), *encode(tokenizer, text)] for text in batch]
         length = max(map(len, prompts_ids))
         padded = torch.tensor([[pad] * (length - len(ids)) + ids for ids in prompts_ids])
         seen = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts_ids])
@@ -97,7 +97,7 @@ def generate(
             )[:, length:]
         for prompt, row in zip(batch, ids.tolist(), strict=True):
             kept = list(itertools.takewhile(lambda token: token not in ends, row))
-            outputs.append(Continuation(prompt, kept, tokenizer.decode(kept)))
+            outputs.append(Continuation(prompt, kept, decode(tokenizer, kept)))
         progress(len(batch), len(texts))
     return outputs
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from ant_hf.errors import AntError, missing_file
 from ant_hf.hub import HubClient, hub_or_cache, status_of
-from ant_hf.model.architecture import load_architecture, size_problems
+from ant_hf.model.architecture import load_architecture, model_architecture
 from ant_hf.model.encoding import added_ids, context_length
 from ant_hf.utils.console import quiet_libraries
 from ant_hf.utils.files import check_file, file_sha256, fingerprint, read_json, read_sealed
@@ -36,7 +36,7 @@ def load_any(
     """Load a model and its tokenizer by the calls a user makes; nothing in the folder is executed.
 
     Args:
-        folder: of a model, or a `checkpoint-N` of a run; or a Hub id.
+        folder: of a model, or a run's `checkpoint-N`; or a Hub id.
         strict: accept nothing less than a perfect match, as of a model that was exported here. Otherwise
             anyone's model is loaded, unless it and its tokenizer cannot be meant for each other.
 
@@ -49,7 +49,6 @@ def load_any(
     folder = locate(str(folder))[1]
     if strict:
         _check_exported(folder)
-    _check_files(folder)
     with warnings.catch_warnings(), quiet_libraries():
         if strict:
             # Of the loading libraries alone: filters are the whole process's, and an upload may run beside.
@@ -84,9 +83,10 @@ def from_pretrained(folder: Path, dtype: torch.dtype) -> tuple[Any, Any, dict[st
     Keys of another shape are in the report, as the missing and unexpected ones are.
 
     Raises:
-        AntError: there is no tokenizer.
-        Exception: whatever the libraries raise of files that they cannot read.
+        AntError: no tokenizer, a file that is missing, damaged or too small, or sizes that no model has.
+        Exception: whatever else the libraries raise of files that they cannot read.
     """
+    _check_files(folder)
     tokenizer = _read_tokenizer(tokenizer_folder(folder))
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder,
@@ -148,30 +148,31 @@ def _check_files(folder: Path) -> None:
         AntError: no tokenizer, JSON or weights that cannot be read, or sizes that no model has.
     """
     again = "Copy or download the folder again."
-    if not any(folder.glob("*.safetensors")):
-        pickles = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)]
-        raise AntError(
-            f"{folder} has no weights in safetensors",
-            seen=", ".join(sorted(pickles)) or None,
-            expected=WEIGHTS,
-            hint="Pickles can run code and are not read; whoever made them can save the model again with "
-            "save_pretrained."
-            if pickles
-            else again,
-        )
+    files = list(folder.glob("*.safetensors"))
+    if not files:
+        pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+        what = f"{folder} has no weights in safetensors"
+        hint = "Pickles can run code and are not read: let whoever made them use save_pretrained again."
+        raise AntError(what, seen=", ".join(pickles) or None, hint=hint if pickles else again)
     for name in (CONFIG, "generation_config.json", TOKENIZER, _SETTINGS):
         values = read_json(folder / name, "file of the model", again) if (folder / name).is_file() else {}
-        if name == CONFIG and (problems := size_problems(values)):
-            raise AntError(f"{folder / name}: {'; '.join(problems)}", hint=again)
-        if name == CONFIG and values.get("is_encoder_decoder"):
+        if values.get("is_encoder_decoder"):
             what = f"{folder} holds an encoder-decoder model"
             raise AntError(what, seen=values.get("model_type"), expected="a causal language model")
-    for file in folder.glob("*.safetensors"):
+    for file in files:
         try:
             with safe_open(file, framework="pt"):
                 pass
         except (SafetensorError, OSError) as error:
             raise AntError(f"{file} is cut short or damaged: {error}", hint=again) from None
+    # Before anything of the config's size is allocated.
+    _, ledger = model_architecture(folder)
+    if (size := sum(file.stat().st_size for file in files)) < ledger.total:
+        raise AntError(
+            f"{files[0] if len(files) == 1 else folder} is cut short, or its {CONFIG} is another model's",
+            seen=f"{size:,} bytes",
+            expected=f"more than one for each of {ledger.total:,} parameters",
+        )
 
 
 def _no_tokenizer(folder: Path) -> AntError:
@@ -183,11 +184,11 @@ def _no_tokenizer(folder: Path) -> AntError:
 
 
 def _check_exported(folder: Path) -> None:
-    """Hashes, config and size, as far as they are known, before anything is allocated or run.
+    """Hashes and config, as far as they are known, before anything is allocated or run.
 
     Raises:
         AntError: a file is not the one that was exported (names it and both hashes), the config is none of
-            ours, the tokenizer asks for code, or the weights are smaller than the config says.
+            ours, the tokenizer asks for code, or there are no weights.
     """
     record = folder.parent / RUN_RECORD
     if folder.name == FINAL and record.exists():
@@ -197,7 +198,7 @@ def _check_exported(folder: Path) -> None:
             if not path.is_file():
                 raise missing_file(path, "a file of the exported model", hint)
             check_file(path, expected, "was changed after it was exported", hint)
-    _, ledger = load_architecture(folder)
+    load_architecture(folder)
     settings, weights = folder / _SETTINGS, folder / WEIGHTS
     if settings.exists() and "auto_map" in read_json(settings, "tokenizer settings", ""):
         raise AntError(
@@ -205,12 +206,6 @@ def _check_exported(folder: Path) -> None:
         )
     if not weights.is_file():
         raise missing_file(weights, "weights", "Only safetensors are read: pickles can run code.")
-    if (size := weights.stat().st_size) < ledger.total:
-        raise AntError(
-            f"{weights} is cut short, or its config.json is another model's",
-            seen=f"{size:,} bytes",
-            expected=f"more than one for each of {ledger.total:,} parameters",
-        )
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
