@@ -2,8 +2,8 @@
 
     python tests/faults/interrupts.py --times 20 --work runs/interrupts --tally interrupts.json
 
-Real commands in processes of their own, on a tiny model and against a Hub on loopback. A phase counts as whole if
-its command, run once more without a signal, then comes to its end.
+Real commands in processes of their own, on a tiny model and against a Hub on loopback. A phase counts
+as whole if its command, run once more without a signal, then comes to its end.
 """
 
 from __future__ import annotations
