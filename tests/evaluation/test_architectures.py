@@ -15,6 +15,7 @@ from ant_hf.errors import AntError
 from ant_hf.evaluation.evaluate import evaluate
 from ant_hf.evaluation.language_model import BatchedLM, LikelihoodStore
 from ant_hf.model.causality import check_causal
+from ant_hf.model.scoring import score_text
 
 # Longer than a short row: what a model does beyond it must not be judged by what it does within.
 WINDOW = 44
@@ -132,6 +133,16 @@ def test_scores_are_those_of_plain_lm_eval(kind, values, tokenizer, tmp_path):
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
     rolling = plain.loglikelihood_rolling(pages(), disable_tqdm=True)
     assert ours.loglikelihood_rolling(pages()) == pytest.approx(rolling, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["mistral", "gemma3_text", "bloom", "mamba"])
+def test_a_long_text_has_the_same_loss(kind, tokenizer):
+    """`ant-hf perplexity` scores it by another way than `evaluate`."""
+    model, text = causal_model(kind, QUICK[kind]), "A TEXT THAT IS LONGER THAN ITS WINDOW. " * 2
+    plain = HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=1)
+    page = Instance("loglikelihood_rolling", {}, (text,), 0, ("pages", 0, 1))
+    (expected,) = plain.loglikelihood_rolling([page], disable_tqdm=True)
+    assert score_text(model, tokenizer, text, 96).nats == pytest.approx(-expected, rel=1e-5)
 
 
 def test_short_rows_of_a_model_with_a_window_are_shared(tokenizer, tmp_path):
