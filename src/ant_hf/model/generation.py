@@ -35,7 +35,8 @@ def sampling(model: PreTrainedModel, greedy: bool, given: dict[str, Any]) -> tup
         settings = _PLAIN | {"repetition_penalty": settings["repetition_penalty"]}
     shown = list(_PLAIN)[-1:] if greedy else _PLAIN
     facts = ["greedy"] * greedy + [f"{key.replace('_', ' ')} {settings[key]:g}" for key in shown]
-    note = f" ({whose}{', where not given' if given else ''})" if whose else ""
+    is_open = whose and not {*default} <= {*given}
+    note = f" ({whose}{', where not given' if given else ''})" if is_open else ""
     return settings, f"sampling    {', '.join(facts)}{note}"
 
 
