@@ -280,3 +280,30 @@ def test_a_second_run_in_the_folder_is_refused_while_the_first_lives(make_recipe
         trial.message = next(line for line in text.splitlines() if line.startswith("lock"))
         assert f"process {first.pid} on" in text
         assert "its lock is taken over" in text
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "release.json", "checkpoint.json"])
+@pytest.mark.parametrize("key", ["output_dir", "data_dir"])
+def test_nothing_is_written_into_the_folder_of_another_thing(make_recipe, tmp_path, key, file):
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (folder / file).write_text("{}")
+    # A release has the record of its run.
+    (folder / "run.json").write_text("{}")
+    recipe = make_recipe().model_copy(update={key: str(folder)})
+    for fresh in (False, True):
+        with pytest.raises(AntError, match=r"other holds a \w+; nothing is added there"):
+            pretrain(recipe, fresh=fresh)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([file, "run.json"])
+    # Nor into a new folder that would hold the run.
+    assert key == "output_dir" or not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_run_without_data_of_its_own_is_no_data_dir(make_recipe, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "run.json").write_text("{}")
+    recipe = make_recipe().model_copy(update={"data_dir": str(tmp_path / "other")})
+    with pytest.raises(AntError, match="keeps its data elsewhere"):
+        pretrain(recipe)
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["run.json"]
+    assert not (tmp_path / "run").exists()

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
+from ant_hf.utils.names import expand_home
+
 if TYPE_CHECKING:
     from ant_hf.recipe import Recipe
 
+# Options that hold a text and may name a place; those of type Path always do.
+_PLACES = {"model", "other", "text"}
+
 Config = Annotated[
-    Path, Option("--config", "-c", help="Recipe, for example configs/recipes/quickstart.yaml.")
+    Path, Option("--config", "-c", help="Recipe: a YAML file, or the name of one here, such as quickstart.")
 ]
 Data = Annotated[
-    str | None,
+    list[str] | None,
     Option(
-        help="Train on local text instead of the recipe's corpus: a file, a folder or a quoted glob "
-        "(txt, jsonl, parquet, each also .gz)."
+        help="Train on local text instead of the recipe's corpus: a file, a folder or a quoted glob (txt, "
+        "md, jsonl, json, csv, parquet, each also .gz, .bz2, .xz, .zst). May be repeated."
     ),
 ]
 OutputDir = Annotated[str | None, Option(help="Folder of the run, instead of the recipe's.")]
@@ -47,7 +54,7 @@ Tokens = Annotated[
 
 
 def read_recipe(
-    config: Path, data: str | None, output_dir: str | None, overrides: list[str] | None, **training: Any
+    config: Path, data: list[str] | None, output_dir: str | None, overrides: list[str] | None, **training: Any
 ) -> Recipe:
     """The recipe of a command line; options of their own have the last word.
 
@@ -57,8 +64,10 @@ def read_recipe(
     from ant_hf.recipe import load_recipe
 
     changes = {f"training.{key}": value for key, value in training.items() if value is not None}
-    if data is not None:
-        changes |= {"corpus.source": "files", "corpus.path": data}
+    if data:
+        changes |= {"corpus.source": "files", "corpus.path": data[0] if len(data) == 1 else data}
+        # What the recipe says of its own text is not true of this one; --set may say it again.
+        overrides = ["corpus.language=null", "corpus.sources=[]", *(overrides or ())]
     if output_dir is not None:
         changes["output_dir"] = output_dir
     return load_recipe(config, overrides or (), changes)
@@ -72,3 +81,19 @@ def switch_libraries(*more: str) -> None:
     for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_TELEMETRY", *more):
         if not os.environ.get(name):
             os.environ[name] = "1"
+
+
+def expanding_home(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with `~` taken in every path as the shell does, which leaves `--option=~/folder` alone."""
+
+    def expanded(name: str, value: Any) -> Any:
+        # The recipe does the same for its own keys, which --data, --output-dir and --set give it.
+        if isinstance(value, Path) or (isinstance(value, str) and name in _PLACES):
+            return type(value)(expand_home(str(value)))
+        return value
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        command(**{name: expanded(name, value) for name, value in values.items()})
+
+    return run

@@ -446,10 +446,6 @@ def fetch_model(client: HubClient, repository: str, revision: str | None = None)
         AntError: it is not there, or not readable with this token; the name can be no repository's.
         HubUnreachableError: nobody answers.
     """
-    # Brings torch, which those who publish do not need.
-    from ant_hf.model.loading import check_hub_id
-
-    check_hub_id(repository)
     check_repository(repository)
     # A mistyped `release/Ant-10M` has the form of a repository's name; said before the wait for a Hub.
     say(f"hub         {repository} is no folder here; asking the Hub")
