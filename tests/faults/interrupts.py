@@ -2,8 +2,8 @@
 
     python tests/faults/interrupts.py --times 20 --work runs/interrupts --tally interrupts.json
 
-Real commands in processes of their own, on a tiny model and against a Hub on loopback. A phase counts as whole if
-its command, run once more without a signal, then comes to its end.
+Real commands in processes of their own, on a tiny model and against a Hub on loopback. At the end each command is run
+once more without a signal, and has to come to its end.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmark_data import write_benchmarks
 from commands import in_a_process, stop_command
 from conftest import TINY_CONFIG, tiny_values
-from records import write_results
-
 from hub.server import Hub, RunningHub
+from records import write_results
 
 REPO, TOKEN = "GODELEV/Ant-10M", "hf_" + "TokenOfTheInterrupts" + "0123456789abcd"
 
