@@ -2,8 +2,8 @@
 
     python tests/faults/interrupts.py --times 20 --work runs/interrupts --tally interrupts.json
 
-Real commands in processes of their own, on a tiny model and against a Hub on loopback. A phase counts
-as whole if its command, run once more without a signal, then comes to its end.
+Real commands in processes of their own, on a tiny model and against a Hub on loopback. At last each command
+is run once more without a signal, and has to come to its end.
 """
 
 from __future__ import annotations
@@ -117,7 +117,10 @@ def phases(work: Path, hub: Hub) -> list[Phase]:
     return [
         Phase(
             "evaluate",
-            ["ant-hf", "evaluate", final, "--data-dir", data, "--output-dir", partial.parent],
+            [
+                *("ant-hf", "evaluate", final, "--data-dir", data, "--output-dir", partial.parent),
+                *("--tasks", "arc_easy,piqa,wikitext,degeneration"),
+            ],
             partial.is_file,
             8.0,
             "What was scored is kept",

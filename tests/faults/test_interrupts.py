@@ -69,7 +69,7 @@ def test_an_evaluation_goes_on_after_what_was_scored(interrupted, final, tmp_pat
 @pytest.mark.parametrize(
     ("place", "words", "kept"),
     [
-        ("export.gguf.read_back", ["export", "--to", "gguf", "--type", "f16"], "is as it was before"),
+        ("export.gguf.modelfile", ["export", "--to", "gguf", "--type", "f16"], "is as it was before"),
         ("inspection.measures.check_finite", ["inspect"], "Nothing was written"),
         ("release.build.read_inputs", ["card", "--repo", "GODELEV/x"], "that was there before is kept"),
         ("release.verify.run_gate", ["verify"], "Nothing was changed"),
@@ -156,3 +156,19 @@ with stopping.phase("saving", "All is kept."), stopping.stopped_by_signals(lambd
             process.send_signal(signal.SIGINT)
         assert process.wait(10) == 75
         assert process.stderr.read() == "stopped     by SIGINT while saving. All is kept.\n"
+
+
+def test_the_end_of_a_forked_process_is_not_the_commands():
+    """lm-eval's pools end theirs by SIGTERM, whose handlers a fork inherits."""
+    script = """
+import multiprocessing, time
+from ant_hf.utils import stopping
+stopping._GRACE_SECONDS = 0.1
+with stopping.stopped_by_signals():
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        pool.map(abs, range(4))
+    time.sleep(0.5)
+print("went on")
+"""
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "went on\n", "")

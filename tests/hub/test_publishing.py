@@ -69,16 +69,17 @@ def test_a_tag_is_made_or_there_already_or_refused(hub, session, run):
     publish = ["publish", run / "final", "--repo", REPO, "--yes"]
     (first,) = session([*publish, "--tag", "v1"])
     assert first[0] == 0, first[1]
-    there, made, again, moved, odd, branch = session(
+    there, made, again, odd, branch = session(
         [*publish, "--tag", "v1"],
         [*publish, "--tag", "stable"],
         [*publish, "--tag", "stable"],
-        [*publish, "--tag", "stable", "--license", "mit"],
         [*publish, "--tag", "my tag"],
         [*publish, "--tag", "main"],
     )
     repository = hub.repository(REPO)
     head = repository.resolve("main")
+    changed = repository.commit("main", "by someone else", {"run.json": b"{}"})
+    (moved,) = session([*publish, "--tag", "stable"])
     assert repository.state["tags"] == {"v1": head, "stable": head}
     assert [each[0] for each in (there, made, again)] == [0, 0, 0]
     assert "the tag v1 is there already" in there[1]
@@ -89,7 +90,7 @@ def test_a_tag_is_made_or_there_already_or_refused(hub, session, run):
     assert "--tag NAME" in moved[1]
     assert "saw 'my tag'" in odd[1]
     assert "is a branch" in branch[1]
-    assert len(repository.history()) == 2
+    assert repository.resolve("main") == changed
 
 
 def test_the_plan_needs_no_token(hub, session, run, monkeypatch):
@@ -117,13 +118,13 @@ def test_the_plan_needs_no_token(hub, session, run, monkeypatch):
 
 def test_a_mistyped_folder_is_told_from_a_silent_hub(hub, session, client_here, monkeypatch):
     missing, path, odd = session(
-        ["verify", "release/Ant-11M"], ["verify", "runs/quickstart/finl"], ["verify", "release/Ant 10M"]
+        ["verify", "someone/Ant-11M"], ["verify", "runs/quickstart/finl"], ["verify", "someone/Ant 10M"]
     )
-    assert "release/Ant-11M is no folder here; asking the Hub" in missing[1]
-    assert "neither a folder nor a repository that can be read: release/Ant-11M" in missing[1]
+    assert "someone/Ant-11M is no folder here; asking the Hub" in missing[1]
+    assert "neither a folder nor a repository that can be read: someone/Ant-11M" in missing[1]
     assert "does not exist, or it is private and the Hub token found here may not read it" in missing[1]
     assert "model not found: runs/quickstart/finl. Pass a model folder" in path[1]
-    assert "name is not valid; saw 'release/Ant 10M'" in odd[1]
+    assert "name is not valid; saw 'someone/Ant 10M'" in odd[1]
     assert [each[0] for each in (missing, path, odd)] == [2, 2, 2]
     script = """
 from ant_hf.cli.main import run

@@ -28,6 +28,20 @@ _ONE_PRESS_SECONDS = 1.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # What is being done, and what is kept of it: the innermost last.
 _phases: list[tuple[str, str | Callable[[], str]]] = []
+_open: list[_Stop] = []
+
+
+def _forget() -> None:
+    """In a forked process, whose signals would wake its parent: libraries end their pools by SIGTERM."""
+    if _open:
+        _open.clear()
+        signal.set_wakeup_fd(-1)
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 @contextmanager
@@ -59,6 +73,7 @@ def stopped_by_signals(request: Callable[[signal.Signals], None] | None = None) 
         yield
         return
     stop = _Stop(request)
+    _open.append(stop)
     before = {number: signal.signal(number, stop.on_signal) for number in _SIGNALS}
     reader, writer = socket.socketpair()
     writer.setblocking(False)
@@ -74,6 +89,7 @@ def stopped_by_signals(request: Callable[[signal.Signals], None] | None = None) 
         raise Interrupted(stop.line) from None
     finally:
         stop.is_over = True
+        _open.remove(stop)
         signal.set_wakeup_fd(wakeup)
         for number, handler in before.items():
             signal.signal(number, handler)
