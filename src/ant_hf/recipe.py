@@ -77,18 +77,37 @@ def _as_list(value: Any) -> Any:
 
 ReportTo = Annotated[list[Integration], BeforeValidator(_as_list)]
 
+# All bytes and two special tokens.
+SMALLEST_VOCABULARY = 258
 Count = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Rate = Annotated[float, Field(gt=0.0, le=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 # A path that no file system refuses outright, with `~` as the shell takes it.
-PathText = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$"), AfterValidator(expand_home)]
+_PATH = r"^[^\x00-\x1f\x7f]+$"
+PathText = Annotated[str, Field(pattern=_PATH), AfterValidator(expand_home)]
+
+
+def _on_or_off(value: object) -> object:
+    """YAML reads `on` and `off` as true and false."""
+    return ("on" if value else "off") if isinstance(value, bool) else value
 
 
 def _blocks(value: object) -> object:
     if value != "auto" and (type(value) is not int or value < 1):
         raise ValueError(f"training.per_device_batch_size is {value!r}; should be greater than 0, or auto")
     return value
+
+
+def _paths(value: object) -> object:
+    for path in value if isinstance(value, list) and value else [value]:
+        if path is not None and not (isinstance(path, str) and re.match(_PATH, path)):
+            raise ValueError(
+                f"corpus.path is {path!r}; must be text, and must not be empty or hold control characters"
+            )
+    if isinstance(value, list):
+        return [expand_home(path) for path in value]
+    return expand_home(value) if isinstance(value, str) else value
 
 
 class _Section(BaseModel):
@@ -113,8 +132,8 @@ class CorpusRecipe(_Section):
 
     source: Literal["hub", "files", "embedded"] = "hub"
     """`hub`: a dataset of the Hugging Face Hub; `files`: local files; `embedded`: the World English Bible."""
-    path: PathText | None = None
-    """Dataset id (hub), or a file, folder or glob (files)."""
+    path: Annotated[str | list[str] | None, BeforeValidator(_paths)] = None
+    """Dataset id (hub), or a file, folder or glob, or several (files)."""
     subset: str | None = None
     """Configuration name of the Hub dataset."""
     split: str = "train"
@@ -123,6 +142,8 @@ class CorpusRecipe(_Section):
     """Commit, tag or branch of the Hub dataset."""
     streaming: bool = True
     """Read the Hub dataset as it downloads instead of storing all of it first."""
+    language: Annotated[str, Field(pattern=r"^[a-z]{2,3}$")] | None = None
+    """ISO 639 code of the text's language, for the card and for checks in that language; for example en."""
     text_column: str = "text"
     """Column of jsonl, parquet or Hub rows that holds the text."""
     validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.001
@@ -138,14 +159,17 @@ class CorpusRecipe(_Section):
     def _path_where_needed(self) -> CorpusRecipe:
         if self.source != "embedded" and not self.path:
             raise ValueError(f"corpus.path is missing; source {self.source!r} needs it")
+        if self.source == "hub" and isinstance(self.path, list):
+            raise ValueError("corpus.path is a list; source 'hub' needs one dataset id")
         return self
 
 
 class TokenizerRecipe(_Section):
     """Byte-level BPE settings."""
 
-    vocab_size: Annotated[int, Field(ge=258, le=65536)] = 4096
-    """Entries, special tokens and the 256 bytes included; must equal the architecture's."""
+    vocab_size: Annotated[int, Field(ge=SMALLEST_VOCABULARY, le=65536)] | None = None
+    """Entries, special tokens and the 256 bytes included: the architecture's. Left out (null), it is that or,
+    for a small text, what the text gives, and the model follows."""
     split_digits: bool = True
     """Every decimal digit is a token of its own."""
     max_bytes: Count = 200_000_000
@@ -193,10 +217,10 @@ class TrainingRecipe(_Section):
     """`auto` takes the fastest device there is."""
     cpu_threads: Count | None = None
     """Threads of one process when training on a CPU; default: OMP_NUM_THREADS, or cores over processes."""
-    torch_compile: Literal["auto", "on", "off"] = "auto"
+    torch_compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)] = "auto"
     """`auto` compiles on CUDA only."""
-    attn_implementation: Literal["auto", "causal_blocks", "sdpa", "eager"] = "auto"
-    """`auto` takes sdpa; on a CPU our causal_blocks in bf16, and in fp32 eager for at most 256 tokens."""
+    attn_implementation: Literal["auto", "causal_sdpa", "causal_blocks", "sdpa", "eager"] = "auto"
+    """`auto` takes causal_sdpa; on a CPU causal_blocks in bf16, and in fp32 eager for at most 256 tokens."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Initialisation and data order."""
     logging_steps: Count = 10

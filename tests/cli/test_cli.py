@@ -1,6 +1,7 @@
 import re
 
 import pytest
+import torch
 import yaml
 from commands import in_a_process, run_here
 from conftest import tiny_values
@@ -74,7 +75,8 @@ def test_mistakes_in_recipe_data_and_device_are_one_message(recipe_file, tmp_pat
     assert "no file matches" in error("--data", str(tmp_path / "*.jsonl"))
     assert "no file matches *.nothing" in error("--data", "*.nothing")
     assert "corpus not found: 2026" in error("--data", "2026")
-    assert "no such device" in error("--set", "training.device=cuda")
+    missing = "mps" if torch.cuda.is_available() else "cuda"
+    assert "no such device" in error("--set", f"training.device={missing}")
     assert f"{recipe_file} with the options of this command has" in error("--set", "training.max_steps=-3")
     (tmp_path / "one.txt").write_text("One document, and no other to be held out or trained on.")
     held_out = ("--set", "corpus.validation_fraction=0.999999")

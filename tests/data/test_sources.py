@@ -6,7 +6,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from ant_hf.data.sources import MAX_DOCUMENT_CHARACTERS, EmbeddedBible, HubDataset, LocalFiles, open_source
+from ant_hf.data.readers import MAX_DOCUMENT_CHARACTERS
+from ant_hf.data.sources import EmbeddedBible, HubDataset, LocalFiles, open_source
 from ant_hf.errors import AntError
 from ant_hf.recipe import CorpusRecipe
 

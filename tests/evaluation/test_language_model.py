@@ -81,8 +81,8 @@ def test_a_model_that_takes_no_mask_of_ours_is_scored_without_sharing(
 
     monkeypatch.setattr(loaded[0], "forward", deaf)
     scorer = language_model(name="b")
-    assert not scorer.shares_contexts
     found = scorer.loglikelihood(requests(chapters))
+    assert not scorer.shares_contexts
     assert [nats for nats, _ in found] == pytest.approx([nats for nats, _ in expected], abs=1e-4)
 
 

@@ -13,7 +13,7 @@ from conftest import TINY_CONFIG, tiny_values
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ant_hf.data.sources import read_jsonl
+from ant_hf.data.readers import read_jsonl
 from ant_hf.data.tokens import PackedTokens, verify_shards
 from ant_hf.errors import AntError
 from ant_hf.model.architecture import load_config, parameter_ledger

@@ -14,7 +14,6 @@ from faultlog import tried
 from safetensors.torch import load_file
 
 from ant_hf.errors import AntError, RunStopped
-from ant_hf.train import callbacks
 from ant_hf.train.callbacks import StopRequest, ThroughputMeter
 from ant_hf.train.checkpoints import damage, newest_checkpoint
 from ant_hf.train.pretrain import pretrain
@@ -82,22 +81,6 @@ def test_a_signal_saves_and_leaves(make_recipe, monkeypatch, capfd, name):
         assert (record["status"], record["stopped"]["step"]) == ("stopped", 3)
         pretrain(stopped)
         assert_equal_runs(open_run_folder(stopped).path, open_run_folder(whole).path)
-
-
-def test_a_second_signal_leaves_at_once(monkeypatch):
-    sent = []
-    monkeypatch.setattr(callbacks.os, "kill", lambda pid, number: sent.append(number))
-    monkeypatch.setattr(callbacks.signal, "signal", lambda number, handler: sent.append(handler))
-    clock = iter([10.0, 10.5, 12.0])
-    monkeypatch.setattr(callbacks.time, "monotonic", lambda: next(clock))
-    stop = StopRequest(None, 0)
-    stop._on_signal(signal.SIGINT, None)
-    # The terminal and the launcher both pass on one press of Ctrl-C.
-    stop._on_signal(signal.SIGINT, None)
-    assert sent == []
-    assert stop.after_step() == [1.0, 0.0, 0.0]
-    stop._on_signal(signal.SIGINT, None)
-    assert sent == [signal.SIG_DFL, signal.SIGINT]
 
 
 def test_the_command_ends_with_code_75(shared, tmp_path):

@@ -98,6 +98,12 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path, text, word):
         load_recipe(file)
 
 
+@pytest.mark.parametrize(("typed", "value"), [("on", "on"), ("off", "off"), ("auto", "auto")])
+def test_on_and_off_are_words_although_yaml_reads_them_as_true_and_false(typed, value):
+    recipe = load_recipe("quickstart", [f"training.torch_compile={typed}"])
+    assert recipe.training.torch_compile == value
+
+
 def test_recipes_have_names_in_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("quickstart", "configs/recipes/quickstart.yaml"):
@@ -132,7 +138,7 @@ def project(tmp_path, shared, monkeypatch):
     folder = tmp_path / "my [v1]"
     (folder / "sets").mkdir(parents=True)
     for name in ("architecture.json", "a.txt", "b.txt"):
-        (folder / name).write_text("")
+        (folder / name).write_text("some words")
     values = tiny_values(shared, "runs/mine")
     values |= {"architecture": "architecture.json", "data_dir": "data"}
     values["corpus"] |= {"path": "a.txt", "decontaminate": "sets"}

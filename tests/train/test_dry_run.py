@@ -90,7 +90,7 @@ REFUSED = {
     "another text than was packed": (other_text, "made of other text or settings"),
     "another split": (key("corpus.validation_fraction", 0.3), r"corpus.validation_fraction was 0\.15"),
     "another tokenizer": (key("tokenizer.split_digits", False), "tokenizer.split_digits was True"),
-    "another column": (key("corpus.text_column", "body"), "corpus.text_column was 'text'"),
+    "another column": (key("corpus.text_column", "body"), "has no column 'body'"),
     "another encoding": (another_encoding, r"b\.txt is not UTF-8"),
     "nothing but blanks": (blank, "no text to train on"),
     "damaged tokens": (damaged, r"train-00000\.bin is damaged"),

@@ -1,5 +1,6 @@
 """The arithmetic of estimates: rates are given, and no clock but a false one is looked at."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,7 @@ from ant_hf.train.estimates import (
     TrainingRate,
     affordable,
     check_rooms,
+    choose_compilation,
     in_words,
     measure_training,
     room_for,
@@ -160,3 +162,42 @@ def test_a_step_is_timed_on_a_part_of_it(setup_of, tmp_path):
     assert rate.memory_bytes["process"] > 0
     assert setup.arguments.max_steps == 8
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("compiled", "plain", "stays", "words"),
+    [
+        (200.0, 100.0, True, ""),
+        (90.0, 100.0, False, "90 tokens per second with it, 100 without"),
+        (
+            RuntimeError("PassManager::run failed\nand more"),
+            100.0,
+            False,
+            "RuntimeError: PassManager::run failed",
+        ),
+        (200.0, AntError("a step does not fit the memory"), True, ""),
+    ],
+)
+def test_compilation_is_kept_where_it_works_and_pays(
+    setup_of, monkeypatch, capsys, compiled, plain, stays, words
+):
+    """A GPU that the compiler no longer knows, as Triton a T4, must not end the first run on it."""
+
+    def measure(setup):
+        found = compiled if setup.execution.torch_compile else plain
+        if isinstance(found, Exception):
+            raise found
+        return dataclasses.replace(RATE, step_seconds=512 / found)
+
+    monkeypatch.setattr(estimates, "measure_training", measure)
+    setup = setup_of()
+    setup = dataclasses.replace(setup, execution=dataclasses.replace(setup.execution, torch_compile=True))
+    assert choose_compilation(setup).execution.torch_compile is stays
+    assert words in capsys.readouterr().out
+
+
+def test_what_the_recipe_says_of_compilation_is_not_tried(setup_of, monkeypatch):
+    monkeypatch.setattr(estimates, "measure_training", pytest.fail)
+    on, off = setup_of(torch_compile="on"), setup_of(torch_compile="off")
+    assert choose_compilation(on) is on
+    assert choose_compilation(off) is off

@@ -22,10 +22,10 @@ Config = Annotated[
     Path, Option("--config", "-c", help="Recipe: a YAML file, or the name of one here, such as quickstart.")
 ]
 Data = Annotated[
-    str | None,
+    list[str] | None,
     Option(
-        help="Train on local text instead of the recipe's corpus: a file, a folder or a quoted glob "
-        "(txt, jsonl, parquet, each also .gz)."
+        help="Train on local text instead of the recipe's corpus: a file, a folder or a quoted glob (txt, "
+        "md, jsonl, json, csv, parquet, each also .gz, .bz2, .xz, .zst). May be repeated."
     ),
 ]
 OutputDir = Annotated[str | None, Option(help="Folder of the run, instead of the recipe's.")]
@@ -54,7 +54,7 @@ Tokens = Annotated[
 
 
 def read_recipe(
-    config: Path, data: str | None, output_dir: str | None, overrides: list[str] | None, **training: Any
+    config: Path, data: list[str] | None, output_dir: str | None, overrides: list[str] | None, **training: Any
 ) -> Recipe:
     """The recipe of a command line; options of their own have the last word.
 
@@ -64,8 +64,10 @@ def read_recipe(
     from ant_hf.recipe import load_recipe
 
     changes = {f"training.{key}": value for key, value in training.items() if value is not None}
-    if data is not None:
-        changes |= {"corpus.source": "files", "corpus.path": data}
+    if data:
+        changes |= {"corpus.source": "files", "corpus.path": data[0] if len(data) == 1 else data}
+        # What the recipe says of its own text is not true of this one; --set may say it again.
+        overrides = ["corpus.language=null", "corpus.sources=[]", *(overrides or ())]
     if output_dir is not None:
         changes["output_dir"] = output_dir
     return load_recipe(config, overrides or (), changes)

@@ -86,10 +86,13 @@ def params(
     ] = Path("ant10m"),
 ) -> None:
     """Count parameters by component on the model itself, beside the published figure."""
-    from ant_hf.model.architecture import ledger_table, load_architecture
+    from ant_hf.model.architecture import ledger_table, load_architecture, model_architecture
+    from ant_hf.model.loading import model_folder
     from ant_hf.published import published_counterpart
 
-    values, ledger = load_architecture(config)
+    # A JSON is to be trained, and is held to what this package trains; a folder may hold anyone's model.
+    found = model_architecture(model_folder(config)) if config.is_dir() else load_architecture(config)
+    values, ledger = found
     show(ledger_table(ledger, published_counterpart(values)))
 
 

@@ -1,9 +1,10 @@
 """A source becomes a stream of documents: NFC, no duplicates, each on a fixed side of the split.
 
 The side is decided by the document's own hash, so that adding text to a corpus never moves a
-validation document into the training split. Documents that quote an evaluation set are left out
-where the recipe names such sets. Exact duplicates are found through a private SQLite
-database that spills to disk: slower than a set, but its memory does not grow with the corpus.
+validation document into the training split; a corpus of too few documents for that is cut (`cutting.py`).
+Documents that quote an evaluation set are left out where the recipe names such sets. Duplicates, equal but
+for line ends and white space around them, are found through a private SQLite database that spills to disk:
+slower than a set, but its memory does not grow with the corpus.
 """
 
 from __future__ import annotations
@@ -11,17 +12,22 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
+from ant_hf.data.cutting import CUT_VERSION, SMALLEST_TEXT, Cut
 from ant_hf.data.decontamination import EvaluationSets
 from ant_hf.data.sources import Source, open_source
 from ant_hf.data.tokens import TRAIN, VALIDATION
+from ant_hf.errors import AntError
 from ant_hf.recipe import CorpusRecipe
 
-# Of a sha256, enough to tell documents apart.
-DIGEST_BYTES = 16
+# Of two sha256: enough of one to tell documents apart, and what decides the side of another.
+_TELLS_APART, _DECIDES = 16, 8
+DIGEST_BYTES = _TELLS_APART + _DECIDES
 # Stands for the digest of a document without text.
 NO_TEXT = bytes(DIGEST_BYTES)
 _DEDUPLICATION_CACHE_KIB = 128 * 1024
@@ -54,6 +60,10 @@ class CorpusCounts:
     contaminated: int = 0
     train: int = 0
     validation: int = 0
+    cut: dict[str, int] = field(default_factory=dict)
+    """Of a corpus that was cut: `characters`, blocks `held_out`, `repeated` paragraphs that are left out."""
+    spelled: Counter[str] = field(default_factory=Counter)
+    """How often the documents kept spell out special tokens or have traces of a fault; in no manifest."""
 
     def as_written(self, documents: int) -> dict[str, Any]:
         """For a manifest whose shards hold so many documents; the others of the splits are past the limit."""
@@ -61,6 +71,8 @@ class CorpusCounts:
         if self.contaminated_by_set:
             counts["contaminated"] = self.contaminated
             counts["contaminated_by_set"] = self.contaminated_by_set
+        if self.cut:
+            counts["cut"] = self.cut
         return {**counts, "past_limit": self.train + self.validation - documents}
 
 
@@ -91,18 +103,25 @@ class Intake:
         if digest == NO_TEXT:
             self.counts.empty += 1
             return False
-        is_new = self._seen.execute("INSERT OR IGNORE INTO seen VALUES (?)", (digest,)).rowcount == 1
+        row = (digest[:_TELLS_APART],)
+        is_new = self._seen.execute("INSERT OR IGNORE INTO seen VALUES (?)", row).rowcount == 1
         self.counts.duplicate += not is_new
         return is_new
 
-    def split_of(self, digest: bytes, shared: int) -> str | None:
-        """The split of a new document; none if it shares text with evaluation sets, one bit each."""
+    def split_of(self, digest: bytes, shared: int, is_held_out: bool | None = None) -> str | None:
+        """The split of a new document; none if it shares text with evaluation sets, one bit each.
+
+        Args:
+            is_held_out: its side where that is decided already.
+        """
         if shared:
             self.counts.contaminated += 1
             for index, name in enumerate(self.counts.contaminated_by_set):
                 self.counts.contaminated_by_set[name] += shared >> index & 1
             return None
-        if in_validation_split(digest, self._validation_fraction):
+        if is_held_out is None:
+            is_held_out = in_validation_split(digest[_TELLS_APART:], self._validation_fraction)
+        if is_held_out:
             self.counts.validation += 1
             return VALIDATION
         self.counts.train += 1
@@ -110,33 +129,112 @@ class Intake:
 
 
 class Corpus:
-    """The documents of one source; can be iterated again, `counts` describes the latest pass."""
+    """The documents of one source; can be iterated again, `counts` describes the latest pass.
+
+    Args:
+        is_cut: whether the documents are cut, because no whole one falls on one of the sides; None: so far as
+            reading on until both sides have a document shows.
+    """
 
     def __init__(
-        self, source: Source, validation_fraction: float, sets: EvaluationSets | None = None
+        self,
+        source: Source,
+        validation_fraction: float,
+        sets: EvaluationSets | None = None,
+        is_cut: bool | None = False,
     ) -> None:
         self.source = source
         self.validation_fraction = validation_fraction
         self.sets = sets or EvaluationSets({})
         self.counts = CorpusCounts({})
+        self._is_cut = is_cut
 
     @classmethod
     def from_recipe(cls, recipe: CorpusRecipe) -> Corpus:
-        return cls(open_source(recipe), recipe.validation_fraction, EvaluationSets.find(recipe.decontaminate))
+        sets = EvaluationSets.find(recipe.decontaminate)
+        return cls(open_source(recipe), recipe.validation_fraction, sets, is_cut=None)
 
-    def identity(self) -> dict[str, Any]:
-        """What decides the documents and their split, as JSON values."""
+    @property
+    def is_cut(self) -> bool:
+        if self._is_cut is None:
+            sides = set()
+            for digest in (identified(raw)[0] for raw in self.source.documents()):
+                if digest != NO_TEXT:
+                    sides.add(in_validation_split(digest[_TELLS_APART:], self.validation_fraction))
+                if len(sides) == 2:
+                    break
+            self._is_cut = len(sides) == 1 and self.validation_fraction > 0
+        return self._is_cut
+
+    def identity(self, made_before: Any = None) -> dict[str, Any]:
+        """What decides the documents and their split, as JSON values.
+
+        Args:
+            made_before: the identity that something was made of: it says whether this text is cut, unread.
+        """
         values = {**self.source.identity(), "validation_fraction": self.validation_fraction}
-        # Absent where nothing is compared, so that corpora packed before keep their identity.
-        return values | ({"decontaminate": self.sets.identity()} if self.sets.files else {})
+        # Absent where nothing is compared or cut, so that corpora packed before keep their identity.
+        values |= {"decontaminate": self.sets.identity()} if self.sets.files else {}
+        if made_before and made_before.items() >= values.items():
+            self._is_cut = "cut" in made_before
+        return values | ({"cut": CUT_VERSION} if self.is_cut else {})
 
     def __iter__(self) -> Iterator[Document]:
         intake = Intake(self.validation_fraction, self.sets.files)
         self.counts = intake.counts
-        for raw in self.source.documents():
+        for raw, is_held_out in self._cut_documents() if self.is_cut else self._documents():
             digest, text = identified(raw)
-            if intake.is_new(digest) and (split := intake.split_of(digest, self.sets.sharing(text))):
+            if intake.is_new(digest) and (
+                split := intake.split_of(digest, self.sets.sharing(text), is_held_out)
+            ):
                 yield Document(text, split)
+
+    def _documents(self) -> Iterator[tuple[str, None]]:
+        return ((raw, None) for raw in self.source.documents())
+
+    def _cut_documents(self) -> Iterator[tuple[str, bool]]:
+        cut = self._cut
+        self.counts.cut = {"characters": cut.characters, "held_out": cut.held_out, "repeated": cut.repeated}
+        return cut.documents(self._different_texts(self.counts))
+
+    @cached_property
+    def _cut(self) -> Cut:
+        counts, texts = CorpusCounts({}), [0, 0]
+
+        def counted() -> Iterator[str]:
+            for text in self._different_texts(counts):
+                texts[0] += 1
+                texts[1] += len(text)
+                yield text
+
+        if cut := Cut.of(counted(), self.validation_fraction):
+            return cut
+        seen = f"{texts[1]:,} characters"
+        if counts.duplicate:
+            raise AntError(
+                f"of {counts.duplicate + texts[0]:,} documents {counts.duplicate:,} repeat another, and what "
+                "is left is too short to hold some of it out",
+                seen=seen,
+                hint="Look at how the corpus was made, or add text that differs.",
+            )
+        raise AntError(
+            "the corpus is too short, or repeats itself too much, to hold some of it out",
+            seen=seen,
+            expected=f"at least {SMALLEST_TEXT:,}, in different paragraphs",
+            hint="Add text.",
+        )
+
+    def _different_texts(self, counts: CorpusCounts) -> Iterator[str]:
+        """Each text once; counts the others. Those who cut them are few, so memory holds their digests."""
+        seen = {NO_TEXT}
+        for digest, text in map(identified, self.source.documents()):
+            if digest not in seen:
+                seen.add(digest)
+                yield text
+            else:
+                counts.read += 1
+                counts.empty += digest == NO_TEXT
+                counts.duplicate += digest != NO_TEXT
 
 
 def normalised(raw: str) -> bytes:
@@ -147,9 +245,19 @@ def normalised(raw: str) -> bytes:
 
 
 def identified(raw: str) -> tuple[bytes, str]:
-    """The digest and the normalised text of a document; `NO_TEXT` if it is only white space."""
+    """The digest and the normalised text of a document; `NO_TEXT` if it is only white space.
+
+    Line ends do not count in it; nor does white space around the text where documents are told apart.
+    """
     data = normalised(raw)
-    return hashlib.sha256(data).digest()[:DIGEST_BYTES] if data else NO_TEXT, data.decode("utf-8")
+    if not data:
+        return NO_TEXT, ""
+    text = data.decode("utf-8")
+    lines = text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+    side = hashlib.sha256(lines.encode() if lines is not text else data).digest()
+    core = lines.strip().strip("\ufeff")
+    same = side if len(core) == len(lines) else hashlib.sha256(core.encode()).digest()
+    return same[:_TELLS_APART] + side[:_DECIDES], text
 
 
 def in_validation_split(digest: bytes, fraction: float) -> bool:

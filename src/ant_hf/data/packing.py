@@ -5,29 +5,30 @@ from __future__ import annotations
 import copy
 import hashlib
 import itertools
-import multiprocessing
 import os
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import ExitStack, suppress
+import shutil
+from collections import Counter, deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 from tokenizers import Tokenizer
-from tqdm import tqdm
 
 from ant_hf.data.corpus import Corpus, CorpusCounts, Document
-from ant_hf.data.tokenizer import END_OF_TEXT, make_tokenizer
-from ant_hf.data.tokens import FORMAT_VERSION, TRAIN, VALIDATION, packed_before, verify_shards
+from ant_hf.data.tokenizer import END_OF_TEXT, cut_long_runs, larger_share, make_tokenizer
+from ant_hf.data.tokens import FORMAT_VERSION, TRAIN, VALIDATION, packed_before, read_manifest, verify_shards
 from ant_hf.errors import AntError
 from ant_hf.recipe import Recipe
-from ant_hf.utils.console import say
+from ant_hf.utils.console import progress_bar, say
 from ant_hf.utils.files import file_sha256, fingerprint, whole_folder, write_sealed, writing
 from ant_hf.utils.hardware import available_cores
 from ant_hf.utils.locks import locked
 from ant_hf.utils.names import MANIFEST, TOKENIZER
+from ant_hf.utils.stopping import phase
+from ant_hf.utils.workers import worker_processes
 
 # Text a worker gets at once: large enough to hide the transfer, small enough to stay in cache.
 CHUNK_CHARACTERS = 1 << 19
@@ -59,6 +60,13 @@ class EncodedChunk(NamedTuple):
     """When the last of these documents had been read; at the end, of all of the corpus."""
 
 
+# Characters that no text has on purpose, and what they come from.
+_TRACES = {
+    "\0": "the character NUL. It means nothing in a text; without it: tr -d '\\000' < OLD > NEW",
+    "\ufffd": "the character U+FFFD, which stands where text was once read in a wrong encoding",
+}
+
+
 class Encoder:
     """A tokenizer that puts an end-of-text token after each document.
 
@@ -71,20 +79,30 @@ class Encoder:
         # A document that spells out a special token is text and not a command.
         self._tokenizer.encode_special_tokens = True
         self._end_of_text = self._tokenizer.token_to_id(END_OF_TEXT)
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        self._hardly_meant = [*(token.content for token in added if token.special), *_TRACES]
+
+    def spelled_out(self, documents: Iterable[Document]) -> Counter[str]:
+        """How often documents spell out a special token, or have a character that comes from a fault."""
+        counts = Counter(dict.fromkeys(self._hardly_meant, 0))
+        for document in documents:
+            counts.update({name: document.text.count(name) for name in counts})
+        return +counts
 
     def encode(self, documents: list[Document]) -> list[EncodedDocument]:
         """Encode any number of documents, also none."""
-        texts = [document.text for document in documents]
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [
-            EncodedDocument(
-                np.array([*encoding.ids, self._end_of_text], dtype="<u2").tobytes(),
-                document.characters,
-                len(document.text.encode()),
-                document.split,
-            )
-            for document, encoding in zip(documents, encodings, strict=True)
-        ]
+        pieces = [cut_long_runs(document.text) for document in documents]
+        texts = [piece for of_document in pieces for piece in of_document]
+        encodings = iter(self._tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+        encoded = []
+        for document, of_document in zip(documents, pieces, strict=True):
+            ids = next(encodings).ids
+            for _ in of_document[1:]:
+                ids += next(encodings).ids
+            tokens = np.array([*ids, self._end_of_text], dtype="<u2").tobytes()
+            size = len(document.text.encode())
+            encoded.append(EncodedDocument(tokens, document.characters, size, document.split))
+        return encoded
 
 
 _worker_encoder: Encoder
@@ -101,32 +119,34 @@ def _encode(documents: list[Document]) -> list[EncodedDocument]:
     return _worker_encoder.encode(documents)
 
 
-def encoded(corpus: Corpus, tokenizer_file: Path) -> Iterator[EncodedChunk]:
+def encoded(corpus: Corpus, tokenizer_file: Path) -> Generator[EncodedChunk]:
     """Encoded chunks in the order of the corpus, at most a few ahead of the consumer.
 
     This process encodes the first ones, on all its threads. A large corpus gets a worker a core for the rest.
     """
-    waiting = ((documents, copy.deepcopy(corpus.counts)) for documents in chunks(corpus))
     encoder = Encoder(tokenizer_file)
+
+    def counted() -> Iterator[tuple[list[Document], CorpusCounts]]:
+        for documents in chunks(corpus):
+            corpus.counts.spelled.update(encoder.spelled_out(documents))
+            yield documents, copy.deepcopy(corpus.counts)
+
+    waiting = counted()
     for documents, counts in itertools.islice(waiting, CHUNKS_WITHOUT_WORKERS):
         yield EncodedChunk(encoder.encode(documents), counts)
     first = list(itertools.islice(waiting, 1))
     if not first:
         return
-    # Spawned and not forked: the parent may have threads (torch, tokenizers) that a fork would break.
-    context, workers = multiprocessing.get_context("spawn"), available_cores()
-    with ProcessPoolExecutor(workers, context, _start_worker, (tokenizer_file,)) as pool:
+    workers = available_cores()
+    with worker_processes(workers, _start_worker, tokenizer_file) as pool:
         pending: deque[tuple[Future[list[EncodedDocument]], CorpusCounts]] = deque()
-        try:
-            for documents, counts in itertools.chain(first, waiting):
-                pending.append((pool.submit(_encode, documents), counts))
-                if len(pending) > workers * _CHUNKS_AHEAD:
-                    future, counts = pending.popleft()
-                    yield EncodedChunk(future.result(), counts)
-            for future, counts in pending:
+        for documents, counts in itertools.chain(first, waiting):
+            pending.append((pool.submit(_encode, documents), counts))
+            if len(pending) > workers * _CHUNKS_AHEAD:
+                future, counts = pending.popleft()
                 yield EncodedChunk(future.result(), counts)
-        finally:
-            pool.shutdown(cancel_futures=True)
+        for future, counts in pending:
+            yield EncodedChunk(future.result(), counts)
 
 
 AnyDocument = TypeVar("AnyDocument", Document, EncodedDocument)
@@ -177,12 +197,19 @@ def make_tokens(recipe: Recipe) -> dict[str, Any]:
             split is empty, or too short to be scored.
     """
     folder, corpus = recipe.tokens_dir, Corpus.from_recipe(recipe.corpus)
-    inputs = packing_inputs(recipe, corpus)
-    with locked(folder.parent, "data", wait=True):
+    kept = f"The tokenizer in {recipe.tokenizer_dir} is kept. Run the same command again to pack the text."
+    with locked(folder.parent, "data", wait=True), phase("packing", kept):
+        inputs = packing_inputs(recipe, corpus)
         reused = packed_before(folder, inputs)
-        stream = encoded(corpus, recipe.tokenizer_dir / TOKENIZER)
-        manifest = reused or write_tokens(recipe, inputs, stream, corpus.source.text_bytes())
+        if not reused:
+            with closing(encoded(corpus, recipe.tokenizer_dir / TOKENIZER)) as stream:
+                manifest = write_tokens(recipe, inputs, stream, corpus.source.text_bytes())
+            if problem := unfit(recipe, manifest):
+                # Nothing can be trained on them, and with another share they would be in the way.
+                shutil.rmtree(folder)
+                raise problem
     if reused:
+        manifest = reused
         verify_shards(folder)
     counts, splits = manifest["documents"], manifest["splits"]
     say(f"tokens      {folder} ({'reused, hashes verified' if reused else 'packed'})")
@@ -199,35 +226,44 @@ def make_tokens(recipe: Recipe) -> dict[str, Any]:
     if by_set := counts.get("contaminated_by_set"):
         shared = ", ".join(f"{name} {count:,}" for name, count in by_set.items() if count)
         say(f"            {counts['contaminated']:,} left out, sharing text with {shared or 'no set'}")
-    check_held_out(recipe, splits[VALIDATION])
+    if cut := counts.get("cut"):
+        say(
+            f"            too few documents to hold one out: {cut['characters']:,} characters cut at "
+            f"paragraphs, {cut['held_out']:,} blocks held out, {cut['repeated']:,} repeated ones left out"
+        )
+    if problem := unfit(recipe, manifest):
+        raise problem
     return manifest
 
 
-def check_held_out(recipe: Recipe, held_out: dict[str, Any]) -> None:
-    """Refuse a validation split with nothing to score.
-
-    Args:
-        held_out: its `documents` and `tokens`.
-
-    Raises:
-        AntError: it is empty, or too short.
-    """
+def unfit(recipe: Recipe, manifest: dict[str, Any]) -> AntError | None:
+    """What is wrong with a validation split that cannot be scored."""
+    held_out, counts = manifest["splits"][VALIDATION], manifest["documents"]
     # The first token is not scored and an end of text counts no bytes: of two tokens, none are left.
-    if held_out["tokens"] <= 2:
-        raise AntError(
-            "the one document of the validation split is too short to be scored"
-            if held_out["documents"]
-            else "no document fell into the validation split",
-            seen=f"{held_out['tokens']} tokens at validation_fraction {recipe.corpus.validation_fraction}",
-            hint="Raise it: --set corpus.validation_fraction=0.1, and remove " + str(recipe.tokens_dir),
-        )
+    if held_out["tokens"] > 2:
+        return None
+    fraction = recipe.corpus.validation_fraction
+    hint = f"Raise the share: --set corpus.validation_fraction={larger_share(fraction):g}"
+    if counts["past_limit"] or recipe.corpus.max_tokens:
+        hint += ", or corpus.max_tokens, where the reading of the text ends"
+    elif counts.get("contaminated"):
+        hint += ", or leave corpus.decontaminate out"
+    return AntError(
+        "the one document of the validation split is too short to be scored"
+        if held_out["documents"]
+        else "no document fell into the validation split",
+        seen=f"{held_out['tokens']} tokens at validation_fraction {fraction}",
+        hint=f"{hint}. If {recipe.tokens_dir} is there, remove it.",
+    )
 
 
 def packing_inputs(recipe: Recipe, corpus: Corpus) -> dict[str, Any]:
     """What decides every packed token, as JSON values."""
+    folder = recipe.tokens_dir
+    before = read_manifest(folder)["inputs"].get("corpus") if (folder / MANIFEST).exists() else None
     return {
         "format_version": 1,
-        "corpus": corpus.identity(),
+        "corpus": corpus.identity(made_before=before),
         "tokenizer_sha256": file_sha256(recipe.tokenizer_dir / TOKENIZER),
         "max_tokens": recipe.corpus.max_tokens,
     }
@@ -266,15 +302,23 @@ def write_tokens(
                     return
                 yield document
 
+    def bytes_expected() -> float | None:
+        """Of text, until its end or the limit."""
+        expected = text_bytes
+        if limit and (tokens := splits[TRAIN].tokens):
+            until_limit = sum(split.bytes for split in splits.values()) * limit / tokens
+            expected = round(min(expected or until_limit, until_limit))
+        return expected
+
     with ExitStack() as stack:
         stack.enter_context(writing("the packed tokens", recipe.tokens_dir, room_needed))
         partial = stack.enter_context(whole_folder(recipe.tokens_dir))
-        bar = stack.enter_context(tqdm(desc="packing", unit="B", unit_scale=True, leave=False))
+        advance = stack.enter_context(progress_bar("packing", "B"))
         for name in (TRAIN, VALIDATION):
             splits[name] = stack.enter_context(_SplitWriter(partial, name))
         for document in within_limit():
             splits[document.split].add(document)
-            bar.update(document.size)
+            advance(document.size, bytes_expected())
         manifest = {
             "format_version": FORMAT_VERSION,
             "inputs_sha256": fingerprint(inputs),
@@ -284,7 +328,19 @@ def write_tokens(
             "splits": {name: split.finish() for name, split in splits.items()},
         }
         write_sealed(partial / MANIFEST, manifest)
+    for name, count in counts.spelled.items():
+        say(f"warning     the text has {count:,} times {_hardly_meant(name)}")
     return manifest
+
+
+def _hardly_meant(name: str) -> str:
+    """What was found in a text, and what to do about it."""
+    if name == END_OF_TEXT:
+        return (
+            f"{name} within a line, where it is learnt as text. To end a document there, put it on a line "
+            f"of its own: sed 's/{name}/\\n&\\n/g' OLD.txt > NEW.txt"
+        )
+    return _TRACES.get(name, f"{name}, which is learnt as text and not as the special token")
 
 
 class _SplitWriter:

@@ -7,26 +7,33 @@ duplicates over all files, the split and the limit are decided when the parts ar
 from __future__ import annotations
 
 import copy
-import multiprocessing
 import os
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import wait
 from dataclasses import dataclass
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ant_hf.data.corpus import DIGEST_BYTES, Corpus, Document, Intake, identified
 from ant_hf.data.decontamination import EvaluationSets
-from ant_hf.data.packing import EncodedChunk, EncodedDocument, Encoder, chunks, packing_inputs, write_tokens
+from ant_hf.data.packing import (
+    EncodedChunk,
+    EncodedDocument,
+    Encoder,
+    chunks,
+    make_tokens,
+    packing_inputs,
+    write_tokens,
+)
 from ant_hf.data.sources import LocalFiles
 from ant_hf.data.tokens import TRAIN, packed_before
 from ant_hf.errors import AntError
 from ant_hf.recipe import Recipe
-from ant_hf.utils.console import say
+from ant_hf.utils.console import progress_bar, say
 from ant_hf.utils.files import (
     check_file,
     file_sha256,
@@ -38,9 +45,11 @@ from ant_hf.utils.files import (
 )
 from ant_hf.utils.locks import locked
 from ant_hf.utils.names import TOKENIZER
+from ant_hf.utils.stopping import phase
+from ant_hf.utils.workers import SPAWN, worker_processes
 
 # Parts of another format lie under other names.
-PART_FORMAT = 2
+PART_FORMAT = 3
 _IDS, _DOCUMENTS, _RECORD = "ids.bin", "documents.bin", "part.json"
 # One row a document read. No ids: white space only (all zero), a duplicate within its file, or
 # contaminated (with the evaluation sets that share text with it, one bit each).
@@ -83,6 +92,16 @@ class Packing:
             made_of.append(corpus["decontaminate"])
         return self.folder / "parts" / f"{index:05d}-{fingerprint(made_of)[:12]}"
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether the documents are so few that they are cut, which tasks cannot do each for itself."""
+        return "cut" in self.inputs["corpus"]
+
+    def kept(self) -> str:
+        """What an interruption leaves, and how to go on."""
+        done = sum(map(self.is_encoded, range(self.tasks)))
+        return f"{done} of {self.tasks} files are encoded and kept. Run the same command again to go on."
+
     def is_encoded(self, index: int) -> bool:
         """Whether a part is there, which it is as a whole or not at all."""
         return (self.part(index) / _RECORD).is_file()
@@ -121,6 +140,8 @@ class Packing:
             with (partial / _IDS).open("wb") as ids, (partial / _DOCUMENTS).open("wb") as handle:
                 for documents in chunks(worth_encoding()):
                     encoded = encoder.encode(documents)
+                    intake.counts.spelled.update(encoder.spelled_out(documents))
+                    _count(sum(document.size for document in encoded))
                     ids.writelines(document.ids for document in encoded)
                     table = np.array(rows, dtype=_ROW)
                     is_kept = table["characters"] > 0
@@ -132,6 +153,7 @@ class Packing:
             record = {
                 "documents": intake.counts.read,
                 "tokens": tokens,
+                "spelled": dict(intake.counts.spelled),
                 "sha256": {name: file_sha256(partial / name) for name in (_IDS, _DOCUMENTS)},
             }
             write_sealed(partial / _RECORD, record)
@@ -163,6 +185,11 @@ def merge(packing: Packing) -> dict[str, Any]:
     """
     if manifest := packed_before(packing.recipe.tokens_dir, packing.inputs):
         return manifest
+    if packing.is_cut:
+        raise AntError(
+            "the corpus has too few documents for tasks: they are cut, all of them together",
+            hint="Pack it in one process: ant-hf pack --config RECIPE",
+        )
     missing = [file for index, file in enumerate(packing.files) if not packing.is_encoded(index)]
     if missing:
         raise AntError(
@@ -188,6 +215,7 @@ def put_together(packing: Packing) -> Iterator[EncodedChunk]:
             record = read_sealed(part / _RECORD, "encoded file", hint, unsealed_format=None)
             for name, expected in record["sha256"].items():
                 check_file(part / name, expected, "is damaged", hint)
+            intake.counts.spelled.update(record["spelled"])
             with (part / _IDS).open("rb") as ids, (part / _DOCUMENTS).open("rb") as handle:
                 # A few thousand at a time: a large file has millions.
                 while rows := handle.read(4096 * _ROW.itemsize):
@@ -200,30 +228,64 @@ def put_together(packing: Packing) -> Iterator[EncodedChunk]:
         yield EncodedChunk(chunk, copy.deepcopy(intake.counts))
 
 
+# Bytes of text that all workers have encoded; none where tasks run elsewhere.
+_bytes_done: Synchronized[int] | None = None
+
+
+def _start_worker(bytes_done: Synchronized[int]) -> None:
+    global _bytes_done
+    _bytes_done = bytes_done
+
+
+def _count(size: int) -> None:
+    if _bytes_done is not None:
+        with _bytes_done.get_lock():
+            _bytes_done.value += size
+
+
 def pack_with_workers(recipe: Recipe, workers: int) -> dict[str, Any]:
     """Pack a recipe's files by tasks of this machine, or go on where an earlier attempt ended.
+
+    A corpus of too few documents is packed by this process alone.
 
     Raises:
         AntError: files that cannot be read, after all others were encoded; or see `plan_packing`.
     """
     packing = plan_packing(recipe)
+    if packing.is_cut:
+        say("packing     by one process: the documents are so few that they are cut, all of them together")
+        return make_tokens(recipe)
     with locked(recipe.tokens_dir.parent, "data", wait=True):
         if manifest := packed_before(recipe.tokens_dir, packing.inputs):
             return manifest
         say(f"packing     {packing.tasks} files by {workers} workers, parts in {packing.folder}")
-        # Spawned and not forked: this process may have threads that a fork would break.
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            tasks = [pool.submit(packing.encode, rank, packing.tasks) for rank in range(packing.tasks)]
-            finished = tqdm(as_completed(tasks), "encoding", packing.tasks, unit="file", leave=False)
-            errors = [error for task in finished if (error := task.exception())]
-        if unknown := next((error for error in errors if not isinstance(error, AntError)), None):
-            raise unknown
-        if errors:
-            listing = "".join(sorted(f"\n  - {error}" for error in errors))
-            raise AntError(
-                f"{len(errors)} of {packing.tasks} tasks failed:{listing}\n"
-                "The others are done and stay done: run the same command again."
-            )
-        manifest = merge(packing)
+        with phase("packing", packing.kept):
+            _encode_all(packing, workers)
+            manifest = merge(packing)
         shutil.rmtree(packing.folder)
     return manifest
+
+
+def _encode_all(packing: Packing, workers: int) -> None:
+    missing = [file for index, file in enumerate(packing.files) if not packing.is_encoded(index)]
+    text_bytes = LocalFiles(tuple(missing), packing.recipe.corpus.text_column).text_bytes()
+    bytes_done, seen = SPAWN.Value("q", 0), 0
+    with (
+        worker_processes(workers, _start_worker, bytes_done) as pool,
+        progress_bar("encoding", "B") as advance,
+    ):
+        tasks = [pool.submit(packing.encode, rank, packing.tasks) for rank in range(packing.tasks)]
+        running = set(tasks)
+        while running:
+            _, running = wait(running, timeout=1.0)
+            advance(bytes_done.value - seen, text_bytes)
+            seen = bytes_done.value
+    errors = [error for task in tasks if (error := task.exception())]
+    if unknown := next((error for error in errors if not isinstance(error, AntError)), None):
+        raise unknown
+    if errors:
+        listing = "".join(sorted(f"\n  - {error}" for error in errors))
+        raise AntError(
+            f"{len(errors)} of {packing.tasks} tasks failed:{listing}\n"
+            "The others are done and stay done: run the same command again."
+        )

@@ -21,12 +21,12 @@ from ant_hf.data.packing import (
     CHUNK_CHARACTERS,
     CHUNKS_WITHOUT_WORKERS,
     Encoder,
-    check_held_out,
     chunks,
     packing_inputs,
+    unfit,
 )
 from ant_hf.data.sources import HubDataset, LocalFiles, Source
-from ant_hf.data.tokenizer import tokenizer_inputs, train_on, trained_before
+from ant_hf.data.tokenizer import most_entries, train_on, trained_before
 from ant_hf.data.tokens import TRAIN, VALIDATION, packed_before
 from ant_hf.errors import AntError
 from ant_hf.hub import hub_or_cache
@@ -47,6 +47,8 @@ class Survey:
     """Of the text that was prepared, and its times measured."""
     is_whole: bool = False
     """Whether the tokens are counted and not estimated."""
+    vocab_size: int | None = None
+    """Of the tokenizer."""
     train_tokens: int | None = None
     validation_tokens: int | None = None
     tokenizer_seconds: float | None = None
@@ -79,13 +81,15 @@ def survey(
             be read, lacks the column, or is too small; or the folder holds other tokens or another tokenizer.
     """
     corpus = Corpus.from_recipe(recipe.corpus)
-    tokenizer = trained_before(recipe.tokenizer_dir, tokenizer_inputs(recipe, corpus, model_max_length))
+    tokenizer, _ = trained_before(recipe, corpus, model_max_length)
     if tokenizer and (packed := packed_before(recipe.tokens_dir, packing_inputs(recipe, corpus))):
         train, held_out = (packed["splits"][name] for name in (TRAIN, VALIDATION))
-        check_held_out(recipe, held_out)
+        if problem := unfit(recipe, packed):
+            raise problem
         size = train["bytes"] + held_out["bytes"]
         what = f"{size:,} bytes of text, packed in {recipe.tokens_dir}"
-        return Survey(what, size, size, True, train["tokens"], held_out["tokens"], 0.0, 0.0)
+        entries = tokenizer.get_vocab_size()
+        return Survey(what, size, size, True, entries, train["tokens"], held_out["tokens"], 0.0, 0.0)
     _look_into_every_file(corpus.source, seconds)
     # Here and not while the clock runs: the evaluation sets are read when the first text is compared.
     corpus.sets.sharing("")
@@ -135,6 +139,8 @@ class _Beginning:
         return self.bytes if self.is_whole else self.source.text_bytes()
 
     def documents(self) -> Iterator[str]:
+        # A text that is cut is read twice.
+        self.bytes, self.is_whole = 0, False
         source, is_enough = self.source, False
         if isinstance(source, HubDataset) and not constants.HF_HUB_OFFLINE:
             # A whole download would take its time; without the network only one of those is of use.
@@ -157,16 +163,20 @@ class _Sample(Corpus):
     """The first documents of a corpus, and the bytes of all that were read by split."""
 
     def __init__(self, corpus: Corpus, most_bytes: int) -> None:
-        self._documents: list[Document] = []
+        self._kept: list[Document] = []
         self.sizes: Counter[str] = Counter()
         for document in corpus:
             if self.sizes.total() < most_bytes:
-                self._documents.append(document)
+                self._kept.append(document)
             self.sizes[document.split] += len(document.text.encode())
-        self.counts = corpus.counts
+        self.source, self.validation_fraction, self.counts = (
+            corpus.source,
+            corpus.validation_fraction,
+            corpus.counts,
+        )
 
     def __iter__(self) -> Iterator[Document]:
-        return iter(self._documents)
+        return iter(self._kept)
 
 
 def _estimated(
@@ -174,7 +184,7 @@ def _estimated(
 ) -> Survey:
     """What the tokenizer, the tokens and the time will be."""
     began = time.perf_counter()
-    trained = tokenizer or train_on(sample, recipe.tokenizer)[0]
+    trained = tokenizer or train_on(sample, recipe.tokenizer, most_entries(recipe))[0]
     training_seconds = time.perf_counter() - began
     documents, tokens, encoded = Counter[str](), Counter[str](), Counter[str]()
     with tempfile.TemporaryDirectory() as scratch:
@@ -195,7 +205,10 @@ def _estimated(
     is_limited = limit is not None and tokens[TRAIN] > limit
     is_counted = read.is_whole and encoded == sample.sizes and not is_limited
     if is_counted:
-        check_held_out(recipe, {"documents": documents[VALIDATION], "tokens": tokens[VALIDATION]})
+        held_out = {"documents": documents[VALIDATION], "tokens": tokens[VALIDATION]}
+        counts = sample.counts.as_written(documents.total())
+        if problem := unfit(recipe, {"splits": {VALIDATION: held_out}, "documents": counts}):
+            raise problem
     if not encoded[TRAIN]:
         raise AntError("what was read of the corpus holds no text to train on", seen=what)
     # Tokens of each split in a byte that is read.
@@ -212,6 +225,7 @@ def _estimated(
         total,
         encoded.total(),
         is_counted,
+        trained.get_vocab_size() if tokenizer or is_counted else None,
         known.get(TRAIN),
         known.get(VALIDATION, 0) if known else None,
         0.0 if tokenizer else learnt / rates.reading + learnt / rates.training,

@@ -6,20 +6,23 @@ an unknown token does not exist. The pre-tokenizer is GPT-2's, after single digi
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from tqdm import tqdm
 
 from ant_hf.data.corpus import Corpus
+from ant_hf.data.finding import listed
+from ant_hf.data.sources import LocalFiles
 from ant_hf.errors import AntError
-from ant_hf.recipe import Recipe, TokenizerRecipe
-from ant_hf.utils.console import say
+from ant_hf.recipe import SMALLEST_VOCABULARY, Recipe, TokenizerRecipe
+from ant_hf.utils.console import progress_bar, say
 from ant_hf.utils.files import (
     check_file,
     check_made_of,
@@ -33,7 +36,8 @@ from ant_hf.utils.files import (
     writing,
 )
 from ant_hf.utils.locks import locked
-from ant_hf.utils.names import FRAGMENTATION, TOKENIZER
+from ant_hf.utils.names import FRAGMENTATION, TOKENIZER, config_file
+from ant_hf.utils.stopping import phase
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
@@ -45,6 +49,12 @@ _MIN_FREQUENCY = 2
 # Letters, with apostrophes inside: "king's" is one word, numbers and punctuation are none.
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
 _WORST_WORDS = 10
+_LONGEST_WORD_SHOWN = 60
+# What a small text gives is rounded down to a multiple of this, as GPUs like it.
+_ROUND_ENTRIES = 64
+# Characters; ordinary text has no run near to it.
+_LONGEST_RUN = 8192
+_RUN = re.compile(r"[^\W\d_]+|\d+|\s+|(?:[^\w\s]|_)+")
 # Enough words for three digits of every figure in the fragmentation report.
 _HELD_OUT_CHARACTERS = 4_000_000
 
@@ -52,23 +62,30 @@ _HELD_OUT_CHARACTERS = 4_000_000
 def make_tokenizer(recipe: Recipe, model_max_length: int) -> Tokenizer:
     """Train the recipe's tokenizer on the training split or reuse the one that is there, and say what it is.
 
+    Where the recipe leaves the vocabulary open it is the architecture's, or less if the text gives less.
+
     Raises:
-        AntError: the folder holds a tokenizer made of something else, or there is no text.
+        AntError: the folder holds a tokenizer made of something else, there is no text, or too little for the
+            vocabulary that the recipe asks for.
     """
     corpus, folder = Corpus.from_recipe(recipe.corpus), recipe.tokenizer_dir
-    with locked(folder.parent, "data", wait=True):
-        inputs = tokenizer_inputs(recipe, corpus, model_max_length)
-        how, tokenizer = "reused", trained_before(folder, inputs)
+    if isinstance(corpus.source, LocalFiles) and (left_out := corpus.source.left_out):
+        say(f"left out    {len(left_out):,} of the files there: {listed(left_out)}")
+    kept = "Nothing is written yet. Run the same command again to start over."
+    with locked(folder.parent, "data", wait=True), phase("making the tokenizer", kept):
+        tokenizer, inputs = trained_before(recipe, corpus, model_max_length)
+        how = "reused"
         if tokenizer is None:
             # Here and not above: matplotlib takes half a second, and few commands train a tokenizer.
             from ant_hf.utils.plots import plot_fragmentation
 
             how = "trained"
-            tokenizer, report = train_on(corpus, recipe.tokenizer)
+            tokenizer, held_out = train_on(corpus, recipe.tokenizer, most_entries(recipe))
             # Files of about 40 bytes an entry and as much again for the report and its figure.
-            room = 200_000 + 80 * recipe.tokenizer.vocab_size
+            room = 200_000 + 80 * tokenizer.get_vocab_size()
             with writing("the tokenizer", folder, room), whole_folder(folder) as partial:
                 save_tokenizer(tokenizer, partial, model_max_length)
+                report = fragmentation_report(tokenizer, held_out)
                 write_json(partial / FRAGMENTATION, report)
                 plot_fragmentation(report, partial / "fragmentation.png")
                 record = {
@@ -87,59 +104,101 @@ def make_tokenizer(recipe: Recipe, model_max_length: int) -> Tokenizer:
     return tokenizer
 
 
-def tokenizer_inputs(recipe: Recipe, corpus: Corpus, model_max_length: int) -> dict[str, Any]:
-    """What decides every file of a tokenizer, as JSON values."""
-    return {
-        "corpus": corpus.identity(),
-        "tokenizer": recipe.tokenizer.model_dump(),
-        "model_max_length": model_max_length,
-    }
-
-
-def trained_before(folder: Path, inputs: dict[str, Any]) -> Tokenizer | None:
-    """The tokenizer of a folder that was trained on these inputs; None where there is none.
+def trained_before(
+    recipe: Recipe, corpus: Corpus, model_max_length: int
+) -> tuple[Tokenizer | None, dict[str, Any]]:
+    """The recipe's tokenizer if it is there, and what decides every file of it, as JSON values.
 
     Raises:
         AntError: the folder holds a tokenizer made of something else, or not made here, or a damaged one.
     """
-    if not (folder / _RECORD).exists():
-        if (folder / TOKENIZER).exists():
-            raise AntError(
-                f"{folder} holds a tokenizer without the record of its training, {_RECORD}",
-                hint="Move it away, or set another data_dir: --set data_dir=FOLDER",
-            )
-        return None
+    folder = recipe.tokenizer_dir
+    is_there = (folder / _RECORD).exists()
+    if not is_there and (folder / TOKENIZER).exists():
+        raise AntError(
+            f"{folder} holds a tokenizer without the record of its training, {_RECORD}",
+            hint="Move it away, or set another data_dir: --set data_dir=FOLDER",
+        )
+    before = _read_record(folder)["inputs"]["corpus"] if is_there else None
+    inputs = {
+        "corpus": corpus.identity(made_before=before),
+        "tokenizer": recipe.tokenizer.model_dump() | {"vocab_size": most_entries(recipe)},
+        "model_max_length": model_max_length,
+    }
+    if not is_there:
+        return None, inputs
     tokenizer = load_tokenizer(folder)
     check_made_of(folder, "a tokenizer", _read_record(folder), inputs)
-    return tokenizer
+    _check_size(tokenizer, recipe.tokenizer)
+    return tokenizer, inputs
 
 
-def train_on(corpus: Corpus, recipe: TokenizerRecipe) -> tuple[Tokenizer, dict[str, Any]]:
-    """A tokenizer trained on the training split, and the report of how it cuts the held-out text.
+def most_entries(recipe: Recipe) -> int:
+    """The vocabulary of the recipe, or of the architecture where the recipe leaves it open."""
+    if recipe.tokenizer.vocab_size is not None:
+        return recipe.tokenizer.vocab_size
+    values = read_json(config_file(recipe.architecture), "model config", "Set architecture.")
+    return int(values["vocab_size"])
 
-    Raises:
-        AntError: there is no text for one of them, or too little.
-    """
+
+def larger_share(fraction: float) -> float:
+    """A share of held-out text to try next, never the one that was tried."""
+    return min(0.5, max(0.1, 2 * fraction)) if fraction < 0.5 else (1 + fraction) / 2
+
+
+def _check_size(tokenizer: Tokenizer, recipe: TokenizerRecipe) -> None:
+    size = tokenizer.get_vocab_size()
+    if recipe.vocab_size not in (None, size):
+        raise AntError(
+            f"the text is too small for a vocabulary of {recipe.vocab_size} entries",
+            seen=f"{size} entries",
+            hint="Add text, or let the vocabularies of tokenizer and model be what the text gives: "
+            "--set tokenizer.vocab_size=null",
+        )
+
+
+def train_on(corpus: Corpus, recipe: TokenizerRecipe, entries: int) -> tuple[Tokenizer, list[str]]:
+    """A tokenizer of so many entries, or fewer where that is left open, and held-out texts to measure it."""
     held_out: list[str] = []
-    tokenizer = train_bpe(_training_texts(corpus, recipe, held_out), recipe)
-    return tokenizer, fragmentation_report(tokenizer, held_out)
+    with progress_bar("tokenizer", "B") as advance:
+        size = corpus.source.text_bytes()
+        expected = min(size, recipe.max_bytes) if size else None
+        texts = _training_texts(corpus, recipe, held_out, lambda done: advance(done, expected))
+        settings = recipe.model_copy(update={"vocab_size": entries})
+        tokenizer = train_bpe(texts, settings, lambda: advance(0, expected))
+    _check_size(tokenizer, recipe)
+    if not held_out:
+        share = larger_share(corpus.validation_fraction)
+        raise AntError(
+            "no held-out text to measure the tokenizer on",
+            seen=f"validation_fraction {corpus.validation_fraction}",
+            hint="The documents held out may all quote the sets of corpus.decontaminate. Raise the share: "
+            f"--set corpus.validation_fraction={share:g}",
+        )
+    if (size := tokenizer.get_vocab_size()) < entries:
+        fewer = max(SMALLEST_VOCABULARY, size // _ROUND_ENTRIES * _ROUND_ENTRIES)
+        say(f"vocabulary  {fewer:,} entries, not {entries:,}: the text gives {size:,}. The model's follows.")
+        return train_on(corpus, recipe, fewer)
+    return tokenizer, held_out
 
 
-def _training_texts(corpus: Corpus, recipe: TokenizerRecipe, held_out: list[str]) -> Iterator[str]:
-    """Texts of the training split; the first held-out ones met on the way go to `held_out`."""
+def _training_texts(
+    corpus: Corpus, recipe: TokenizerRecipe, held_out: list[str], advance: Callable[[int], None]
+) -> Iterator[str]:
+    """Texts of the training split; the first held-out ones met on the way, at least one, go to `held_out`."""
     read = held_out_characters = 0
-    with tqdm(desc="tokenizer: reading", unit="B", unit_scale=True, leave=False) as bar:
-        for document in corpus:
-            if not document.is_validation:
-                size = len(document.text.encode())
-                read += size
-                bar.update(size)
-                yield document.text
-                if read >= recipe.max_bytes:
-                    return
-            elif held_out_characters < _HELD_OUT_CHARACTERS:
+    for document in corpus:
+        if document.is_validation:
+            if held_out_characters < _HELD_OUT_CHARACTERS:
                 held_out.append(document.text)
                 held_out_characters += document.characters
+        elif read < recipe.max_bytes:
+            size = len(document.text.encode())
+            read += size
+            advance(size)
+            yield document.text
+        if read >= recipe.max_bytes and held_out:
+            return
     if read:
         return
     counts = corpus.counts
@@ -152,19 +211,23 @@ def _training_texts(corpus: Corpus, recipe: TokenizerRecipe, held_out: list[str]
         )
     raise AntError(
         f"all documents of the corpus with text in them, {counts.validation:,}, are held out",
-        hint="A txt file is one document; separate several by lines of <|endoftext|>, or pass more files. "
-        "With many, lower corpus.validation_fraction.",
+        seen=f"validation_fraction {corpus.validation_fraction}",
+        hint="Lower it: --set corpus.validation_fraction=0.05",
     )
 
 
-def train_bpe(texts: Iterable[str], recipe: TokenizerRecipe) -> Tokenizer:
+def train_bpe(
+    texts: Iterable[str], recipe: TokenizerRecipe, waiting: Callable[[], None] = lambda: None
+) -> Tokenizer:
     """Train a byte-level BPE; the same texts in the same order give the same tokenizer.
 
-    Memory holds the distinct words and their counts, not the texts; `recipe.max_bytes` bounds them.
+    It has fewer entries than `vocab_size` if the texts have too few distinct words. Memory holds the distinct
+    words and their counts, not the texts; `recipe.max_bytes` bounds them.
 
-    Raises:
-        AntError: the texts have too few distinct words for `vocab_size` entries.
+    Args:
+        waiting: called about once a second.
     """
+    assert recipe.vocab_size is not None
     tokenizer = Tokenizer(models.BPE())
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     digits = [pre_tokenizers.Digits(individual_digits=True)] if recipe.split_digits else []
@@ -175,16 +238,39 @@ def train_bpe(texts: Iterable[str], recipe: TokenizerRecipe) -> Tokenizer:
         min_frequency=_MIN_FREQUENCY,
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
-    size = tokenizer.get_vocab_size()
-    if size != recipe.vocab_size:
-        raise AntError(
-            f"the text is too small for a vocabulary of {recipe.vocab_size} entries",
-            seen=f"{size} entries",
-            hint=f"Add text or lower tokenizer.vocab_size (and the architecture's) to at most {size}.",
-        )
+    pieces = (piece for text in texts for piece in cut_long_runs(text))
+    errors: list[BaseException] = []
+
+    def train() -> None:
+        try:
+            tokenizer.train_from_iterator(pieces, trainer)
+        except BaseException as error:
+            errors.append(error)
+
+    # Beside this thread, which could not end at a signal while it computes.
+    thread = threading.Thread(target=train, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(1.0)
+        waiting()
+    if errors:
+        raise errors[0]
     return tokenizer
+
+
+def cut_long_runs(text: str) -> list[str]:
+    """A text in pieces without very long runs of letters, digits, signs or spaces; most are one piece.
+
+    Such a run (DNA, a line of dashes) is one word to the tokenizer, which takes time with the square of it.
+    """
+    cuts = [0]
+    for start in range(0, len(text) - _LONGEST_RUN, _LONGEST_RUN):
+        run = _RUN.match(text, start, start + _LONGEST_RUN)
+        if run and run.end() == start + _LONGEST_RUN:
+            cuts.append(run.end())
+    return [text[start:end] for start, end in itertools.pairwise([*cuts, len(text)])]
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, model_max_length: int) -> None:
@@ -258,40 +344,36 @@ def token_byte_lengths(tokenizer: Tokenizer) -> list[int]:
     return lengths
 
 
-def fragmentation_report(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, Any]:
+def fragmentation_report(tokenizer: Tokenizer, texts: list[str]) -> dict[str, Any]:
     """Measure bytes a token, tokens a word, and which words suffer most.
 
-    Words are encoded as they stand inside a sentence, after a space.
+    Words are encoded as they stand inside a sentence, after a space. In texts without any (sums, for example)
+    they are what spaces separate.
 
-    Raises:
-        AntError: the texts hold no words.
+    Args:
+        texts: at least one.
     """
-    words: Counter[str] = Counter()
     lengths: Counter[int] = Counter()
-    documents = size = tokens = 0
-    for text in texts:
-        documents += 1
-        size += len(text.encode())
-        entries = tokenizer.encode(text, add_special_tokens=False).tokens
+    size = tokens = 0
+    pieces = [piece for text in texts for piece in cut_long_runs(text)]
+    for piece in pieces:
+        size += len(piece.encode())
+        entries = tokenizer.encode(piece, add_special_tokens=False).tokens
         tokens += len(entries)
         # A character of a byte-level entry is one byte.
         lengths.update(len(entry) for entry in entries)
-        words.update(_WORD.findall(text))
-    if not words:
-        raise AntError(
-            "no held-out text with words to measure fragmentation on",
-            seen=f"{documents} held-out documents",
-            hint="Raise the share: --set corpus.validation_fraction=0.1",
-        )
-    pieces = {word: tokenizer.encode(f" {word}", add_special_tokens=False).tokens for word in words}
+    words = Counter(word for piece in pieces for word in _WORD.findall(piece))
+    words = words or Counter(word for piece in pieces for word in piece.split())
+    encoded = {word: tokenizer.encode(f" {word}", add_special_tokens=False).tokens for word in words}
     needed: Counter[int] = Counter()
     for word, count in words.items():
-        needed[len(pieces[word])] += count
+        needed[len(encoded[word])] += count
     total = words.total()
-    worst = sorted(words, key=lambda word: (-len(pieces[word]), -words[word], word))[:_WORST_WORDS]
+    shown = [word for word in words if len(word) <= _LONGEST_WORD_SHOWN]
+    worst = sorted(shown, key=lambda word: (-len(encoded[word]), -words[word], word))[:_WORST_WORDS]
     return {
         "vocab_size": tokenizer.get_vocab_size(),
-        "documents": documents,
+        "documents": len(texts),
         "bytes": size,
         "tokens": tokens,
         "bytes_per_token": size / tokens,
@@ -301,6 +383,6 @@ def fragmentation_report(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str
         "tokens_per_word_histogram": {str(n): needed[n] for n in sorted(needed)},
         "token_length_histogram": {str(n): lengths[n] for n in sorted(lengths)},
         "worst_shattered_words": [
-            {"word": word, "tokens": len(pieces[word]), "count": words[word]} for word in worst
+            {"word": word, "tokens": len(encoded[word]), "count": words[word]} for word in worst
         ],
     }

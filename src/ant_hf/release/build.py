@@ -33,6 +33,7 @@ from ant_hf.utils.files import (
 from ant_hf.utils.metrics import read_metrics
 from ant_hf.utils.plots import plot_benchmarks, plot_fragmentation, plot_run
 from ant_hf.utils.provenance import now, source_commit, without_paths
+from ant_hf.utils.stopping import phase
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Sources:
         return fingerprint([hashes, self.run["sha256"], self.repository, self.license_id, source_commit()])
 
 
+@phase("making the release", "One that was there before is kept. Run the same command again.")
 def make_release(
     model: str | Path,
     repo: str,
@@ -157,10 +159,9 @@ def copy_gguf(gguf: Path, folder: Path) -> None:
     for name, key in ((names.WEIGHTS, "weights_sha256"), (names.TOKENIZER, "tokenizer_sha256")):
         seen = record["made_of"][key]
         check_hash(f"{gguf} was made of another {name}", seen, file_sha256(folder / name), hint)
-    if record["left_out"]:
+    if any(values.get("verified", {}).get("llama_cpp", True) is None for values in record["files"].values()):
         raise AntError(
-            "GGUF files are published only after llama.cpp has verified them",
-            seen="; ".join(record["left_out"]),
+            "GGUF files are published only after llama.cpp has verified them", seen="; ".join(record["notes"])
         )
     for name, values in record["files"].items():
         check_file(gguf / name, values["sha256"], "was changed after it was verified", hint)

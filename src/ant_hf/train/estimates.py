@@ -8,7 +8,6 @@ import math
 import statistics
 import tempfile
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ant_hf.data.dataset import PackedDataset, TrainingOrder
 from ant_hf.data.survey import Survey
 from ant_hf.data.tokens import TRAIN, PackedTokens
+from ant_hf.errors import AntError
 from ant_hf.model.architecture import build_model
 from ant_hf.model.scoring import score_tokens
 from ant_hf.train.checkpoints import step_of
@@ -41,8 +41,10 @@ _GPU_STEPS = 5
 _NO_RATE = 1e-9
 # The steps after which a run says how long it will take, and the seconds that they take together at least.
 _TOLD_AFTER_STEPS, _TOLD_AFTER_SECONDS = 3, 3.0
-# Tokens scored in the time of one that is trained, where scoring was not timed.
-_SCORING_SPEED = 2.0
+# Tokens scored in the time of one that is trained, where that was not timed: while training, and in fp32.
+_SCORING_SPEED, _FINAL_SPEED = 2.5, 1.3
+# Three samples of 64 tokens, one after the other.
+_SAMPLE_TOKENS = 192
 
 
 class Batch(NamedTuple):
@@ -79,6 +81,8 @@ class TrainingRate:
     """While training."""
     final_tokens_per_second: float
     """Of the exported model, in fp32 on one process."""
+    sample_seconds: float = 0.0
+    """Of the samples at the end."""
     start_seconds: float = 0.0
     """Before the first step: compiling, and whatever else is slow only once."""
     memory_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -157,6 +161,7 @@ def measure_training(setup: Setup, seconds: float = 6.0) -> TrainingRate:
         before = peak_memory_bytes()
         batch, steps = broadcast_object_list([affordable(whole, first.tokens, tried, seconds)])[0]
     timing = _time_steps(setup, batch, steps)
+    final, samples = _time_final(setup, batch)
     memory = peak_memory_bytes()
     if before and batch.tokens > first.tokens:
         a_token = (memory["process"] - before["process"]) / (batch.tokens - first.tokens)
@@ -165,11 +170,41 @@ def measure_training(setup: Setup, seconds: float = 6.0) -> TrainingRate:
         step_seconds=step_seconds(timing, plan.gradient_accumulation_steps * whole.tokens / batch.tokens),
         tokens_per_step=plan.tokens_per_step,
         scoring_tokens_per_second=timing.scoring_tokens_per_second,
-        final_tokens_per_second=_final_tokens_per_second(setup, batch),
+        final_tokens_per_second=final,
+        sample_seconds=samples,
         start_seconds=timing.start_seconds,
         memory_bytes=memory,
         how=f"timed on {steps} steps of {batch.blocks} x {batch.length} tokens",
     )
+
+
+def choose_compilation(setup: Setup) -> Setup:
+    """The setup, without `torch.compile` where that fails or is slower on this GPU.
+
+    Every process must call it. A GPU that the compiler no longer knows must not end a run: Triton dropped
+    the matrix kernels of a T4 in version 3.3. Nothing is tried where the recipe says `on` or `off`, or on
+    a CPU.
+    """
+    execution = setup.execution
+    if not execution.torch_compile or setup.recipe.training.torch_compile != "auto":
+        return setup
+    plain = dataclasses.replace(setup, execution=dataclasses.replace(execution, torch_compile=False))
+    reason = ""
+    try:
+        compiled = measure_training(setup).tokens_per_second
+        uncompiled = measure_training(plain).tokens_per_second
+        if uncompiled > compiled:
+            reason = f"{compiled:,.0f} tokens per second with it, {uncompiled:,.0f} without"
+    except AntError:
+        # Too little memory without it, which only what is compiled can do without.
+        pass
+    except Exception as error:
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    (reason,) = broadcast_object_list([reason])
+    if not reason:
+        return setup
+    say(f"note        torch.compile is off: {reason}")
+    return plain
 
 
 def affordable(whole: Batch, tokens_tried: int, tried: Timing, seconds: float) -> tuple[Batch, int]:
@@ -193,7 +228,6 @@ def _time_steps(setup: Setup, batch: Batch, steps: int) -> Timing:
     with tempfile.TemporaryDirectory() as scratch:
         trainer = _trainer(setup, batch, 1 + steps, scratch)
         times = _StepTimes()
-        # After the guard, which waits for the device.
         trainer.add_callback(times)
         trainer.train()
         first, *timed = times.steps
@@ -234,16 +268,13 @@ def _trainer(setup: Setup, batch: Batch, steps: int, folder: str) -> AntTrainer:
     order = TrainingOrder(PackedDataset(tokens, batch.length, 0), blocks * steps, 0)
     data = RunData(order, _RandomTokens(blocks * batch.length + 1, vocabulary), [1] * vocabulary)
     small = dataclasses.replace(setup, recipe=recipe, plan=plan, arguments=arguments)
-    trainer = AntTrainer(small, data, {})
-    # Ctrl-C ends it at once: there is nothing to save.
-    trainer.stop.listening = nullcontext  # type: ignore[assignment]
-    return trainer
+    return AntTrainer(small, data, {})
 
 
-def _final_tokens_per_second(setup: Setup, batch: Batch) -> float:
-    """How fast the exported model will be scored, which the first process does alone."""
+def _time_final(setup: Setup, batch: Batch) -> tuple[float, float]:
+    """Tokens a second of scoring the exported model, and seconds of its samples; on the first process."""
     if not is_first_process():
-        return 0.0
+        return 0.0, 0.0
     model: Any = build_model(setup.config, 0)
     model.to(setup.arguments.device)
     vocabulary = setup.config.vocab_size
@@ -251,7 +282,10 @@ def _final_tokens_per_second(setup: Setup, batch: Batch) -> float:
         tokens = _RandomTokens(blocks * batch.length + 1, vocabulary)
         began = _now(setup.arguments)
         score_tokens(model, tokens, [1] * vocabulary, context=batch.length, batch_size=blocks)
-    return batch.tokens / (_now(setup.arguments) - began)
+    scored = _now(setup.arguments)
+    with torch.no_grad():
+        model(input_ids=torch.ones((1, 1), dtype=torch.int64, device=model.device))
+    return batch.tokens / (scored - began), _SAMPLE_TOKENS * (_now(setup.arguments) - scored)
 
 
 class Phase(NamedTuple):
@@ -298,8 +332,8 @@ def training_phases(
     how = f"{evaluations:,} x {scored:,} held-out tokens, {speed:,.0f} a second"
     phases.append(Phase("evaluation", evaluations * scored / speed, how))
     at_end = validation_tokens / speed + validation_tokens / rate.final_tokens_per_second
-    how = f"all {validation_tokens:,} held-out tokens, before and after the export"
-    return [*phases, Phase("at the end", at_end, how)]
+    how = f"all {validation_tokens:,} held-out tokens, before and after the export, and three samples"
+    return [*phases, Phase("at the end", at_end + rate.sample_seconds, how)]
 
 
 class Room(NamedTuple):
@@ -415,8 +449,8 @@ class TimeToGo(TrainerCallback):
     def tell(self, done: int, step_seconds: float) -> None:
         """Say it, at so many seconds a step."""
         tokens = self._setup.plan.tokens_per_step
-        speed = _SCORING_SPEED * tokens / step_seconds
-        rate = TrainingRate(step_seconds, tokens, speed, speed, how="timed on the first steps")
+        speed = tokens / step_seconds
+        rate = TrainingRate(step_seconds, tokens, _SCORING_SPEED * speed, _FINAL_SPEED * speed)
         phases = training_phases(self._setup, rate, self._validation_tokens, done)
         parts = ", ".join(f"{phase.name} {in_words(phase.seconds or 0.0)}" for phase in phases)
         say(f"time        {_in_all(phases, None)} to go: {parts}")

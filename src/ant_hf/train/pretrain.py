@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
 
 from ant_hf.data.dataset import PackedDataset, TrainingOrder, check_one_block
@@ -26,7 +27,14 @@ from ant_hf.model.scoring import SAME_LOSS, score_tokens
 from ant_hf.recipe import Recipe
 from ant_hf.train.checkpoints import checkpoint_name
 from ant_hf.train.distributed import check_run_folder_is_shared, is_first_on_another_machine
-from ant_hf.train.estimates import TimeToGo, check_rooms, measure_training, room_for, show_estimates
+from ant_hf.train.estimates import (
+    TimeToGo,
+    check_rooms,
+    choose_compilation,
+    measure_training,
+    room_for,
+    show_estimates,
+)
 from ant_hf.train.run_folder import (
     RunFolder,
     RunRecord,
@@ -35,10 +43,10 @@ from ant_hf.train.run_folder import (
     is_finished,
     open_run_folder,
 )
-from ant_hf.train.setup import Setup, set_up, show_plan
+from ant_hf.train.setup import Setup, fit_vocabulary, set_up, show_plan
 from ant_hf.train.trainer import AntTrainer, RunData
 from ant_hf.train.uploads import checked_client, fetch_checkpoint, finish_uploads, start_uploads
-from ant_hf.utils.console import is_first_process, say
+from ant_hf.utils.console import is_first_process, lasting_output, say
 from ant_hf.utils.files import file_sha256, writing
 from ant_hf.utils.hardware import peak_memory_bytes
 from ant_hf.utils.locks import check_free, check_usable, locked
@@ -46,11 +54,13 @@ from ant_hf.utils.metrics import read_metrics
 from ant_hf.utils.names import FINAL, METRICS, PLOTS, RUN_RECORD, WEIGHTS
 from ant_hf.utils.plots import plot_run
 from ant_hf.utils.provenance import now
+from ant_hf.utils.stopping import phase
 
 # Shown as they come.
 _SAMPLE_SEEDS = (0, 1, 2)
 
 
+@lasting_output()
 def pretrain(recipe: Recipe, fresh: bool = False) -> None:
     """Run a recipe to its end, or continue it from its newest complete checkpoint.
 
@@ -86,7 +96,8 @@ def pretrain(recipe: Recipe, fresh: bool = False) -> None:
             _say_result(folder.record.final, output_dir)
             finish_uploads(start_uploads(recipe), output_dir / FINAL)
         else:
-            _train(setup, folder)
+            entries = load_tokenizer(recipe.tokenizer_dir).get_vocab_size()
+            _train(fit_vocabulary(setup, entries), folder)
 
 
 def dry_run(recipe: Recipe, fresh: bool = False) -> None:
@@ -109,7 +120,7 @@ def dry_run(recipe: Recipe, fresh: bool = False) -> None:
             if is_first_process():
                 check_free(folder.path, "run")
                 if recipe.training.push_to_hub:
-                    checked_client()
+                    checked_client(recipe)
                 say("dry run     looking at the text")
                 try:
                     text = _look_at_text(setup, folder)
@@ -120,9 +131,13 @@ def dry_run(recipe: Recipe, fresh: bool = False) -> None:
                     problem, text = error, Survey("not read", train_tokens=recipe.corpus.max_tokens)
                 if text.packing_seconds == 0:
                     verify_shards(recipe.tokens_dir)
-                show_plan(setup, text.train_tokens, text.is_whole)
-                say("dry run     timing some steps on random tokens")
-        rate = measure_training(setup)
+        (entries,) = broadcast_object_list([text and text.vocab_size])
+        if entries:
+            setup = fit_vocabulary(setup, entries)
+        if text:
+            show_plan(setup, text.train_tokens, text.is_whole)
+            say("dry run     timing some steps on random tokens")
+        rate = measure_training(choose_compilation(setup))
     if text:
         show_estimates(setup, folder, text, rate)
         say("dry run     nothing was written")
@@ -178,6 +193,7 @@ def _quiet_trainer() -> None:
 def _train(setup: Setup, folder: RunFolder) -> None:
     """Train what is left of the run, and finish it."""
     recipe, started = setup.recipe, time.perf_counter()
+    setup = choose_compilation(setup)
     record = begin_or_go_on(setup, folder)
     data = _read_data(setup)
     trainer = AntTrainer(setup, data, record.sha256)
@@ -188,9 +204,10 @@ def _train(setup: Setup, folder: RunFolder) -> None:
     trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
     meter = trainer.meter
     record.training_seconds, record.timed_steps = round(meter.seconds, 1), meter.steps
-    speed = meter.steps * setup.plan.tokens_per_step / max(meter.seconds, 1e-9)
-    record.tokens_per_second, record.skipped_steps = round(speed, 1), trainer.guard.skipped_steps
-    if stopped_by := trainer.guard.stopped_by:
+    record.tokens_per_second = round(meter.tokens_per_second(setup.plan.tokens_per_step), 1)
+    record.compile_seconds = round(meter.compile_seconds, 1) if meter.compile_steps else None
+    record.skipped_steps = trainer.guard.skipped_steps
+    if stopped_by := trainer.stopped_by():
         step = trainer.state.global_step
         record.status, record.stopped = "stopped", {"step": step, "reason": stopped_by, "when": now()}
     else:
@@ -232,6 +249,7 @@ def _read_data(setup: Setup) -> RunData:
     return RunData(order, PackedTokens(recipe.tokens_dir, VALIDATION), byte_lengths)
 
 
+@phase("finishing the run", "Every checkpoint is kept. Run the same command again to finish it.")
 def _finish(trainer: AntTrainer, record: RunRecord) -> None:
     """Export the model, hold the reloaded files to what was trained, and let them write.
 
@@ -289,7 +307,13 @@ def _say_finished(recipe: Recipe, record: RunRecord) -> None:
     _say_result(record.final, folder)
     say(
         f"speed       {record.tokens_per_second:,.0f} tokens a second, "
-        f"{record.training_seconds:,.0f} s of training, "
+        f"{record.training_seconds:,.0f} s of training"
+        + (
+            f" ({record.compile_seconds:,.0f} s of it the first step, which compiled)"
+            if record.compile_seconds
+            else ""
+        )
+        + ", "
         f"{record.peak_memory_bytes['process'] / 1e9:.2f} GB of memory at most"
     )
     say(f"\nsample      {record.samples[0]['text']}\n")

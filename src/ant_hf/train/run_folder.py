@@ -13,7 +13,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ant_hf.errors import AntError
-from ant_hf.model.architecture import config_file
 from ant_hf.recipe import Recipe
 from ant_hf.train.checkpoints import INCOMPLETE, check_trained_with, checkpoints, newest_checkpoint, step_of
 from ant_hf.train.distributed import check_equal_inputs
@@ -29,7 +28,7 @@ from ant_hf.utils.files import (
     write_sealed,
     writing,
 )
-from ant_hf.utils.names import FINAL, MANIFEST, METRICS, PLOTS, RUN_RECORD, TOKENIZER
+from ant_hf.utils.names import FINAL, MANIFEST, METRICS, PLOTS, RUN_RECORD, TOKENIZER, config_file
 from ant_hf.utils.provenance import now, package_versions, source_commit
 
 _RECORD_VERSION = 2
@@ -43,6 +42,7 @@ _PACKAGES = (
 # not the weights. What the config and the tokens hold is compared by hash.
 _FREE_KEYS = {
     "architecture",
+    "corpus.language",
     "corpus.sources",
     "data_dir",
     "export_dtype",
@@ -100,7 +100,10 @@ class RunRecord(BaseModel):
     stopped: dict[str, Any] | None = None
     training_seconds: float | None = None
     timed_steps: int | None = None
+    compile_seconds: float | None = None
+    """Of the first step of each sitting, which compiled the model; in `training_seconds` too."""
     tokens_per_second: float | None = None
+    """Without the steps that compiled."""
     skipped_steps: int | None = None
     exported_sha256: dict[str, str] | None = None
     final: dict[str, Any] | None = None
@@ -213,6 +216,9 @@ def open_run_folder(recipe: Recipe, fresh: bool = False, look_only: bool = False
     values = _with_whole_paths(recipe.model_dump())
     is_open = recorded and record.status != "finished" and _length_is_open(path, recorded, recipe)
     free = _FREE_KEYS | _LENGTH_KEYS if is_open else _FREE_KEYS
+    if None in [each.get("tokenizer", {}).get("vocab_size") for each in (before, values)]:
+        # Left open on one side; the tokenizer itself is compared by its hash.
+        free = free | {"tokenizer.vocab_size"}
     if refused := differences(before, values, free):
         listing = "\n".join(f"  - {line}" for line in refused)
         raise AntError(
@@ -306,7 +312,8 @@ def _with_whole_paths(recipe: dict[str, Any]) -> dict[str, Any]:
     corpus = recipe.get("corpus")
     if not isinstance(corpus, dict) or corpus.get("source") != "files" or not corpus.get("path"):
         return recipe
-    return recipe | {"corpus": corpus | {"path": str(Path(corpus["path"]).expanduser().resolve())}}
+    paths = corpus["path"] if isinstance(corpus["path"], list) else [corpus["path"]]
+    return recipe | {"corpus": corpus | {"path": [str(Path(path).expanduser().resolve()) for path in paths]}}
 
 
 def _length_is_open(path: Path, recorded: Recipe, recipe: Recipe) -> bool:

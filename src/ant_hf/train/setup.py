@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,26 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import PreTrainedConfig, TrainingArguments
 
 from ant_hf.errors import AntError
-from ant_hf.model.architecture import Ledger, build_model, config_file, ledger_table, load_architecture
-from ant_hf.model.attention import CAUSAL_BLOCKS
+from ant_hf.model.architecture import (
+    Ledger,
+    build_model,
+    ledger_table,
+    load_architecture,
+    parameter_ledger,
+)
+from ant_hf.model.attention import CAUSAL_BLOCKS, CAUSAL_SDPA
+from ant_hf.model.loss import return_loss_only
 from ant_hf.recipe import Integration, Recipe, TrainingRecipe
 from ant_hf.utils.console import facts_table, is_first_process, say, show
 from ant_hf.utils.hardware import cpu_flags, cpu_name, keep_freed_memory, known_gpu, threads_per_process
+from ant_hf.utils.names import config_file
 
 # In fp32 on a CPU, SDPA pays per call and wins from longer blocks on; see docs/decisions.md.
 _EAGER_UP_TO_TOKENS = 256
-# On a CPU 16 x 1,024 tokens at once were slower than 4 x 1,024, which stay nearer to its caches. The other
-# two are guesses, not measured: enough work for every kernel to fill a GPU.
+# On a CPU 16 x 1,024 tokens at once were slower than 4 x 1,024, which stay nearer to its caches. The others
+# are guesses, not measured: enough work for every kernel to fill a GPU.
 _MOST_TOKENS = {"cpu": 4096, "mps": 16384, "cuda": 65536}
+_LARGE_GPU_BYTES, _MOST_TOKENS_LARGE_GPU = 40e9, 131072
 # Trainer, optimizer state and fragmentation come on top of the step that is tried.
 _USABLE_MEMORY = 0.8
 # The first process may tokenise a whole corpus while the others wait for it.
@@ -103,11 +113,11 @@ def set_up(recipe: Recipe, output_dir: Path) -> Setup:
     """
     config, ledger = load_architecture(recipe.architecture)
     training = recipe.training
-    if recipe.tokenizer.vocab_size != config.vocab_size:
+    if recipe.tokenizer.vocab_size not in (None, config.vocab_size):
         raise AntError(
             f"tokenizer.vocab_size is {recipe.tokenizer.vocab_size} and {recipe.architecture} has "
             f"vocab_size {config.vocab_size}",
-            hint="Make them equal",
+            hint="Let it follow the architecture: --set tokenizer.vocab_size=null",
         )
     if training.sequence_length > config.max_position_embeddings:
         raise AntError(
@@ -136,6 +146,19 @@ def set_up(recipe: Recipe, output_dir: Path) -> Setup:
     return Setup(recipe, config, ledger, execution, plan, arguments)
 
 
+def fit_vocabulary(setup: Setup, entries: int) -> Setup:
+    """The same with the vocabulary of the tokenizer, where the recipe leaves it open."""
+    recipe = setup.recipe
+    if recipe.tokenizer.vocab_size is not None or entries >= setup.config.vocab_size:
+        return setup
+    config = copy.deepcopy(setup.config)
+    config.vocab_size = entries
+    ledger, before = parameter_ledger(config), setup.plan
+    plan = make_plan(recipe.training, config, ledger, before.num_processes, before.per_device_batch_size)
+    say(f"model       {ledger.total:,} parameters, because its vocabulary is the tokenizer's, {entries:,}")
+    return replace(setup, config=config, ledger=ledger, plan=plan)
+
+
 def choose_execution(recipe: TrainingRecipe) -> Execution:
     """Decide device, precision, attention and compilation.
 
@@ -146,11 +169,11 @@ def choose_execution(recipe: TrainingRecipe) -> Execution:
     precision, reason = _choose_precision(device, recipe.precision)
     attention: str = recipe.attn_implementation
     if attention == "auto" and device != "cpu":
-        attention = "sdpa"
+        attention = CAUSAL_SDPA
     elif attention == "auto" and precision == "bf16":
         attention = CAUSAL_BLOCKS
     elif attention == "auto":
-        attention = "eager" if recipe.sequence_length <= _EAGER_UP_TO_TOKENS else "sdpa"
+        attention = "eager" if recipe.sequence_length <= _EAGER_UP_TO_TOKENS else CAUSAL_SDPA
     name = (
         torch.cuda.get_device_name() if device == "cuda" else cpu_name() if device == "cpu" else "Apple GPU"
     )
@@ -265,7 +288,8 @@ def training_arguments(recipe: Recipe, execution: Execution, output_dir: Path) -
         optim="adamw_torch" if execution.precision == "fp16" else "adamw_torch_fused",
         bf16=execution.precision == "bf16",
         fp16=execution.precision == "fp16",
-        torch_compile=execution.torch_compile,
+        # Else what is said to be float32, such as the score of the exported model, could be TF32.
+        tf32=False,
         use_cpu=execution.device == "cpu",
         # TrainingOrder has shuffled already.
         train_sampling_strategy="sequential",
@@ -305,7 +329,7 @@ def choose_micro_batch(
             hint=f"Use --set training.sequences_per_step={nearest}",
         )
     asked = recipe.per_device_batch_size
-    most = max(1, _MOST_TOKENS[execution.device] // recipe.sequence_length) if asked == "auto" else asked
+    most = max(1, _most_tokens(execution.device) // recipe.sequence_length) if asked == "auto" else asked
     candidates = [size for size in range(min(most, per_process), 0, -1) if per_process % size == 0]
     if asked != "auto" or execution.device != "cuda":
         return candidates[0]
@@ -322,6 +346,12 @@ def choose_micro_batch(
         torch.distributed.all_reduce(smallest, torch.distributed.ReduceOp.MIN)
         chosen = int(smallest)
     return chosen
+
+
+def _most_tokens(device: str) -> int:
+    if device == "cuda" and torch.cuda.get_device_properties().total_memory > _LARGE_GPU_BYTES:
+        return _MOST_TOKENS_LARGE_GPU
+    return _MOST_TOKENS[device]
 
 
 def ran_out_of_memory(error: RuntimeError) -> bool:
@@ -345,15 +375,16 @@ def largest_that_fits(candidates: Sequence[int], fits: Callable[[int], bool]) ->
 
 
 def _fits(recipe: TrainingRecipe, config: PreTrainedConfig, execution: Execution, size: int) -> bool:
-    """Run one training pass as it will be, but not compiled, which needs more memory rather than less."""
+    """Run one training pass as it will be."""
     torch.cuda.reset_peak_memory_stats()
     # Building a model seeds the generator anew; the run's own seeding must find it as it was.
     with torch.random.fork_rng():
         model = build_model(config, 0, execution.attn_implementation)
+    return_loss_only(model, recipe.z_loss, execution.torch_compile)
     model.cuda()  # type: ignore[call-arg]  # wrapped by a decorator of transformers
     ids = torch.zeros((size, recipe.sequence_length), dtype=torch.int64, device="cuda")
     with torch.autocast("cuda", dtype=execution.autocast_dtype, enabled=execution.autocast_dtype is not None):
-        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss = model(input_ids=ids, labels=ids).loss
     loss.backward()
     used = torch.cuda.max_memory_allocated() / torch.cuda.get_device_properties().total_memory
     del model, ids, loss

@@ -2,18 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TextIO, cast
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.filesize import decimal
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.segment import Segment
 from rich.table import Table
 
-_console = Console(highlight=False, soft_wrap=True)
+from ant_hf.errors import without_control_codes
+
+# Between two lines of progress where there is no terminal.
+_LINE_SECONDS = 30
 _LIBRARIES = ("transformers", "huggingface_hub", "datasets", "lm_eval", "torch.onnx")
+
+
+class _Console(Console):
+    """Rich's own codes reach the terminal, and none of the texts that are printed."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=without_control_codes(segment.text))
+
+
+_console = _Console(highlight=False, soft_wrap=True)
 
 
 def is_first_process() -> bool:
@@ -21,10 +51,84 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def show_anything() -> None:
+    """Let stdout and stderr show what their encoding lacks as escapes, `\\u0444`: output must not end a run.
+
+    Bytes that stdin's encoding lacks come as surrogates, as they do in arguments.
+    """
+    streams = {sys.stdout: "backslashreplace", sys.stderr: "backslashreplace", sys.stdin: "surrogateescape"}
+    for stream, errors in streams.items():
+        # Notebooks and tests have streams of their own.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
+def flush() -> None:
+    """Write out what stdout still holds, unless its reader has left, as `head` does."""
+    with contextlib.suppress(AttributeError):  # a stdout that was closed from the start is None
+        _Lasting(sys.stdout).flush()
+
+
+def _write_nowhere(stream: TextIO) -> None:
+    with contextlib.suppress(OSError), open(os.devnull, "w") as nowhere:  # noqa: PTH123
+        os.dup2(nowhere.fileno(), stream.fileno())
+
+
+class _Lasting:
+    """A stream whose reader may leave: what is written from then on is lost, and nobody fails of it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(text)
+        except OSError:
+            _write_nowhere(self._stream)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            _write_nowhere(self._stream)
+
+
+@contextmanager
+def lasting_output() -> Iterator[None]:
+    """Go on where nobody reads the output any more: Ctrl-C in `pretrain.py | tee log` ends `tee` as well."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast("TextIO", _Lasting(stream)) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
 def say(text: str = "") -> None:
     """Print a line as it is."""
     if is_first_process():
-        _console.print(text, markup=False)
+        _console.print(without_control_codes(text), markup=False)
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """Print a line the first time that it is said."""
+    say(text)
+
+
+def write(text: str) -> None:
+    """Put a piece of a text on stdout at once, without a line end."""
+    # A model may have learnt the codes that move a terminal's cursor.
+    print(without_control_codes(text) if _console.is_terminal else text, end="", flush=True)
+
+
+def remark(text: str) -> None:
+    """Print a line beside the output, on stderr."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def show(table: Table) -> None:
@@ -42,24 +146,57 @@ def facts_table(title: str, facts: list[tuple[str, str]]) -> Table:
 
 
 @contextmanager
-def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal's stderr, gone when done; call what it yields with the newly done and the total."""
+def progress_bar(label: str, unit: str = "") -> Iterator[Callable[[float, float | None], None]]:
+    """A bar on a terminal's stderr, gone when done; elsewhere a line every half minute.
+
+    Call what it yields with the newly done and the total, or None where that is not known.
+
+    Args:
+        unit: `B` for bytes.
+    """
     columns = (
         TextColumn("{task.description:<22}"),
         BarColumn(),
-        TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
+        *(
+            (DownloadColumn(), TransferSpeedColumn())
+            if unit == "B"
+            else (TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),)
+        ),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    console = Console(stderr=True)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(label, total=0)
+        started = said = time.monotonic()
+        all_done = 0.0
 
-        def advance(done: int, total: int) -> None:
+        def advance(done: float, total: float | None) -> None:
+            nonlocal said, all_done
+            all_done += done
             progress.update(task, advance=done, total=total)
+            now = time.monotonic()
+            if not console.is_terminal and is_first_process() and now - said >= _LINE_SECONDS:
+                said = now
+                line = _progress_line(all_done, total, now - started, decimal if unit == "B" else _counted)
+                console.print(f"{label:<11} {line}", markup=False)
 
         yield advance
+
+
+def _counted(value: int) -> str:
+    return f"{value:,}"
+
+
+def _progress_line(done: float, total: float | None, seconds: float, amount: Callable[[int], str]) -> str:
+    """What is done, how fast it goes and how long it will take, for a log."""
+    rate = done / seconds
+    line = amount(int(done)) + (f" of {amount(int(total))}" if total else "")
+    line += f", {amount(int(rate))} a second" if rate >= 1 else f", {seconds / max(done, 1):,.0f} s each"
+    if total and rate:
+        line += f", about {timedelta(seconds=round(max(total - done, 0) / rate))} left"
+    return line
 
 
 @contextmanager

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import errno
 import gzip
 import hashlib
 import io
 import json
+import lzma
 import os
 import re
 import shlex
 import shutil
+import tempfile
 import zlib
 from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ant_hf.errors import AntError
 
 _SEAL_KEY = "values_sha256"
 # Enough of a file to tell text in another encoding from what is no text.
 _HEAD_BYTES = 4096
+_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+_WIDE = ("UTF-32LE", "UTF-32BE", "UTF-16LE", "UTF-16BE")
 
 
 def file_sha256(path: Path) -> str:
@@ -183,64 +193,163 @@ def read_json(path: Path, what: str, hint: str) -> dict[str, Any]:
     return values
 
 
+def _zstd(raw: BinaryIO) -> io.BufferedReader:
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd"))
+
+
+# By suffix: the kind, what unpacks it here, and what does so in a shell.
+_UNPACK: dict[str, tuple[str, Callable[[Any], Any], str]] = {
+    ".gz": ("gzip", gzip.open, "gunzip -c"),
+    ".bz2": ("bzip2", bz2.open, "bunzip2 -c"),
+    ".xz": ("xz", lzma.open, "xz -dc"),
+    ".zst": ("zstd", _zstd, "zstd -dc"),
+}
+COMPRESSIONS = tuple(_UNPACK)
+_AS_IT_IS = ("readable", nullcontext, "cat")
+# What the libraries raise for damaged or cut files; of bz2 and pyarrow it is an OSError without a number.
+_DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)
+
+
 @contextmanager
 def opened(file: Path) -> Iterator[io.BufferedIOBase]:
-    """The bytes of a file, unpacked if its name ends in .gz.
+    """The bytes of a file, unpacked if its name ends in .gz, .bz2, .xz or .zst.
 
     Raises:
-        AntError: the file cannot be read, or is no complete gzip file; also while it is read in the block.
+        AntError: the file cannot be read, or is cut short or damaged; also while it is read in the block.
     """
+    kind, unpack, _ = _UNPACK.get(file.suffix.lower(), _AS_IT_IS)
     try:
-        with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as handle:
+        with file.open("rb") as raw, unpack(raw) as handle:
             yield handle
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise AntError(f"{file} is no complete gzip file: {error}") from None
-    except OSError as error:
-        raise AntError(f"{file} cannot be read: {error.strerror or error}") from None
+    except _DAMAGED as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise AntError(f"{file} cannot be read: {error.strerror}") from None
+        raise AntError(f"{file} is no complete {kind} file: {error}") from None
+
+
+def unpacked_bytes(file: Path) -> int:
+    """About how many bytes a file has once it is unpacked, by its first megabyte."""
+    size = file.stat().st_size
+    _, unpack, _ = _UNPACK.get(file.suffix.lower(), _AS_IT_IS)
+    if unpack is nullcontext:
+        return size
+    with file.open("rb") as raw:
+        head = raw.read(1 << 20)
+    read = 0
+    with suppress(*_DAMAGED), unpack(io.BytesIO(head)) as handle:
+        while piece := handle.read(1 << 16):
+            read += len(piece)
+    return size * max(read, len(head)) // len(head)
 
 
 def not_utf8(file: Path, offset: int) -> AntError:
-    """The error for a text file in another encoding, with what to type for the likely ones."""
+    """The error for a text file in another encoding, with what to type for the likely one.
+
+    Args:
+        offset: of a byte that no UTF-8 text has there.
+    """
     with opened(file) as handle:
+        # Whole characters of any width, with the one in question amid them.
+        handle.read(max(0, offset - _HEAD_BYTES // 2) // 4 * 4)
         head = handle.read(_HEAD_BYTES)
-    read = f"{'gunzip -c' if file.suffix == '.gz' else 'cat'} {shlex.quote(str(file))}"
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        hint = f"Convert it: {read} | iconv -f UTF-16 -t UTF-8 > converted.txt"
-    elif b"\0" in head:
-        hint = "It looks like a binary file and no text: leave it out."
+    read = f"{_UNPACK.get(file.suffix.lower(), _AS_IT_IS)[2]} {shlex.quote(str(file))}"
+    if likely := _likely_encoding(head):
+        name, description = likely
+        hint = f"If it is {description}: {read} | iconv {name} -t UTF-8 > converted.txt"
     else:
-        hint = f"If it is Latin-1 (older Western text): {read} | iconv -f LATIN1 -t UTF-8 > converted.txt"
+        hint = "It looks like a binary file and no text: leave it out."
     return AntError(f"{file} is not UTF-8: byte offset {offset:,}", hint=hint)
 
 
-def read_json_rows(file: Path, may_be_cut: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+def _likely_encoding(head: bytes) -> tuple[str, str] | None:
+    """The likely encoding of bytes that are not UTF-8: iconv's options, and words; None for no text."""
+    for mark, name in _MARKS.items():
+        if head.startswith(mark):
+            return f"-f {name}", name
+    if b"\0" in head:
+        # The right one gives letters and spaces on few of Unicode's pages; the zeros are from ASCII.
+        texts = {name: head[: len(head) // 4 * 4].decode(name, errors="replace") for name in _WIDE}
+        fitting = [
+            name for name, text in texts.items() if _readable(text) > 0.9 and re.search(r"[\n -~]", text)
+        ]
+        best = min(fitting, key=lambda name: len({ord(letter) >> 8 for letter in texts[name]}), default=None)
+        return (f"-f {best}", f"{best} without its mark") if best else None
+    controls = sum(byte < 32 and not chr(byte).isspace() for byte in head)
+    if controls > len(head) // 20:
+        return None
+    text = head.decode("utf-8", errors="replace")
+    high = sum(byte >= 128 for byte in head)
+    if sum(letter > "\x7f" for letter in text) > 2 * text.count("\ufffd"):
+        return "-c -f UTF-8", "UTF-8 with some damaged bytes, to be left out"
+    if high > len(head) // 4:
+        with suppress(ImportError):
+            from charset_normalizer import from_bytes
+
+            if match := from_bytes(head).best():
+                name = match.encoding.upper().replace("_", "-").replace("UTF-16-", "UTF-16")
+                name = name.replace("EUC-JIS-2004", "EUC-JP")
+                return f"-f {name}", f"{name} (a guess)"
+    if any(0x80 <= byte < 0xA0 for byte in head):
+        return "-f CP1252", "Windows-1252 (Western text)"
+    return "-f LATIN1", "Latin-1 (older Western text)"
+
+
+def _readable(text: str) -> float:
+    """The share of letters, digits, spaces and ASCII signs in a text."""
+    return sum(c.isalnum() or c.isspace() or "!" <= c <= "~" for c in text) / max(len(text), 1)
+
+
+def read_json_rows(
+    file: Path, may_be_cut: bool = False, unique_keys: bool = False
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a JSONL file, each with its place for messages; blank lines are skipped.
 
     Args:
         may_be_cut: leave out a last line without a line end, which a kill cut short.
+        unique_keys: refuse an object that has a key twice, instead of taking the last; slower.
 
     Raises:
         AntError: as `opened`; or a line is not UTF-8 or no JSON object, with its number.
     """
-    offset = 0
+    offset, pairs = 0, _unique if unique_keys else None
     with opened(file) as handle:
         for number, line in enumerate(handle, 1):
             if may_be_cut and not line.endswith(b"\n"):
                 return
             where = f"{file}, line {number}"
             try:
-                row = json.loads(line.decode("utf-8-sig")) if line.strip() else None
+                row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=pairs) if line.strip() else None
             except UnicodeDecodeError as error:
                 raise not_utf8(file, offset + error.start) from None
             except (ValueError, RecursionError) as error:
-                raise AntError(
-                    f"{where}, is no JSON object: {error}", hint="Mend or remove that line."
-                ) from None
+                if b"\0" in line:
+                    raise not_utf8(file, offset + line.index(0)) from None
+                raise _no_object(where, str(error), line, number) from None
             offset += len(line)
             if isinstance(row, dict):
                 yield where, row
             elif row is not None:
-                raise AntError(f"{where}, is no JSON object", seen=type(row).__name__)
+                raise _no_object(where, f"it is of type {type(row).__name__}", line, number)
+
+
+def _no_object(where: str, reason: str, line: bytes, number: int) -> AntError:
+    is_array = number == 1 and line.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+    return AntError(
+        f"{where}, is no JSON object: {reason}",
+        hint="The file is one JSON array, and needed is one object a line: jq -c '.[]' OLD > NEW "
+        "(text to train on can stay as it is if the name ends in .json)."
+        if is_array
+        else "Mend or remove that line.",
+    )
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError(f"a key stands there twice, among {', '.join(key for key, _ in pairs)}")
+    return values
 
 
 @contextmanager
@@ -328,11 +437,33 @@ def check_room(what: str, folder: Path, needed: int) -> None:
         )
 
 
-def free_bytes(folder: Path) -> int:
-    """Bytes this user may still write where `folder` is or will be."""
-    return shutil.disk_usage(nearest(folder)).free
+def check_writable(folder: Path, option: str) -> None:
+    """Refuse to begin what could not be stored in the end.
+
+    Args:
+        option: what to type for another place.
+
+    Raises:
+        AntError: nothing can be written where the folder is or will be.
+    """
+    if not is_writable(folder):
+        raise AntError(f"{folder.absolute()} cannot be written", hint=f"Name another place: {option}")
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether a file can be made where a folder is or will be; it is tried: rights say nothing of a disk."""
+    try:
+        with tempfile.TemporaryFile(dir=nearest(folder)):
+            return True
+    except OSError:
+        return False
 
 
 def nearest(folder: Path) -> Path:
-    """The folder itself if it is there, else the nearest one above it that is."""
+    """The folder itself, or the first above it that is there."""
     return next(path for path in [folder, *folder.absolute().parents] if path.exists())
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes this user may still write where `folder` is or will be."""
+    return shutil.disk_usage(nearest(folder)).free

@@ -79,3 +79,13 @@ def find_config(given: str | Path, what: str, pattern: str, prefix: str = "") ->
         f"folder you are in, {Path.cwd()}; those in a recipe first from its own folder."
     )
     raise missing_file(path, what, hint)
+
+
+def config_file(path: str | Path) -> Path:
+    """The LlamaConfig JSON behind a file, a model folder, or a name: `ant10m`.
+
+    Raises:
+        AntError: there is none; lists the known names, and the nearest name or file.
+    """
+    inside = Path(path) / CONFIG
+    return inside if inside.is_file() else find_config(path, "model config", "*.json", "llama_")

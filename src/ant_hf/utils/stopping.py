@@ -23,6 +23,8 @@ from ant_hf.errors import Interrupted
 from ant_hf.utils.console import is_first_process
 
 _GRACE_SECONDS = 2.0
+# torchrun passes on what the terminal has already sent to every process.
+_ONE_PRESS_SECONDS = 1.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # What is being done, and what is kept of it: the innermost last.
 _phases: list[tuple[str, str | Callable[[], str]]] = []
@@ -44,8 +46,11 @@ def phase(doing: str, kept: str | Callable[[], str]) -> Iterator[None]:
 
 
 @contextmanager
-def stopped_by_signals() -> Iterator[None]:
+def stopped_by_signals(request: Callable[[signal.Signals], None] | None = None) -> Iterator[None]:
     """Let SIGINT and SIGTERM end a command; also a decorator. Handlers that code within sets have precedence.
+
+    Args:
+        request: hears of the first signal, which ends nothing then; the second one does.
 
     Raises:
         Interrupted: a signal came; the line has been said.
@@ -53,7 +58,7 @@ def stopped_by_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    stop = _Stop()
+    stop = _Stop(request)
     before = {number: signal.signal(number, stop.on_signal) for number in _SIGNALS}
     reader, writer = socket.socketpair()
     writer.setblocking(False)
@@ -76,14 +81,23 @@ def stopped_by_signals() -> Iterator[None]:
 
 
 class _Stop:
-    """The one signal that ends a command."""
+    """The one signal that ends a command, after one that is a request if there is something that takes it."""
 
-    def __init__(self) -> None:
-        self.line, self.is_over = "", False
+    def __init__(self, request: Callable[[signal.Signals], None] | None) -> None:
+        self.line, self.is_over, self._is_said = "", False, False
+        self._request = request
+        self._is_ending = request is None
+        # When each of the two threads below met the request: the main one may compute for a while first.
+        self._heard: float | None = None
+        self._seen: float | None = None
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         """Raise in the main thread, once: the cleaning up that follows is not interrupted again."""
-        if not self.line:
+        now = time.monotonic()
+        if self._request and not self._is_ending and self._heard is None:
+            self._heard = now
+            self._request(signal.Signals(number))
+        elif (self._is_ending or now - (self._heard or now) > _ONE_PRESS_SECONDS) and not self.line:
             self.line = _line(number)
             # What is raised inside a destructor is only printed.
             sys.unraisablehook = lambda _: None
@@ -91,22 +105,34 @@ class _Stop:
 
     def watch(self, reader: socket.socket) -> None:
         """In a thread, which the system's own handler wakes even while the main thread computes."""
-        while number := reader.recv(1):
-            # Training takes signals as requests.
-            if signal.getsignal(number[0]) == self.on_signal:
-                time.sleep(_GRACE_SECONDS)
-                if self.is_over:
-                    return
-                if not self.line:
-                    self.line = _line(number[0])
-                    self.say()
-                for child in psutil.Process().children(recursive=True):
-                    with suppress(psutil.Error):
-                        child.kill()
-                os._exit(Interrupted.exit_code)
+        with reader:
+            while number := reader.recv(1):
+                # Of code within that has handlers of its own, this knows nothing.
+                if signal.getsignal(number[0]) == self.on_signal and self._ends():
+                    self._end(number[0])
+
+    def _ends(self) -> bool:
+        """Whether a signal that the watching thread meets is none that is taken as a request."""
+        now = time.monotonic()
+        self._seen = self._seen or now
+        self._is_ending = self._is_ending or now - self._seen > _ONE_PRESS_SECONDS
+        return self._is_ending
+
+    def _end(self, number: int) -> None:
+        time.sleep(_GRACE_SECONDS)
+        if self.is_over:
+            return
+        self.line = self.line or _line(number)
+        self.say()
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                child.kill()
+        os._exit(Interrupted.exit_code)
 
     def say(self) -> None:
-        if is_first_process():
+        """Say the line, once: by whichever thread comes first."""
+        if is_first_process() and not self._is_said:
+            self._is_said = True
             with suppress(OSError):
                 sys.stdout.flush()
                 sys.stderr.write(f"{self.line}\n")

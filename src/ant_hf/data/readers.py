@@ -1,0 +1,266 @@
+"""The texts in one file, by its kind: in bounded memory, and a fault is named with its place."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ant_hf.errors import AntError
+from ant_hf.utils.files import COMPRESSIONS, not_utf8, opened, read_json_rows, unpacked_bytes
+
+_READ_BYTES = 1 << 20
+# A line of this and nothing else separates documents in a txt file, as in TinyStories.
+DOCUMENT_SEPARATOR = "<|endoftext|>"
+_SEPARATOR_LINE = re.compile(rf"(?m)^{re.escape(DOCUMENT_SEPARATOR)}[ \t]*\r?\n")
+# Longer texts are cut at a line end, so that one 5 GB file cannot fill the memory.
+MAX_DOCUMENT_CHARACTERS = 1_000_000
+# Zeros in more than one byte of so many are no UTF-8; Russian in UTF-16 has them only at its spaces.
+_BYTES_A_ZERO, _FEW_ZEROS = 50, 4
+# So many nulls may be an accident in a small file; beyond so many, a large one is not read to its end.
+_FEW_NULLS, _MANY_NULLS = 10, 1000
+# An error so near to the end of what was read of a JSON file may be in a word that goes on.
+_LONGEST_JSON_WORD = 12
+
+
+def kind_of(file: Path) -> str:
+    """The suffix that says how a file is read, in lower case and without that of a compression."""
+    name = Path(file.name.lower())
+    return Path(name.stem if name.suffix in COMPRESSIONS else name).suffix
+
+
+def read_texts(file: Path, column: str) -> Iterator[str]:
+    """The texts in a file of one of `KINDS`, or without a suffix.
+
+    Raises:
+        AntError: it is empty, damaged, in another encoding, or has no text in that column.
+    """
+    if file.stat().st_size == 0:
+        raise AntError(f"{file} is empty", hint="Remove it or fill it.")
+    return _READERS.get(kind_of(file), read_txt)(file, column)
+
+
+def text_bytes(file: Path, column: str) -> int:
+    """About how much text a file holds."""
+    if file.suffix.lower() == ".parquet":
+        import pyarrow.parquet
+
+        with suppress(OSError, ValueError):
+            table = pyarrow.parquet.read_metadata(file)
+            groups = [table.row_group(index) for index in range(table.num_row_groups)]
+            chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
+            return sum(c.total_uncompressed_size for c in chunks if c.path_in_schema == column)
+    return unpacked_bytes(file)
+
+
+def decoded(file: Path) -> Iterator[str]:
+    """A file of UTF-8, a megabyte at a time.
+
+    Raises:
+        AntError: bytes that are not UTF-8, with their offset, or far too many zeros for a text.
+    """
+    decoder, offset = codecs.getincrementaldecoder("utf-8-sig")(), 0
+    with opened(file) as handle:
+        while True:
+            chunk = handle.read(_READ_BYTES)
+            pending = len(decoder.getstate()[0])
+            if chunk.count(0) > max(_FEW_ZEROS, len(chunk) // _BYTES_A_ZERO):
+                raise not_utf8(file, offset + chunk.index(0))
+            try:
+                yield decoder.decode(chunk, final=not chunk)
+            except UnicodeDecodeError as error:
+                raise not_utf8(file, offset - pending + error.start) from None
+            if not chunk:
+                return
+            offset += len(chunk)
+
+
+def read_txt(file: Path, column: str = "") -> Iterator[str]:
+    """The documents of a txt file: one, or those between separator lines.
+
+    Raises:
+        AntError: as `decoded`.
+    """
+    text = ""
+    for chunk in decoded(file):
+        *complete, text = _SEPARATOR_LINE.split(text + chunk)
+        yield from complete
+        while len(text) > MAX_DOCUMENT_CHARACTERS and chunk:
+            cut = text.rfind("\n", 0, MAX_DOCUMENT_CHARACTERS) + 1 or MAX_DOCUMENT_CHARACTERS
+            yield text[:cut]
+            text = text[cut:]
+    # The last line may be a separator without a line end.
+    yield from _SEPARATOR_LINE.split(text + "\n" if text.endswith(DOCUMENT_SEPARATOR) else text)
+
+
+def read_jsonl(file: Path, column: str) -> Iterator[str]:
+    """The texts of a jsonl file; blank lines are skipped.
+
+    Raises:
+        AntError: as `read_json_rows` and `texts_of`.
+    """
+    return texts_of(read_json_rows(file), column)
+
+
+def read_json(file: Path, column: str) -> Iterator[str]:
+    """The texts of a JSON array of objects, or of objects one after the other.
+
+    Raises:
+        AntError: something else is in it, with the number of the object; or as `texts_of`.
+    """
+    return texts_of(_json_objects(file), column)
+
+
+def _json_objects(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    chunks, decoder, between = decoded(file), json.JSONDecoder(), re.compile(r"[\s,]*")
+    text, place, number = next(chunks).lstrip(), 0, 0
+    end = "]" if text.startswith("[") else ""
+    place = len(end)
+    while True:
+        place = between.match(text, place).end()  # type: ignore[union-attr]  # the empty text matches too
+        try:
+            value, place = decoder.raw_decode(text, place)
+        except (ValueError, RecursionError) as error:
+            at = getattr(error, "pos", 0)
+            may_go_on = at >= len(text) - _LONGEST_JSON_WORD or "Unterminated" in str(error)
+            if may_go_on and (more := next(chunks, "")):
+                text, place = text[place:] + more, 0
+                continue
+            if text[place:].strip() == end:
+                return
+            raise AntError(
+                f"{file}, object {number + 1:,}, is no JSON: {error}", hint="Mend or remove it."
+            ) from None
+        number += 1
+        where = f"{file}, object {number:,}"
+        if not isinstance(value, dict):
+            raise AntError(f"{where}, is no JSON object", seen=type(value).__name__)
+        yield where, value
+
+
+def read_csv(file: Path, column: str) -> Iterator[str]:
+    """The texts of a table with a first line of names, separated by commas, semicolons, tabs or bars.
+
+    Raises:
+        AntError: a line that is none of such a table, with its number; or as `decoded` and `texts_of`.
+    """
+    return texts_of(_csv_rows(file, column), column)
+
+
+def _csv_rows(file: Path, column: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    names = next(decoded(file)).partition("\n")[0]
+    tables = {mark: next(csv.reader([names], delimiter=mark)) for mark in ",;\t|"}
+    mark = next((mark for mark, found in tables.items() if column in found), ",")
+    if column not in tables[mark]:
+        raise missing_column(str(file), column, max(tables.values(), key=len))
+    csv.field_size_limit(2**31 - 1)
+    with opened(file) as handle:
+        text = io.TextIOWrapper(handle, "utf-8-sig", newline="")  # type: ignore[type-var]
+        rows = csv.DictReader(text, delimiter=mark, strict=True)
+        try:
+            for row in rows:
+                yield f"{file}, line {rows.line_num:,}", row
+        except csv.Error as error:
+            raise AntError(
+                f"{file}, line {rows.line_num:,}, is no line of a table: {error}", hint="Mend or remove it."
+            ) from None
+        except UnicodeDecodeError:
+            # Names the place in the file; this error knows that of a buffer.
+            for _ in decoded(file):
+                pass
+
+
+def read_parquet(file: Path, column: str) -> Iterator[str]:
+    """The texts of a Parquet file, 512 rows at a time.
+
+    Raises:
+        AntError: the file is damaged, has no such column (names those it has); or as `texts_of`.
+    """
+    return texts_of(_parquet_rows(file, column), column)
+
+
+def _parquet_rows(file: Path, column: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    is_packed = file.suffix.lower() in COMPRESSIONS
+    with opened(file) as handle, tempfile.TemporaryFile() as unpacked:
+        if is_packed:
+            # Parquet is read from its end, which a compressed stream cannot do.
+            shutil.copyfileobj(handle, unpacked, _READ_BYTES)
+        number = 0
+        try:
+            with pyarrow.parquet.ParquetFile(unpacked if is_packed else handle) as table:
+                if column not in table.schema_arrow.names:
+                    raise missing_column(str(file), column, table.schema_arrow.names)
+                for batch in table.iter_batches(batch_size=512, columns=[column]):
+                    for row in batch.to_pylist():
+                        number += 1
+                        yield f"{file}, row {number:,}", row
+        except pyarrow.ArrowException as error:
+            raise AntError(f"{file} is no readable Parquet file: {' '.join(str(error).split())}") from None
+
+
+_READERS: dict[str, Callable[[Path, str], Iterator[str]]] = {
+    ".txt": read_txt,
+    ".text": read_txt,
+    ".md": read_txt,
+    ".markdown": read_txt,
+    ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
+    ".json": read_json,
+    ".csv": read_csv,
+    ".tsv": read_csv,
+    ".parquet": read_parquet,
+}
+KINDS = tuple(_READERS)
+
+
+def texts_of(rows: Iterable[tuple[str, dict[str, Any]]], column: str) -> Iterator[str]:
+    """The text in each row; null is an empty text, in up to half of the rows.
+
+    Args:
+        rows: with their place for messages.
+
+    Raises:
+        AntError: the column is missing (names those there are), holds something else, or mostly nulls.
+    """
+    read = nulls = 0
+    first = ""
+    for where, row in rows:
+        if column not in row:
+            raise missing_column(where, column, list(row))
+        text = row[column]
+        read += 1
+        if text is None:
+            nulls, first, text = nulls + 1, first or where, ""
+            if nulls > max(_MANY_NULLS, read // 2):
+                break
+        elif not isinstance(text, str):
+            raise AntError(
+                f"{where}: column {column!r} holds {type(text).__name__}", expected="text in every row"
+            )
+        yield text
+    if nulls > max(_FEW_NULLS, read // 2):
+        raise AntError(
+            f"column {column!r} is null in {nulls:,} of the first {read:,} rows, first in {first}",
+            expected="text in at least half of the rows",
+            hint="Name the column that holds the text: --set corpus.text_column=NAME, or remove these rows.",
+        )
+
+
+def missing_column(where: str, column: str, columns: list[str]) -> AntError:
+    """The error for rows without the text column."""
+    return AntError(
+        f"{where} has no column {column!r}",
+        seen=columns,
+        hint="Name the text column: --set corpus.text_column=NAME",
+    )
