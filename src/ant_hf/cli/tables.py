@@ -167,7 +167,12 @@ def verified_table(record: dict[str, Any]) -> Table:
         ["file", ">MB", ">logits", ">texts", ">greedy", ">bits/byte", ">tokens/s"],
         caption="logits: largest difference; texts: cut into the same tokens; greedy: prompts continued "
         "alike; bits/byte: what plain English costs more in llama.cpp; tokens/s: one output there",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
     )
+    # A long name goes on below; a number is never cut.
+    table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
     for name, values in record["files"].items():
         if "verified" in values:
             # An ONNX graph keeps its weights in a file beside it.

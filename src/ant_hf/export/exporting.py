@@ -82,7 +82,7 @@ def export(
         return target, there
     # ONNX is F32 too.
     needed = int(sum(gguf.TYPES[kind].bytes for kind in types or ("f32",)) * record["parameters"]) + 2_000_000
-    files.check_room("the export", target.parent, needed)
+    files.check_room("the export", target.parent, needed, "or set another folder with --output")
     with (
         files.writing("the export", target.parent, needed),
         files.whole_folder(target) as folder,

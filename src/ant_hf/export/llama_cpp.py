@@ -143,8 +143,11 @@ class _Server:
             None if question is None else json.dumps(question).encode(),
             {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"},
         )
-        with self._open(request, timeout=_SECONDS_A_REQUEST) as response:
-            return json.loads(response.read())
+        try:
+            with self._open(request, timeout=_SECONDS_A_REQUEST) as response:
+                return json.loads(response.read())
+        except urllib.error.HTTPError as error:
+            raise ValueError(f"error in {path}: {error.read().decode(errors='replace')}") from None
 
     def tokenize(self, text: str) -> list[int]:
         question = {"content": text, "add_special": True, "parse_special": True}
@@ -180,7 +183,7 @@ class _Server:
     def render(self, conversation: Sequence[dict[str, str]]) -> str | None:
         try:
             return str(self._ask("/apply-template", {"messages": list(conversation)})["prompt"])
-        except urllib.error.HTTPError:
+        except ValueError:
             return None
 
     def speed(self, size: int) -> float:

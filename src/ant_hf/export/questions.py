@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from ant_hf.errors import AntError
 from ant_hf.evaluation.degeneration import prompts
 from ant_hf.model.texts import ENGLISH, ROUND_TRIP
+from ant_hf.utils.files import is_full
 
 NEW_TOKENS = 32
 TEXTS_PER_KIND = 90
@@ -181,10 +182,12 @@ def one_line(problem: str) -> Iterator[None]:
     An error whose words say little, such as a KeyError's, is shown with its kind.
 
     Raises:
-        AntError: the problem, then the error's words.
+        AntError: the problem, then the error's words; a full disk's error goes through.
     """
     try:
         yield
     except Exception as error:
+        if is_full(error):
+            raise
         words = " ".join(str(error).split())[:300]
         raise AntError(f"{problem}: {words if ' ' in words else repr(error)[:300]}") from error

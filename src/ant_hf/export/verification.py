@@ -24,6 +24,8 @@ from ant_hf.utils.console import quiet_libraries
 
 WITHOUT_LLAMA_CPP = "llama.cpp was not run: xllamacpp is not installed; pip install 'ant-hf[gguf]'"
 _SCORED_TOKENS = 48
+# Names of chat templates that llama.cpp looks for.
+_TEMPLATES = {"default", "tool_use"}
 _CONVERSATION = (
     {"role": "user", "content": "What is 2 + 2?"},
     {"role": "assistant", "content": "4"},
@@ -154,7 +156,7 @@ def run_in_llama_cpp(
         conversation=_CONVERSATION if template else (),
         speed_batches=(1,),
         new_tokens=new_tokens,
-        context=min(context, 512),
+        context=min(max(context, 64), 512),
         threads=threads,
         vocab_size=model.config.vocab_size,
     )
@@ -214,6 +216,8 @@ def notes(model: PreTrainedModel, vocabulary: Vocabulary, run: dict[str, Any] | 
         )
     if run and (more := run["ends_of_llama_cpp_alone"]):
         lines.append(f"llama.cpp also stops at {', '.join(more)}, which generation_config.json does not name")
+    if others := sorted(vocabulary.chat_templates.keys() - _TEMPLATES):
+        lines.append(f"llama.cpp looks for no chat template called {', '.join(others)}")
     if run and run["chat_alike"] is False:
         lines.append("llama.cpp does not fill in the chat template as Transformers does")
     given: Any = model.generation_config

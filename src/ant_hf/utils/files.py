@@ -383,9 +383,10 @@ def inventory(folder: Path, without: tuple[str, ...] = ()) -> dict[str, dict[str
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# Rust libraries give the number in the text; PyTorch's archive writer only says that it stopped short.
+# Rust libraries give the number in the text; PyTorch's archive writer and NumPy say that they stopped short.
 _FULL_IN_WORDS = re.compile(
     r"No space left|quota exceeded|File too large|os error (27|28|122)|PytorchStreamWriter|inline_container"
+    r"|requested and \d+ written|problem writing element"
 )
 
 
@@ -422,8 +423,16 @@ def writing(what: str, folder: Path, needed: int | Callable[[], int]) -> Iterato
         ) from None
 
 
-def check_room(what: str, folder: Path, needed: int) -> None:
+def check_room(
+    what: str,
+    folder: Path,
+    needed: int,
+    otherwise: str = "set another folder with --output-dir, or lower training.save_total_limit",
+) -> None:
     """Refuse to begin what cannot be stored.
+
+    Args:
+        otherwise: what to do if no space can be freed.
 
     Raises:
         AntError: fewer bytes are free than needed.
@@ -433,7 +442,7 @@ def check_room(what: str, folder: Path, needed: int) -> None:
             f"no room for {what} in {folder}",
             seen=f"{free:,} bytes free",
             expected=f"at least {needed:,} bytes",
-            hint="Free some space, set another folder with --output-dir, or lower training.save_total_limit.",
+            hint=f"Free some space, {otherwise}.",
         )
 
 

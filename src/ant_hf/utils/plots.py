@@ -86,7 +86,7 @@ def plot_run(rows: list[dict[str, Any]], folder: Path, title: str) -> list[Path]
 
 def plot_fragmentation(report: dict[str, Any], path: Path) -> Path:
     """Write how many tokens words need, and how long tokens are."""
-    with _figure(path, 7, 4) as figure:
+    with _figure(path, 6.5, 4) as figure:
         figure.suptitle(
             f"{report['vocab_size']:,} entries: {report['bytes_per_token']:.2f} bytes a token, "
             f"{report['words_kept_whole']:.1%} of words kept whole"
