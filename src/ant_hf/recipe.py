@@ -335,7 +335,7 @@ def load_recipe(
     if not isinstance(values, dict):
         raise AntError(f"{path} holds no recipe", seen=values, expected="a mapping of keys")
     _find_beside(path.parent, values)
-    for key, value in [*map(_parsed, overrides), *(changes or {}).items()]:
+    for key, value in [*map(parsed_override, overrides), *(changes or {}).items()]:
         _set(values, key, value)
     try:
         return Recipe.model_validate(values)
@@ -355,16 +355,27 @@ def _find_beside(folder: Path, values: dict[str, Any]) -> None:
         places += [(corpus, "path")] if corpus.get("source") == "files" else []
         places.append((corpus, "decontaminate"))
     for section, key in places:
-        given = section.get(key)
-        if not isinstance(given, str) or not given or Path(expand_home(given)).is_absolute():
-            continue
-        if os.path.exists(folder / given):  # noqa: PTH110 (pathlib's raises for a name that is too long)
-            section[key] = str(folder / given)
-        elif glob.glob(given, root_dir=folder):  # noqa: PTH207
-            section[key] = str(Path(glob.escape(str(folder))) / given)
+        if isinstance(section.get(key), list):
+            section[key] = [_beside(folder, path) for path in section[key]]
+        elif key in section:
+            section[key] = _beside(folder, section[key])
 
 
-def _parsed(override: str) -> tuple[str, Any]:
+def _beside(folder: Path, given: Any) -> Any:
+    """A path or pattern with the folder before it, if something of that name is there."""
+    if not isinstance(given, str) or not given or Path(expand_home(given)).is_absolute():
+        return given
+    # Not pathlib's, which raises for a name that is too long.
+    is_there = os.path.exists(folder / given) or glob.glob(given, root_dir=folder)  # noqa: PTH110, PTH207
+    return str(folder / given) if is_there else given
+
+
+def parsed_override(override: str) -> tuple[str, Any]:
+    """Key and value of a ``--set``.
+
+    Raises:
+        AntError: it has another form, or the value is no YAML.
+    """
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise AntError(

@@ -29,11 +29,13 @@ app = _typer(help="Train, check and publish tiny Llama language models with stoc
 for command in (
     *(release.audit, release.card, release.verify, release.publish),
     *(models.inspect, models.demo, models.export),
-    *(train.tokenizer, train.pack, train.params),
+    *(train.train, train.tokenizer, train.pack, train.params),
     *(models.generate, models.perplexity, models.evaluate),
     train.plots,
 ):
     app.command()(_complete(command))
+# Under the name of the script too.
+app.command(hidden=True)(_complete(train.pretrain))
 pretrain_app, tokenizer_app = _typer(add_completion=False), _typer(add_completion=False)
 pretrain_app.command()(_complete(train.pretrain))
 tokenizer_app.command()(_complete(train.tokenizer))

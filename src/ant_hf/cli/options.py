@@ -89,7 +89,7 @@ def expanding_home(command: Callable[..., None]) -> Callable[..., None]:
     def expanded(name: str, value: Any) -> Any:
         # The recipe does the same for its own keys, which --data, --output-dir and --set give it.
         if isinstance(value, Path) or (isinstance(value, str) and name in _PLACES):
-            return type(value)(expand_home(str(value)))
+            return type(value)(expand_home(value))
         return value
 
     @wraps(command)

@@ -1,4 +1,4 @@
-"""`pretrain.py`, `train_tokenizer.py`, and `ant-hf tokenizer`, `pack`, `params`, `plots`."""
+"""`pretrain.py`, `train_tokenizer.py`, and `ant-hf train`, `tokenizer`, `pack`, `params`, `plots`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,22 @@ from typing import Annotated
 from typer import Argument, Option
 
 from ant_hf.cli.options import Config, Data, OutputDir, Set, read_recipe
-from ant_hf.errors import missing_file
+from ant_hf.errors import AntError, missing_file
 from ant_hf.utils.console import say, show
+
+ReportTo = Annotated[
+    list[str] | None,
+    Option(
+        metavar="NAME",
+        help="Send the metrics to tensorboard (the default, in the run's folder), trackio, wandb or "
+        "another of Trainer's integrations. May be repeated; none for metrics.jsonl alone.",
+    ),
+]
+Fresh = Annotated[bool, Option("--fresh", help="Remove the run in the output folder first.")]
+DryRun = Annotated[
+    bool,
+    Option("--dry-run", help="Check text, folders and machine, say how long it takes; write nothing."),
+]
 
 
 def pretrain(
@@ -17,19 +31,9 @@ def pretrain(
     data: Data = None,
     output_dir: OutputDir = None,
     overrides: Set = None,
-    report_to: Annotated[
-        list[str] | None,
-        Option(
-            metavar="NAME",
-            help="Send the metrics to tensorboard (the default, in the run's folder), trackio, wandb or "
-            "another of Trainer's integrations. May be repeated; none for metrics.jsonl alone.",
-        ),
-    ] = None,
-    fresh: Annotated[bool, Option("--fresh", help="Remove the run in the output folder first.")] = False,
-    dry_run: Annotated[
-        bool,
-        Option("--dry-run", help="Check text, folders and machine, say how long it takes; write nothing."),
-    ] = False,
+    report_to: ReportTo = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Train a model from a recipe: tokenizer, packed tokens, training, export, check.
 
@@ -42,6 +46,52 @@ def pretrain(
     check_launch()
     recipe = read_recipe(config, data, output_dir, overrides, report_to=report_to or None)
     runs.dry_run(recipe, fresh) if dry_run else runs.pretrain(recipe, fresh)
+
+
+def train(
+    texts: Annotated[
+        list[str] | None, Argument(metavar="[TEXT]...", help="More texts, as the shell makes them of *.txt.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        Option("--config", "-c", help="Recipe, to train as it says instead of choosing one for the text."),
+    ] = None,
+    data: Data = None,
+    output_dir: OutputDir = None,
+    minutes: Annotated[
+        float | None,
+        Option(
+            min=0.1, help="How long the whole run may take here, for a recipe that is chosen. Default: 10."
+        ),
+    ] = None,
+    overrides: Set = None,
+    report_to: ReportTo = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Train on a text of your own: ant-hf train --data my.txt. Or from a recipe, with --config.
+
+    Vocabulary, model, context and steps are chosen by the size of the text and the speed of this machine, and
+    written as a recipe into the run's folder, runs/my, for you to edit. Run again, it goes on.
+    """
+    data = [*(data or ()), *(texts or ())]
+    if config is not None:
+        if minutes is not None:
+            raise AntError("--minutes and --config were both given", hint="A recipe says training.max_steps.")
+        pretrain(config, data, output_dir, overrides, report_to, fresh, dry_run)
+        return
+    if not data:
+        raise AntError(
+            "no text and no recipe were given",
+            hint="ant-hf train --data my.txt, or --config with a recipe: quickstart",
+        )
+    from ant_hf.train.own_text import own_recipe
+
+    with own_recipe(data, output_dir, minutes, overrides or (), fresh, look_only=dry_run) as recipe:
+        folder = None if dry_run else str(recipe.parent)
+        pretrain(recipe, None, folder, overrides, report_to, fresh, dry_run)
+        if not dry_run:
+            say(f"            change it:              edit {recipe}, and run this again with --fresh")
 
 
 def tokenizer(config: Config, data: Data = None, output_dir: OutputDir = None, overrides: Set = None) -> None:

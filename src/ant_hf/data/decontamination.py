@@ -20,6 +20,7 @@ import numpy as np
 
 from ant_hf.errors import AntError, missing_file
 from ant_hf.utils.files import file_sha256, read_json_rows, strings_in
+from ant_hf.utils.names import expand_home
 
 NGRAM_WORDS = 13
 # One bit a set.
@@ -61,7 +62,7 @@ class EvaluationSets:
         """
         if folder is None:
             return cls({})
-        path = Path(folder).expanduser()
+        path = Path(expand_home(folder))
         if not path.is_dir():
             raise missing_file(path, "folder of evaluation sets", "Set corpus.decontaminate to a folder.")
         files = sorted(path.glob("*.jsonl"))

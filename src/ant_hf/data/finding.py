@@ -10,6 +10,7 @@ from pathlib import Path
 from ant_hf.data.readers import KINDS, kind_of, read_texts
 from ant_hf.errors import AntError, missing_file
 from ant_hf.utils.files import COMPRESSIONS
+from ant_hf.utils.names import expand_home
 
 _READ = f"{', '.join(KINDS)}, each also with {', '.join(COMPRESSIONS)}"
 # A download brings a README of its own: Markdown is text where nothing else is, or where it is named.
@@ -33,7 +34,7 @@ def find_files(patterns: Iterable[str], column: str) -> tuple[list[Path], list[s
     named: set[Path] = set()
     found: dict[Path, str | None] = {}
     for pattern in patterns:
-        path = Path(pattern).expanduser()
+        path = Path(expand_home(pattern))
         if path.is_file():
             named.add(path)
             if kind_of(path) not in ("", *KINDS):

@@ -36,7 +36,7 @@ from ant_hf.model.loading import Subject, is_checkpoint, load_subject
 from ant_hf.utils.console import progress_bar, quiet_libraries, say
 from ant_hf.utils.files import file_sha256
 from ant_hf.utils.hardware import cpu_name
-from ant_hf.utils.names import RESULTS
+from ant_hf.utils.names import RESULTS, expand_home
 from ant_hf.utils.provenance import now, package_versions
 from ant_hf.utils.stopping import phase
 
@@ -82,7 +82,7 @@ def evaluate(
     for option, value in (("--limit", limit), ("--batch-size", batch_size)):
         if value is not None and value < 1:
             raise AntError(f"{option} is too small", seen=value, expected="1 or more")
-    data_dir = None if data_dir is None else Path(data_dir).expanduser()
+    data_dir = None if data_dir is None else Path(expand_home(data_dir))
     table = known_benchmarks(data_dir)
     names = [name for name in tasks if name != DEGENERATION]
     chosen, absent = choose_benchmarks(names, table, data_dir) if names or not tasks else ([], [])
@@ -91,9 +91,9 @@ def evaluate(
     batch_size = batch_size or (2 if device == "cpu" else 64)
     loaded = load_subject(str(model), dtype, device)
     # A training goes on from a checkpoint only if nobody put files there.
-    is_ours = Path(model).expanduser().is_dir() and not is_checkpoint(loaded.folder)
+    is_ours = Path(expand_home(model)).is_dir() and not is_checkpoint(loaded.folder)
     own = loaded.folder if is_ours else Path("evaluations", loaded.name.replace("/", "--"))
-    folder = own if output_dir is None else Path(output_dir).expanduser()
+    folder = own if output_dir is None else Path(expand_home(output_dir))
     check_causal(loaded.model)
     context = context_length(loaded.model, loaded.tokenizer)
     conditions = {

@@ -21,7 +21,7 @@ from ant_hf.model.architecture import load_architecture, model_architecture
 from ant_hf.model.encoding import added_ids, context_length
 from ant_hf.utils.console import quiet_libraries
 from ant_hf.utils.files import check_file, file_sha256, fingerprint, read_json, read_sealed
-from ant_hf.utils.names import CONFIG, FINAL, RUN_RECORD, TOKENIZER, WEIGHTS
+from ant_hf.utils.names import CONFIG, FINAL, RUN_RECORD, TOKENIZER, WEIGHTS, expand_home
 
 _LOADERS = r"(transformers|tokenizers|safetensors|torch|ant_hf)\b"
 # Any of them makes a tokenizer for Transformers. Some that are written in Python need their settings alone.
@@ -269,7 +269,7 @@ def is_here(model: str) -> bool:
     Raises:
         AntError: it is neither: a file, or a path that leads nowhere.
     """
-    path = Path(model).expanduser()
+    path = Path(expand_home(model))
     if path.is_dir():
         return True
     if path.is_file():
@@ -293,7 +293,7 @@ def model_folder(path: str | Path) -> Path:
     Raises:
         AntError: there is none; says where it may be meant instead.
     """
-    folder = Path(path).expanduser()
+    folder = Path(expand_home(path))
     if (folder / CONFIG).is_file():
         return folder
     inside = [each.parent for each in folder.glob(f"*/{CONFIG}")]

@@ -1,4 +1,4 @@
-"""A recipe for a text of one's own: vocabulary, model, split and steps, by its size and this machine's speed."""
+"""A recipe for a text of one's own: vocabulary, model, split and steps, by its size and this machine."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from typing import Any, NamedTuple
 import yaml
 
 from ant_hf.data.sources import Source, open_source
-from ant_hf.data.survey import survey
+from ant_hf.data.survey import Survey, survey
 from ant_hf.errors import AntError
-from ant_hf.recipe import Recipe, load_recipe
-from ant_hf.train.estimates import in_words, measure_training, training_phases
+from ant_hf.model.architecture import load_architecture
+from ant_hf.recipe import Recipe, load_recipe, parsed_override
+from ant_hf.train.estimates import TrainingRate, choose_compilation, in_words, measure_training
 from ant_hf.train.setup import ratio, set_up
 from ant_hf.utils.console import facts_table, say, show
-from ant_hf.utils.files import write_json, write_text
+from ant_hf.utils.files import read_json, write_json, write_text
 from ant_hf.utils.locks import check_free, check_usable
-from ant_hf.utils.names import RUN_RECORD, expand_home
+from ant_hf.utils.names import RUN_RECORD, expand_home, shipped_file
 
 RECIPE, MINUTES = "recipe.yaml", 10.0
 _ARCHITECTURE = "architecture.json"
@@ -32,47 +33,53 @@ _ARCHITECTURE = "architecture.json"
 _BYTES_AN_ENTRY, _VOCABULARIES = 256, (1024, 2048, 4096)
 _HELD_OUT_BYTES, _HELD_OUT_SHARES = 200_000, (0.001, 0.1)
 _MOST_PASSES, _DECAY_A_PASS = 10, 0.1
-_STEPS, _BLOCKS_A_STEP = 1000, 8
+_STEPS, _FEWEST_STEPS, _BLOCKS_A_STEP = 1000, 20, 8
 _BLOCK, _LONGEST_BLOCK, _MOST_TOKENS_A_STEP = 256, 1024, 1 << 16
+_READ_WHOLE_BYTES, _LEAST_TOKENIZER_BYTES = 20_000_000, 5_000_000
+_FIRST_GUESS, _TIMED_SECONDS = 2_000_000, 3.0
 # Spent on each of the five evaluations while training.
 _EVALUATION_SECONDS = 2.0
 
 
 class _Shape(NamedTuple):
-    """A Llama's."""
+    """A Llama's sizes."""
 
     width: int
     head_dim: int
     layers: int
 
     @property
-    def weights(self) -> int:
-        """Parameters without embeddings and norms: two key-value heads' worth of attention, and the MLP."""
-        return round(self.layers * self.width**2 * (3 + 3 * 2.75))
+    def needed(self) -> int:
+        """Tokens to train on, below which a smaller model does as well in less time; the least needs none."""
+        # Attention with half as many key-value heads, and an MLP 2.75 times as wide.
+        weights = self.layers * self.width**2 * (3 + 3 * 2.75)
+        return 0 if self == _SHAPES[0] else round(_TOKENS_A_WEIGHT * weights)
 
 
-# From the least to Ant-10M's, and the tokens that a weight of a larger one than the least should be trained on.
+# The last is Ant-10M's.
 _SHAPES = (_Shape(128, 32, 4), _Shape(192, 32, 6), _Shape(256, 64, 6), _Shape(256, 64, 12))
 _TOKENS_A_WEIGHT = 1.0
 
 
 class _Sizes(NamedTuple):
-    """What is chosen."""
+    """What is chosen, and what follows from it."""
 
     vocabulary: int
-    held_out: float
-    shape: _Shape
-    passes: float
-    tokens: int
+    tokens: int = 1_000_000
     """That are trained on, all passes together."""
-    most_tokens: int | None = None
-    """To pack: where the text has more than can be trained on."""
+    passes: float = 1.0
+    shape: _Shape = _SHAPES[0]
+    held_out: float = _HELD_OUT_SHARES[1]
+    limit: int | None = None
+    """Training tokens to pack, where the text has more than there is time for."""
+    tokenizer_bytes: int = 200_000_000
     evaluated: int = 2000
     """Held-out tokens scored while training."""
 
     @property
     def tokens_per_step(self) -> int:
-        return min(_MOST_TOKENS_A_STEP, max(_BLOCK, 2 ** int(math.log2(max(1, self.tokens / _STEPS)))))
+        power = round(math.log2(max(1, self.tokens / _STEPS)))
+        return min(_MOST_TOKENS_A_STEP, max(_BLOCK, 2**power))
 
     @property
     def block(self) -> int:
@@ -80,66 +87,58 @@ class _Sizes(NamedTuple):
 
     @property
     def steps(self) -> int:
-        return max(20, self.tokens // self.tokens_per_step)
+        return max(_FEWEST_STEPS, self.tokens // self.tokens_per_step)
 
-    def architecture(self) -> dict[str, Any]:
+    def trained_on(self, tokens: int, there: int, size: int) -> _Sizes:
+        """With all that follows from the tokens trained on, of a text of so many tokens and bytes."""
+        passes = tokens / there
+        is_part = passes < 1 and size > _READ_WHOLE_BYTES
+        used = size * passes if is_part else size
+        least, most = _HELD_OUT_SHARES
+        return self._replace(
+            tokens=tokens,
+            passes=passes,
+            held_out=round(min(most, max(least, _HELD_OUT_BYTES / used)), 3),
+            limit=tokens if is_part else None,
+            tokenizer_bytes=max(_LEAST_TOKENIZER_BYTES, round(used)),
+        )
+
+    def architecture(self, vocabulary: int, block: int) -> dict[str, Any]:
         """As a LlamaConfig JSON holds it: Ant-10M's but for the sizes."""
         heads = self.shape.width // self.shape.head_dim
-        return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "vocab_size": self.vocabulary,
+        return read_json(shipped_file("configs/llama_ant10m.json"), "model config", "") | {
+            "vocab_size": vocabulary,
             "hidden_size": self.shape.width,
             "intermediate_size": self.shape.width * 11 // 4,
             "num_hidden_layers": self.shape.layers,
             "num_attention_heads": heads,
             "num_key_value_heads": heads // 2,
             "head_dim": self.shape.head_dim,
-            "hidden_act": "silu",
-            "max_position_embeddings": self.block,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-            "rms_norm_eps": 1e-5,
-            "initializer_range": 0.02,
-            "attention_bias": False,
-            "attention_dropout": 0.0,
-            "mlp_bias": False,
-            "tie_word_embeddings": True,
-            "bos_token_id": 0,
-            "eos_token_id": 0,
-            "pad_token_id": 1,
+            "max_position_embeddings": block,
         }
 
-    def recipe(self, name: str, paths: list[str], prompt: str, output_dir: str) -> dict[str, Any]:
-        """As a recipe's YAML holds it."""
+    def recipe(self, steps: int) -> dict[str, dict[str, Any]]:
+        """As a recipe's YAML holds it, for a run of so many steps and without what names files."""
         return {
-            "name": name,
-            "architecture": _ARCHITECTURE,
-            "output_dir": output_dir,
-            "sample_prompt": prompt,
-            "corpus": {
-                "source": "files",
-                "path": paths[0] if len(paths) == 1 else paths,
-                "validation_fraction": self.held_out,
-                "max_tokens": self.most_tokens,
-            },
-            "tokenizer": {"vocab_size": self.vocabulary},
+            "corpus": {"validation_fraction": self.held_out, "max_tokens": self.limit},
+            "tokenizer": {"max_bytes": self.tokenizer_bytes},
             "training": {
                 "sequence_length": self.block,
                 "sequences_per_step": self.tokens_per_step // self.block,
-                "max_steps": self.steps,
-                # Rates and schedule of the quickstart.
+                "max_steps": steps,
+                # Rates and schedule are the quickstart's.
                 "optimizer": "muon",
                 "muon_learning_rate": 0.03,
                 "learning_rate": 0.02,
                 "lr_scheduler_type": "warmup_stable_decay",
-                "warmup_steps": self.steps // 20,
+                "warmup_steps": steps // 20,
                 "stable_fraction": 0.5,
                 "min_lr_rate": 0.0,
-                "weight_decay": round(min(1.0, max(_DECAY_A_PASS, _DECAY_A_PASS * self.passes)), 2),
-                "logging_steps": max(1, self.steps // 80),
-                "eval_steps": max(1, self.steps // 5),
+                "weight_decay": round(min(1.0, _DECAY_A_PASS * max(1.0, self.passes)), 2),
+                "logging_steps": max(1, steps // 80),
+                "eval_steps": max(1, steps // 5),
                 "eval_max_tokens": self.evaluated,
-                "save_steps": max(1, self.steps // 4),
+                "save_steps": max(1, steps // 4),
                 "save_total_limit": 1,
             },
         }
@@ -189,20 +188,166 @@ def own_recipe(
     check_free(folder, "run")
     if (folder / RUN_RECORD).exists() and not fresh:
         raise AntError(
-            f"{folder} holds a run of another recipe", hint="Set another folder with --output-dir, or --fresh."
+            f"{folder} holds a run of another recipe",
+            hint="Set another folder with --output-dir, or --fresh.",
         )
     with tempfile.TemporaryDirectory() as scratch:
         draft = _Draft(Path(scratch), name, paths, overrides)
-        draft.choose(60 * (minutes or MINUTES))
-        text = draft.text(str(folder.absolute()))
+        recipe = draft.choose(60 * (minutes or MINUTES))
+        values = recipe.model_dump(exclude_unset=True) | {"output_dir": str(folder.absolute())}
         if look_only:
-            write_text(draft.file, text)
+            write_text(draft.file, _as_yaml(values))
             yield draft.file
             return
+        if recipe.architecture == str(draft.architecture_file):
+            values["architecture"] = _ARCHITECTURE
+            write_text(folder / _ARCHITECTURE, draft.architecture_file.read_text(encoding="utf-8"))
     for made in ("tokenizer", "tokens") if is_chosen else ():
         # Perhaps of another text or vocabulary.
         shutil.rmtree(folder / made, ignore_errors=True)
-    write_json(folder / _ARCHITECTURE, draft.sizes.architecture())
-    write_text(file, text)
-    say(f"recipe      {file}, with {_ARCHITECTURE} beside it: edit them as you like")
+    write_text(file, _sealed(_as_yaml(values)))
+    say(f"recipe      {file}: edit it as you like, and the architecture beside it")
     yield file
+
+
+class _Draft:
+    """A recipe while its sizes are chosen.
+
+    Args:
+        scratch: an empty folder.
+    """
+
+    def __init__(self, scratch: Path, name: str, paths: list[str], overrides: Sequence[str]) -> None:
+        self.file, self.architecture_file = scratch / RECIPE, scratch / _ARCHITECTURE
+        self._overrides = overrides
+        self._steps = dict(map(parsed_override, overrides)).get("training.max_steps")
+        self._names: dict[str, Any] = {
+            "name": name,
+            "architecture": str(self.architecture_file),
+            "output_dir": str(scratch / "run"),
+        }
+        self._corpus = {"source": "files", "path": paths[0] if len(paths) == 1 else paths}
+
+    def _recipe(self, sizes: _Sizes) -> Recipe:
+        """Write recipe and architecture; the overrides have the last word in both."""
+        steps = self._steps if isinstance(self._steps, int) and self._steps > 0 else sizes.steps
+        values = self._names | sizes.recipe(steps)
+        values["corpus"] = self._corpus | values["corpus"]
+        write_text(self.file, _as_yaml(values))
+        recipe = load_recipe(self.file, self._overrides)
+        entries = recipe.tokenizer.vocab_size or sizes.vocabulary
+        write_json(self.architecture_file, sizes.architecture(entries, recipe.training.sequence_length))
+        return recipe
+
+    def choose(self, seconds: float) -> Recipe:
+        """The recipe for a run of so many seconds; shows what was chosen, and why.
+
+        Raises:
+            AntError: as `survey` and `measure_training`.
+        """
+        sizes = _Sizes(_VOCABULARIES[0])
+        source = open_source(self._recipe(sizes).corpus)
+        size = source.text_bytes() or _VOCABULARIES[0] * _BYTES_AN_ENTRY
+        fitting = [entries for entries in _VOCABULARIES if entries * _BYTES_AN_ENTRY <= size]
+        sizes = _Sizes(max(fitting, default=_VOCABULARIES[0])).trained_on(size, size, size)
+        self._names["sample_prompt"] = _first_words(source)
+        say(f"text        {size / 1e6:,.2f} MB: reading some of it, and timing some steps")
+        text = survey(self._recipe(sizes), _BLOCK)
+        if not text.train_tokens:
+            raise AntError(text.what)
+        sizes = sizes._replace(vocabulary=text.vocab_size or sizes.vocabulary)
+        there = text.train_tokens
+        most = _MOST_PASSES * there
+        preparing = (text.tokenizer_seconds or 0.0) + (text.packing_seconds or 0.0)
+        tokens = min(most, _FIRST_GUESS)
+        for shape in [shape for shape in reversed(_SHAPES) if shape.needed <= most]:
+            # Again where the batch that follows from the speed is quite another than the one that was timed.
+            for _ in range(2):
+                sizes = sizes.trained_on(tokens, there, size)._replace(shape=shape)
+                setup = set_up(self._recipe(sizes), self.file.parent)
+                rate = measure_training(choose_compilation(setup), _TIMED_SECONDS)
+                sizes = sizes._replace(
+                    evaluated=max(2000, round(_EVALUATION_SECONDS * rate.scoring_tokens_per_second))
+                )
+                held_out = (sizes.limit or there) * sizes.held_out
+                rest = (
+                    preparing * (sizes.limit or there) / there + 5 * _EVALUATION_SECONDS + rate.start_seconds
+                )
+                rest += held_out / rate.scoring_tokens_per_second + held_out / rate.final_tokens_per_second
+                left = max(seconds - rest, seconds / 3)
+                timed, tokens = tokens, min(most, round(left * rate.tokens_per_second))
+                if 1 / 4 < tokens / timed < 4:
+                    break
+            if tokens >= shape.needed:
+                break
+        sizes = sizes.trained_on(tokens, there, size)
+        recipe = self._recipe(sizes)
+        self._show(recipe, text, rate, rest)
+        return recipe
+
+    def _show(self, recipe: Recipe, text: Survey, rate: TrainingRate, rest: float) -> None:
+        config, ledger = load_architecture(recipe.architecture)
+        training = recipe.training
+        step, there = training.sequences_per_step * training.sequence_length, text.train_tokens or 1
+        tokens = training.max_steps * step
+        passes = tokens / min(there, recipe.corpus.max_tokens or there)
+        counted = f"{'' if text.is_whole else 'about '}{there:,} tokens to train on"
+        if recipe.corpus.max_tokens:
+            counted += (
+                f", the first {recipe.corpus.max_tokens:,} of which are read: there is no time for more"
+            )
+        why = "as the time allows" if passes < _MOST_PASSES - 1 else "more would learn it by heart"
+        facts = [
+            ("text", f"{(text.text_bytes or 0) / 1e6:,.2f} MB, {counted}"),
+            ("held out", f"{recipe.corpus.validation_fraction:.1%} of it, to measure the model on"),
+            ("vocabulary", f"{config.vocab_size:,} entries, by the size of the text"),
+            (
+                "model",
+                f"{ledger.total:,} parameters: {config.num_hidden_layers} layers, {config.hidden_size} wide, "
+                "as large as text and time can train",
+            ),
+            (
+                "a step",
+                f"{training.sequences_per_step} x {training.sequence_length} = {step:,} tokens",
+            ),
+            ("steps", f"{training.max_steps:,}, or {ratio(passes)} passes over the text: {why}"),
+            (
+                "rates",
+                f"Muon {training.muon_learning_rate}, AdamW {training.learning_rate}, as in the quickstart; "
+                f"weight decay {training.weight_decay}, more for more passes",
+            ),
+            ("time", f"about {in_words(rest + tokens / rate.tokens_per_second)}; set another with --minutes"),
+        ]
+        show(facts_table(f"Chosen for {recipe.name}", facts))
+
+
+def _first_words(source: Source) -> str:
+    """The beginning of the text, to be continued."""
+    text = " ".join(next((text for text in source.documents() if text.strip()), "").split())
+    words = text[:40].split(" ")
+    return " ".join(words[:4]) if len(words) > 4 else text[:10] or "The"
+
+
+def _as_yaml(values: dict[str, Any]) -> str:
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _sealed(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return f"# Chosen by ant-hf train ({digest}). Once it is edited, no command writes over it.\n{text}"
+
+
+def _is_as_chosen(file: Path) -> bool:
+    text = file.read_text(encoding="utf-8", errors="replace")
+    return _sealed(text.partition("\n")[2]) == text
+
+
+def _check_text(file: Path, paths: list[str]) -> None:
+    there = load_recipe(file).corpus.path
+    if [str(Path(path).resolve()) for path in ([there] if isinstance(there, str) else there or [])] != paths:
+        raise AntError(
+            f"{file} is the recipe for another text",
+            seen=there,
+            hint="Set another folder: --output-dir FOLDER. Or change corpus.path there, and run: "
+            f"ant-hf train --config {file}",
+        )

@@ -28,7 +28,16 @@ from ant_hf.utils.files import (
     write_sealed,
     writing,
 )
-from ant_hf.utils.names import FINAL, MANIFEST, METRICS, PLOTS, RUN_RECORD, TOKENIZER, config_file
+from ant_hf.utils.names import (
+    FINAL,
+    MANIFEST,
+    METRICS,
+    PLOTS,
+    RUN_RECORD,
+    TOKENIZER,
+    config_file,
+    expand_home,
+)
 from ant_hf.utils.provenance import now, package_versions, source_commit
 
 _RECORD_VERSION = 2
@@ -313,7 +322,7 @@ def _with_whole_paths(recipe: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(corpus, dict) or corpus.get("source") != "files" or not corpus.get("path"):
         return recipe
     paths = corpus["path"] if isinstance(corpus["path"], list) else [corpus["path"]]
-    return recipe | {"corpus": corpus | {"path": [str(Path(path).expanduser().resolve()) for path in paths]}}
+    return recipe | {"corpus": corpus | {"path": [str(Path(expand_home(path)).resolve()) for path in paths]}}
 
 
 def _length_is_open(path: Path, recorded: Recipe, recipe: Recipe) -> bool:

@@ -43,7 +43,7 @@ def shipped_file(name: str) -> Path:
     return packaged if packaged.exists() else package.parents[1] / name
 
 
-def expand_home(path: str) -> str:
+def expand_home(path: str | Path) -> str:
     """A path with `~` as the shell takes it; as it is where there is no such user."""
     return os.path.expanduser(path)  # noqa: PTH111 (pathlib's raises for an unknown user)
 
@@ -59,7 +59,7 @@ def find_config(given: str | Path, what: str, pattern: str, prefix: str = "") ->
     Raises:
         AntError: there is none; lists the known names, and the nearest name or file.
     """
-    path = Path(expand_home(str(given)))
+    path = Path(expand_home(given))
     if os.path.isfile(path):  # noqa: PTH113 (pathlib's raises for a name that is too long)
         return path
     configs = shipped_file("configs")
