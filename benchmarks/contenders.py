@@ -15,7 +15,6 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from transformers.trainer_callback import PrinterCallback
 from ant_hf.data.dataset import PackedDataset, TrainingOrder
 from ant_hf.data.tokens import TRAIN, VALIDATION, PackedTokens
 from ant_hf.model.architecture import build_model, load_config, parameter_ledger
+from ant_hf.model.loss import return_loss_only
 from ant_hf.recipe import CorpusRecipe, Recipe, TokenizerRecipe, TrainingRecipe
 from ant_hf.train.optimizers import muon_adamw
 from ant_hf.train.setup import choose_execution, set_up, training_flops_per_token
@@ -34,48 +34,77 @@ from ant_hf.train.trainer import AntTrainer, RunData
 from ant_hf.utils.hardware import keep_freed_memory, peak_memory_bytes, threads_per_process
 
 WARM_UP_STEPS = 3
+PROFILED_STEPS = 5
 _LEARNING_RATE = 1e-3
 
 
 class Pacer:
     """Holds a training loop between rounds, and times it within them.
 
+    On a GPU the memory that a round took is given back at its end, as all contenders wait on one device.
+    The first step of a round asks for it again, and is not timed.
+
     Args:
-        steps: optimizer steps a round.
+        steps: optimizer steps per round.
         device: whose queued work belongs to a round.
     """
 
     def __init__(self, steps: int, device: str) -> None:
         self.steps, self.device = steps, device
-        self._left = WARM_UP_STEPS
+        self._left, self._untimed = WARM_UP_STEPS, 0
         self._started: float | None = None
         self._profiler: Any = None
 
     def step_done(self) -> bool:
         """Call after each optimizer step; False once there are no more rounds."""
+        if self._untimed:
+            self._untimed -= 1
+            self._begin()
+            return True
         self._left -= 1
         if self._left:
             return True
-        if self.device == "cuda":
-            torch.cuda.synchronize()
+        self._wait()
         if self._started is None:
             answer: Any = "ready"
         else:
             answer = {"seconds": time.perf_counter() - self._started, "peak_bytes": peak_memory_bytes()}
             answer["graphs"] = torch._dynamo.utils.counters["stats"]["unique_graphs"]
             if self._profiler:
-                self._profiler.stop()
-                answer["gpu_idle_share"] = _idle_share(self._profiler)
-                self._profiler = None
+                answer |= self._profiled()
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
         print(json.dumps(answer), file=sys.__stdout__, flush=True)
         line = sys.stdin.readline().strip()
         if not line:
             return False
         if line == "profile":
             self._profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
-            self._profiler.start()
-        self._left, self._started = self.steps, time.perf_counter()
+        self._left = PROFILED_STEPS if self._profiler else self.steps
+        self._untimed = 1 if self.device == "cuda" else 0
+        if not self._untimed:
+            self._begin()
         return True
+
+    def _begin(self) -> None:
+        self._wait()
+        if self._profiler:
+            self._profiler.start()
+        self._started = time.perf_counter()
+
+    def _wait(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def _profiled(self) -> dict[str, Any]:
+        """What the profiler saw; measured rounds are not lost if it fails."""
+        profiler, self._profiler = self._profiler, None
+        try:
+            profiler.stop()
+            kernels = sorted(profiler.key_averages(), key=lambda each: -each.self_device_time_total)
+            return {"gpu_idle_share": _idle_share(profiler), "kernels": [each.key for each in kernels[:12]]}
+        except Exception as error:
+            return {"profiler_error": str(error)}
 
 
 def _idle_share(profiler: Any) -> float:
@@ -140,18 +169,23 @@ def ours(spec: dict[str, Any], config: PreTrainedConfig, pacer: Pacer, folder: P
 def bare_loop(spec: dict[str, Any], config: PreTrainedConfig, pacer: Pacer, folder: Path) -> None:
     """The same model and kernels in the shortest loop: data on the device, nothing logged or checked."""
     execution = choose_execution(_training(spec))
-    loop(spec, build_model(config, 0, execution.attn_implementation), pacer, execution.torch_compile)
+    model = build_model(config, 0, execution.attn_implementation)
+    return_loss_only(model, 0.0, execution.torch_compile)
+    loop(spec, model, pacer)
 
 
 def nano_gpt(spec: dict[str, Any], config: PreTrainedConfig, pacer: Pacer, folder: Path) -> None:
     """A GPT-2-like model of the same width and depth in the same loop."""
-    loop(spec, SmallGPT(config, spec["sequence_length"]), pacer, spec["device"] == "cuda")
+    model = SmallGPT(config, spec["sequence_length"])
+    if spec["device"] == "cuda":
+        model.compile()
+    loop(spec, model, pacer)
 
 
 CONTENDERS = {"trainer": plain_trainer, "ours": ours, "bare": bare_loop, "nanogpt": nano_gpt}
 
 
-def loop(spec: dict[str, Any], model: nn.Module, pacer: Pacer, compiled: bool) -> None:
+def loop(spec: dict[str, Any], model: nn.Module, pacer: Pacer) -> None:
     """Train on the same few batches, which lie on the device, until the pacer says stop."""
     device, dtype = spec["device"], {"bf16": torch.bfloat16, "fp16": torch.float16}.get(spec["precision"])
     blocks = PackedDataset(PackedTokens(Path(spec["tokens"]), TRAIN), spec["sequence_length"], 0)
@@ -165,12 +199,11 @@ def loop(spec: dict[str, Any], model: nn.Module, pacer: Pacer, compiled: bool) -
     else:
         optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, fused=True)
     scaler = torch.amp.GradScaler(device, enabled=dtype is torch.float16)
-    forward: Callable[..., Any] = torch.compile(model) if compiled else model
     step = 0
     while True:
         ids = batches[step % 2]
         with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
-            loss = forward(input_ids=ids, labels=ids, use_cache=False).loss
+            loss = model(input_ids=ids, labels=ids).loss
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -211,7 +244,7 @@ class SmallGPT(nn.Module):
         self.norm = nn.LayerNorm(width, bias=False)
         nn.init.normal_(self.tokens.weight, std=0.02)
 
-    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor, use_cache: bool) -> _Result:
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> _Result:
         x = self.tokens(input_ids) + self.positions
         for block in self.blocks:
             heads = block["qkv"](block["norm_1"](x)).unflatten(-1, (3, self.heads, -1))  # type: ignore[index]

@@ -23,8 +23,9 @@ from typing import Any
 
 import torch
 
-from ant_hf.export.gguf import TYPES, Origin, read_vocabulary, write_gguf
+from ant_hf.export.gguf import TYPES, Origin, write_gguf
 from ant_hf.export.llama_cpp import Questions, ask, is_installed
+from ant_hf.export.vocabulary import read_vocabulary
 from ant_hf.model.loading import DTYPES, load_any, locate
 from ant_hf.utils.hardware import cpu_name
 
@@ -91,7 +92,7 @@ def all_ways(folder: Path, device: str, threads: int, new_tokens: int, scratch: 
         ways["generate, float32, one thread"] = way("float32", 1)
     if is_installed():
         model, tokenizer = load_any(folder)
-        vocabulary = read_vocabulary(folder, tokenizer, model.config.vocab_size)
+        vocabulary = read_vocabulary(model, tokenizer)
         for kind in TYPES:
             file = scratch / f"{kind}.gguf"
             write_gguf(file, model, vocabulary, kind, Origin("benchmark"))

@@ -16,6 +16,7 @@ import json
 import statistics
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +228,7 @@ def _distance(values: dict[str, Any], base: dict[str, Any]) -> float:
 
 def _label(values: dict[str, Any]) -> str:
     whole = "bits_per_byte_of_whole_text" in values
-    return f"{values['name']} (on all of the held-out text)" if whole else str(values["name"])
+    return textwrap.fill(f"{values['name']}{' (on all of the held-out text)' if whole else ''}", 30)
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
@@ -238,7 +239,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     by_chance = max(abs(_distance(r, base)) for r in rows if r["name"] in ("base", "base, another seed"))
     shown = [r for r in rows if r["name"] not in ("base", *_OWN_TEXT)]
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(9, 0.32 * len(shown) + 1.4), layout="constrained")
+        figure, axes = plt.subplots(figsize=(6.5, 0.42 * len(shown) + 1.4), layout="constrained")
         figure.suptitle(f"One change at a time from the base, {base['tokens_seen'] / 1e6:.1f}M tokens")
         axes.axvspan(-by_chance, by_chance, alpha=0.2, label="distance of the one other seed, both ways")
         axes.axvline(0, linewidth=1)
@@ -246,10 +247,10 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             axes.plot(_distance(values, base), place, "o", color="C0")
         axes.set_yticks(range(len(shown)), [_label(values) for values in reversed(shown)])
         axes.set_xlabel(
-            f"held-out bits per byte, less the base's {base['bits_per_byte']:.3f} (left is better)"
+            f"held-out bits per byte, less the base's {base['bits_per_byte']:.3f}\n(left is better)"
         )
-        axes.legend(loc="lower right")
-        figure.savefig(path, dpi=110)
+        figure.legend(loc="outside lower right", frameon=False)
+        figure.savefig(path)
         plt.close(figure)
 
 

@@ -108,12 +108,12 @@ class _Worker:
             **{key: spec[key] for key in ("sequence_length", "blocks", "precision")},
         }
         measured = [answer for answer in self._answers if answer["kind"] == "round"]
-        if self._error or not measured:
+        if not measured:
             return row | {"error": self._error}
         tokens = spec["steps"] * spec["blocks"] * spec["sequence_length"]
         rates = [tokens / answer["seconds"] for answer in measured]
         parameters, flops = flops_per_token(spec)
-        last = self._answers[-1]
+        last = measured[-1]
         row |= {
             "parameters": parameters,
             "tokens_per_second": statistics.median(rates),
@@ -124,9 +124,12 @@ class _Worker:
             # A graph compiled after the warm-up is a recompilation.
             "recompilations": last["graphs"] - measured[0]["graphs"],
         }
-        if "gpu_idle_share" in last:
-            row["gpu_idle_share"] = last["gpu_idle_share"]
-        return row
+        for answer in self._answers:
+            row |= {
+                key: answer[key] for key in ("gpu_idle_share", "kernels", "profiler_error") if key in answer
+            }
+        # One that failed later keeps the rounds that it was measured in.
+        return row | ({"error_after_rounds": self._error} if self._error else {})
 
     def stop(self) -> None:
         if self._process is None:

@@ -39,7 +39,7 @@ _SHAPES = {"cpu": "8x256,4x1024,2x2048", "cuda": "256x256,64x1024,16x4096"}
 _CANDIDATES_SHAPE = {"cpu": "4x1024", "cuda": "64x1024"}
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _GPU_COLUMNS = ("MFU", "GPU idle", "recompiled")
-_TOKENS_A_ROUND = {"cpu": 8192, "cuda": 4_000_000}
+_TOKENS_A_ROUND = {"cpu": 8192, "cuda": 1_000_000}
 # One change to ours at a time, by the keys of contenders.py.
 _CPU_CANDIDATES: dict[str, dict[str, Any]] = {
     "attention sdpa": {"recipe": {"attn_implementation": "sdpa"}},
@@ -52,8 +52,9 @@ _CPU_CANDIDATES: dict[str, dict[str, Any]] = {
 }
 _GPU_CANDIDATES: dict[str, dict[str, Any]] = {
     "not compiled": {"recipe": {"torch_compile": "off"}},
-    "CUDA graphs": {"environment": {"ACCELERATE_DYNAMO_MODE": "reduce-overhead"}},
-    "max-autotune": {"environment": {"ACCELERATE_DYNAMO_MODE": "max-autotune-no-cudagraphs"}},
+    "attention as Transformers calls it": {"recipe": {"attn_implementation": "sdpa"}},
+    "CUDA graphs": {"environment": {"TORCHINDUCTOR_CUDAGRAPHS": "1"}},
+    "max-autotune": {"environment": {"TORCHINDUCTOR_MAX_AUTOTUNE": "1"}},
     "AdamW not fused": {"arguments": {"optim": "adamw_torch"}},
     "Liger kernels, not compiled": {
         "arguments": {"use_liger_kernel": True},
@@ -68,18 +69,22 @@ _GPU_CANDIDATES: dict[str, dict[str, Any]] = {
 }
 
 
-def comparison(base: dict[str, Any]) -> list[Contender]:
+def comparison(base: dict[str, Any], quick: bool) -> list[Contender]:
     """Who competes at one shape and precision; the first is the baseline."""
     precision = base["precision"]
     muon = {"optimizer": "muon"}
     rows = [Contender("Trainer", base | {"contender": "trainer", "precision": "fp32"})]
     if precision != "fp32":
         rows.append(Contender(f"Trainer, {precision}", base | {"contender": "trainer"}))
-    return [
-        *rows,
+    rows += [
         Contender("ours", base | {"contender": "ours"}),
         Contender("bare loop", base | {"contender": "bare"}),
         Contender("ours, Muon", base | muon | {"contender": "ours"}),
+    ]
+    if quick:
+        return rows
+    return [
+        *rows,
         Contender("bare loop, Muon", base | muon | {"contender": "bare"}),
         Contender("GPT, bare loop", base | {"contender": "nanogpt"}),
     ]
@@ -155,13 +160,18 @@ def main() -> None:
         help="blocks at once and tokens a block (default here: "
         f"{_SHAPES[device]}, and {_CANDIDATES_SHAPE[device]} for candidates)",
     )  # fmt: skip
-    parser.add_argument("--rounds", type=int, default=5, help="measured rounds of each (default 5)")
+    parser.add_argument("--rounds", type=int, help="measured rounds of each (default 5, or 3 with --quick)")
+    parser.add_argument(
+        "--quick", action="store_true", help="one shape, without GPT and the second bare loop"
+    )
     parser.add_argument("--precisions", help="bf16, fp16, fp32, separated by commas (default: what fits)")
     parser.add_argument("--candidates", action="store_true", help="ours with one change at a time")
     parser.add_argument("--architecture", type=Path, default=ROOT / "configs/llama_ant10m.json")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     options = parser.parse_args()
-    chosen = options.shapes or shapes((_CANDIDATES_SHAPE if options.candidates else _SHAPES)[device])
+    one_shape = options.candidates or options.quick
+    chosen = options.shapes or shapes((_CANDIDATES_SHAPE if one_shape else _SHAPES)[device])
+    options.rounds = options.rounds or (3 if options.quick else 5)
     some_recipe = TrainingRecipe(sequences_per_step=1, max_steps=1, learning_rate=1e-3)
     execution = choose_execution(some_recipe)
     both = execution.precision == "bf16" and device == "cuda"
@@ -178,22 +188,29 @@ def main() -> None:
                     "steps": max(2, _TOKENS_A_ROUND[device] // (blocks * length)),
                     "config": {"max_position_embeddings": max(1024, length)},
                 }  # fmt: skip
-                rows = take_turns((candidates if options.candidates else comparison)(base), options.rounds)
+                contenders = candidates(base) if options.candidates else comparison(base, options.quick)
+                rows = take_turns(contenders, options.rounds)
                 dtype = str(_DTYPES[precision]).removeprefix("torch.")
                 title = f"{blocks} x {length:,} tokens, {precision}, {execution.device_name}"
                 show(table(rows, title, ceilings.get(f"{dtype}_matrix_flops"), execution.peak_flops))
                 results += rows
-    report(results, ceilings, execution, options)
+                # Now and not only at the end: a time limit then loses one shape and not all.
+                write(results, ceilings, execution, options)
+    report(ceilings)
 
 
-def report(
-    results: list[dict[str, Any]], ceilings: dict[str, float], execution: Execution, options: Any
-) -> None:
-    """Print the ceilings and write everything with its conditions."""
+def report(ceilings: dict[str, float]) -> None:
+    """Print what the machine can do at most."""
     say(f"copy bandwidth {ceilings['copy_bytes_per_second'] / 1e9:,.0f} GB/s")
     for name, value in ceilings.items():
         if name.endswith("flops"):
             say(f"{name.split('_')[0]} matrix rate {value / 1e12:,.2f} TFLOP/s")
+
+
+def write(
+    results: list[dict[str, Any]], ceilings: dict[str, float], execution: Execution, options: Any
+) -> None:
+    """Write all figures so far, with their conditions."""
     if options.json:
         conditions = environment(execution, 1) | {"date": time.strftime("%Y-%m-%d"), "rounds": options.rounds}
         values = {"conditions": conditions, "ceilings": ceilings, "rows": results}

@@ -15,6 +15,7 @@ copa:
   metric: acc
   documents: 100
   fields: [premise, choice1, choice2, question, label]
+  answer: label
 """
 
 

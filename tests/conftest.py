@@ -102,7 +102,12 @@ def tiny_values(shared: Path, output_dir: Path, **training) -> dict:
         "architecture": str(shared / "config.json"),
         "output_dir": str(output_dir),
         "sample_prompt": "In the beginning",
-        "corpus": {"source": "files", "path": str(shared / "corpus.jsonl"), "validation_fraction": 0.15},
+        "corpus": {
+            "source": "files",
+            "path": str(shared / "corpus.jsonl"),
+            "language": "en",
+            "validation_fraction": 0.15,
+        },
         "tokenizer": {"vocab_size": TINY_VOCABULARY},
         "training": {
             "sequence_length": 64,

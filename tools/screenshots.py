@@ -23,15 +23,18 @@ _COLOURS = 128
 
 
 def demo(browser: Browser, model: str, prompt: str, target: Path) -> None:
-    """The page after one generation with the card's sampling, seed 0, its tenth fragment pointed at."""
+    """The page after one generation with the card's sampling, seed 0, and what else one fragment could be."""
     page_here = launch(load_page([model]), server_name="127.0.0.1")
-    page = browser.new_page(viewport={"width": 1060, "height": 600})
+    page = browser.new_page(viewport={"width": 1060, "height": 820})
     page.goto(page_here.local_url)
+    page.get_by_label("Keep this seed").check()
     page.get_by_label("Prompt").fill(prompt)
     page.keyboard.press("Control+Enter")
     expect(page.locator("#status")).to_contain_text("Done", timeout=120_000)
-    page.locator("#fragments-0 .f").nth(9).hover()
-    page.screenshot(path=target, full_page=True)
+    page.locator("#fragments-0 .f").nth(9).click()
+    expect(page.locator("#alternatives-0 button").first).to_be_visible()
+    page.get_by_role("heading", level=1).hover()
+    page.screenshot(path=target)
     page.close()
     page_here.close(verbose=False)
 

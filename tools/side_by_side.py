@@ -104,7 +104,7 @@ def plot_learning(first: Path, second: Path, path: Path) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+        figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.subplots()
         axes.set_title("Held-out text while training")
         for folder, colour, marker in ((first, BLUE, "o"), (second, ORANGE, "s")):

@@ -13,6 +13,8 @@ The public API, each name imported when it is first asked for. From text to Hub:
 import importlib
 from typing import Any
 
+# The one place: the build reads it here, and a plain checkout has no other.
+__version__ = "0.1.0"
 # Name: module it comes from, and its name there.
 _PUBLIC = {
     "AntError": ("errors", "AntError"),
@@ -31,9 +33,6 @@ __all__ = [*_PUBLIC, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    # Asked for and not kept: where only the files are (a Space), no package is installed.
-    if name == "__version__":
-        return importlib.import_module("importlib.metadata").version("ant-hf")
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, attribute = _PUBLIC[name]

@@ -2,6 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
+# Sequences that colour, move or rename a terminal, and any other control but tab and line end.
+_CONTROL_CODES = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
+    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c)"
+    r"|\x1b[@-Z\\]|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+)
+
+
+def without_control_codes(text: str) -> str:
+    """A text as a terminal may get it: those of servers, files and models can hold anything."""
+    return _CONTROL_CODES.sub("", text)
+
 
 class AntError(Exception):
     """A mistake in the input or the surroundings that the user can mend.
@@ -24,7 +38,7 @@ class AntError(Exception):
         if expected is not None:
             parts.append(f"expected {expected}")
         message = "; ".join(parts)
-        super().__init__(f"{message}. {hint}" if hint else message)
+        super().__init__(without_control_codes(f"{message}. {hint}" if hint else message))
 
 
 class RunStopped(Exception):  # noqa: N818 (no error: a run that can be continued)

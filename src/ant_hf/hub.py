@@ -6,6 +6,7 @@ repeat the commit. Here a whole step is repeated, so that what repeats it knows 
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import sys
@@ -16,19 +17,34 @@ from typing import Any, TypeVar
 
 import httpx2
 from huggingface_hub import HfApi, constants, get_session, get_token, set_client_factory
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.utils import logging
 
 from ant_hf.errors import AntError
 from ant_hf.utils.console import say
 
 T = TypeVar("T")
-_TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
-_HOW_TO_LOG_IN = (
+_TRANSIENT = {408, 425, 429}
+HOW_TO_LOG_IN = (
     "Make one that may write at https://huggingface.co/settings/tokens, then run: hf auth login "
     "(or set HF_TOKEN)"
 )
 _LONGEST_WAIT = 60.0
+_LONGEST_TEXT = 1000
+# What a full account is told.
+_QUOTA = re.compile(r"quota|storage (limit|space)|exceeded your|upgrade your", re.IGNORECASE)
+# Only signed addresses have one, and they run out: of uploads, of their last part, of downloads.
+_SIGNATURE = re.compile(r"[?&](x-amz-)?signature=", re.IGNORECASE)
+# huggingface_hub's words for what the Hub answers about single files, and hf_xet's for a status.
+_BATCH_REFUSED = re.compile(r"LFS batch API returned errors:|Encountered error for file with OID \w+:")
+_XET_STATUS = re.compile(r"HTTP status \w+ error \((\d{3})")
+_WRITE = "repo.write"
 
 
 class HubUnreachableError(AntError):
@@ -53,7 +69,7 @@ class HubClient:
     ) -> None:
         self._token = token or get_token()
         if not self._token and not anonymous:
-            raise AntError("no Hub token found", hint=_HOW_TO_LOG_IN)
+            raise AntError("no Hub token found", hint=HOW_TO_LOG_IN)
         self.attempts = attempts
         self.api = HfApi(token=self._token or False)
         # huggingface_hub's own clients wait for ever; keep their hooks and give them a limit.
@@ -62,15 +78,77 @@ class HubClient:
         # Its warnings quote upload addresses, which are signed.
         logging.set_verbosity_error()
 
-    def redact(self, text: str) -> str:
-        """A text without this token, and without anything shaped like one."""
-        known = text.replace(self._token, "hf_***") if self._token else text
-        return re.sub(r"\bhf_[A-Za-z0-9]{8,}", "hf_***", known)
+    @property
+    def is_anonymous(self) -> bool:
+        """Whether there is no token."""
+        return not self._token
 
-    def account(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What the Hub says of the token's owner, and of the token: its `role` may be `read`."""
-        account = self.step("asking who the token belongs to", self.api.whoami)
-        return account, account.get("auth", {}).get("accessToken", {})
+    @property
+    def missing_or_private(self) -> str:
+        """What it means that the Hub finds no repository, and what to do: it does not tell the two apart."""
+        seen = "no Hub token was found" if self.is_anonymous else "the Hub token found here may not read it"
+        return (
+            f"It does not exist, or it is private and {seen}. Check the name; for a private one log in with "
+            "an account that may read it: hf auth login"
+        )
+
+    def is_unseen(self, error: Exception) -> bool:
+        """Whether the Hub shows no such repository to this token, or to none."""
+        found = _http_error(error)
+        is_hidden = self.is_anonymous and status_of(error) == 401
+        return is_hidden or (
+            isinstance(found, RepositoryNotFoundError) and not isinstance(found, GatedRepoError)
+        )
+
+    def redact(self, text: str) -> str:
+        """A text on one line, without this token, anything shaped like one, and signatures of addresses."""
+        known = text.replace(self._token, "hf_***") if self._token else text
+        known = re.sub(r"\bhf_[A-Za-z0-9]{8,}", "hf_***", known)
+        return " ".join(re.sub(r"(https?://[^\s?]+)\?\S+", r"\1?...", known).split())
+
+    def check_may_write(self, repository: str, kind: str = "model") -> str:
+        """The name of the token's account, which must be allowed to write to a repository.
+
+        Args:
+            kind: `model` or `space`.
+
+        Raises:
+            AntError: the token may only read, belongs to an account without rights under the owner, or is a
+                fine-grained one for other repositories (names them, and the right that is missing).
+        """
+        if self.is_anonymous:
+            raise AntError("no Hub token found", hint=HOW_TO_LOG_IN)
+        owner = repository.partition("/")[0]
+        # The Hub counts how often this is asked.
+        account = self.step("asking who the token belongs to", lambda: self.api.whoami(cache=True))
+        name, access = str(account["name"]), account.get("auth", {}).get("accessToken", {})
+        if access.get("role") == "read":
+            raise AntError(f"the token of {name} may only read", hint=HOW_TO_LOG_IN)
+        writable = [org["name"] for org in account.get("orgs", []) if org.get("roleInOrg") != "read"]
+        if owner not in (name, *writable):
+            raise AntError(
+                f"{name} may not write under {owner}",
+                seen=owner,
+                expected=" or ".join([name, *writable]),
+                hint=f"Take {name}/NAME as the repository, or log in with another account: hf auth login",
+            )
+        rights = access.get("fineGrained") or {}
+        scopes = [
+            (str(scope.get("entity", {}).get("name")), scope.get("entity", {}).get("type", kind))
+            for scope in rights.get("scoped", [])
+            if _WRITE in scope.get("permissions", [])
+        ]
+        covers = any(where == owner or (where, what) == (repository, kind) for where, what in scopes)
+        if access.get("role") == "fineGrained" and not covers and _WRITE not in rights.get("global", []):
+            raise AntError(
+                f"the fine-grained token {access.get('displayName')!r} of {name} lacks the right to write "
+                f"({_WRITE}) to the {kind} {repository}",
+                seen=f"{_WRITE} for {', '.join(where for where, _ in scopes) or 'nothing'}",
+                expected=f"{_WRITE} for {owner} (a new repository needs it) or for {repository}",
+                hint="Edit the token at https://huggingface.co/settings/tokens: tick the write access to all "
+                f"repos of {owner}, or add {repository} under Repositories permissions",
+            )
+        return name
 
     def step(
         self,
@@ -108,28 +186,52 @@ class HubClient:
     def explain(self, what: str, error: Exception, attempts: int = 1) -> AntError:
         """The user's view of an error of huggingface_hub."""
         times = f" ({attempts} attempts)" if attempts > 1 else ""
-        status = status_of(error)
-        hint = "Run the same command again; what has arrived is not sent again"
-        if isinstance(error, OfflineModeIsEnabled):
-            hint = "Unset HF_HUB_OFFLINE"
-        elif status == 401:
-            hint = f"The token was refused. {_HOW_TO_LOG_IN}"
-        elif status == 403:
-            hint = f"The token may not do this. {_HOW_TO_LOG_IN}"
-        elif isinstance(error, RepositoryNotFoundError):
-            hint = "Check --repo; a private repository needs a token of its owner"
         kind = HubUnreachableError if is_transient(error) else AntError
-        return kind(f"{what} failed{times}: {self._brief(error)}", hint=hint)
+        return kind(f"{what} failed{times}: {self._brief(error)}", hint=self._hint(error))
+
+    def _hint(self, error: Exception) -> str:
+        found, status = _http_error(error), status_of(error)
+        if isinstance(_root(error), OfflineModeIsEnabled):
+            return "Unset HF_HUB_OFFLINE"
+        if _is_full(error):
+            return "Make room in that account, or ask for more; then run the same command again"
+        if isinstance(found, GatedRepoError):
+            return (
+                "Its owner lets only some accounts read it: ask for access on its page on the Hub, then run "
+                "hf auth login with that account"
+            )
+        if self.is_unseen(error):
+            return self.missing_or_private
+        if isinstance(found, RevisionNotFoundError):
+            return "The repository has no commit, tag or branch of this name: check --revision"
+        if is_transient(error):
+            return "Run the same command again; what has arrived is not sent again"
+        if status == 403 and self.is_anonymous:
+            return f"Only accounts may do this, and no Hub token was found. {HOW_TO_LOG_IN}"
+        if status == 401:
+            where = " from the variable HF_TOKEN" if os.environ.get("HF_TOKEN") == self._token else ""
+            return f"The token{where} was refused. {HOW_TO_LOG_IN}"
+        if status == 403:
+            return f"The token may not do this. {HOW_TO_LOG_IN}"
+        if status is not None and status not in (409, 412):
+            return "Trying again will not help: change what the Hub complains about first"
+        return "Run the same command again; what has arrived is not sent again"
 
     def _brief(self, error: Exception) -> str:
-        status = status_of(error)
-        if isinstance(error, OfflineModeIsEnabled):
-            return "offline mode is on"
-        if status is not None:
-            detail = getattr(_http_error(error), "server_message", None) or ""
-            return self.redact(f"the Hub answered {status} {detail}".strip())
         root = _root(error)
-        return self.redact(f"{type(root).__name__} {' '.join(str(root).split())[:200]}".strip())
+        if isinstance(root, OfflineModeIsEnabled):
+            return "offline mode is on"
+        if found := _http_error(error):
+            detail = getattr(found, "server_message", None) or ""
+            # What storages answer is XML.
+            detail = "".join(re.findall(r"<Message>(.*?)</Message>", detail, re.DOTALL)) or detail
+            who = "storage" if _is_of_storage(found) else "Hub"
+            text = f"the {who} answered {found.response.status_code} {detail}"
+        elif _BATCH_REFUSED.search(str(root)):
+            text = f"the Hub takes no files: {_BATCH_REFUSED.sub('', str(root)).replace('`', '')}"
+        else:
+            text = f"{type(root).__name__} {root}"
+        return self.redact(text)[:_LONGEST_TEXT].rstrip(" .")
 
 
 @contextmanager
@@ -155,20 +257,48 @@ def hub_or_cache(seconds: float = 5.0) -> Iterator[None]:
 
 def status_of(error: BaseException) -> int | None:
     """The HTTP status behind an error, if there is one."""
-    found = _http_error(error)
-    return found.response.status_code if found is not None and found.response is not None else None
+    if found := _http_error(error):
+        return found.response.status_code
+    in_words = _XET_STATUS.search(str(_root(error)))
+    return int(in_words[1]) if in_words else None
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may succeed later: time-outs, cut connections, 429 and 5xx."""
-    status = status_of(error)
-    return status in _TRANSIENT if status is not None else isinstance(_root(error), httpx2.TransportError)
+    """Whether the same step may succeed later.
+
+    So it is after time-outs, cut connections, 408, 425, 429 and 5xx, and after anything that a signed address
+    of the storage answers: such addresses run out, and the step asks for new ones.
+    """
+    found, root, status = _http_error(error), _root(error), status_of(error)
+    if isinstance(root, OfflineModeIsEnabled) or _is_full(error):
+        return False
+    if status is not None:
+        of_storage = _is_of_storage(found) if found else not re.search(r"/xet-\w+-token", str(root))
+        return of_storage or status in _TRANSIENT or status >= 500
+    # The second is what hf_xet raises whenever its line fails; the third comes without a status.
+    is_of_line = isinstance(root, (httpx2.TransportError, ConnectionError))
+    return is_of_line or bool(_BATCH_REFUSED.search(str(root)))
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether the account may store no more; the Hub has no status of its own for it."""
+    found = _http_error(error)
+    said = (found and found.server_message) or str(_root(error))
+    return status_of(error) != 429 and bool(_QUOTA.search(said))
+
+
+def _is_of_storage(error: HfHubHTTPError) -> bool:
+    """Whether a signed address answered, and not the Hub itself, of which we ask for nothing by PUT."""
+    request = error.response.request
+    is_elsewhere = request.url.host != httpx2.URL(constants.ENDPOINT).host
+    is_signed = request.method == "PUT" or bool(_SIGNATURE.search(str(request.url)))
+    return is_signed or (is_elsewhere and "X-Error-Code" not in error.response.headers)
 
 
 def _http_error(error: BaseException | None) -> HfHubHTTPError | None:
     """The Hub's answer may be the cause of another error, as in uploads by threads."""
     while error is not None:
-        if isinstance(error, HfHubHTTPError):
+        if isinstance(error, HfHubHTTPError) and error.response is not None:
             return error
         error = error.__cause__
     return None
@@ -183,6 +313,6 @@ def _root(error: BaseException) -> BaseException:
 def _wait(error: BaseException, attempt: int) -> float:
     """Seconds before the next attempt: what the Hub asks for, else 1, 2, 4, ... with some spread."""
     found = _http_error(error)
-    asked = found.response.headers.get("Retry-After", "") if found is not None and found.response else ""
+    asked = found.response.headers.get("Retry-After", "") if found is not None else ""
     seconds = float(asked) if asked.isdecimal() else 2.0 ** (attempt - 1) * random.uniform(0.8, 1.2)
     return min(seconds, _LONGEST_WAIT)

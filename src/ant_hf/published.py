@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-
-def shipped_file(name: str) -> Path:
-    """Where a file of model_card/ lies: inside the package in a wheel, in the checkout otherwise."""
-    packaged = Path(__file__).with_name(name)
-    return packaged if packaged.is_file() else Path(__file__).parents[2] / "model_card" / name
+from ant_hf.utils.names import shipped_file
 
 
 @dataclass(frozen=True)
@@ -35,7 +30,7 @@ class PublishedModel:
 
 def published_models() -> list[PublishedModel]:
     """Every entry of model_card/published.yaml."""
-    entries = yaml.safe_load(shipped_file("published.yaml").read_text(encoding="utf-8"))
+    entries = yaml.safe_load(shipped_file("model_card/published.yaml").read_text(encoding="utf-8"))
     return [PublishedModel(**entry) for entry in entries]
 
 

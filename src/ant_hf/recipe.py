@@ -8,15 +8,26 @@ every violation, so three mistakes cost the user one look and not three.
 from __future__ import annotations
 
 import difflib
+import glob
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
-from ant_hf.errors import AntError, missing_file
+from ant_hf.errors import AntError
+from ant_hf.utils.names import expand_home, find_config
 
 
 class RecipeLoader(yaml.SafeLoader):
@@ -72,9 +83,14 @@ Count = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Rate = Annotated[float, Field(gt=0.0, le=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
-# A path that no file system refuses outright.
+# A path that no file system refuses outright, with `~` as the shell takes it.
 _PATH = r"^[^\x00-\x1f\x7f]+$"
-PathText = Annotated[str, Field(pattern=_PATH)]
+PathText = Annotated[str, Field(pattern=_PATH), AfterValidator(expand_home)]
+
+
+def _on_or_off(value: object) -> object:
+    """YAML reads `on` and `off` as true and false."""
+    return ("on" if value else "off") if isinstance(value, bool) else value
 
 
 def _blocks(value: object) -> object:
@@ -87,9 +103,11 @@ def _paths(value: object) -> object:
     for path in value if isinstance(value, list) and value else [value]:
         if path is not None and not (isinstance(path, str) and re.match(_PATH, path)):
             raise ValueError(
-                f"corpus.path is {path!r}; must be text, not empty and without control characters"
+                f"corpus.path is {path!r}; must be text, and must not be empty or hold control characters"
             )
-    return value
+    if isinstance(value, list):
+        return [expand_home(path) for path in value]
+    return expand_home(value) if isinstance(value, str) else value
 
 
 class _Section(BaseModel):
@@ -124,6 +142,8 @@ class CorpusRecipe(_Section):
     """Commit, tag or branch of the Hub dataset."""
     streaming: bool = True
     """Read the Hub dataset as it downloads instead of storing all of it first."""
+    language: Annotated[str, Field(pattern=r"^[a-z]{2,3}$")] | None = None
+    """ISO 639 code of the text's language, for the card and for checks in that language; for example en."""
     text_column: str = "text"
     """Column of jsonl, parquet or Hub rows that holds the text."""
     validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.001
@@ -196,11 +216,11 @@ class TrainingRecipe(_Section):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """`auto` takes the fastest device there is."""
     cpu_threads: Count | None = None
-    """Threads of one process when training on a CPU; default: the cores over the processes."""
-    torch_compile: Literal["auto", "on", "off"] = "auto"
+    """Threads of one process when training on a CPU; default: OMP_NUM_THREADS, or cores over processes."""
+    torch_compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)] = "auto"
     """`auto` compiles on CUDA only."""
-    attn_implementation: Literal["auto", "causal_blocks", "sdpa", "eager"] = "auto"
-    """`auto` takes sdpa; on a CPU our causal_blocks in bf16, and in fp32 eager for at most 256 tokens."""
+    attn_implementation: Literal["auto", "causal_sdpa", "causal_blocks", "sdpa", "eager"] = "auto"
+    """`auto` takes causal_sdpa; on a CPU causal_blocks in bf16, and in fp32 eager for at most 256 tokens."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Initialisation and data order."""
     logging_steps: Count = 10
@@ -268,7 +288,7 @@ class Recipe(_Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Short name, used in reports and cards."""
     architecture: PathText
-    """LlamaConfig JSON."""
+    """LlamaConfig JSON, a model folder for its shape alone, or the name of one of configs/: ant10m, ant5m."""
     output_dir: PathText
     """Folder of this run: checkpoints, metrics, plots, final model."""
     data_dir: PathText | None = None
@@ -295,17 +315,18 @@ def load_recipe(
 ) -> Recipe:
     """Read a recipe, change it, and check all of it.
 
+    What a recipe reads (architecture, local text, evaluation sets) is looked for beside its file, then in
+    the working folder; what it writes (output_dir, data_dir) and what is given here counts from the latter.
+
     Args:
+        path: a file, or the name of a recipe that comes with the package: `quickstart`.
         overrides: ``key=value`` texts as ``--set`` takes them; a value is YAML.
         changes: values by dotted key, taken as they are; they have the last word.
 
     Raises:
         AntError: the file is missing or no YAML, or the recipe has violations (all are listed).
     """
-    path = Path(path)
-    if not path.is_file():
-        found = ", ".join(sorted(map(str, Path("configs/recipes").glob("*.yaml"))))
-        raise missing_file(path, "recipe", f"Pass one of: {found}" if found else "Pass --config FILE.")
+    path = find_config(path, "recipe", "recipes/*.yaml")
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), RecipeLoader)  # noqa: S506 (a SafeLoader)
     except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
@@ -313,6 +334,7 @@ def load_recipe(
         raise AntError(f"{path} is not a readable YAML file: {detail}") from None
     if not isinstance(values, dict):
         raise AntError(f"{path} holds no recipe", seen=values, expected="a mapping of keys")
+    _find_beside(path.parent, values)
     for key, value in [*map(_parsed, overrides), *(changes or {}).items()]:
         _set(values, key, value)
     try:
@@ -322,6 +344,24 @@ def load_recipe(
         listing = "\n".join(f"  - {line}" for line in problems)
         what = f"{path} with the options of this command" if overrides or changes else path
         raise AntError(f"{what} has {len(problems)} problem{'s'[: len(problems) > 1]}:\n{listing}") from None
+
+
+def _find_beside(folder: Path, values: dict[str, Any]) -> None:
+    """Name what lies beside a recipe's file by its place there; the values are not checked yet."""
+    corpus = values.get("corpus")
+    places = [(values, "architecture")]
+    if isinstance(corpus, dict):
+        # The path of another source is no file's.
+        places += [(corpus, "path")] if corpus.get("source") == "files" else []
+        places.append((corpus, "decontaminate"))
+    for section, key in places:
+        given = section.get(key)
+        if not isinstance(given, str) or not given or Path(expand_home(given)).is_absolute():
+            continue
+        if os.path.exists(folder / given):  # noqa: PTH110 (pathlib's raises for a name that is too long)
+            section[key] = str(folder / given)
+        elif glob.glob(given, root_dir=folder):  # noqa: PTH207
+            section[key] = str(Path(glob.escape(str(folder))) / given)
 
 
 def _parsed(override: str) -> tuple[str, Any]:

@@ -1,6 +1,8 @@
 """benchmarks/throughput.py from its command line to its JSON, with a model of two layers."""
 
+import io
 import json
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -26,6 +28,56 @@ def test_idle_share_counts_overlapping_kernels_once(monkeypatch):
     # Busy from 10 to 14 and from 18 to 20; what the CPU does is no kernel.
     events = [event(18, 20), event(10, 13), event(11, 12), event(12, 14), event(0, 99, "CPU")]
     assert _idle_share(SimpleNamespace(events=lambda: events)) == pytest.approx(0.4)
+
+
+def test_a_gpu_round_gives_its_memory_back_and_survives_a_failing_profiler(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(BENCHMARK.parent)
+    import contenders
+
+    freed = []
+
+    class Failing:
+        def __init__(self, **_):
+            pass
+
+        def start(self):
+            pass
+
+        def stop(self):
+            raise RuntimeError("CUPTI is busy")
+
+    monkeypatch.setattr(contenders.torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(contenders.torch.cuda, "empty_cache", lambda: freed.append(True))
+    monkeypatch.setattr(contenders.torch.profiler, "profile", Failing)
+    monkeypatch.setattr(contenders.sys, "stdin", io.StringIO("round\nprofile\n"))
+    monkeypatch.setattr(contenders.sys, "__stdout__", sys.stdout)
+    pacer, steps = contenders.Pacer(4, "cuda"), 0
+    while pacer.step_done():
+        steps += 1
+    # A warm-up, a round and a profile; each of the last two begins with a step that is not timed.
+    assert steps + 1 == contenders.WARM_UP_STEPS + (1 + 4) + (1 + contenders.PROFILED_STEPS)
+    ready, measured, profiled = map(json.loads, capsys.readouterr().out.splitlines())
+    assert ready == "ready"
+    assert measured["seconds"] >= 0
+    assert profiled["profiler_error"] == "CUPTI is busy"
+    assert len(freed) == 3
+
+
+def test_a_contender_that_fails_late_keeps_its_measured_rounds(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(BENCHMARK.parent)
+    from rounds import Contender, _Worker
+
+    shape = {"sequence_length": 64, "blocks": 2, "steps": 10, "precision": "bf16"}
+    spec = shape | {"architecture": str(ROOT / "configs/llama_ant10m.json")}
+    worker = _Worker(Contender("ours", spec), tmp_path, 0)
+    worker._error = "the profiler ended the process"
+    assert worker.figures()["error"] == "the profiler ended the process"
+    answer = {"kind": "round", "seconds": 2.0, "graphs": 3, "peak_bytes": {"process": 10**9}}
+    worker._answers = [answer, answer]
+    row = worker.figures()
+    assert row["tokens_per_second"] == 640
+    assert "error" not in row
+    assert row["error_after_rounds"] == "the profiler ended the process"
 
 
 @pytest.mark.slow

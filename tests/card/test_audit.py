@@ -1,6 +1,8 @@
 """The audit finds every discrepancy of the public cards that arithmetic shows, and invents none."""
 
 import dataclasses
+import itertools
+import re
 
 import pytest
 
@@ -142,3 +144,29 @@ def test_formula_counts_what_the_model_counts():
     for name in ("llama_ant10m", "llama_ant5m"):
         config = load_config(f"configs/{name}.json")
         assert count_parameters(config.to_dict()) == parameter_ledger(config).total
+
+
+def test_formula_and_equation_hold_for_every_kind_of_llama():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from ant_hf.model.architecture import parameter_ledger
+
+    kinds = itertools.product((True, False), (True, False), (True, False), (None, 6, 32), (None, 1, 2))
+    for attention, mlp, tied, head_dim, groups in kinds:
+        config = LlamaConfig(
+            vocab_size=50,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=groups,
+            head_dim=head_dim,
+            attention_bias=attention,
+            mlp_bias=mlp,
+            tie_word_embeddings=tied,
+        )
+        count = LlamaForCausalLM(config).num_parameters()
+        ledger = parameter_ledger(config)
+        assert count_parameters(config.to_dict()) == count == ledger.total
+        terms = ledger.equation().replace(",", "").replace("2 x ", "2*").rpartition(" = ")[0]
+        assert eval(re.sub(r"[a-z_ ]", "", terms)) == count

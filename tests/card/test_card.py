@@ -66,6 +66,21 @@ def test_metadata_has_only_real_keys_and_passes_the_strict_check(inputs):
     assert "perplexity" in by_set["WikiText-2"]["type"]
 
 
+def test_the_cards_language_is_the_recipes_or_none(inputs):
+    for language in ("en", "ru", None):
+        inputs.run["recipe"]["corpus"]["language"] = language
+        (english,) = (check for check in inputs.gate["checks"] if "English" in check["name"])
+        english["passed"] = True if language == "en" else None
+        card = render_card(inputs)
+        assert metadata(card).get("language") == language
+        assert ("English text, as named above" in card) == (language == "en")
+        assert ("Text in one language (ru)" in card) == (language == "ru")
+    # Earlier records name none; their gate held every model to English.
+    del inputs.run["recipe"]["corpus"]["language"]
+    english["passed"] = True
+    assert metadata(render_card(inputs))["language"] == "en"
+
+
 def test_our_own_card_has_no_finding(inputs):
     findings = audit(card_claims(render_card(inputs), "card"))
     assert len(findings) > 20
@@ -216,6 +231,20 @@ def test_incomplete_sets_are_labelled_and_stay_out_of_the_index(inputs):
     assert "PIQA" not in {result["dataset"]["name"] for result in model["results"]}
     assert re.search(r"not compared[^.]*: PIQA\.", card)
     assert "better on PIQA" not in card
+
+
+def test_a_score_of_none_or_all_is_shown_with_its_interval(inputs):
+    """Its standard error is 0, and so many of them away from the floor it is not."""
+    inputs.results["tasks"]["piqa"] |= {"n": 10, "value": 0.0, "stderr": 0.0, "verdict": "below"}
+    inputs.results["tasks"]["boolq"] |= {"n": 1, "value": 1.0, "stderr": None, "verdict": "indistinguishable"}
+    card = render_card(inputs)
+    rows = {row[0]: row for rows in read_tables(card) for row in rows}
+    assert "0.0000 to 0.3085" in rows["PIQA"]
+    assert "below" in rows["PIQA"]
+    assert "0.0250 to 1.0000" in rows["BoolQ"]
+    assert "(+0.0" not in "".join([*rows["PIQA"], *rows["BoolQ"]])
+    assert re.search(r"below it on PIQA \(95 % interval 0\.0% to 30\.8%\)", card)
+    assert problems(card) == []
 
 
 def test_takeaways_follow_the_numbers(inputs):

@@ -1,6 +1,7 @@
 import re
 
 import pytest
+import torch
 import yaml
 from commands import in_a_process, run_here
 from conftest import tiny_values
@@ -53,9 +54,13 @@ def one_line_error(result):
     return message
 
 
-def test_missing_recipe_lists_those_there_are():
+def test_missing_recipe_and_architecture_list_those_there_are(tmp_path):
     result = run_here("python", "pretrain.py", "--config", "no.yaml")
-    assert "configs/recipes/quickstart.yaml" in one_line_error(result)
+    assert "quickstart" in one_line_error(result)
+    result = run_here("ant-hf", "params", "ant11m", cwd=tmp_path)
+    assert "Did you mean ant10m?" in one_line_error(result)
+    # What was recommended is there.
+    assert run_here("ant-hf", "params", "ant10m", cwd=tmp_path).returncode == 0
 
 
 def test_mistakes_in_recipe_data_and_device_are_one_message(recipe_file, tmp_path):
@@ -70,7 +75,8 @@ def test_mistakes_in_recipe_data_and_device_are_one_message(recipe_file, tmp_pat
     assert "no file matches" in error("--data", str(tmp_path / "*.jsonl"))
     assert "no file matches *.nothing" in error("--data", "*.nothing")
     assert "corpus not found: 2026" in error("--data", "2026")
-    assert "no such device" in error("--set", "training.device=cuda")
+    missing = "mps" if torch.cuda.is_available() else "cuda"
+    assert "no such device" in error("--set", f"training.device={missing}")
     assert f"{recipe_file} with the options of this command has" in error("--set", "training.max_steps=-3")
     (tmp_path / "one.txt").write_text("One short document, and no other to be held out or trained on.")
     assert "expected at least 4,096" in error("--data", str(tmp_path / "one.txt"))
@@ -85,13 +91,30 @@ def test_mistakes_in_recipe_data_and_device_are_one_message(recipe_file, tmp_pat
     assert not (tmp_path / "run" / "run.json").exists()
 
 
+def test_home_is_expanded_in_options_which_the_shell_leaves_alone(tiny_run, tmp_path):
+    (tmp_path / "run").symlink_to(tiny_run)
+    words = ("perplexity", "~/run/final", "--tokens=~/run/tokens", "--context=64")
+    result = run_here("ant-hf", *words, HOME=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    error = one_line_error(run_here("python", "pretrain.py", "--config=~/my.yaml", HOME=str(tmp_path)))
+    assert f"{tmp_path}/my.yaml" in error
+
+
 def test_the_plan_says_where_it_differs_from_the_recipe(recipe_file):
     command = ("python", "pretrain.py", "--config", str(recipe_file), "--dry-run", "--set")
     plan = run_here(*command, "training.per_device_batch_size=3")
     assert plan.returncode == 0, plan.stderr
+    assert "random weights" not in plan.stdout
     said = " ".join(plan.stdout.replace("\u2502", " ").split())
-    assert "2 a device x 1 processes x 4 accumulated); the recipe's 3 a device do not divide it" in said
+    assert "2 a device x 4 accumulated); the recipe's 3 a device do not divide it" in said
     assert "the recipe's" not in run_here(*command, "training.per_device_batch_size=4").stdout
+
+
+def test_a_model_as_architecture_gives_its_shape_and_the_plan_says_so(recipe_file, tiny_run):
+    command = ("python", "pretrain.py", "--config", str(recipe_file), "--dry-run")
+    plan = run_here(*command, "--set", f"architecture={tiny_run / 'final'}", COLUMNS="200")
+    assert plan.returncode == 0, plan.stderr
+    assert "random weights; of the model in" in plan.stdout
 
 
 def test_unknown_flag_and_missing_model_are_refused(tmp_path):
@@ -133,7 +156,9 @@ def test_stages_one_by_one_feed_each_other(recipe_file, tmp_path, tiny_run):
     result = run_here("ant-hf", "generate", str(tiny_run / "final"), "--prompt", "And")
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("And")
-    assert result.stderr == ""
+    # The settings, and nothing else.
+    assert result.stderr.startswith("sampling ")
+    assert result.stderr.count("\n") == 1
 
 
 def test_plots_are_drawn_from_metrics_alone(tiny_run, tmp_path):

@@ -1,20 +1,29 @@
 """What the demo's page is made of: seeds of one's own, the library's sampling, text that is never markup."""
 
+import copy
 import html
 import importlib.util
 import re
 import threading
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import LogitsProcessorList
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import LogitsProcessorList, PreTrainedTokenizerFast
 
 from ant_hf.cli.models import demo
+from ant_hf.demo.markup import alternatives_html, describe, fragments_html, output_html, safe
 from ant_hf.demo.sampling import Draw, Generation, Sampling, generate_together, processors
+from ant_hf.demo.texts import CANDIDATES, start_text
 from ant_hf.errors import AntError
-from ant_hf.inspection.fragments import Fragment
+from ant_hf.inspection.fragments import Candidate, Fragment
+from ant_hf.model.encoding import context_length
 from ant_hf.model.generation import CARD_SAMPLING, encode_prompt
-from ant_hf.model.loading import load_final
+from ant_hf.model.loading import Subject, load_final
 
 
 def test_a_missing_extra_is_one_line(monkeypatch, tiny_run):
@@ -28,9 +37,67 @@ def loaded(tiny_run):
     return load_final(tiny_run / "final")
 
 
+def written(model, tokenizer, prompt):
+    text = start_text(Subject("tiny", Path(), model, tokenizer, {}), prompt, Sampling(max_new_tokens=4))
+    for _ in generate_together([text.generation]):
+        pass
+    return text
+
+
+def test_scores_that_are_not_numbers_are_told_wherever_they_begin(loaded):
+    model, tokenizer = copy.deepcopy(loaded[0]), loaded[1]
+    torch.nn.init.constant_(model.model.norm.weight, torch.nan)
+    with pytest.raises(ValueError, match="scores are not numbers"):
+        start_text(Subject("tiny", Path(), model, tokenizer, {}), "In the", Sampling())
+    with pytest.raises(AntError, match="the model failed: its scores are not numbers"):
+        list(generate_together([Generation(model, [5], Sampling(), 64)]))
+
+
+def test_a_tokenizer_whose_entries_have_no_known_bytes_still_gives_text(loaded):
+    words = Tokenizer(WordLevel({"in": 0, "the": 1, "?": 2}, unk_token="?"))
+    words.pre_tokenizer = Whitespace()
+    text = written(loaded[0], PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?"), "in the")
+    assert "2 + 4 tokens" in text.facts(1.0)
+    assert text.fragments() == []
+    assert "cannot be shown" in fragments_html(0, "tiny", text.fragments(), 0)
+
+
+def test_what_was_considered_is_what_the_model_gives_in_that_place(loaded):
+    text = written(*loaded, "In the")
+    *_, place = range(len(text.fragments()))
+    with torch.no_grad():
+        ids = torch.tensor([text.generation.prompt_ids + text.generation.ids[:-1]])
+        probabilities = loaded[0](ids).logits[0, -1].softmax(-1)
+    best = probabilities.topk(CANDIDATES)
+    assert [each.token_id for each in text.considered(place)] == best.indices.tolist()
+    assert [each.probability for each in text.considered(place)] == pytest.approx(
+        best.values.tolist(), rel=1e-3
+    )
+    assert len(text.considered(0)) == CANDIDATES
+
+
+def test_no_public_address_is_one_message(monkeypatch):
+    pytest.importorskip("gradio")
+    from ant_hf.demo import serving
+
+    def launched(page, **_):
+        # As Gradio does it: it prints why, and goes on.
+        print("\nCould not create share link. Missing file: frpc. ")
+
+    page = SimpleNamespace(share_url=None, server=SimpleNamespace(), close=lambda verbose: None)
+    monkeypatch.setattr(serving, "load_page", lambda _: page)
+    monkeypatch.setattr(serving, "launch", launched)
+    with pytest.raises(
+        AntError, match=r"no public address for the page: Could not .* frpc\. Check the network"
+    ):
+        serving.serve(["tiny"], share=True)
+
+
 def generated(loaded, **values):
     model, tokenizer = loaded
-    generation = Generation(model, encode_prompt(model, tokenizer, "In the"), Sampling(**values))
+    generation = Generation(
+        model, encode_prompt(model, tokenizer, "In the"), Sampling(**values), context_length(model, tokenizer)
+    )
     for _ in generate_together([generation]):
         pass
     return generation
@@ -103,7 +170,10 @@ def test_surprise_is_the_models_own_before_penalty_and_temperature(loaded):
 
 def test_closing_ends_the_threads_and_the_context_bounds_the_text(loaded):
     model, tokenizer = loaded
-    pair = [Generation(model, encode_prompt(model, tokenizer, text), Sampling()) for text in ("In", "And")]
+    pair = [
+        Generation(model, encode_prompt(model, tokenizer, text), Sampling(), context_length(model, tokenizer))
+        for text in ("In", "And")
+    ]
     running = generate_together(pair)
     next(running)
     running.close()
@@ -114,8 +184,28 @@ def test_closing_ends_the_threads_and_the_context_bounds_the_text(loaded):
     assert whole.finished
 
 
+def test_a_text_goes_on_from_any_of_its_tokens_and_ends_where_it_must(loaded):
+    whole = generated(loaded, greedy=True, max_new_tokens=16)
+    context = whole.context
+
+    def after(ids, **values):
+        sampling = Sampling(greedy=True, **values)
+        new = Generation(whole.model, whole.prompt_ids, sampling, context, list(ids), [0.0] * len(ids))
+        for _ in generate_together([new]):
+            pass
+        return new
+
+    assert after(whole.ids[:5], max_new_tokens=11).ids == whole.ids
+    end = whole.model.generation_config.eos_token_id
+    assert after([*whole.ids[:5], end]).ids == [*whole.ids[:5], end]
+    full = after([whole.ids[0]] * (context - len(whole.prompt_ids)))
+    assert full.finished
+    assert full.room == 0
+    assert len(full.ids) == full.kept
+
+
 def test_a_failing_model_is_one_message(loaded):
-    generation = Generation(loaded[0], [10**6], Sampling())
+    generation = Generation(loaded[0], [10**6], Sampling(), 64)
     with pytest.raises(AntError, match="the model failed"):
         list(generate_together([generation]))
 
@@ -139,12 +229,11 @@ HOSTILE = "<img src=x onerror=alert(1)> \"' & </span><script>{{x}} ${x} `x` \0"
 
 
 def test_nothing_written_becomes_markup_or_a_template():
-    pytest.importorskip("gradio")
-    from ant_hf.demo.page import describe, fragments_html, output_html, safe
-
     fragment = Fragment(7, HOSTILE.encode(), HOSTILE, 1.5, 0, 1)
-    page = output_html(HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE) + fragments_html([fragment], 0)
-    assert set(re.findall(r"<(\w+)", page)) == {"section", "h2", "p", "span", "div"}
+    candidates = [Candidate(7, HOSTILE.encode(), HOSTILE, 0.5)]
+    page = output_html(HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE)
+    page += fragments_html(0, HOSTILE, [fragment], 0) + alternatives_html(0, 0, fragment, candidates, False)
+    assert not {"img", "script"} & set(re.findall(r"<(\w+)", page))
     assert not set("{}$`\0") & set(page)
     assert html.unescape(safe(HOSTILE)) == HOSTILE.replace("\0", "\N{REPLACEMENT CHARACTER}")
     assert describe(fragment).endswith("1.50 nats  |  id 7  |  bytes " + HOSTILE.encode().hex(" ").upper())

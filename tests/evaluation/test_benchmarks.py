@@ -7,6 +7,7 @@ import pytest
 import yaml
 from benchmark_data import COPA, arc, write_benchmarks, write_jsonl
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
 
 from ant_hf.errors import AntError
 from ant_hf.evaluation.benchmarks import check_schema, choose_benchmarks, generate_arithmark, known_benchmarks
@@ -16,7 +17,7 @@ from ant_hf.published import published_models
 # What an override may touch: where documents come from, and the name. Never prompts or scoring.
 ALLOWED = {
     "include", "task", "tag", "dataset_path", "dataset_name", "dataset_kwargs",
-    "training_split", "validation_split", "test_split", "fewshot_split",
+    "training_split", "validation_split", "test_split", "fewshot_split", "custom_dataset",
 }  # fmt: skip
 
 
@@ -50,7 +51,7 @@ def test_only_the_place_of_the_documents_changes(data_dir, tmp_path):
     write_definitions(chosen, tmp_path / "d")
     seen = 0
     for path in (tmp_path / "d").rglob("*.yaml"):
-        values = yaml.safe_load(path.read_text())
+        values = load_yaml(path, resolve_func=False, recursive=False)
         if "group" not in values:
             seen += 1
             assert set(values) <= ALLOWED

@@ -15,6 +15,8 @@ from ant_hf.cli.tables import incomplete_line, perplexity_lines
 from ant_hf.errors import AntError
 from ant_hf.evaluation.evaluate import evaluate
 from ant_hf.evaluation.language_model import LikelihoodStore
+from ant_hf.train.checkpoints import damage
+from ant_hf.utils.files import file_sha256
 
 QUICK = ("arc_easy", "boolq")
 
@@ -194,6 +196,75 @@ def test_changed_documents_are_measured_again(model, tmp_path):
     write_jsonl(own / "arc_easy.jsonl", [arc(9)])
     again, _ = measure(model, own, ("arc_easy",))
     assert (first["tasks"]["arc_easy"]["n"], again["tasks"]["arc_easy"]["n"]) == (6, 1)
+
+
+def test_names_are_names(tiny_run, tmp_path):
+    """Folders of data, results and models may be called as a pattern would be."""
+    model = shutil.copytree(tiny_run / "final", tmp_path / "model [1]*")
+    own, other = write_benchmarks(tmp_path / "sets [12]"), write_benchmarks(tmp_path / "sets 1")
+    write_jsonl(other / "arc_easy.jsonl", [arc(9)])
+    values, path = measure(model, own, ("arc_easy", "mmlu"), output_dir=tmp_path / "out ?")
+    assert path.parent == tmp_path / "out ?"
+    record = values["tasks"]["arc_easy"]
+    assert (record["n"], record["file_sha256"]) == (6, file_sha256(own / "arc_easy.jsonl"))
+
+
+def test_a_home_folder_is_found(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_benchmarks(tmp_path / "sets")
+    shutil.copytree(tiny_run / "final", tmp_path / "model")
+    _, path = measure("~/model", "~/sets", ("boolq",), output_dir="~/out")
+    assert path == tmp_path / "out" / "results.json"
+
+
+def test_one_wrong_document_is_refused_before_any_is_scored(model, tmp_path):
+    own = write_benchmarks(tmp_path / "own")
+    rows = [arc(i) for i in range(4)]
+    write_jsonl(own / "arc_easy.jsonl", [*rows, arc(4) | {"answerKey": "?"}])
+    with pytest.raises(AntError, match=r"arc_easy.jsonl, line 5"):
+        measure(model, own, ("boolq", "piqa", "arc_easy"))
+    (partial,) = model.glob(".evaluation*")
+    assert len(partial.read_text().splitlines()) == 1
+    assert not (model / "results.json").exists()
+
+
+def test_a_checkpoint_is_measured_and_stays_as_it_is(tiny_run, data_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    values, path = measure(run / "checkpoint-8", data_dir)
+    assert path.parts[0] == "evaluations"
+    assert damage(run / "checkpoint-8") is None
+    # The last one is the exported model.
+    final, _ = measure(run / "final", data_dir)
+    for name in QUICK:
+        assert values["tasks"][name]["metrics"] == final["tasks"][name]["metrics"]
+
+
+def test_a_context_too_short_for_degeneration(model, data_dir, tmp_path, capsys):
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 12}))
+    with pytest.raises(AntError, match=r"degeneration: its prompts have up to .* context 12.*--tasks"):
+        measure(model, data_dir, ("boolq", "degeneration"))
+    only = tmp_path / "only"
+    only.mkdir()
+    shutil.copy(data_dir / "boolq.jsonl", only)
+    values, _ = measure(model, only, (), limit=2)
+    assert "not measured, degeneration" in capsys.readouterr().out
+    assert list(values["tasks"]) == ["boolq", "arithmark_generated"]
+    assert "degeneration" not in values
+    assert values["conditions"]["context_length"] == 12
+
+
+def test_a_tokenizer_without_special_tokens(model, data_dir):
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        values = json.loads((model / name).read_text())
+        (model / name).write_text(
+            json.dumps({key: None if key[:4] in ("bos_", "eos_", "pad_") else values[key] for key in values})
+        )
+    values, _ = measure(model, data_dir, ("boolq", "degeneration"), limit=3)
+    assert values["degeneration"]["greedy"]["outputs"] == 3
+    with pytest.raises(AntError, match=r"wikitext2.jsonl, line 1: nothing stands before the text"):
+        measure(model, data_dir, ("wikitext",), limit=3)
 
 
 def test_an_untrained_model_is_called_broken(model, data_dir, tmp_path):

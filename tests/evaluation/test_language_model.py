@@ -1,8 +1,12 @@
 """Scores by shared contexts and token batches equal those computed one request at a time."""
 
+import copy
+
 import pytest
 import torch
 from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from tokenizers.processors import TemplateProcessing
 
 from ant_hf.errors import AntError
 from ant_hf.evaluation import language_model as scoring
@@ -17,9 +21,9 @@ def loaded(tiny_run):
 
 @pytest.fixture
 def language_model(loaded, tmp_path):
-    def make(batch_size=1, name="store", model=None):
+    def make(batch_size=1, name="store", tokenizer=None):
         store = LikelihoodStore(tmp_path / name, {"weights": 1})
-        return BatchedLM(model or loaded[0], loaded[1], store, batch_size)
+        return BatchedLM(loaded[0], tokenizer or loaded[1], store, batch_size)
 
     return make
 
@@ -81,9 +85,50 @@ def test_a_model_that_takes_no_mask_of_ours_is_scored_without_sharing(
 
     monkeypatch.setattr(loaded[0], "forward", deaf)
     scorer = language_model(name="b")
-    assert not scorer.shares_contexts
     found = scorer.loglikelihood(requests(chapters))
+    assert not scorer.shares_contexts
     assert [nats for nats, _ in found] == pytest.approx([nats for nats, _ in expected], abs=1e-4)
+
+
+def tokenizer_that_adds(tokenizer, template):
+    own = copy.deepcopy(tokenizer)
+    special = [(own.bos_token, own.bos_token_id)]
+    own._tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=special)
+    return own
+
+
+def test_a_tokenizer_that_adds_a_bos_token_is_scored_with_one(language_model, loaded, chapters):
+    tokenizer = tokenizer_that_adds(loaded[1], f"{loaded[1].bos_token} $A")
+    ours, plain = (
+        language_model(name="a", tokenizer=tokenizer),
+        HFLM(loaded[0], "causal", tokenizer=tokenizer),
+    )
+    expected = plain.loglikelihood(requests(chapters), disable_tqdm=True)
+    assert [nats for nats, _ in ours.loglikelihood(requests(chapters))] == pytest.approx(
+        [nats for nats, _ in expected], abs=1e-4
+    )
+    page = [Instance("loglikelihood_rolling", {}, (chapters[0][:400],), 0, ("wikitext", 0, 1))]
+    assert ours.loglikelihood_rolling(page) == language_model(name="b").loglikelihood_rolling(page)
+
+
+def test_a_token_that_a_tokenizer_puts_behind_a_text_is_no_part_of_a_prompt(language_model, loaded, chapters):
+    tokenizer = tokenizer_that_adds(loaded[1], f"$A {loaded[1].eos_token}")
+    expected = language_model(name="a").loglikelihood(requests(chapters))
+    assert language_model(name="b", tokenizer=tokenizer).loglikelihood(requests(chapters)) == expected
+
+
+def test_a_tokenizer_without_special_tokens_scores_what_has_a_context(language_model, loaded, chapters):
+    tokenizer = copy.deepcopy(loaded[1])
+    tokenizer.bos_token = tokenizer.eos_token = tokenizer.pad_token = None
+    entries = len(tokenizer)
+    scorer = language_model(name="a", tokenizer=tokenizer)
+    own = [request for request in requests(chapters) if request.args[0]]
+    assert scorer.loglikelihood(own) == language_model(name="b").loglikelihood(own)
+    assert len(tokenizer) == entries
+    page = Instance("loglikelihood_rolling", {}, (chapters[0],), 0, ("wikitext", 0, 1))
+    for request in (page, Instance("loglikelihood", {}, ("", " sea"), 0, ("blimp", 0, 1))):
+        with pytest.raises(AntError, match=r"line 1: nothing stands before the text.*bos_token"):
+            scorer.check(request, "line 1")
 
 
 def test_rolling_windows_score_every_token_once(language_model, loaded, chapters):

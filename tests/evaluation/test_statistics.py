@@ -13,6 +13,7 @@ from ant_hf.evaluation.results import (
     accuracy_record,
     against_floor,
     check_identity,
+    interval,
     perplexities,
     perplexity_record,
 )
@@ -125,4 +126,39 @@ def test_always_no_on_boolq_is_its_floor():
     [(0.26, "indistinguishable"), (0.271, "above"), (0.229, "below"), (0.25, "indistinguishable")],
 )
 def test_two_standard_errors_decide(value, expected):
-    assert against_floor(value, 0.01, 0.25) == expected
+    assert against_floor(interval(value, 0.01, 1000), 0.25) == expected
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 30])
+def test_none_or_all_right_gets_the_exact_interval(n):
+    """Its end is the share of which so many would all be wrong one time in forty."""
+    low, high = interval(0.0, 0.0, n)
+    assert (low, (1 - high) ** n) == (0.0, pytest.approx(0.025))
+    assert interval(1.0, None, n) == pytest.approx([1 - high, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("n", "verdict"), [(1, "indistinguishable"), (5, "indistinguishable"), (6, "below"), (3000, "below")]
+)
+def test_a_few_wrong_answers_are_not_below_half(n, verdict):
+    assert against_floor(interval(0.0, 0.0, n), 0.5) == verdict
+
+
+def test_no_verdict_without_an_error():
+    assert interval(0.4, None, 50) is None
+    assert against_floor(None, 0.25) is None
+    assert against_floor([0.1, 0.2], None) is None
+
+
+@pytest.mark.parametrize("right", [0, 1])
+def test_one_document_says_nothing(tmp_path, right):
+    document = {"question": "is it", "passage": "It is.", "label": right}
+    values = accuracy_record(measure("boolq", [document], {"yes": -1.0, "no": -2.0}, tmp_path))
+    assert (values["value"], values["stderr"], values["verdict"]) == (right, None, "indistinguishable")
+    assert values["interval"] == pytest.approx([0.025, 1.0] if right else [0.0, 0.975])
+
+
+def test_a_perplexity_beyond_all_numbers_is_one_message(tmp_path, monkeypatch):
+    monkeypatch.setattr(Oracle, "loglikelihood_rolling", lambda self, requests: [-1e6 for _ in requests])
+    with pytest.raises(AntError, match=r"WikiText-2: the perplexity is too large for a number.*--tasks"):
+        measure("wikitext", [{"page": "a bird sang"}], {}, tmp_path)

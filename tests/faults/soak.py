@@ -33,6 +33,14 @@ def run_kills(processes: int, kills: int, work: Path) -> Path:
     return tally
 
 
+def run_interrupts(work: Path, times: int) -> dict:
+    """Signals to every phase of what is done with a model; what happened, by phase."""
+    tally = work / "interrupts.json"
+    command = [sys.executable, str(Path(__file__).with_name("interrupts.py")), "--times", str(times)]
+    subprocess.run([*command, "--work", str(work / "interrupts"), "--tally", str(tally)], check=False)
+    return json.loads(tally.read_text())
+
+
 def run_faults(work: Path, mutations: int) -> Path:
     """All tests of this folder but the kills, with a line for each fault they try."""
     log = work / "faults.jsonl"
@@ -97,6 +105,17 @@ def render(results: dict) -> str:
         lines.append(
             f"| killed: {phase} | {one['by_phase'].get(phase, 0)} | {two['by_phase'].get(phase, 0)} |"
         )
+    if phases := results.get("interrupts"):
+        lines += [
+            "",
+            "| SIGINT or SIGTERM at random moments | times | median, worst seconds to the end | amiss |",
+            "|---|---|---|---|",
+        ]
+        lines += [
+            f"| {name} | {row['times']} | {row['median_seconds']:.2f}, {row['worst_seconds']:.2f} "
+            f"| {len(row['faults'])} |"
+            for name, row in phases.items()
+        ]
     lines += ["", "| fault | tried | lost | message shown |", "|---|---|---|---|"]
     for fault, (tried, lost, message) in _grouped(results["faults"]).items():
         lines.append(f"| {fault} | {tried} | {lost} | {_cell(message)} |")
@@ -135,6 +154,7 @@ def fill(page: str, table: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200, help="kills for one process, and for two")
+    parser.add_argument("--signals", type=int, default=20, help="signals to each phase")
     parser.add_argument("--mutations", type=int, default=5000, help="examples of each property")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "soak")
     options = parser.parse_args()
@@ -143,10 +163,12 @@ def main() -> None:
     tallies = [run_kills(processes, options.kills, work) for processes in (1, 2)]
     log = run_faults(work, options.mutations)
     results = collect(tallies, log, options.mutations)
+    results["interrupts"] = run_interrupts(work, options.signals)
     RESULTS.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), render(results)), encoding="utf-8")
     print(render(results))
     lost = sum(row["lost"] for row in results["faults"].values())
+    lost += sum(len(row["faults"]) for row in results["interrupts"].values())
     lost += sum(t["lost_steps"] + t["corrupt_resumes"] + t["runs_different"] for t in results["kills"])
     sys.exit(1 if lost else 0)
 

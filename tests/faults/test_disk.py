@@ -92,7 +92,7 @@ def test_too_small_for_the_checkpoints_is_said_before_training(make_recipe, smal
     fill(small_disk, 400_000)
     with tried("disk too small for the checkpoints, at the start") as trial:
         with pytest.raises(
-            AntError, match=r"no room for the checkpoints in .* saw '[\d,]+ bytes free'"
+            AntError, match=r"no room for the checkpoints and the final model in .* saw '[\d,]+ bytes free'"
         ) as refused:
             pretrain(recipe)
         trial.message = refused.value

@@ -13,7 +13,7 @@ from records import write_results
 
 from ant_hf.errors import AntError
 from ant_hf.release.build import make_release
-from ant_hf.train.callbacks import StepGuard, StopRequest
+from ant_hf.train.callbacks import MetricsFile, StepGuard, StopRequest
 from ant_hf.train.checkpoints import newest_checkpoint
 from ant_hf.train.pretrain import pretrain
 from ant_hf.train.run_folder import open_run_folder
@@ -33,9 +33,23 @@ def spoil_loss(monkeypatch, at_step, value):
     monkeypatch.setattr(AntTrainer, "compute_loss", compute_loss)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_stops_before_it_is_saved(make_recipe, monkeypatch, value):
-    recipe = make_recipe(save_steps=1, save_total_limit=8)
+@pytest.fixture(params=[False, True], ids=["at once", "one step late"])
+def reading(request, monkeypatch):
+    """The guard's two ways: as on a CPU, and as on a GPU, where it reads a step after the next is queued."""
+    original = AntTrainer.__init__
+
+    def init(self, *arguments):
+        original(self, *arguments)
+        self.guard._late = request.param
+
+    monkeypatch.setattr(AntTrainer, "__init__", init)
+
+
+@pytest.mark.usefixtures("reading")
+@pytest.mark.parametrize(("value", "save_steps"), [(math.nan, 1), (math.inf, 1), (math.nan, 3)])
+def test_a_loss_that_is_no_number_stops_before_it_is_saved(make_recipe, monkeypatch, value, save_steps):
+    # At step 4, which is one that saves and one that does not.
+    recipe = make_recipe(save_steps=save_steps, save_total_limit=8, logging_steps=save_steps)
     spoil_loss(monkeypatch, 4, value)
     with tried("loss that is no number") as trial:
         with pytest.raises(
@@ -54,7 +68,8 @@ def test_a_loss_that_is_no_number_stops_before_it_is_saved(make_recipe, monkeypa
         assert open_run_folder(recipe).is_finished
 
 
-def test_a_gradient_that_is_no_number_never_reaches_the_weights(make_recipe, monkeypatch):
+@pytest.mark.usefixtures("reading")
+def test_a_gradient_that_is_no_number_is_never_saved(make_recipe, monkeypatch):
     recipe = make_recipe(save_steps=1)
     original = AntTrainer.training_step
 
@@ -194,20 +209,17 @@ def damaged_weights(checkpoint):
 
 def guard(tmp_path, recipe, losses):
     """A guard that has seen `losses`, one a step, and the rows it wrote."""
-    from ant_hf.train.callbacks import MetricsFile
-
     order = SimpleNamespace(block_index=lambda position: position)
     metrics = MetricsFile(tmp_path / "metrics.jsonl")
-    watching = StepGuard(recipe, order, metrics, StopRequest(None, 0), list, num_processes=1)
+    watching = StepGuard(recipe, order, metrics, StopRequest(None, 0), torch.clone, num_processes=1)
+    watching.gradient_norm = torch.tensor(1.0)
     state = SimpleNamespace(global_step=0, max_steps=10_000, is_world_process_zero=True)
-    model = torch.nn.Linear(1, 1)
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
+    control = SimpleNamespace(should_log=False, should_evaluate=False, should_save=False)
     for loss in losses:
         watching.add_micro_batch(torch.tensor(loss))
-        watching.on_pre_optimizer_step(None, state, None, model=model)
+        watching.on_pre_optimizer_step(None, state, None)
         state.global_step += 1
-        watching.on_step_end(None, state, SimpleNamespace())
+        watching.on_step_end(None, state, control)
     return watching, read_metrics(metrics.path)
 
 
@@ -230,6 +242,25 @@ def test_no_spike_in_a_falling_loss_or_before_there_is_a_mean(make_recipe, tmp_p
     assert guard(tmp_path, recipe, [3.0, 3.1] * 15 + [9.0])[1] == []
     off = recipe.model_copy(update={"spike_deviations": None})
     assert guard(tmp_path, off, [3.0, 3.1] * 50 + [9.0])[1] == []
+
+
+def test_a_step_is_read_while_the_next_one_runs_and_at_once_where_it_must_be(make_recipe, tmp_path):
+    """The device never waits for Python in between, and no row, evaluation, save or end goes ahead of it."""
+    order = SimpleNamespace(block_index=lambda position: position)
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    late = StepGuard(make_recipe().training, order, metrics, StopRequest(None, 0), torch.clone, 1, True)
+    late.gradient_norm = torch.tensor(1.0)
+    state = SimpleNamespace(global_step=0, max_steps=10, is_world_process_zero=True)
+    seen = []
+    for flag in ("", "", "should_log", "", "should_save", "", "should_evaluate", "", "", ""):
+        names = ("should_log", "should_save", "should_evaluate")
+        control = SimpleNamespace(**{name: name == flag for name in names})
+        late.add_micro_batch(torch.tensor(3.0))
+        late.on_pre_optimizer_step(None, state, None)
+        state.global_step += 1
+        late.on_step_end(None, state, control)
+        seen.append(len(late.state()["recent_losses"]))
+    assert seen == [0, 1, 3, 3, 5, 5, 7, 7, 8, 10]
 
 
 def test_a_step_with_many_blocks_is_named_short_and_logged_whole(make_recipe, tmp_path):

@@ -14,7 +14,6 @@ from faultlog import tried
 from safetensors.torch import load_file
 
 from ant_hf.errors import AntError, RunStopped
-from ant_hf.train import callbacks
 from ant_hf.train.callbacks import StopRequest, ThroughputMeter
 from ant_hf.train.checkpoints import damage, newest_checkpoint
 from ant_hf.train.pretrain import pretrain
@@ -82,22 +81,6 @@ def test_a_signal_saves_and_leaves(make_recipe, monkeypatch, capfd, name):
         assert (record["status"], record["stopped"]["step"]) == ("stopped", 3)
         pretrain(stopped)
         assert_equal_runs(open_run_folder(stopped).path, open_run_folder(whole).path)
-
-
-def test_a_second_signal_leaves_at_once(monkeypatch):
-    sent = []
-    monkeypatch.setattr(callbacks.os, "kill", lambda pid, number: sent.append(number))
-    monkeypatch.setattr(callbacks.signal, "signal", lambda number, handler: sent.append(handler))
-    clock = iter([10.0, 10.5, 12.0])
-    monkeypatch.setattr(callbacks.time, "monotonic", lambda: next(clock))
-    stop = StopRequest(None, 0)
-    stop._on_signal(signal.SIGINT, None)
-    # The terminal and the launcher both pass on one press of Ctrl-C.
-    stop._on_signal(signal.SIGINT, None)
-    assert sent == []
-    assert stop.after_step() == [1.0, 0.0, 0.0]
-    stop._on_signal(signal.SIGINT, None)
-    assert sent == [signal.SIG_DFL, signal.SIGINT]
 
 
 def test_the_command_ends_with_code_75(shared, tmp_path):
@@ -297,3 +280,30 @@ def test_a_second_run_in_the_folder_is_refused_while_the_first_lives(make_recipe
         trial.message = next(line for line in text.splitlines() if line.startswith("lock"))
         assert f"process {first.pid} on" in text
         assert "its lock is taken over" in text
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "release.json", "checkpoint.json"])
+@pytest.mark.parametrize("key", ["output_dir", "data_dir"])
+def test_nothing_is_written_into_the_folder_of_another_thing(make_recipe, tmp_path, key, file):
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (folder / file).write_text("{}")
+    # A release has the record of its run.
+    (folder / "run.json").write_text("{}")
+    recipe = make_recipe().model_copy(update={key: str(folder)})
+    for fresh in (False, True):
+        with pytest.raises(AntError, match=r"other holds a \w+; nothing is added there"):
+            pretrain(recipe, fresh=fresh)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([file, "run.json"])
+    # Nor into a new folder that would hold the run.
+    assert key == "output_dir" or not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_run_without_data_of_its_own_is_no_data_dir(make_recipe, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "run.json").write_text("{}")
+    recipe = make_recipe().model_copy(update={"data_dir": str(tmp_path / "other")})
+    with pytest.raises(AntError, match="keeps its data elsewhere"):
+        pretrain(recipe)
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["run.json"]
+    assert not (tmp_path / "run").exists()

@@ -54,9 +54,10 @@ KINDS = [
     "500 always",
 ]
 EXTRA = [("commit", "race"), ("commit", "409 always"), ("commit", 409), ("tag", 409), ("commit", "echo"),
-         ("send weights", "echo"), ("commit", "cut after always")]  # fmt: skip
+         ("send weights", "echo"), ("send weights", "expired"), ("commit", "cut after always")]  # fmt: skip
 QUICK = [
     ("who am I", "refused token (401)"), ("create the repository", "cut after"), ("send weights", "cut"),
+    ("send weights", "expired"),
     ("commit", 500), ("commit", "cut after"), ("commit", "slow"), ("commit", "race"),
     ("commit", "500 always"), ("read back: files", "cut"), ("tag", "cut after"),
 ]  # fmt: skip

@@ -11,7 +11,10 @@ class Fault:
 
     kind: a status code; `cut` (the connection ends before the work is done), `cut after` (the work
     is done, the answer is lost), `slow` (an answer after `delay` seconds), `race` (someone else
-    commits just before), `echo` (500 whose text repeats the request's Authorization header).
+    commits just before), `echo` (500 whose text repeats the request's Authorization header), `expired`
+    (403 of a storage whose signed address has run out, now and whenever it is used again), `full` (200,
+    which refuses every file of an LFS batch with `message`).
+    message: what the server says beside a status code.
     """
 
     method: str
@@ -22,6 +25,7 @@ class Fault:
     skip: int = 0
     """Requests let through first."""
     met: int = 0
+    message: str = ""
 
     def matches(self, method: str, path: str) -> bool:
         if self.met == self.times or method != self.method or not re.search(self.pattern, path):
@@ -43,8 +47,9 @@ class Faults:
         times: int = 1,
         delay: float = 0.0,
         skip: int = 0,
+        message: str = "",
     ) -> Fault:
-        fault = Fault(method, pattern, kind, times, delay, skip)
+        fault = Fault(method, pattern, kind, times, delay, skip, message=message)
         self._faults.append(fault)
         return fault
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import itertools
 import json
 import logging
 import re
@@ -30,7 +31,7 @@ class HubError(Exception):
         self.status, self.message, self.code, self.commit = status, message, code, commit
 
     def response(self) -> Response:
-        headers = {"X-Error-Message": self.message}
+        headers = {"X-Error-Message": self.message} if self.message.isprintable() else {}
         if self.code:
             headers["X-Error-Code"] = self.code
         if self.commit:
@@ -54,7 +55,11 @@ class Hub:
         self.root, self.tokens = root, tokens
         self.faults = Faults()
         self.requests: list[tuple[str, str]] = []
+        self.received_bytes = 0
+        """Of large files."""
         self.endpoint = ""
+        self._signatures = itertools.count()
+        self._expired: set[str] = set()
         self._routes = [(m, re.compile(p), getattr(self, f"_{f}")) for m, p, f in ROUTES]
 
     def repository(self, repo_id: str, kind: str = "models") -> Repository:
@@ -81,7 +86,17 @@ class Hub:
         if kind == "echo":
             response: Response = JSONResponse({"error": f"bad {request.headers.get('authorization')}"}, 500)
         elif isinstance(kind, int):
-            response = HubError(kind, f"injected fault {kind}").response()
+            response = HubError(kind, fault.message or f"injected fault {kind}").response()
+        elif kind == "expired" or request.url.query in self._expired:
+            self._expired.add(request.url.query)
+            text = "<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>"
+            response = Response(
+                f'<?xml version="1.0" encoding="UTF-8"?>\n{text}', 403, media_type="application/xml"
+            )
+        elif kind == "full":
+            error = {"code": 403, "message": fault.message}
+            objects = [each | {"error": error} for each in json.loads(await request.body())["objects"]]
+            response = JSONResponse({"transfer": "basic", "objects": objects})
         else:
             body = await request.body()
             if kind == "race":
@@ -108,7 +123,9 @@ class Hub:
     # Who asks, and for what
 
     def _user(self, request: Request) -> dict:
-        token = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if "authorization" not in request.headers:
+            raise HubError(401, "Invalid username or password.")
+        token = request.headers["authorization"].removeprefix("Bearer ")
         if token not in self.tokens:
             raise HubError(401, "Invalid credentials in Authorization header")
         return self.tokens[token]
@@ -120,12 +137,15 @@ class Hub:
 
     def _readable(self, request: Request, kind: str, owner: str, name: str) -> Repository:
         repository = self.repository(f"{owner}/{name}", kind)
-        if not repository.exists:
+        # A token that is nobody's may not even read what is public.
+        is_anonymous = "authorization" not in request.headers
+        user = {} if is_anonymous else self._user(request)
+        is_own = owner in (user.get("name"), *user.get("orgs", ()))
+        if not repository.exists or (repository.state["private"] and not is_own):
+            # Of what it does not show, the Hub tells strangers nothing.
+            if is_anonymous:
+                self._user(request)
             raise HubError(404, "Repository not found", "RepoNotFound")
-        if repository.state["private"]:
-            user = self.tokens.get(request.headers.get("authorization", "").removeprefix("Bearer "))
-            if not user or owner not in (user["name"], *user.get("orgs", ())):
-                raise HubError(404, "Repository not found", "RepoNotFound")
         return repository
 
     def _revision(self, repository: Repository, revision: str) -> str:
@@ -180,10 +200,11 @@ class Hub:
         objects = []
         for entry in json.loads(body)["objects"]:
             base = f"{self.endpoint}/lfs/{kind or ''}{repository.id}/{entry['oid']}"
+            address = f"{base}?X-Amz-Signature={next(self._signatures)}"
             if repository.lfs_path(entry["oid"]).is_file():
                 objects.append(entry)
             else:
-                actions = {"upload": {"href": base}, "verify": {"href": f"{base}/verify"}}
+                actions = {"upload": {"href": address}, "verify": {"href": f"{base}/verify"}}
                 objects.append({**entry, "actions": actions})
         return JSONResponse({"transfer": "basic", "objects": objects})
 
@@ -194,6 +215,7 @@ class Hub:
             raise HubError(400, "the bytes do not have this sha256")
         repository = self.repository(f"{owner}/{name}", (kind or "models/").rstrip("/"))
         repository.lfs_path(oid).write_bytes(body)
+        self.received_bytes += len(body)
         return Response()
 
     def _lfs_verify(
@@ -332,6 +354,9 @@ class Hub:
         self, request: Request, body: bytes, kind: str | None, owner: str, name: str, revision: str, path: str
     ) -> Response:
         repository = self._readable(request, (kind or "models/").rstrip("/"), owner, name)
+        if repository.state.get("gated"):
+            status = 403 if "authorization" in request.headers else 401
+            raise HubError(status, f"Access to model {repository.id} is restricted.", "GatedRepo")
         oid = self._revision(repository, revision)
         file = repository.files(oid).get(path)
         if file is None:

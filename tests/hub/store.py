@@ -28,10 +28,10 @@ class Repository:
     def exists(self) -> bool:
         return (self.folder / "state.json").is_file()
 
-    def create(self, private: bool) -> None:
+    def create(self, private: bool, gated: bool = False) -> None:
         for name in ("lfs", "blobs", "commits"):
             (self.folder / name).mkdir(parents=True)
-        self._write_state({"private": private, "branches": {}, "tags": {}, "created": _now()})
+        self._write_state({"private": private, "gated": gated, "branches": {}, "tags": {}, "created": _now()})
         self.commit("main", "initial commit", {".gitattributes": b"*.safetensors filter=lfs -text\n"})
 
     @property

@@ -1,14 +1,17 @@
 """`ant-hf publish` over a real protocol: nothing without --yes, one commit, nothing lost, nothing told."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 import time
 
 import pytest
-from commands import ANT_HF
+from commands import ANT_HF, stop_command
 
+from ant_hf.hub import HubClient, is_transient
+from ant_hf.release.publish import fetch_model
 from hub.conftest import READ_TOKEN, WRITE_TOKEN
 
 REPO = "GODELEV/Ant-10M"
@@ -26,14 +29,13 @@ def local_files(folder):
 
 def test_from_dry_run_to_a_repository_that_verifies(hub, session, run):
     publish = ["publish", run / "final", "--repo", REPO]
-    dry, real, verified, generated, scored, again, other = session(
+    dry, real, verified, generated, scored, again = session(
         publish,
         [*publish, "--yes"],
         ["verify", REPO],
         ["generate", REPO, "--prompt", "And"],
         ["perplexity", REPO, "--tokens", run / "tokens"],
         [*publish, "--yes"],
-        [*publish, "--yes", "--tag", "v1"],
     )
     assert dry[0] == 0, dry[1]
     assert "nothing was sent; add --yes" in dry[1]
@@ -48,8 +50,7 @@ def test_from_dry_run_to_a_repository_that_verifies(hub, session, run):
     assert "byte perplexity" in scored[1]
     assert again[0] == 0, again[1]
     assert "nothing to change" in again[1]
-    assert other[0] == 2
-    assert "the tag v1 exists already" in other[1]
+    assert "is this release already, tagged v1" in again[1]
 
     repository, release = hub.repository(REPO), local_files(run / "release")
     assert {
@@ -64,14 +65,66 @@ def test_from_dry_run_to_a_repository_that_verifies(hub, session, run):
     assert hub.count("PUT", "/lfs/") == sum(name.endswith((".safetensors", ".png")) for name in release)
 
 
+def test_a_tag_is_made_or_there_already_or_refused(hub, session, run):
+    publish = ["publish", run / "final", "--repo", REPO, "--yes"]
+    (first,) = session([*publish, "--tag", "v1"])
+    assert first[0] == 0, first[1]
+    there, made, again, odd, branch = session(
+        [*publish, "--tag", "v1"],
+        [*publish, "--tag", "stable"],
+        [*publish, "--tag", "stable"],
+        [*publish, "--tag", "my tag"],
+        [*publish, "--tag", "main"],
+    )
+    repository = hub.repository(REPO)
+    head = repository.resolve("main")
+    changed = repository.commit("main", "by someone else", {"run.json": b"{}"})
+    (moved,) = session([*publish, "--tag", "stable"])
+    assert repository.state["tags"] == {"v1": head, "stable": head}
+    assert [each[0] for each in (there, made, again)] == [0, 0, 0]
+    assert "the tag v1 is there already" in there[1]
+    assert "tagged stable" in made[1]
+    assert "the tag stable is there already" in again[1]
+    assert [each[0] for each in (moved, odd, branch)] == [2, 2, 2]
+    assert f"exists already, at another commit; saw '{head[:12]}'" in moved[1]
+    assert "--tag NAME" in moved[1]
+    assert "saw 'my tag'" in odd[1]
+    assert "is a branch" in branch[1]
+    assert repository.resolve("main") == changed
+
+
+def test_the_plan_needs_no_token(hub, session, run, monkeypatch):
+    publish = ["publish", run / "final", "--repo", REPO]
+    new, refused = session([*publish], [*publish, "--yes"], HF_TOKEN=None)
+    hub.repository(REPO).create(private=False)
+    files = {"run.json": (run / "release" / "run.json").read_bytes(), "[/odd]\x1b[2J.md": b"x"}
+    hub.repository(REPO).commit("main", "earlier", files)
+    (known,) = session([*publish, "--dry-run"], HF_TOKEN=None)
+    sent = [request for request in hub.requests if request[0] != "GET" and "validate" not in request[1]]
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    (silent,) = session([*publish, "--attempts", "1"], HF_TOKEN=None)
+    assert [each[0] for each in (new, refused, known, silent)] == [0, 2, 0, 0]
+    size = f"{(run / 'release' / 'model.safetensors').stat().st_size:,}"
+    for _, said in (new, refused, known, silent):
+        assert re.search(rf"model\.safetensors +│ +{size} ", said), said
+        assert "https://huggingface.co/settings/tokens" in said
+        assert "hf auth login" in said
+    assert re.search(r"run\.json +│ +[\d,]+ │ is there already", known[1]), known[1]
+    assert "[/odd].md" in known[1]
+    assert "not seen without a token" in new[1]
+    assert "what it holds is not known" in silent[1]
+    assert sent == []
+
+
 def test_a_mistyped_folder_is_told_from_a_silent_hub(hub, session, client_here, monkeypatch):
     missing, path, odd = session(
-        ["verify", "release/Ant-11M"], ["verify", "runs/quickstart/finl"], ["verify", "release/Ant 10M"]
+        ["verify", "someone/Ant-11M"], ["verify", "runs/quickstart/finl"], ["verify", "someone/Ant 10M"]
     )
-    assert "release/Ant-11M is no folder here; asking the Hub" in missing[1]
-    assert "neither a folder nor a repository that can be read: release/Ant-11M" in missing[1]
+    assert "someone/Ant-11M is no folder here; asking the Hub" in missing[1]
+    assert "neither a folder nor a repository that can be read: someone/Ant-11M" in missing[1]
+    assert "does not exist, or it is private and the Hub token found here may not read it" in missing[1]
     assert "model not found: runs/quickstart/finl. Pass a model folder" in path[1]
-    assert "name is not valid; saw 'release/Ant 10M'" in odd[1]
+    assert "name is not valid; saw 'someone/Ant 10M'" in odd[1]
     assert [each[0] for each in (missing, path, odd)] == [2, 2, 2]
     script = """
 from ant_hf.cli.main import run
@@ -133,6 +186,105 @@ def test_a_token_that_will_not_do_is_explained(hub, session, run, token, message
     assert hub.count("PUT", ".") == 0
 
 
+@pytest.mark.parametrize(
+    ("scope", "says"),
+    [
+        ({"type": "model", "name": REPO}, None),
+        ({"type": "user", "name": "GODELEV"}, None),
+        ({"type": "model", "name": "GODELEV/other"}, "repo.write for GODELEV/other"),
+        ({"type": "space", "name": REPO}, "repo.write for GODELEV/Ant-10M"),
+    ],
+    ids=["this repository", "all of the owner", "another repository", "the space of this name"],
+)
+def test_a_fine_grained_token_must_be_for_this_repository(hub, session, run, scope, says):
+    scoped = [
+        {"entity": scope, "permissions": ["repo.content.read", "repo.write"]},
+        {"entity": {"type": "user", "name": "GODELEV"}, "permissions": ["repo.content.read"]},
+    ]
+    access = {"displayName": "laptop", "role": "fineGrained", "fineGrained": {"global": [], "scoped": scoped}}
+    hub.tokens["hf_" + "FineGrained0123456789"] = {"name": "GODELEV", "role": "write", "access": access}
+    hub.repository(REPO).create(private=False)
+    publish = ["publish", run / "final", "--repo", REPO, "--yes"]
+    ((code, said),) = session(publish, HF_TOKEN="hf_" + "FineGrained0123456789")
+    assert (code == 0) == (says is None), said
+    if says:
+        assert f"'laptop' of GODELEV lacks the right to write (repo.write) to the model {REPO}" in said
+        assert says in said
+        assert "https://huggingface.co/settings/tokens" in said
+        # Before the gate, too.
+        assert {path for _, path in hub.requests} == {"/api/whoami-v2"}
+
+
+ADVICE = "Delete old files at https://huggingface.co/settings/storage, or take a larger plan"
+
+
+@pytest.mark.parametrize(
+    ("method", "pattern", "kind"), [("POST", "/objects/batch", "full"), ("POST", "/commit/", 403)]
+)
+def test_what_a_full_account_is_told_comes_through_whole(hub, session, run, method, pattern, kind):
+    text = f"Private storage quota of 100 GB exceeded.{' It counts all versions of all files.' * 5} {ADVICE}."
+    fault = hub.faults.add(method, pattern, kind, times=99, message=text)
+    ((code, said),) = session(["publish", run / "final", "--repo", REPO, "--yes"])
+    assert code == 2
+    assert fault.met == 1
+    assert ADVICE in said
+    assert "may not do this" not in said
+
+
+def test_codes_of_a_terminal_in_what_a_server_says_are_not_printed(hub, session, run):
+    text = "\x1b[31mred\x1b[0m \x1b]0;title\x07 \x9b2J and plain"
+    hub.faults.add("GET", "/api/models/", 503, message=text)
+    hub.faults.add("POST", "/api/repos/create", 400, message=text)
+    ((code, said),) = session(["publish", run / "final", "--repo", REPO, "--yes"])
+    assert code == 2
+    assert len(re.findall(r"answered \d+ red +and plain", said)) == 2, said
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", said)
+
+
+@pytest.mark.parametrize("command", ["generate", "verify"])
+def test_a_repository_that_may_not_be_read_is_told_from_a_wrong_name(hub, session, released, command):
+    files = {name: (released / "release" / name).read_bytes() for name in ("config.json", "tokenizer.json")}
+    for name in ("private", "gated"):
+        hub.repository(f"other/{name}").create(private=name == "private", gated=name == "gated")
+        hub.repository(f"other/{name}").commit("main", "x", files)
+    lines = [[command, "other/private"], [command, "other/gated"], [command, "other/none"]]
+    for token, seen in (
+        (None, "no Hub token was found"),
+        (WRITE_TOKEN, "the Hub token found here may not read"),
+    ):
+        private, gated, none = session(*lines, HF_TOKEN=token)
+        assert [each[0] for each in (private, gated, none)] == [2, 2, 2]
+        for _, said in (private, none):
+            assert f"does not exist, or it is private and {seen}" in said
+        assert "ask for access" in gated[1]
+        for _, said in (private, gated, none):
+            assert "hf auth login" in said
+    ((_, said),) = session(lines[2], HF_TOKEN="hf_" + "NobodysToken0123456789")
+    assert "The token from the variable HF_TOKEN was refused" in said
+
+
+def test_names_of_dangerous_files_are_names_and_no_patterns(hub, here, tmp_path):
+    hub.repository("other/odd").create(private=False)
+    hub.repository("other/odd").commit("main", "x", {"[ab].py": b"x", "a.json": b"{}", "config.json": b"{}"})
+    folder, left_out = fetch_model(HubClient(anonymous=True), "other/odd")
+    assert left_out == ["[ab].py"]
+    assert sorted(path.name for path in folder.iterdir()) == [".gitattributes", "a.json", "config.json"]
+
+
+@pytest.mark.parametrize(
+    ("text", "transient"),
+    [
+        ("Network error: Request middleware error: error sending request for url (https://x/y)", True),
+        ("Server error: HTTP status server error (503 Service Unavailable), domain: https://x/y", True),
+        ("Network error: HTTP status client error (403 Forbidden), domain: https://s3/y?X-Amz=1", True),
+        ("HTTP status client error (403 Forbidden), domain: https://x/api/m/xet-write-token/main", False),
+    ],
+)
+def test_a_broken_line_of_the_other_protocol_is_one_too(text, transient):
+    """hf_xet, which the tests' Hub does not speak, raises what Python raises for any line."""
+    assert is_transient(ConnectionError(text)) is transient
+
+
 def test_a_card_whose_metadata_the_hub_refuses_is_not_sent(hub, session, run):
     ((code, said),) = session(["publish", run / "final", "--repo", REPO, "--license", "my-own", "--yes"])
     assert code == 2
@@ -192,6 +344,18 @@ def test_a_killed_upload_continues_without_sending_the_weights_again(hub, sessio
     assert [commit["title"] for commit in hub.repository(REPO).history()] == ["Release v1", "initial commit"]
 
 
+def test_ctrl_c_while_files_are_on_their_way_leaves_at_once(hub, session, client_environment, run):
+    """huggingface_hub's threads send them, and are waited for whenever its own code is left."""
+    publish = ["publish", str(run / "final"), "--repo", REPO, "--yes"]
+    hub.faults.add("PUT", "/lfs/", "slow", times=99, delay=30)
+    at = lambda: hub.count("PUT", "/lfs/")  # noqa: E731
+    stopped = stop_command("ant-hf", *publish, at=at, env=client_environment)
+    assert stopped.faults("while sending", "Run the same command again; what has arrived") == []
+    hub.faults.clear()
+    assert session(publish)[0][0] == 0
+    assert set(hub.repository(REPO).state["tags"]) == {"v1"}
+
+
 def check_outcomes(outcomes):
     for outcome in outcomes:
         assert outcome["met"] or outcome["step"] == "verify weights", outcome
@@ -210,7 +374,10 @@ def check_outcomes(outcomes):
 
 
 def test_faults_end_in_success_or_one_line_with_nothing_lost(released, outcomes_of):
-    check_outcomes(outcomes_of(released / "release", "--quick"))
+    outcomes = outcomes_of(released / "release", "--quick")
+    check_outcomes(outcomes)
+    # An upload address that has run out is no refusal.
+    assert [each["first"] for each in outcomes if each["fault"] == "expired"] == ["published"]
 
 
 @pytest.mark.slow

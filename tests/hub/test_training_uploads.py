@@ -1,7 +1,10 @@
 """`push_to_hub`: checkpoints go up while training goes on, and another machine goes on from the last one."""
 
 import json
+import os
 import shutil
+import signal
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -11,11 +14,12 @@ from conftest import tiny_values
 from huggingface_hub import HfApi
 from safetensors.torch import load_file
 
-from ant_hf.errors import AntError, RunStopped
+from ant_hf.errors import AntError, Interrupted, RunStopped
 from ant_hf.recipe import load_recipe
 from ant_hf.train.pretrain import pretrain as train
 from ant_hf.train.uploads import CheckpointUploads
 from ant_hf.utils.files import write_sealed
+from ant_hf.utils.stopping import stopped_by_signals
 from hub.conftest import READ_TOKEN, WRITE_TOKEN
 
 REPO = "GODELEV/training"
@@ -97,8 +101,12 @@ def test_a_run_out_of_time_leaves_when_its_last_checkpoint_has_arrived(hub, here
     with pytest.raises(RunStopped):
         train(load_recipe(recipes("machine", max_hours=0.0001)))
     # Now, because nothing waits for the thread of the uploads when the process ends.
-    state = json.loads(hub.repository(REPO).content("last-checkpoint/trainer_state.json"))
+    repository = hub.repository(REPO)
+    state = json.loads(repository.content("last-checkpoint/trainer_state.json"))
     assert state["global_step"] == 1
+    # The weights have two names there, and went over the line once.
+    assert repository.content("model.safetensors") == repository.content("last-checkpoint/model.safetensors")
+    assert hub.received_bytes == sum(path.stat().st_size for path in (repository.folder / "lfs").iterdir())
     said = capsys.readouterr().out
     assert "1 uploads to" in said
     assert "stopped     by training.max_hours at step 1 of 8" in said
@@ -139,6 +147,21 @@ def test_what_cannot_work_is_said_before_anything_is_spent(hub, here, recipes, m
     assert not list((tmp_path / "machine").rglob("*.json"))
 
 
+def uploads_by(step, folder):
+    """Uploads of a run in `folder` whose steps are done by `step`."""
+    client = SimpleNamespace(api=HfApi(token=False), step=step, redact=str)
+    training = {
+        "hub_model_id": REPO,
+        "hub_private_repo": True,
+        "hub_strategy": "end",
+        "hub_always_push": True,
+    }
+    recipe = SimpleNamespace(training=SimpleNamespace(**training), output_dir=str(folder))
+    write_sealed(folder / "run.json", {})
+    (folder / "final").mkdir()
+    return CheckpointUploads(client, recipe)
+
+
 def test_the_end_waits_a_bounded_time_and_what_still_waits_then_is_left(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("ant_hf.train.uploads._WAIT_SECONDS", 0.2)
     answer, asked = threading.Event(), []
@@ -147,26 +170,37 @@ def test_the_end_waits_a_bounded_time_and_what_still_waits_then_is_left(monkeypa
         asked.append(what)
         answer.wait(60)
 
-    client = SimpleNamespace(api=HfApi(token=False), step=step, redact=str)
-    training = {
-        "hub_model_id": REPO,
-        "hub_private_repo": True,
-        "hub_strategy": "end",
-        "hub_always_push": True,
-    }
-    recipe = SimpleNamespace(training=SimpleNamespace(**training), output_dir=str(tmp_path))
-    write_sealed(tmp_path / "run.json", {})
-    (tmp_path / "final").mkdir()
-    uploads = CheckpointUploads(client, recipe)
+    uploads = uploads_by(step, tmp_path)
     uploads.finish(tmp_path / "final")
     uploads.finish(tmp_path / "final")
     assert (
         capsys.readouterr().out.count("the final model was not sent, training goes on: no end after 0 s") == 2
     )
     answer.set()
-    client.api.run_as_future(int).result(60)
+    uploads._client.api.run_as_future(int).result(60)
     # The first was under way; the second is not begun.
     assert (asked, uploads.sent) == ([f"creating {REPO}", "sending the final model"], ["the final model"])
+
+
+def test_ctrl_c_while_the_uploads_are_waited_for_leaves_without_them(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    answer = threading.Event()
+
+    def step(what, call):
+        if what.startswith("creating"):
+            os.kill(os.getpid(), signal.SIGINT)
+        answer.wait(60)
+
+    uploads = uploads_by(step, tmp_path)
+    with pytest.raises(Interrupted), stopped_by_signals():
+        uploads.finish(tmp_path / "final")
+    answer.set()
+    uploads._client.api.run_as_future(int).result(60)
+    line = capsys.readouterr().err.strip()
+    assert line.startswith(
+        f"stopped     by SIGINT while sending the final model to {REPO}. All of it lies in"
+    )
+    assert line.endswith("Run the same command again to send the rest.")
 
 
 def test_recipe_names_the_repository(recipes):

@@ -19,7 +19,7 @@ from ant_hf.inspection.examination import (
     inspect_model,
     run_tokens,
 )
-from ant_hf.inspection.fragments import next_tokens, prefix_ids, read_text, readable, vocabulary
+from ant_hf.inspection.fragments import next_tokens, read_text, readable, vocabulary
 from ant_hf.inspection.measures import (
     Embeddings,
     check_finite,
@@ -31,6 +31,7 @@ from ant_hf.inspection.measures import (
     read_matrices,
 )
 from ant_hf.model.architecture import build_model
+from ant_hf.model.encoding import first_ids
 from ant_hf.model.loading import Subject, load_any
 from ant_hf.model.scoring import score_tokens
 
@@ -299,7 +300,7 @@ def test_counts_and_never_trained_tokens(loaded, tiny_run):
 
 def test_activations_against_transformers_own_outputs(loaded, chapters):
     model, tokenizer = loaded
-    ids = prefix_ids(tokenizer) + tokenizer.encode(chapters[0])[:63]
+    ids = first_ids(tokenizer) + tokenizer.encode(chapters[0])[:63]
     before, hooks = model.config._attn_implementation, len(model.model.layers[0]._forward_hooks)
     found = read_activations(model, ids)
     assert len(model.model.layers[0]._forward_hooks) == hooks

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY_CONFIG
@@ -12,10 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from ant_hf.cli.models import inspect
 from ant_hf.errors import AntError
+from ant_hf.inspection import examination
 from ant_hf.inspection.examination import compare, default_report
 from ant_hf.inspection.findings import as_json
 from ant_hf.inspection.fragments import SURPRISE_STEPS, contrast, surprise_colours, surprise_step
-from ant_hf.inspection.report import SHOWN_FRAGMENTS, render_report
+from ant_hf.inspection.report import SHOWN_FRAGMENTS, _map, render_report
+from ant_hf.utils import files
 
 HOSTILE = "a <script>alert(1)</script> & \"q\" 'r' </span><img src=x onerror=y> $x^2$ {{ 7*7 }} "
 
@@ -137,6 +140,16 @@ def test_colours_can_be_read_and_ordered(theme):
     assert [surprise_step(nats) for nats in (None, 0.99, 1.0, 50.0)] == [0, 0, 1, SURPRISE_STEPS - 1]
 
 
+def test_figures_can_be_read_on_a_phone(pair, page):
+    """366 of its 390 points are a figure's; a larger one is moved sideways."""
+    deep = {name: np.full(24, 0.5) for name in ("q_proj", "k_proj")}
+    for figure in re.findall(r"<svg .*?</svg>", page + _map(deep, "many layers", "", 1.0)):
+        width = float(re.search(r'viewBox="0 0 ([\d.]+)', figure)[1])
+        shown = max(366.0, float((re.search(r"min-width: (\d+)px", figure) or [0, 0])[1]))
+        sizes = [float(size) for size in re.findall(r"font-size: ([\d.]+)px", figure)]
+        assert min(sizes) * shown / width >= 9
+
+
 def test_two_models_are_put_at_the_same_place(pair):
     first, second = pair
     assert first.position == second.position == 3
@@ -167,10 +180,35 @@ def test_report_never_lands_in_a_model_folder(folder, wide, monkeypatch, tmp_pat
     assert default_report(str(folder / "final"), str(wide)).name == "inspection-beside-wide.html"
 
 
+def test_a_run_that_cannot_be_written_to_is_told_and_the_report_lands_here(
+    folder, monkeypatch, tmp_path, capsys
+):
+    def no_file(**place):
+        raise OSError(30, "Read-only file system", str(place["dir"]))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", no_file)
+    assert str(default_report(str(folder / "final"), None)).endswith("-final-inspection.html")
+    assert "cannot be written: the report goes into this folder" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_places_that_cannot_be_written_are_refused_before_the_work(folder, monkeypatch, tmp_path):
+    monkeypatch.setattr(examination, "compare", lambda *_: pytest.fail("looked into the model first"))
+    (tmp_path / "file").touch()
+    no_folder, good = tmp_path / "file" / "report.html", tmp_path / "a"
+    for page_file, json_file, problem in (
+        (no_folder, None, "cannot be written. Name another place: --html FILE"),
+        (good, no_folder, "cannot be written. Name another place: --json FILE"),
+        (tmp_path, None, f"{tmp_path} is a folder. Name a file: --html"),
+    ):
+        with pytest.raises(AntError, match=re.escape(problem)):
+            inspect(str(folder / "final"), None, None, None, None, page_file, json_file)
+
+
 def test_command_prints_and_writes(folder, tmp_path, capsys):
-    files = (tmp_path / "a.html", tmp_path / "a.json")
+    written = (tmp_path / "a.html", tmp_path / "a.json")
     # Called as the command line calls it; that it is reached from there, the README's commands show.
-    inspect(str(folder / "final"), None, "In the beginning", 2, None, *files)
+    inspect(str(folder / "final"), None, "In the beginning", 2, None, *written)
     printed = capsys.readouterr().out
     for part in (
         "dead heads",
@@ -181,8 +219,8 @@ def test_command_prints_and_writes(folder, tmp_path, capsys):
         "bits per byte",
     ):
         assert part in printed
-    assert files[0].read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
-    assert json.loads(files[1].read_text())["models"][0]["text"]["position"] == 2
+    assert written[0].read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert json.loads(written[1].read_text())["models"][0]["text"]["position"] == 2
     assert not list((folder / "final").glob("*.html"))
 
 

@@ -11,7 +11,8 @@ SOURCE = ROOT / "src" / "ant_hf"
 # Each row may import from the rows above it, and each name of a row from itself.
 LAYERS = [
     ["errors"],
-    ["utils", "published"],
+    ["utils"],
+    ["published"],
     ["recipe", "hub"],
     ["data"],
     ["model"],
@@ -20,6 +21,7 @@ LAYERS = [
     ["export", "demo"],
     ["release"],
     ["cli"],
+    ["__main__"],
 ]
 FLOOR = {name: floor for floor, names in enumerate(LAYERS) for name in names}
 

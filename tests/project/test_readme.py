@@ -62,7 +62,7 @@ def test_commands_run(command, tiny_run, released, tmp_path, quick_gate):
     if "runs/quickstart" in command:
         shutil.copytree(released if words[1] in ("card", "verify") else tiny_run, run_dir)
     words = [word.replace("runs/quickstart", str(run_dir)) for word in words]
-    if words[1] == "perplexity":
+    if "--context" in words:
         words[-1] = "64"
     if words[1] == "inspect":
         words += ["--html", str(tmp_path / "inspection.html")]

@@ -2,6 +2,7 @@ import pytest
 import yaml
 from conftest import ROOT, tiny_values
 
+from ant_hf.data.sources import LocalFiles
 from ant_hf.errors import AntError
 from ant_hf.recipe import load_recipe
 
@@ -97,7 +98,98 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path, text, word):
         load_recipe(file)
 
 
-def test_a_missing_file_names_the_recipes_there_are(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    with pytest.raises(AntError, match=r"configs/recipes/quickstart\.yaml"):
-        load_recipe("nothing.yaml")
+@pytest.mark.parametrize(("typed", "value"), [("on", "on"), ("off", "off"), ("auto", "auto")])
+def test_on_and_off_are_words_although_yaml_reads_them_as_true_and_false(typed, value):
+    recipe = load_recipe("quickstart", [f"training.torch_compile={typed}"])
+    assert recipe.training.torch_compile == value
+
+
+def test_recipes_have_names_in_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("quickstart", "configs/recipes/quickstart.yaml"):
+        assert load_recipe(name).name == "quickstart"
+    # A file of that name is the file.
+    (tmp_path / "quickstart").write_text("nothing: here")
+    with pytest.raises(AntError, match="nothing is no key"):
+        load_recipe("quickstart")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("quikstart", ["Did you mean quickstart?", "ant10m-cpu, ", "you are in"]),
+        ("recipes/mine.yml", ["Did you mean recipes/mine.yaml?", "quickstart"]),
+        ("x" * 5000, ["quickstart"]),
+    ],
+)
+def test_a_missing_recipe_names_those_there_are_and_the_nearest(tmp_path, monkeypatch, given, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "mine.yaml").write_text("")
+    with pytest.raises(AntError, match="recipe not found") as caught:
+        load_recipe(given)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.fixture
+def project(tmp_path, shared, monkeypatch):
+    """A recipe with what it reads beside it, in a folder whose name is also a pattern; we are elsewhere."""
+    folder = tmp_path / "my [v1]"
+    (folder / "sets").mkdir(parents=True)
+    for name in ("architecture.json", "a.txt", "b.txt"):
+        (folder / name).write_text("some words")
+    values = tiny_values(shared, "runs/mine")
+    values |= {"architecture": "architecture.json", "data_dir": "data"}
+    values["corpus"] |= {"path": "a.txt", "decontaminate": "sets"}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    return folder
+
+
+def test_what_a_recipe_reads_is_found_beside_it_and_what_it_writes_goes_where_we_are(project):
+    recipe = load_recipe("../my [v1]/recipe.yaml")
+    assert recipe.architecture == "../my [v1]/architecture.json"
+    assert recipe.corpus.path == "../my [v1]/a.txt"
+    assert recipe.corpus.decontaminate == "../my [v1]/sets"
+    assert (recipe.output_dir, recipe.data_dir) == ("runs/mine", "data")
+
+
+def test_what_is_not_beside_the_recipe_or_is_typed_counts_from_where_we_are(project):
+    (project / "architecture.json").unlink()
+    recipe = load_recipe(project / "recipe.yaml", ["corpus.path=a.txt"])
+    assert (recipe.architecture, recipe.corpus.path) == ("architecture.json", "a.txt")
+
+
+def test_a_pattern_beside_a_recipe_matches_there_and_a_dataset_is_no_path(project):
+    file = project / "recipe.yaml"
+    values = yaml.safe_load(file.read_text())
+    values["corpus"]["path"] = "*.txt"
+    file.write_text(yaml.safe_dump(values))
+    found = LocalFiles.find(load_recipe(file).corpus.path).files
+    assert sorted(path.name for path in found) == ["a.txt", "b.txt"]
+    values["corpus"] = {"source": "hub", "path": "sets"}
+    file.write_text(yaml.safe_dump(values))
+    assert load_recipe(file).corpus.path == "sets"
+
+
+def test_home_is_expanded_in_every_path_of_a_recipe(write, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ant")
+    keys = ("architecture", "output_dir", "data_dir", "corpus.path", "corpus.decontaminate")
+    recipe = load_recipe(write(lambda v: v.update(architecture="~/a.json")), [f"{k}=~/x" for k in keys[1:]])
+    assert recipe.architecture == "/home/ant/a.json"
+    assert recipe.output_dir == recipe.data_dir == recipe.corpus.path == "/home/ant/x"
+    assert recipe.corpus.decontaminate == "/home/ant/x"
+
+
+def test_own_text_does_not_take_over_what_the_recipe_says_of_another():
+    from ant_hf.cli.options import read_recipe
+
+    recipe = ROOT / "configs/recipes/ant10m-cpu.yaml"
+    assert load_recipe(recipe).corpus.language == "en"
+    own = read_recipe(recipe, "text.txt", None, None).corpus
+    assert (own.language, own.sources) == (None, [])
+    assert read_recipe(recipe, "text.txt", None, ["corpus.language=ru"]).corpus.language == "ru"
+    with pytest.raises(AntError, match=r"corpus\.language is 'Russian'"):
+        read_recipe(recipe, "text.txt", None, ["corpus.language=Russian"])

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from commands import run_here
 from conftest import tiny_values
 from records import write_results
 from safetensors.torch import load_file, save_file
@@ -173,6 +174,44 @@ def test_a_release_folder_is_verified_by_its_hashes(released, tmp_path, quick_ga
     report = verify(tmp_path / "release")
     assert checks(report)["hashes"]["passed"] is False
     assert "README.md" in checks(report)["hashes"]["seen"]
+
+
+def test_parameters_are_counted_as_they_are(trained_run, tmp_path):
+    """Old files hold rotary frequencies, which are none, and a tied projection may lie there twice."""
+    final = shutil.copytree(trained_run / "final", tmp_path / "model")
+    tensors = load_file(final / "model.safetensors")
+    stored = {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
+        "lm_head.weight": tensors["model.embed_tokens.weight"].clone(),
+    }
+    save_file(tensors | stored, final / "model.safetensors", metadata={"format": "pt"})
+    found = {check.name: check for check in gate.run_checks(Job(folder=final))}
+    assert found["parameters"].passed, found["parameters"].seen
+
+
+def test_a_model_of_another_language_is_not_held_to_english(trained_run, tmp_path, quick_gate):
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    record = read_sealed(run / "run.json", "run record", "")
+    for language, expected in (("en", True), ("ru", None), (None, None)):
+        record["recipe"]["corpus"]["language"] = language
+        write_sealed(run / "run.json", record)
+        found = checks(verify(run / "final", run / "tokens"))
+        assert found["plain English against a uniform guess"]["passed"] is expected
+    # A model from elsewhere says it on its card.
+    theirs = shutil.copytree(run / "final", tmp_path / "theirs")
+    for language, expected in (("en", True), ("[ru, en]", True), ("ru", None)):
+        (theirs / "README.md").write_text(f"---\nlanguage: {language}\n---\nA model.\n")
+        found = checks(verify(theirs))
+        assert found["plain English against a uniform guess"]["passed"] is expected
+    shuffle_tokenizer(theirs)
+    assert verify(theirs)["verdict"] == "passed"
+    said = run_here("ant-hf", "verify", str(theirs)).stdout
+    assert "plain English is noise to it" in said
+
+
+def test_a_checkpoint_is_not_for_publishing(tiny_run):
+    with pytest.raises(AntError, match=r"is a checkpoint.*Verify .*final"):
+        verify(tiny_run / "checkpoint-8")
 
 
 BAD_FILES = {

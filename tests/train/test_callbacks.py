@@ -44,6 +44,33 @@ def test_speed_leaves_evaluation_out_and_keeps_waiting_for_data(monkeypatch):
     assert (meter.seconds, meter.steps) == (6.5, 4)
 
 
+def test_the_step_that_compiles_is_in_no_rate(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(callbacks.time, "perf_counter", lambda: clock.now)
+    meter = ThroughputMeter(compiles=True)
+    for seconds in (60.0, 1.0, 1.0):
+        meter.on_step_begin(ARGS, None, control())
+        clock.now += seconds
+        meter.on_step_end(ARGS, None, control())
+        if seconds == 60.0:
+            # Trainer logs the first step: there is no rate yet.
+            assert meter.since_last_call()[1] == 0
+    assert meter.since_last_call() == (2.0, 2, 0.0)
+    meter.on_train_end(ARGS, None, control(stop=True))
+    assert meter.tokens_per_second(100) == 100.0
+    assert (meter.compile_seconds, meter.seconds, meter.steps) == (60.0, 62.0, 3)
+    # Another sitting compiles again.
+    again = ThroughputMeter(compiles=True)
+    again.restore(meter.state())
+    for seconds in (40.0, 1.0):
+        again.on_step_begin(ARGS, None, control())
+        clock.now += seconds
+        again.on_step_end(ARGS, None, control())
+    again.on_train_end(ARGS, None, control(stop=True))
+    assert again.tokens_per_second(100) == 100.0
+    assert (again.compile_seconds, again.steps) == (100.0, 5)
+
+
 def test_metrics_file_goes_on_from_the_checkpoint(tmp_path):
     file = MetricsFile(tmp_path / "metrics.jsonl")
     file.begin(None)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ant_hf.model.architecture import build_model, load_config
+from ant_hf.train import optimizers
 from ant_hf.train.optimizers import muon_adamw
 
 
@@ -56,6 +57,45 @@ def test_equals_the_two_optimizers_of_torch_side_by_side(model, recipe):
     train(twin, Both(), 3, seed=1)
     for name, value in weights(model).items():
         assert torch.equal(value, weights(twin)[name]), name
+
+
+def test_updates_have_the_strides_of_their_matrices(model, recipe, monkeypatch):
+    """Others make torch's foreach kernels fall back to one launch for each matrix."""
+    strides = []
+    real = torch._foreach_add_
+
+    def spy(parameters, updates, **kwargs):
+        if "alpha" in kwargs:  # Muon's own call; AdamW counts its steps with this function
+            strides.extend((p.stride(), u.stride()) for p, u in zip(parameters, updates, strict=True))
+        return real(parameters, updates, **kwargs)
+
+    monkeypatch.setattr(torch, "_foreach_add_", spy)
+    train(model, muon_adamw(model, names(model), recipe), 1, seed=1)
+    assert len(strides) >= 7 * model.config.num_hidden_layers
+    assert all(ours == theirs for ours, theirs in strides)
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "dtype"),
+    [
+        ("cpu", (0, 0), torch.bfloat16),
+        ("cuda", (9, 0), torch.bfloat16),
+        ("cuda", (7, 5), torch.float16),
+    ],
+)
+def test_muon_iterates_in_16_bits_that_the_device_multiplies(device, capability, dtype, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert optimizers._iteration_dtype(torch.device(device)) is dtype
+
+
+def test_fp16_iterations_are_as_close_to_orthogonal_as_those_in_bf16(monkeypatch):
+    matrices = torch.randn(3, 96, 32, generator=torch.Generator().manual_seed(0))
+    for dtype in (torch.bfloat16, torch.float16):
+        monkeypatch.setattr(optimizers, "_iteration_dtype", lambda _, dtype=dtype: dtype)
+        update = optimizers._orthogonalise(matrices, (3.4445, -4.775, 2.0315), 5, 1e-7).float()
+        singular = torch.linalg.svdvals(update)
+        assert singular.min() > 0.6, dtype
+        assert singular.max() < 1.3, dtype
 
 
 def test_every_parameter_is_in_exactly_one_group(model, recipe):

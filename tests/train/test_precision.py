@@ -38,7 +38,7 @@ def test_gpus_by_capability(monkeypatch, make_recipe, capability, name, expected
     assert (execution.device, execution.precision, execution.peak_flops) == ("cuda", expected, peak)
     assert str(capability[0]) in execution.reason
     assert execution.torch_compile
-    assert execution.attn_implementation == "sdpa"
+    assert execution.attn_implementation == "causal_sdpa"
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_cpus_by_instruction_set(monkeypatch, make_recipe, flags, expected):
 
 @pytest.mark.parametrize(
     ("flags", "sequence_length", "expected"),
-    [({"avx2"}, 64, "eager"), ({"avx2"}, 512, "sdpa"), ({"avx512_bf16"}, 64, "causal_blocks")],
+    [({"avx2"}, 64, "eager"), ({"avx2"}, 512, "causal_sdpa"), ({"avx512_bf16"}, 64, "causal_blocks")],
 )
 def test_attention_on_a_cpu(monkeypatch, make_recipe, flags, sequence_length, expected):
     monkeypatch.setattr(setup, "cpu_flags", lambda: flags)

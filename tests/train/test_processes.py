@@ -1,3 +1,4 @@
+import os
 import platform
 import subprocess
 import sys
@@ -6,7 +7,7 @@ import pytest
 
 from ant_hf.errors import AntError
 from ant_hf.train.distributed import check_launch
-from ant_hf.utils.hardware import threads_per_process
+from ant_hf.utils.hardware import available_cores, threads_per_process
 
 
 def test_a_launcher_that_starts_one_process_of_several_is_refused(monkeypatch):
@@ -23,7 +24,27 @@ def test_a_launcher_that_starts_one_process_of_several_is_refused(monkeypatch):
     check_launch()
 
 
+CHILD = "from ant_hf.utils.hardware import available_cores, threads_per_process; print(threads_per_process())"
+# As accelerate does: 1 where nothing is set.
+LAUNCHER = (
+    "import os, subprocess, sys; threads = os.environ.get('OMP_NUM_THREADS', '1')\n"
+    "environment = os.environ | {'ACCELERATE_USE_CPU': 'False', 'OMP_NUM_THREADS': threads}\n"
+    f"subprocess.run([sys.executable, '-c', {CHILD!r}], env=environment)"
+)
+
+
+@pytest.mark.parametrize("script", [CHILD, LAUNCHER])
+@pytest.mark.parametrize("asked", ["1", "3", None])
+def test_threads_that_the_user_sets_count_and_those_of_a_launcher_do_not(script, asked):
+    environment = {**os.environ, "OMP_NUM_THREADS": asked}
+    if asked is None:
+        del environment["OMP_NUM_THREADS"]
+    output = subprocess.check_output([sys.executable, "-c", script], env=environment, text=True)
+    assert int(output) == (int(asked) if asked else available_cores())
+
+
 def test_threads_are_shared_out(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     alone = threads_per_process()
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert threads_per_process() == max(1, alone // 2)

@@ -46,10 +46,10 @@ def audit(claims: Claims) -> list[Finding]:
 
 
 def count_parameters(architecture: dict[str, int | bool]) -> int | None:
-    """Parameters of a Llama without biases from its shape alone; None when a key is missing.
+    """Parameters of a Llama from its shape alone; None when a key is missing.
 
     vocabulary x hidden, twice if untied, + layers x (attention q, k, v, o + 3 MLP matrices + 2 norms)
-    + the final norm.
+    + the final norm; and the biases of attention and MLP if there are any.
     """
     keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     if any(key not in architecture for key in keys):
@@ -58,8 +58,11 @@ def count_parameters(architecture: dict[str, int | bool]) -> int | None:
     groups = int(architecture.get("num_key_value_heads") or heads)
     head_dim = int(architecture.get("head_dim") or hidden // heads)
     attention = 2 * hidden * (heads + groups) * head_dim
+    if architecture.get("attention_bias"):
+        attention += (heads + 2 * groups) * head_dim + hidden
+    mlp = 3 * hidden * inner + (2 * inner + hidden if architecture.get("mlp_bias") else 0)
     embeddings = vocabulary * hidden * (1 if architecture.get("tie_word_embeddings") else 2)
-    return embeddings + layers * (attention + 3 * hidden * inner + 2 * hidden) + hidden
+    return embeddings + layers * (attention + mlp + 2 * hidden) + hidden
 
 
 def _parameters(claims: Claims) -> Iterator[Finding]:

@@ -20,11 +20,12 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ant_hf.card.inputs import CardInputs
 from ant_hf.card.markdown import Safe, code, escape, fenced, plain, quote, table
 from ant_hf.errors import AntError
-from ant_hf.evaluation.results import ABOVE, BELOW, UNCLEAR, against_floor
-from ant_hf.published import PublishedModel, published_models, shipped_file
+from ant_hf.evaluation.results import ABOVE, BELOW, UNCLEAR, against_floor, interval
+from ant_hf.published import PublishedModel, published_models
 from ant_hf.utils.hardware import known_gpu
+from ant_hf.utils.names import shipped_file
 
-TEMPLATE = "card.md.jinja"
+TEMPLATE = "model_card/card.md.jinja"
 NOT_MEASURED = "-"
 # Differences count from this many standard errors on.
 _SURE = 2.0
@@ -69,6 +70,7 @@ def _context(inputs: CardInputs) -> dict[str, Any]:
         "hardware": _hardware(run["environment"]),
         "data": data,
         "data_license": data_license,
+        "language": _language(inputs),
         "tokens_seen": _tokens_seen(inputs),
         "co2": co2_estimate(run),
         "rows": scores,
@@ -102,10 +104,13 @@ class Score:
     metric: str
     value: float
     stderr: float
+    """0 also where it is not known."""
+    interval: list[float] | None
+    """Of 95 %, exact where none or all are right."""
     floor: float | None
     """None where guessing means nothing, as for an exact continuation."""
     verdict: str | None
-    """`above`, `below` or `indistinguishable` from the floor at two standard errors."""
+    """`above`, `below` or `indistinguishable` from the floor, by the interval; None: not known."""
     n: int
     expected_n: int | None
     """Items of the complete set, where that is known."""
@@ -114,6 +119,12 @@ class Score:
     def errors_from_floor(self) -> float:
         """Standard errors between the value and the floor, positive above it."""
         return (self.value - self.floor) / self.stderr if self.stderr and self.floor is not None else 0.0
+
+    def error(self, form: str = ".4f") -> str:
+        """The standard error; where none or all are right, which makes it 0, the interval."""
+        if self.stderr or self.interval is None:
+            return f"{self.stderr:{form}}" if self.stderr else NOT_MEASURED
+        return " to ".join(f"{bound:{form}}" for bound in self.interval)
 
     def errors_from(self, name: str) -> float:
         """Standard errors between our value and a published one, both taken as sampled from `n` items."""
@@ -140,8 +151,8 @@ def _slices(inputs: CardInputs, published: list[PublishedModel]) -> list[Score]:
         for key, part in (values.get("slices") or {}).items():
             label = f"{key} operator{'' if key == '1' else 's'}"
             merged = {**values, "expected_n": None, **part, "label": label}
-            if merged["floor"] is not None:
-                merged["verdict"] = against_floor(merged["value"], merged["stderr"], merged["floor"])
+            bounds = interval(merged["value"], merged["stderr"], merged["n"])
+            merged["verdict"] = against_floor(bounds, merged["floor"])
             scores.append(_score(task, merged, f"slice_{key}", published))
     return scores
 
@@ -152,6 +163,7 @@ def _score(task: str, values: dict[str, Any], figure: str, published: list[Publi
         task,
         {name: other for name, other in others.items() if other is not None},
         stderr=values["stderr"] or 0.0,
+        interval=interval(values["value"], values["stderr"], values["n"]),
         complete=values["complete"] is not False,
         **{key: values[key] for key in ("label", "metric", "value", "floor", "verdict", "n", "expected_n")},
     )
@@ -165,7 +177,7 @@ def _benchmark_table(scores: list[Score], published: list[PublishedModel], own_n
     words = {ABOVE: "above", BELOW: "below", UNCLEAR: "no difference"}
     rows = []
     for score in scores:
-        figures = [*map(score.published.get, names), score.value, score.stderr, score.floor]
+        figures = [*map(score.published.get, names), score.value]
         items = f"{score.n:,}"
         if not score.complete:
             items += f" of {score.expected_n:,}" if score.expected_n else " (incomplete)"
@@ -173,10 +185,19 @@ def _benchmark_table(scores: list[Score], published: list[PublishedModel], own_n
             score.label,
             code(score.metric),
             *map(_number, figures),
-            f"{words[score.verdict]} ({score.errors_from_floor():+.1f})" if score.verdict else NOT_MEASURED,
+            score.error(),
+            _number(score.floor),
+            _against_floor(score, words),
             items,
         ])  # fmt: skip
     return table(header, rows, numbers_from=2)
+
+
+def _against_floor(score: Score, words: dict[str, str]) -> str:
+    if score.verdict is None:
+        return NOT_MEASURED
+    errors = f" ({score.errors_from_floor():+.1f})" if score.stderr else ""
+    return f"{words[score.verdict]}{errors}"
 
 
 def _number(value: float | None, form: str = ".4f", missing: str = NOT_MEASURED) -> str:
@@ -190,7 +211,7 @@ def _takeaways(inputs: CardInputs, scores: list[Score], slices: list[Score]) -> 
     """The list under "Key takeaways"; a difference is one from two standard errors on."""
     lines = []
     if parts := [
-        f"{words} on {_listed(group, None if found == UNCLEAR else Score.errors_from_floor)}"
+        f"{words} on {_listed(group, None if found == UNCLEAR else _from_floor)}"
         for found, words in _WORDS.items()
         if (group := [score for score in scores if score.verdict == found])
     ]:
@@ -202,10 +223,7 @@ def _takeaways(inputs: CardInputs, scores: list[Score], slices: list[Score]) -> 
     if partial := [score for score in scores if not score.complete]:
         lines.append(f"Not the complete set, so not compared with published figures: {_listed(partial)}.")
     if slices:
-        parts = [
-            f"{one.label}: {one.value:.2%}, {_WORDS[one.verdict]}{_distance(one.errors_from_floor())}"
-            for one in slices
-        ]
+        parts = [f"{one.label}: {one.value:.2%}, {_WORDS[one.verdict]}{_from_floor(one)}" for one in slices]
         lines.append(f"Arithmetic, against a floor of {slices[0].floor:.1%}: {'; '.join(parts)}.")
     if wikitext := inputs.wikitext:
         uniform, byte = wikitext["uniform_guess_byte_perplexity"], wikitext["byte_perplexity"]
@@ -231,17 +249,25 @@ _WORDS: dict[str | None, str] = {ABOVE: "above it", UNCLEAR: "not distinguishabl
 def _against(scores: list[Score], name: str) -> str:
     """Our scores beside those of one published model, which it has for all of them."""
     distance = partial(Score.errors_from, name=name)
+
+    def shown(score: Score) -> str:
+        return _distance(distance(score))
+
     better = [score for score in scores if distance(score) >= _SURE]
     worse = [score for score in scores if distance(score) <= -_SURE]
     groups = {"better": better, "worse": worse}
-    parts = [f"{word} on {_listed(group, distance)}" for word, group in groups.items() if group]
+    parts = [f"{word} on {_listed(group, shown)}" for word, group in groups.items() if group]
     if alike := len(scores) - len(better) - len(worse):
         parts.append(f"no difference that two standard errors show on {alike} of {len(scores)}")
     return f"Against the published figures of {name}: {'; '.join(parts)}."
 
 
-def _listed(scores: list[Score], distance: Callable[[Score], float] | None = None) -> str:
-    return ", ".join(score.label + (_distance(distance(score)) if distance else "") for score in scores)
+def _listed(scores: list[Score], remark: Callable[[Score], str] | None = None) -> str:
+    return ", ".join(score.label + (remark(score) if remark else "") for score in scores)
+
+
+def _from_floor(score: Score) -> str:
+    return _distance(score.errors_from_floor()) if score.stderr else f" (95 % interval {score.error('.1%')})"
 
 
 def _distance(errors: float) -> str:
@@ -446,10 +472,10 @@ def _exported_table(record: dict[str, Any]) -> Safe:
                 f"{read['largest_logit_difference']:.1e}",
                 f"{run['texts_with_equal_tokens']:,} of {run['texts']:,}",
                 f"{run['prompts_with_equal_output']} of {run['prompts']}",
-                f"{run['nats_per_token']:.4f} ({run['nats_per_token_difference']:+.4f})",
+                f"{run['bits_per_byte']:.4f} ({run['bits_per_byte_difference']:+.4f})",
             ])  # fmt: skip
     header = ["GGUF file", "bytes", "largest logit difference", "same tokens", "same greedy output"]
-    return table([*header, "nats a token in llama.cpp (difference)"], rows)
+    return table([*header, "bits a byte in llama.cpp (difference)"], rows)
 
 
 def _data_source(corpus: dict[str, Any]) -> tuple[str, str]:
@@ -505,7 +531,8 @@ def card_data(inputs: CardInputs, scores: list[Score]) -> ModelCardData:
     results = []
     for score in scores:
         if score.complete and score.task in _SETS:
-            what = f"{score.metric} (standard error {score.stderr:.4f})"
+            kind = "standard error" if score.stderr else "95 % interval"
+            what = f"{score.metric} ({kind} {score.error()})"
             harness = "Zero-shot, lm-evaluation-harness"
             results.append(_result(score.task, harness, score.label, score.metric, what, score.value))
     if (wikitext := inputs.wikitext) and wikitext["complete"]:
@@ -514,7 +541,7 @@ def card_data(inputs: CardInputs, scores: list[Score]) -> ModelCardData:
             results.append(_result("wikitext", "Language modelling", label, key, what, wikitext[key]))
     data = ModelCardData(
         model_name=inputs.name,
-        language="en",
+        language=_language(inputs),
         license=inputs.license,
         license_name="see-card" if inputs.license == "other" else None,
         library_name="transformers",
@@ -531,6 +558,13 @@ def card_data(inputs: CardInputs, scores: list[Score]) -> ModelCardData:
     if unknown := sorted(data.to_dict().keys() - KEYS):
         raise AntError("the card's metadata has keys that the Hub does not know", seen=unknown)
     return data
+
+
+def _language(inputs: CardInputs) -> str | None:
+    """The recipe's. Earlier recipes name none: their gate held every model to plain English."""
+    english = (check for check in inputs.gate["checks"] if check["name"].startswith("plain English"))
+    held_to_it = any(check["passed"] for check in english)
+    return inputs.recipe["corpus"].get("language") or ("en" if held_to_it else None)
 
 
 def _result(task: str, kind: str, label: str, metric: str, what: str, value: float) -> EvalResult:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import math
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +14,7 @@ from typer import Argument, Option
 from ant_hf.cli.options import Model, switch_libraries
 from ant_hf.cli.tables import incomplete_line, perplexity_lines, results_table, verified_table
 from ant_hf.errors import AntError
-from ant_hf.utils.console import say, show
+from ant_hf.utils.console import progress_bar, quiet_libraries, remark, say, show, write
 
 
 def _model_folder(model: str) -> Path:
@@ -24,33 +27,122 @@ def _model_folder(model: str) -> Path:
 
 def generate(
     model: Model,
-    prompt: Annotated[str, Option(help="Text to continue.")] = "In the beginning",
-    seed: Annotated[int, Option(help="Seed of the sampling.")] = 0,
+    prompt: Annotated[
+        str | None, Option(help="Text to continue. Default: every line that is typed or piped in.")
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        Option(min=0.0, help="Default of this and the next three: the model's own, else the public card's."),
+    ] = None,
+    top_p: Annotated[float | None, Option(min=0.01, max=1.0, help="Share of the probability kept.")] = None,
+    top_k: Annotated[int | None, Option(min=1, help="Tokens kept.")] = None,
+    repetition_penalty: Annotated[float | None, Option(min=0.01, help="1 for none.")] = None,
+    max_new_tokens: Annotated[int, Option(min=1, help="As far as the model's context goes.")] = 64,
+    greedy: Annotated[bool, Option("--greedy", help="Always the most probable token: no sampling.")] = False,
+    num_samples: Annotated[int, Option(min=1, help="Continue N times, from seed to seed + N - 1.")] = 1,
+    seed: Annotated[int, Option(help="Seed of the sampling: the same one gives the same text.")] = 0,
 ) -> None:
-    """Continue a prompt with the public card's sampling settings."""
+    """Continue a prompt, or each of the prompts that are typed (Ctrl-D ends) or piped in, a line each.
+
+    The text goes to stdout as it is made; the settings are said on stderr.
+    """
     folder = _model_folder(model)
-    from ant_hf.model.generation import generate_sample
+    from ant_hf.model import generation
+    from ant_hf.model.causality import check_causal
     from ant_hf.model.loading import load_any
 
-    loaded, tokenizer = load_any(folder)
-    say(generate_sample(loaded, tokenizer, prompt, seed))
+    with quiet_libraries():
+        loaded, tokenizer = load_any(folder)
+        check_causal(loaded)
+    given = {
+        "temperature": temperature or None,
+        "top_p": top_p,
+        "top_k": top_k,
+        "repetition_penalty": repetition_penalty,
+    }
+    settings = {key: value for key, value in given.items() if value is not None}
+    greedy = greedy or temperature == 0
+    remark(generation.sampling(loaded, greedy, settings)[1])
+    at_terminal = sys.stdin.isatty() and prompt is None
+    for each in _prompts(prompt):
+        for number in range(num_samples):
+            if num_samples > 1:
+                say(f"[seed {seed + number}]")
+            try:
+                generation.generate_sample(
+                    loaded,
+                    tokenizer,
+                    each,
+                    seed + number,
+                    max_new_tokens=max_new_tokens,
+                    greedy=greedy,
+                    show=write,
+                    **settings,
+                )
+            except AntError as error:
+                if not at_terminal:
+                    raise
+                remark(f"error: {error}")
+                break
+            write("\n")
+
+
+def _prompts(given: str | None) -> Iterator[str]:
+    """The prompt of the command line, or each line of stdin that is not blank."""
+    if given is not None:
+        yield given
+        return
+    if at_terminal := sys.stdin.isatty():
+        remark("Type a prompt and press Enter; Ctrl-D ends.")
+    none = True
+    while True:
+        try:
+            line = input("> " if at_terminal else "")
+        except EOFError:
+            break
+        if line.strip():
+            none = False
+            yield line
+    if none and not at_terminal:
+        raise AntError("there is no prompt", hint="Pass one: --prompt 'In the beginning', or pipe lines in.")
 
 
 def perplexity(
     model: Model,
-    tokens: Annotated[Path, Option(help="Folder of packed tokens; its validation split is scored.")],
-    context: Annotated[int | None, Option(help="Tokens of context; default: the model's maximum.")] = None,
+    tokens: Annotated[
+        Path | None, Option(help="Folder of packed tokens; its validation split is scored.")
+    ] = None,
+    text: Annotated[
+        Path | None, Option(metavar="FILE", help="A UTF-8 text file (also .gz), or - for stdin.")
+    ] = None,
+    context: Annotated[
+        int | None, Option(help="Tokens of context; default: the model's maximum, at most 2,048.")
+    ] = None,
 ) -> None:
-    """Score held-out text: token perplexity, bits per byte, byte perplexity."""
+    """Score held-out text, or any text: token perplexity, bits per byte, byte perplexity."""
+    if (tokens is None) == (text is None):
+        raise AntError("one text is needed", hint="Pass --text FILE, or --tokens FOLDER of packed tokens.")
     folder = _model_folder(model)
-    from ant_hf.model.scoring import score_folder
+    from ant_hf.model.scoring import score_file, score_folder
 
-    scores, context_tokens = score_folder(folder, tokens, context)
-    say(f"{scores.tokens:,} tokens, {scores.bytes:,} bytes, context {context_tokens} tokens, fp32")
-    uniform = scores.uniform_byte_perplexity
-    say(f"byte perplexity   {scores.byte_perplexity:.4f}   (uniform guess {uniform:.2f})")
-    say(f"bits per byte     {scores.bits_per_byte:.4f}")
-    say(f"token perplexity  {scores.perplexity:.3f}   (only comparable under the same tokenizer)")
+    start = ""
+    with progress_bar("scoring tokens") as advance, quiet_libraries():
+        if tokens is not None:
+            scores, length = score_folder(folder, tokens, context, progress=advance)
+        elif text is not None:
+            scores, length, words = score_file(folder, text, context, progress=advance)
+            start = f"; {words}"
+    say(f"{scores.tokens:,} tokens, {scores.bytes:,} bytes, context {length} tokens, fp32{start}")
+    uniform = _figure(scores.uniform_byte_perplexity, 2)
+    say(f"byte perplexity   {_figure(scores.byte_perplexity)}   (uniform guess {uniform})")
+    say(f"bits per byte     {_figure(scores.bits_per_byte)}")
+    say(f"token perplexity  {_figure(scores.perplexity, 3)}   (only comparable under the same tokenizer)")
+
+
+def _figure(value: float, decimals: int = 4) -> str:
+    if math.isinf(value):
+        return "beyond 1e304"
+    return f"{value:.{decimals}f}" if value < 1e9 else f"{value:.3g}"
 
 
 def evaluate(
@@ -75,7 +167,10 @@ def evaluate(
     ] = None,
     output_dir: Annotated[
         Path | None,
-        Option(help="Folder of the results. Default: the model's own; evaluations/NAME for a Hub id."),
+        Option(
+            help="Folder of the results. Default: the model's own; evaluations/NAME for a Hub id or a "
+            "checkpoint."
+        ),
     ] = None,
     dtype: Annotated[str, Option(help="float32, bfloat16 or float16.")] = "float32",
     device: Annotated[str | None, Option(help="cpu or cuda. Default: the GPU if there is one.")] = None,
@@ -153,11 +248,16 @@ def inspect(
     from ant_hf.inspection.findings import as_json
     from ant_hf.inspection.report import render_report
     from ant_hf.inspection.terminal import print_inspection
-    from ant_hf.utils.files import write_json, write_text
+    from ant_hf.utils.files import check_writable, write_json, write_text
 
+    path = html or default_report(model, other)
+    for file, option in ((path, "--html"), (json, "--json")):
+        if file and file.is_dir():
+            raise AntError(f"{file} is a folder", hint=f"Name a file: {option} {file / 'NAME'}")
+        if file:
+            check_writable(file.parent, f"{option} FILE")
     inspections = compare(model, other, text, position, tokens)
     print_inspection(inspections)
-    path = html or default_report(model, other)
     write_text(path, render_report(inspections))
     say(f"report      {path}")
     if json:
@@ -217,6 +317,6 @@ def export(
 
     folder, record = export_model(model, to, types or (), output, repo, license_id)
     show(verified_table(record))
-    for line in record["left_out"]:
-        say(f"left out    {line}")
+    for line in record["notes"]:
+        say(f"note        {line}")
     say(f"export      {folder}")

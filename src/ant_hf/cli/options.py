@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
+from ant_hf.utils.names import expand_home
+
 if TYPE_CHECKING:
     from ant_hf.recipe import Recipe
 
+# Options that hold a text and may name a place; those of type Path always do.
+_PLACES = {"model", "other", "text"}
+
 Config = Annotated[
-    Path, Option("--config", "-c", help="Recipe, for example configs/recipes/quickstart.yaml.")
+    Path, Option("--config", "-c", help="Recipe: a YAML file, or the name of one here, such as quickstart.")
 ]
 Data = Annotated[
     list[str] | None,
@@ -59,6 +66,8 @@ def read_recipe(
     changes = {f"training.{key}": value for key, value in training.items() if value is not None}
     if data:
         changes |= {"corpus.source": "files", "corpus.path": data[0] if len(data) == 1 else data}
+        # What the recipe says of its own text is not true of this one; --set may say it again.
+        overrides = ["corpus.language=null", "corpus.sources=[]", *(overrides or ())]
     if output_dir is not None:
         changes["output_dir"] = output_dir
     return load_recipe(config, overrides or (), changes)
@@ -72,3 +81,19 @@ def switch_libraries(*more: str) -> None:
     for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_TELEMETRY", *more):
         if not os.environ.get(name):
             os.environ[name] = "1"
+
+
+def expanding_home(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with `~` taken in every path as the shell does, which leaves `--option=~/folder` alone."""
+
+    def expanded(name: str, value: Any) -> Any:
+        # The recipe does the same for its own keys, which --data, --output-dir and --set give it.
+        if isinstance(value, Path) or (isinstance(value, str) and name in _PLACES):
+            return type(value)(expand_home(str(value)))
+        return value
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        command(**{name: expanded(name, value) for name, value in values.items()})
+
+    return run

@@ -79,7 +79,11 @@ def verify(
     show(checks_table(model, values["checks"]))
     if values["verdict"] != PASSED:
         raise refusal(model, values["checks"], report)
-    say("passed      nothing speaks against this model" if not tokens else "passed")
+    open_checks = [check["numbers"] for check in values["checks"] if check["passed"] is None]
+    if any(numbers.get("share", 0.0) > numbers.get("allowed", 1.0) for numbers in open_checks):
+        say("passed      but plain English is noise to it: a model of another language, or a broken one")
+    else:
+        say("passed      nothing speaks against this model" if not tokens else "passed")
 
 
 def publish(
@@ -109,18 +113,26 @@ def publish(
 
     With --space, a second commit makes the demo a Space (spaces/OWNER/NAME).
 
-    Without --yes nothing is sent. Interrupted or failed, the same command continues.
+    Without --yes nothing is sent, and the plan needs no token. Interrupted or failed, the same command
+    continues.
     """
     from ant_hf.hub import HubClient
     from ant_hf.release.build import make_release
+    from ant_hf.release.publish import check_repository
     from ant_hf.release.publish import publish as publish_release
 
     if yes and dry_run:
         raise AntError("--yes and --dry-run were both given", hint="Leave one out")
     if not (model / "config.json").is_file():
         raise missing_file(model / "config.json", "model folder", "Pass a run's final folder.")
-    # A missing token should not cost the minute that the gate takes.
-    client = HubClient(attempts=attempts, timeout=timeout)
+    check_repository(repo)
+    client = HubClient(attempts=attempts, timeout=timeout, anonymous=True)
+    if client.is_anonymous:
+        say("token       no Hub token found: the release is made and the plan shown, and nothing is sent")
+    elif yes:
+        # A token that will not do should not cost the minute that the gate takes.
+        for kind in ("model", *["space"] * space):
+            client.check_may_write(repo, kind)
     gguf = None
     if with_gguf:
         from ant_hf.export.exporting import export

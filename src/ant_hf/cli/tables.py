@@ -40,8 +40,9 @@ def results_table(results: dict[str, Any], published: list[PublishedModel]) -> T
     table = _table(
         f"{results['model']['name']}: measured here, in {results['conditions']['dtype']}",
         ["set", "metric", ">measured", ">floor", "", *(f">publ.\n{other.name}" for other in published)],
-        caption="Accuracies in %, ± one standard error. Floor: what guessing, or always giving the most "
-        "frequent answer, scores; above or below it by more than two standard errors. "
+        caption="Accuracies in %, ± one standard error; where none or all are right, the exact 95 % "
+        "interval. Floor: what guessing, or always giving the most frequent answer, scores; above or below "
+        "it by more than two standard errors, or with the whole interval. "
         "publ.: printed by the authors, not measured here.",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -57,7 +58,7 @@ def _rows(results: dict[str, Any], published: list[PublishedModel]) -> Iterator[
         yield [
             _label(values),
             values["metric"],
-            _percent(values["value"], values["stderr"]),
+            _percent(values["value"], values["stderr"], values.get("interval")),
             _percent(values["floor"]),
             _VERDICTS[values["verdict"]],
             *(_percent(other.results.get(name, {}).get(values["metric"])) for other in published),
@@ -65,7 +66,7 @@ def _rows(results: dict[str, Any], published: list[PublishedModel]) -> Iterator[
         for operators, part in values.get("slices", {}).items():
             claims = [other.results.get(name, {}).get(f"slice_{operators}") for other in published]
             label = f"  {operators} operator{'s' if operators != '1' else ''}"
-            value = _percent(part["value"], part["stderr"])
+            value = _percent(part["value"], part["stderr"], part.get("interval"))
             yield [label, "acc", value, _percent(values["floor"]), "", *map(_percent, claims)]
     for name, values in results["perplexity"].items():
         uniform = _number(values["uniform_guess_byte_perplexity"])
@@ -78,7 +79,7 @@ def _rows(results: dict[str, Any], published: list[PublishedModel]) -> Iterator[
             label = floor = verdict = ""
     for way, values in results.get("degeneration", {}).items():
         if isinstance(values, dict):
-            rate = _percent(values["loop_rate"], values["stderr"])
+            rate = _percent(values["loop_rate"], values["stderr"], values.get("interval"))
             yield [f"Loops, {way}", "loop_rate", rate, "", "", *("" for _ in published)]
 
 
@@ -115,9 +116,14 @@ def _label(values: dict[str, Any]) -> str:
     return f"{values['label']}{'*' if values['complete'] is False else ''}"
 
 
-def _percent(value: float | None, stderr: float | None = None) -> str:
+def _percent(
+    value: float | None, stderr: float | None = None, interval: Sequence[float] | None = None
+) -> str:
     if value is None:
         return ""
+    if interval and not stderr:
+        # None or all are right: one end of it is the value.
+        return f"{100 * interval[0]:.4g} to {100 * interval[1]:.4g}"
     return f"{100 * value:.2f}" + ("" if stderr is None else f" ±{100 * stderr:.2f}")
 
 
@@ -158,10 +164,15 @@ def verified_table(record: dict[str, Any]) -> Table:
     """One row a verified file."""
     table = _table(
         f"{record['name']}: verified against Transformers in float32",
-        ["file", ">MB", ">logits", ">texts", ">greedy", ">nats", ">tokens/s"],
+        ["file", ">MB", ">logits", ">texts", ">greedy", ">bits/byte", ">tokens/s"],
         caption="logits: largest difference; texts: cut into the same tokens; greedy: prompts continued "
-        "alike; nats: difference of a token's mean likelihood in llama.cpp; tokens/s: one output there",
+        "alike; bits/byte: what plain English costs more in llama.cpp; tokens/s: one output there",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
     )
+    # A long name goes on below; a number is never cut.
+    table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
     for name, values in record["files"].items():
         if "verified" in values:
             # An ONNX graph keeps its weights in a file beside it.
@@ -172,7 +183,8 @@ def verified_table(record: dict[str, Any]) -> Table:
 
 def _cells(verified: dict[str, Any]) -> list[str]:
     if (onnx := verified.get("onnxruntime")) is not None:
-        return [f"{onnx['largest_logit_difference']:.1e}", "", _outputs(onnx), "", ""]
+        texts = f"{onnx['texts_with_equal_tokens']:,}"
+        return [f"{onnx['largest_logit_difference']:.1e}", texts, _outputs(onnx), "", ""]
     difference = f"{verified['transformers']['largest_logit_difference']:.1e}"
     if (run := verified["llama_cpp"]) is None:
         return [difference, *["not run"] * 4]
@@ -180,7 +192,7 @@ def _cells(verified: dict[str, Any]) -> list[str]:
         difference,
         f"{run['texts_with_equal_tokens']:,}",
         _outputs(run),
-        f"{run['nats_per_token_difference']:+.4f}",
+        f"{run['bits_per_byte_difference']:+.5f}",
         f"{run['tokens_per_second']:,.0f}",
     ]
 

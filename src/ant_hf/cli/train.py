@@ -28,7 +28,7 @@ def pretrain(
     fresh: Annotated[bool, Option("--fresh", help="Remove the run in the output folder first.")] = False,
     dry_run: Annotated[
         bool,
-        Option("--dry-run", help="Print the plan and run one step on random tokens; write nothing."),
+        Option("--dry-run", help="Check text, folders and machine, say how long it takes; write nothing."),
     ] = False,
 ) -> None:
     """Train a model from a recipe: tokenizer, packed tokens, training, export, check.
@@ -41,7 +41,7 @@ def pretrain(
 
     check_launch()
     recipe = read_recipe(config, data, output_dir, overrides, report_to=report_to or None)
-    runs.dry_run(recipe) if dry_run else runs.pretrain(recipe, fresh)
+    runs.dry_run(recipe, fresh) if dry_run else runs.pretrain(recipe, fresh)
 
 
 def tokenizer(config: Config, data: Data = None, output_dir: OutputDir = None, overrides: Set = None) -> None:
@@ -81,14 +81,19 @@ def pack(
 
 
 def params(
-    config: Annotated[Path, Argument(help="LlamaConfig JSON or model folder.")] = Path(
-        "configs/llama_ant10m.json"
-    ),
+    config: Annotated[
+        Path, Argument(help="LlamaConfig JSON, model folder, or the name of one here: ant10m, ant5m.")
+    ] = Path("ant10m"),
 ) -> None:
     """Count parameters by component on the model itself, beside the published figure."""
-    from ant_hf.model.architecture import ledger_table, load_architecture
+    from ant_hf.model.architecture import ledger_table, load_architecture, model_architecture
+    from ant_hf.model.loading import model_folder
+    from ant_hf.published import published_counterpart
 
-    show(ledger_table(*load_architecture(config)))
+    # A JSON is to be trained, and is held to what this package trains; a folder may hold anyone's model.
+    found = model_architecture(model_folder(config)) if config.is_dir() else load_architecture(config)
+    values, ledger = found
+    show(ledger_table(ledger, published_counterpart(values)))
 
 
 def plots(run_dir: Annotated[Path, Argument(help="Folder of a run, for example runs/quickstart.")]) -> None:

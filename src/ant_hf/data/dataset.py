@@ -15,6 +15,21 @@ from ant_hf.errors import AntError
 IGNORED_LABEL = -100
 
 
+def check_one_block(split: str, tokens: int, sequence_length: int) -> None:
+    """Refuse a split of fewer tokens than one block holds.
+
+    Raises:
+        AntError: it is one.
+    """
+    if tokens < sequence_length:
+        raise AntError(
+            f"the {split} split is smaller than one block",
+            seen=f"{tokens:,} tokens",
+            expected=f"at least {sequence_length:,}",
+            hint="Add text or lower training.sequence_length.",
+        )
+
+
 class PackedDataset(Dataset[dict[str, torch.Tensor]]):
     """Consecutive blocks of `sequence_length` tokens; together they hold every token once.
 
@@ -26,13 +41,7 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
     """
 
     def __init__(self, tokens: PackedTokens, sequence_length: int, pad_token_id: int) -> None:
-        if len(tokens) < sequence_length:
-            raise AntError(
-                f"the {tokens.split} split is smaller than one block",
-                seen=f"{len(tokens):,} tokens",
-                expected=f"at least {sequence_length:,}",
-                hint="Add text or lower training.sequence_length.",
-            )
+        check_one_block(tokens.split, len(tokens), sequence_length)
         self.tokens = tokens
         self.sequence_length = sequence_length
         self.pad_token_id = pad_token_id

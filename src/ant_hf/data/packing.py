@@ -204,7 +204,7 @@ def make_tokens(recipe: Recipe) -> dict[str, Any]:
         if not reused:
             with closing(encoded(corpus, recipe.tokenizer_dir / TOKENIZER)) as stream:
                 manifest = write_tokens(recipe, inputs, stream, corpus.source.text_bytes())
-            if problem := _unfit(recipe, manifest):
+            if problem := unfit(recipe, manifest):
                 # Nothing can be trained on them, and with another share they would be in the way.
                 shutil.rmtree(folder)
                 raise problem
@@ -231,12 +231,12 @@ def make_tokens(recipe: Recipe) -> dict[str, Any]:
             f"            too few documents to hold one out: {cut['characters']:,} characters are cut at "
             f"paragraphs, {cut['held_out']:,} blocks held out, {cut['repeated']:,} repeated ones left out"
         )
-    if problem := _unfit(recipe, manifest):
+    if problem := unfit(recipe, manifest):
         raise problem
     return manifest
 
 
-def _unfit(recipe: Recipe, manifest: dict[str, Any]) -> AntError | None:
+def unfit(recipe: Recipe, manifest: dict[str, Any]) -> AntError | None:
     """What is wrong with a validation split that cannot be scored."""
     held_out, counts = manifest["splits"][VALIDATION], manifest["documents"]
     # The first token is not scored and an end of text counts no bytes: of two tokens, none are left.

@@ -36,7 +36,7 @@ from ant_hf.utils.files import (
     writing,
 )
 from ant_hf.utils.locks import locked
-from ant_hf.utils.names import CONFIG, FRAGMENTATION, TOKENIZER
+from ant_hf.utils.names import FRAGMENTATION, TOKENIZER, config_file
 from ant_hf.utils.stopping import phase
 
 END_OF_TEXT = "<|endoftext|>"
@@ -75,24 +75,14 @@ def make_tokenizer(recipe: Recipe, model_max_length: int) -> Tokenizer:
         say(f"left out    {len(left_out):,} of the files there: {listed(left_out)}")
     kept = "Nothing is written yet. Run the same command again to start over."
     with locked(folder.parent, "data", wait=True), phase("making the tokenizer", kept):
-        is_there = (folder / _RECORD).exists()
-        before = _read_record(folder)["inputs"]["corpus"] if is_there else None
-        entries = _most_entries(recipe)
-        inputs = {
-            "corpus": corpus.identity(made_before=before),
-            "tokenizer": recipe.tokenizer.model_dump() | {"vocab_size": entries},
-            "model_max_length": model_max_length,
-        }
-        if is_there:
-            how, tokenizer = "reused", load_tokenizer(folder)
-            check_made_of(folder, "a tokenizer", _read_record(folder), inputs)
-            _check_size(tokenizer, recipe.tokenizer)
-        else:
+        tokenizer, inputs = trained_before(recipe, corpus, model_max_length)
+        how = "reused"
+        if tokenizer is None:
             # Here and not above: matplotlib takes half a second, and few commands train a tokenizer.
             from ant_hf.utils.plots import plot_fragmentation
 
             how = "trained"
-            tokenizer, held_out = _trained(corpus, recipe.tokenizer, entries)
+            tokenizer, held_out = train_on(corpus, recipe.tokenizer, most_entries(recipe))
             # Files of about 40 bytes an entry and as much again for the report and its figure.
             room = 200_000 + 80 * tokenizer.get_vocab_size()
             with writing("the tokenizer", folder, room), whole_folder(folder) as partial:
@@ -116,12 +106,40 @@ def make_tokenizer(recipe: Recipe, model_max_length: int) -> Tokenizer:
     return tokenizer
 
 
-def _most_entries(recipe: Recipe) -> int:
+def trained_before(
+    recipe: Recipe, corpus: Corpus, model_max_length: int
+) -> tuple[Tokenizer | None, dict[str, Any]]:
+    """The recipe's tokenizer if it is there, and what decides every file of it, as JSON values.
+
+    Raises:
+        AntError: the folder holds a tokenizer made of something else, or not made here, or a damaged one.
+    """
+    folder = recipe.tokenizer_dir
+    is_there = (folder / _RECORD).exists()
+    if not is_there and (folder / TOKENIZER).exists():
+        raise AntError(
+            f"{folder} holds a tokenizer without the record of its training, {_RECORD}",
+            hint="Move it away, or set another data_dir: --set data_dir=FOLDER",
+        )
+    before = _read_record(folder)["inputs"]["corpus"] if is_there else None
+    inputs = {
+        "corpus": corpus.identity(made_before=before),
+        "tokenizer": recipe.tokenizer.model_dump() | {"vocab_size": most_entries(recipe)},
+        "model_max_length": model_max_length,
+    }
+    if not is_there:
+        return None, inputs
+    tokenizer = load_tokenizer(folder)
+    check_made_of(folder, "a tokenizer", _read_record(folder), inputs)
+    _check_size(tokenizer, recipe.tokenizer)
+    return tokenizer, inputs
+
+
+def most_entries(recipe: Recipe) -> int:
     """The vocabulary of the recipe, or of the architecture where the recipe leaves it open."""
     if recipe.tokenizer.vocab_size is not None:
         return recipe.tokenizer.vocab_size
-    path = Path(recipe.architecture)
-    values = read_json(path / CONFIG if path.is_dir() else path, "model config", "Set architecture.")
+    values = read_json(config_file(recipe.architecture), "model config", "Set architecture.")
     return int(values["vocab_size"])
 
 
@@ -141,7 +159,7 @@ def _check_size(tokenizer: Tokenizer, recipe: TokenizerRecipe) -> None:
         )
 
 
-def _trained(corpus: Corpus, recipe: TokenizerRecipe, entries: int) -> tuple[Tokenizer, list[str]]:
+def train_on(corpus: Corpus, recipe: TokenizerRecipe, entries: int) -> tuple[Tokenizer, list[str]]:
     """A tokenizer of so many entries, or fewer where that is left open, and held-out texts to measure it."""
     held_out: list[str] = []
     with progress_bar("tokenizer", "B") as advance:
@@ -162,7 +180,7 @@ def _trained(corpus: Corpus, recipe: TokenizerRecipe, entries: int) -> tuple[Tok
     if (size := tokenizer.get_vocab_size()) < entries:
         fewer = max(SMALLEST_VOCABULARY, size // _ROUND_ENTRIES * _ROUND_ENTRIES)
         say(f"vocabulary  {fewer:,} entries, not {entries:,}: the text gives {size:,}. The model's follows.")
-        return _trained(corpus, recipe, fewer)
+        return train_on(corpus, recipe, fewer)
     return tokenizer, held_out
 
 

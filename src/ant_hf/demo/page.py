@@ -1,15 +1,18 @@
 """The page: a prompt, the card's sampling, each model's text with its fragments as it grows; and its start.
 
-In three parts: what happens on the page, how it looks, and how it is launched, here or in a Space.
+In three parts: the components and what they do, how they look, and how the page is launched, here or in a
+Space. What it shows of a text is in `texts.py`, and as HTML in `markup.py`.
 """
 
 from __future__ import annotations
 
-import functools
-import html
 import os
+import secrets
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,64 +22,262 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 import gradio as gr
 import torch
 
-from ant_hf.demo.sampling import LIMITS, TOP_K, Generation, Sampling, generate_together
+from ant_hf.demo.markup import alternatives_html, fragments_html, legend_html, output_html, safe, surprise
+from ant_hf.demo.sampling import LIMITS, TOP_K, Sampling, failure, generate_together
+from ant_hf.demo.texts import Text, start_text
 from ant_hf.errors import AntError
-from ant_hf.evaluation.degeneration import loop_period
-from ant_hf.inspection import fragments
-from ant_hf.model.generation import encode_prompt
+from ant_hf.inspection.fragments import surprise_colours
 from ant_hf.model.loading import Subject, load_subject
 
-EXAMPLE = "The basic principles of small language models require"
+PROMPT = "The basic principles of small language models require"
+EXAMPLES = ["Once upon a time", "A volcano is", "The king said", "Water is made of"]
 # Seconds between two updates: more than people can see would only keep the browser busy.
 _PAUSE = 0.04
-# Generations that run at the same time; more wait for their turn.
+# Generations that run at the same time; more wait, and look every _TURN seconds whether it is their turn.
 AT_ONCE = 4
+_TURN = 0.2
+# New seeds are below it: short enough to write down.
+_SEEDS = 10**6
 _HELP = "Enter generates, Shift-Enter starts a new line, Escape stops."
-_RUNNING = '<p role="status" class="running">Generating ...</p>'
-_STOPPED = '<p role="status">Stopped.</p>'
+# A screen reader speaks what changes within an element that was there before.
+_LIVE = '<div role="status">${value}</div>'
+_CLICKED = """element.addEventListener("click", (event) => {
+  const place = event.target.closest("[data-index]");
+  if (place) trigger("click", {...place.dataset});
+})"""
+_IN_SIGHT = """() => requestAnimationFrame(() => {
+  const column = document.activeElement.closest(".column");
+  column?.querySelector(".alternatives")?.scrollIntoView({block: "nearest"});
+})"""
 # For every event: no spinner over the page, and no address by which programs could call it.
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+# A second start is not refused: it ends the first. Values come unchecked, as our messages say more.
+_RUN: dict[str, Any] = _QUIET | {"concurrency_limit": None, "trigger_mode": "multiple", "preprocess": False}
+# What an event changes, by component.
+_Changes = dict[Any, Any]
+
+
+@dataclass
+class _Visit:
+    """What is kept of one open page between two events."""
+
+    run: object = None
+    """The newest run that goes on; an older one finds another here, and ends."""
+    texts: dict[int, Text] = field(default_factory=dict)
+    """By the model's number."""
 
 
 def build_page(subjects: Sequence[Subject]) -> gr.Blocks:
-    """The page for one model or several side by side; it holds no state between two events."""
+    """The page for one model or several side by side."""
     with gr.Blocks(title=f"Try {subjects[0].name}", analytics_enabled=False) as page:
-        gr.HTML(_header(subjects))
-        with gr.Row(equal_height=False):
-            with gr.Column(scale=3, min_width=300):
-                prompt = gr.Textbox(
-                    EXAMPLE, label="Prompt", info=_HELP, max_lines=12, autofocus=True, elem_id="prompt"
-                )
-                with gr.Row():
-                    generate = gr.Button("Generate", variant="primary", elem_id="generate", min_width=120)
-                    stop = gr.Button("Stop", elem_id="stop", min_width=120)
-                status = gr.HTML("", elem_id="status")
-                panes = []
-                # Side by side where there is room.
-                with gr.Row(equal_height=False):
-                    for number, subject in enumerate(subjects):
-                        with gr.Column(min_width=280):
-                            empty = output_html(subject.name, "", "", "Nothing generated yet.", None)
-                            panes.append(gr.HTML(empty, elem_id=f"output-{number}"))
-                            panes.append(gr.HTML("", elem_id=f"fragments-{number}"))
-                gr.HTML(_legend())
-            with gr.Column(scale=1, min_width=260):
-                controls = _controls()
-
-        started = gr.on(
-            [generate.click, prompt.submit],
-            functools.partial(_respond, subjects),
-            [prompt, *controls],
-            [status, *panes],
-            concurrency_limit=AT_ONCE,
-            trigger_mode="once",
-            **_QUIET,
-        )
-        # After the cancellation, lest a last update overtakes the word.
-        stop.click(None, cancels=started, api_visibility="private").then(
-            lambda now: _STOPPED if now == _RUNNING else now, status, status, **_QUIET
-        )
+        _Page(page, subjects)
     return page
+
+
+class _Page:
+    """The components, and what they do."""
+
+    def __init__(self, page: gr.Blocks, subjects: Sequence[Subject]) -> None:
+        self.page, self.subjects = page, subjects
+        self.room = threading.BoundedSemaphore(AT_ONCE)
+        numbers = range(len(subjects))
+        visit = gr.State(_Visit())
+        gr.HTML(_header(subjects))
+        with gr.Column(elem_id="page"):
+            with gr.Column(elem_id="ask"):
+                prompt = gr.Textbox(
+                    PROMPT, label="Prompt", info=_HELP, max_lines=12, autofocus=True, elem_id="prompt"
+                )
+                gr.Examples(EXAMPLES, prompt, label="Examples", elem_id="examples", api_visibility="private")
+                with gr.Row():
+                    generate = gr.Button("Generate", variant="primary", elem_id="generate", min_width=90)
+                    self.go_on = gr.Button("Continue", elem_id="continue", min_width=90, interactive=False)
+                    self.stop = gr.Button("Stop", elem_id="stop", min_width=90, interactive=False)
+                self.status = gr.HTML("", html_template=_LIVE, elem_id="status")
+            # Side by side where there is room.
+            with gr.Row(elem_id="texts"):
+                self.outputs = []
+                for number in numbers:
+                    with gr.Column(min_width=280):
+                        self.outputs.append(gr.HTML(_empty(subjects[number]), elem_id=f"output-{number}"))
+            with gr.Column(elem_id="pieces"):
+                self.fragments, self.alternatives = [], []
+                with gr.Row():
+                    for number in numbers:
+                        with gr.Column(min_width=280):
+                            self.fragments.append(
+                                gr.HTML("", elem_id=f"fragments-{number}", js_on_load=_CLICKED)
+                            )
+                            self.alternatives.append(
+                                gr.HTML("", elem_id=f"alternatives-{number}", js_on_load=_CLICKED)
+                            )
+                gr.HTML(legend_html())
+            with gr.Column(elem_id="controls"):
+                controls = self._controls()
+
+        inputs = [visit, *controls]
+        # The status last: what it says is then so.
+        shown = [*self.outputs, *self.fragments, *self.alternatives]
+        shown += [self.seed, self.go_on, self.stop, self.status]
+        starts = [generate.click, prompt.submit, self.seed.submit]
+        gr.on(starts, self._generate, [visit, prompt, *controls], shown, **_RUN)
+        self.go_on.click(self._continue, inputs, shown, **_RUN)
+        self.stop.click(self._stop, visit, queue=False, **_QUIET)
+        looked = gr.on(
+            [pane.click for pane in self.fragments], self._look, visit, self.alternatives, **_QUIET
+        )
+        looked.then(None, js=_IN_SIGHT, api_visibility="private")
+        gr.on([pane.click for pane in self.alternatives], self._choose, inputs, shown, **_RUN)
+
+    def _controls(self) -> list[Any]:
+        """In the order of Sampling's fields; then whether the seed is kept."""
+        card = Sampling()
+
+        def slider(key: str, label: str, step: float) -> gr.Slider:
+            return gr.Slider(*LIMITS[key], getattr(card, key), step=step, label=label, elem_id=key)
+
+        with gr.Accordion("Sampling as on the card"):
+            temperature = slider("temperature", "Temperature", 0.05)
+            top_p = slider("top_p", f"Top-p (top-k {TOP_K})", 0.05)
+            penalty = slider("repetition_penalty", "Repetition penalty", 0.05)
+            new_tokens = slider("max_new_tokens", "New tokens", 1)
+            self.seed = gr.Number(card.seed, label="Seed (same seed, same text)", elem_id="seed")
+            keep = gr.Checkbox(False, label="Keep this seed (else a new one each time)", elem_id="keep")
+            greedy = gr.Checkbox(card.greedy, label="Greedy (no sampling)", elem_id="greedy")
+        # Who writes a seed wants that one.
+        self.seed.input(None, None, keep, js="() => true", api_visibility="private")
+        random = [temperature, top_p, self.seed, keep]
+        greedy.change(lambda chosen: [gr.update(interactive=not chosen)] * 4, greedy, random, **_QUIET)
+        return [temperature, top_p, penalty, new_tokens, self.seed, greedy, keep]
+
+    def _generate(self, visit: _Visit, prompt: str, *values: Any) -> Iterator[_Changes]:
+        """A new text of every model."""
+
+        def begin(sampling: Sampling) -> dict[int, Text]:
+            return {
+                number: self._start(subject, prompt, sampling) for number, subject in enumerate(self.subjects)
+            }
+
+        # The last text would be taken for this prompt's, should this one fail.
+        visit.texts = {}
+        yield from self._run(visit, values, begin)
+
+    def _start(self, subject: Subject, prompt: str, sampling: Sampling) -> Text:
+        try:
+            return start_text(subject, prompt, sampling)
+        except AntError as error:
+            raise AntError(f"{subject.name}: {error}" if len(self.subjects) > 1 else str(error)) from None
+
+    def _continue(self, visit: _Visit, *values: Any) -> Iterator[_Changes]:
+        """Every text goes on from its end, whatever the prompt's field says by now."""
+
+        def begin(sampling: Sampling) -> dict[int, Text]:
+            return {
+                number: text.again(sampling, len(text.generation.nats) - text.generation.ended)
+                for number, text in visit.texts.items()
+            }
+
+        yield from self._run(visit, values, begin)
+
+    def _choose(self, visit: _Visit, event: gr.EventData, *values: Any) -> Iterator[_Changes]:
+        """One text goes on from another fragment than the one that stands there."""
+        number, index, token_id = int(event.model), int(event.index), int(event.token)
+
+        def begin(sampling: Sampling) -> dict[int, Text]:
+            text = visit.texts.get(number)
+            share = {each.token_id: each.probability for each in text.considered(index)} if text else {}
+            if text is None or token_id not in share:
+                raise AntError("the text has changed since", hint="Click on a fragment of the present one.")
+            chosen = (token_id, surprise(share[token_id]))
+            return {number: text.again(sampling, index - len(text.given), chosen)}
+
+        yield from self._run(visit, values, begin)
+
+    def _look(self, visit: _Visit, event: gr.EventData) -> _Changes:
+        """What the model considered in the place of the fragment that was clicked."""
+        number, index = int(event.model), int(event.index)
+        text, html = visit.texts.get(number), ""
+        if text and 0 <= index < len(pieces := text.fragments()):
+            given = index < len(text.given)
+            html = alternatives_html(number, index, pieces[index], text.considered(index), given)
+        return {self.alternatives[number]: html}
+
+    def _stop(self, visit: _Visit) -> None:
+        """The run sees it, and says so."""
+        visit.run = None
+
+    def _run(
+        self, visit: _Visit, values: Sequence[Any], begin: Callable[[Sampling], dict[int, Text]]
+    ) -> Iterator[_Changes]:
+        """What changes on the page while the texts grow that `begin` returns."""
+        visit.run = mine = object()
+        temperature, top_p, penalty, new_tokens, seed, greedy, keep = values
+        if greedy or not keep:
+            seed = secrets.randbelow(_SEEDS)
+        yield {
+            self.status: _say("Generating ..."),
+            self.seed: gr.skip() if greedy else seed,
+            self.go_on: gr.update(interactive=False),
+            self.stop: gr.update(interactive=True),
+            **dict.fromkeys(self.alternatives, ""),
+        }
+        word, kind = "Done.", ""
+        try:
+            texts = begin(Sampling(temperature, top_p, penalty, new_tokens, seed, greedy))
+            if visit.run is mine:
+                visit.texts |= texts
+                yield from self._grow(visit, mine, texts)
+        # Whatever fails must be said on the page, which would wait for ever otherwise.
+        except Exception as error:
+            word, kind = str(error if isinstance(error, AntError) else failure(error)), "error"
+        if visit.run not in (mine, None):
+            # A newer run has the page; Gradio repeats what came last, so it must be nothing.
+            yield {self.status: gr.skip()}
+            return
+        if visit.run is None and not kind:
+            word = "Stopped."
+        visit.run = None
+        empty = {n: subject for n, subject in enumerate(self.subjects) if n not in visit.texts}
+        yield {
+            self.status: _say(word, kind),
+            self.go_on: gr.update(interactive=bool(visit.texts)),
+            self.stop: gr.update(interactive=False),
+            **{self.outputs[number]: _empty(subject) for number, subject in empty.items()},
+            **{self.fragments[number]: "" for number in empty},
+        }
+
+    def _grow(self, visit: _Visit, mine: object, texts: dict[int, Text]) -> Iterator[_Changes]:
+        yield self._panes(texts, 0.0)
+        while not self.room.acquire(timeout=_TURN):
+            if not self._wanted(visit, mine):
+                return
+            yield {self.status: _say("Waiting until others are done ...")}
+        try:
+            began = shown = now = time.perf_counter()
+            with closing(generate_together([text.generation for text in texts.values()])) as steps:
+                for _ in steps:
+                    now = time.perf_counter()
+                    if not self._wanted(visit, mine):
+                        break
+                    if now - shown >= _PAUSE:
+                        shown = now
+                        yield {self.status: _say("Generating ..."), **self._panes(texts, now - began)}
+        finally:
+            self.room.release()
+        if visit.run in (mine, None):
+            yield self._panes(texts, now - began)
+
+    def _wanted(self, visit: _Visit, mine: object) -> bool:
+        return visit.run is mine and self.page.is_running
+
+    def _panes(self, texts: dict[int, Text], seconds: float) -> _Changes:
+        changes = {}
+        for number, text in texts.items():
+            name, made, facts = text.subject.name, text.made, text.facts(seconds)
+            changes[self.outputs[number]] = output_html(name, text.prompt, made, facts, text.loop)
+            pieces = fragments_html(number, name, text.fragments(), len(text.given))
+            changes[self.fragments[number]] = pieces
+        return changes
 
 
 def _header(subjects: Sequence[Subject]) -> str:
@@ -88,137 +289,12 @@ def _header(subjects: Sequence[Subject]) -> str:
     return f'<header class="head"><h1>Try the model</h1><p>{models}</p></header>'
 
 
-def _controls() -> list[Any]:
-    """In the order of Sampling's fields."""
-    card = Sampling()
-
-    def slider(key: str, label: str, step: float) -> gr.Slider:
-        return gr.Slider(*LIMITS[key], getattr(card, key), step=step, label=label, elem_id=key)
-
-    with gr.Accordion("Sampling as on the card"):
-        temperature = slider("temperature", "Temperature", 0.05)
-        top_p = slider("top_p", f"Top-p (top-k {TOP_K})", 0.05)
-        penalty = slider("repetition_penalty", "Repetition penalty", 0.05)
-        new_tokens = slider("max_new_tokens", "New tokens", 1)
-        seed = gr.Number(
-            card.seed, precision=0, minimum=0, label="Seed (same seed, same text)", elem_id="seed"
-        )
-        greedy = gr.Checkbox(card.greedy, label="Greedy (no sampling)", elem_id="greedy")
-    random = [temperature, top_p, seed]
-    greedy.change(lambda chosen: [gr.update(interactive=not chosen)] * 3, greedy, random, **_QUIET)
-    return [temperature, top_p, penalty, new_tokens, seed, greedy]
+def _say(word: str, kind: str = "") -> str:
+    return f'<p class="{kind}">{safe(word)}</p>'
 
 
-def _respond(subjects: Sequence[Subject], prompt: str, *values: Any) -> Iterator[list[Any]]:
-    """Status and panes, again and again while the texts grow."""
-    unchanged = [gr.skip() for _ in subjects for _ in range(2)]
-    try:
-        sampling = Sampling(*values)
-        generations = [_start(subject, prompt, sampling, len(subjects) > 1) for subject in subjects]
-        given = [fragments.read_text(it.model, it.tokenizer, prompt, top=0).fragments for it in subjects]
-        began = shown = time.perf_counter()
-        for _ in generate_together(generations):
-            now = time.perf_counter()
-            if now - shown >= _PAUSE or all(generation.finished for generation in generations):
-                shown = now
-                models = zip(subjects, generations, given, strict=True)
-                yield [_RUNNING, *(part for model in models for part in _pane(*model, prompt, now - began))]
-        yield ['<p role="status">Done.</p>', *unchanged]
-    except AntError as error:
-        yield [f'<p role="alert" class="error">{safe(str(error))}</p>', *unchanged]
-
-
-def _start(subject: Subject, prompt: str, sampling: Sampling, named: bool) -> Generation:
-    try:
-        ids = encode_prompt(subject.model, subject.tokenizer, prompt)
-    except AntError as error:
-        raise AntError(f"{subject.name}: {error}" if named else str(error)) from None
-    return Generation(subject.model, ids, sampling)
-
-
-def _pane(
-    subject: Subject, generation: Generation, given: list[fragments.Fragment], prompt: str, seconds: float
-) -> tuple[str, str]:
-    """Output and fragments of one model as they are now."""
-    entries, decode = fragments.vocabulary(subject.tokenizer), subject.tokenizer.decode
-    made, start = [], given[-1].end
-    for token_id, nats in zip(generation.ids, generation.nats, strict=True):
-        raw = entries.of(token_id)
-        made.append(fragments.Fragment(token_id, raw, entries.text(token_id), nats, start, start + len(raw)))
-        start += len(raw)
-    # Decoded together, because a tokenizer may need what comes before to place a space.
-    before = decode(generation.prompt_ids, skip_special_tokens=True)
-    text = decode(generation.prompt_ids + generation.ids, skip_special_tokens=True)[len(before) :]
-    if not generation.finished:
-        # The next token may finish the character.
-        text = text.rstrip("\N{REPLACEMENT CHARACTER}")
-    loop = None
-    if period := loop_period(generation.ids):
-        loop = f'In a loop: the last {period} tokens again and again: "{decode(generation.ids[-period:])}"'
-    output = output_html(subject.name, prompt, text, _facts(generation, seconds), loop)
-    return output, fragments_html([*given, *made], len(given))
-
-
-def _facts(generation: Generation, seconds: float) -> str:
-    count, limit, room = len(generation.ids), generation.sampling.max_new_tokens, generation.room
-    parts = [f"{len(generation.prompt_ids)} + {count} tokens"]
-    if count:
-        parts += [f"{count / seconds:.0f} tokens/s", f"mean surprise {sum(generation.nats) / count:.2f} nats"]
-    if generation.finished and room < limit and count == room:
-        parts.append(f"the context had room for {room} of {limit} new tokens")
-    elif generation.finished and count < limit:
-        parts.append("the model ended the text")
-    return ", ".join(parts)
-
-
-# Also what starts an expression in the templates that the page's library fills in.
-_TEMPLATE = {ord(character): f"&#{ord(character)};" for character in "{}$`@"}
-
-
-def safe(text: str) -> str:
-    """A text that reads the same as HTML, whatever it holds."""
-    # HTML has no NUL, not even escaped.
-    return html.escape(text.replace("\0", "\N{REPLACEMENT CHARACTER}")).translate(_TEMPLATE)
-
-
-def output_html(name: str, prompt: str, made: str, facts: str, loop: str | None) -> str:
-    """One model's text: the prompt, what it made of it, facts about that, and a warning of a loop."""
-    warning = f'<p class="loop" role="alert">{safe(loop)}</p>' if loop else ""
-    return (
-        f'<section class="output" aria-label="{safe(name)}"><h2>{safe(name)}</h2>'
-        f'<p class="text"><span class="given">{safe(prompt)}</span>'
-        f'<span class="made">{safe(made)}</span></p>'
-        f'<p class="facts">{safe(facts)}</p>{warning}</section>'
-    )
-
-
-def fragments_html(tokens: Sequence[fragments.Fragment], given: int) -> str:
-    """Fragments in the colour of their surprise; bytes, id and nats of one on hover or focus.
-
-    Args:
-        given: how many of them, from the first, are the prompt's.
-    """
-    # One stop of the Tab key for all of them; the arrow keys go on from there.
-    spans = "".join(
-        f'<span class="f s{fragments.surprise_step(token.nats)}{" of-prompt" if index < given else ""}" '
-        f'role="option" tabindex="{-1 if index else 0}" '
-        f'aria-label="{safe(describe(token))}">{safe(token.text)}</span>'
-        for index, token in enumerate(tokens)
-    )
-    return f'<div class="fragments" role="listbox" aria-label="Fragments">{spans}</div>'
-
-
-def describe(fragment: fragments.Fragment) -> str:
-    """One line: readable text, surprise in nats, token id, bytes in hexadecimal."""
-    nats = "no loss: nothing comes before" if fragment.nats is None else f"{fragment.nats:.2f} nats"
-    return f"{fragment.text}  |  {nats}  |  id {fragment.token_id}  |  bytes {fragment.raw.hex(' ').upper()}"
-
-
-def _legend() -> str:
-    last = fragments.SURPRISE_STEPS - 1
-    names = [*map(str, range(last)), f"{last}+"]
-    steps = "".join(f'<span class="f s{step}">{name}</span>' for step, name in enumerate(names))
-    return f'<div class="scale"><span>Surprise of a fragment in nats</span> {steps}</div>'
+def _empty(subject: Subject) -> str:
+    return output_html(subject.name, "", "", "Nothing generated yet.", None)
 
 
 def _style() -> str:
@@ -227,7 +303,7 @@ def _style() -> str:
     return Path(__file__).with_suffix(".css").read_text(encoding="utf-8") + "\n".join(
         f"{scope}.f.f.s{step}{{background:{background};color:{text}!important}}"
         for theme, scope in (("light", ""), ("dark", ".dark "))
-        for step, (background, text) in enumerate(fragments.surprise_colours(theme))
+        for step, (background, text) in enumerate(surprise_colours(theme))
     )
 
 

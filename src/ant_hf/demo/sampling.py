@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -17,6 +17,7 @@ from ant_hf.model.generation import CARD_SAMPLING
 
 # What `generate` samples from when, as in the card's snippet, nothing is said.
 TOP_K = 50
+NO_NUMBERS = "its scores are not numbers"
 LIMITS: dict[str, tuple[float, float]] = {
     "temperature": (0.05, 2.0),
     "top_p": (0.05, 1.0),
@@ -54,24 +55,36 @@ class Sampling:
 
 @dataclass
 class Generation:
-    """One prompt's continuation so far."""
+    """One prompt's continuation so far; it may begin with tokens of an earlier one."""
 
     model: PreTrainedModel
     prompt_ids: list[int]
     sampling: Sampling
+    context: int
+    """Tokens that the model takes at once."""
     ids: list[int] = field(default_factory=list)
     """The new tokens, with the end-of-text token if it came."""
     nats: list[float] = field(default_factory=list)
     """-ln p of each new token before penalty and temperature: the model's own surprise."""
     finished: bool = False
 
+    def __post_init__(self) -> None:
+        self.kept = len(self.ids)
+        """How many tokens there were at its start."""
+
     @property
     def room(self) -> int:
-        """New tokens that the model's context has room for."""
-        return int(self.model.config.max_position_embeddings) - len(self.prompt_ids)
+        """New tokens that the context had room for at its start."""
+        return self.context - len(self.prompt_ids) - self.kept
+
+    @property
+    def ended(self) -> bool:
+        """Whether its last token is one that ends a text."""
+        end = self.model.generation_config.eos_token_id
+        return bool(self.ids) and self.ids[-1] in (end if isinstance(end, list) else [end])
 
 
-def generate_together(generations: Sequence[Generation]) -> Iterator[None]:
+def generate_together(generations: Sequence[Generation]) -> Generator[None]:
     """Run generations side by side, filling them in; yields whenever some have grown.
 
     Closing the iterator stops them. Nothing is shared between two calls, so that people who generate
@@ -101,9 +114,14 @@ def generate_together(generations: Sequence[Generation]) -> Iterator[None]:
             thread.join()
 
 
+def failure(error: Exception) -> AntError:
+    """What is said of an error that is not the user's."""
+    return AntError(f"the model failed: {' '.join(str(error).split())[:200] or type(error).__name__}")
+
+
 def _take(item: tuple[Generation, int, float] | Generation | Exception) -> None:
     if isinstance(item, Exception):
-        raise AntError(f"the model failed: {' '.join(str(item).split())[:200]}") from item
+        raise failure(item) from item
     if isinstance(item, Generation):
         item.finished = True
     else:
@@ -114,7 +132,10 @@ def _take(item: tuple[Generation, int, float] | Generation | Exception) -> None:
 
 def _run(generation: Generation, news: queue.Queue[Any], stop: threading.Event) -> None:
     model, sampling = generation.model, generation.sampling
-    inputs = torch.tensor([generation.prompt_ids], device=model.device)
+    if generation.ended or generation.room < 1:
+        news.put(generation)
+        return
+    inputs = torch.tensor([generation.prompt_ids + generation.ids], device=model.device)
     # Every choice is made by our processors: whatever the model's own defaults are, they come on top.
     config = transformers.GenerationConfig(
         do_sample=False,
@@ -185,5 +206,7 @@ class _Choice(LogitsProcessor):
         log_p = torch.log_softmax(scores[0].float(), dim=-1)
         scores = self._chain(input_ids, scores)
         token_id = int(scores.argmax(dim=-1).item())
-        self._news.put((self._generation, token_id, -float(log_p[token_id])))
+        if not (nats := -float(log_p[token_id])) < float("inf"):
+            raise ValueError(NO_NUMBERS)
+        self._news.put((self._generation, token_id, nats))
         return scores

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import io
 import logging
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -48,17 +51,23 @@ def serve(models: Sequence[str], port: int | None = None, share: bool = False) -
         share: also give it a public address, through Gradio's servers, for a week at most.
 
     Raises:
-        AntError: a model cannot be loaded, or the port cannot be had.
+        AntError: a model cannot be loaded, or the port or the public address cannot be had.
     """
     if port is not None:
         _refuse_busy(port)
     page = load_page(models)
     secured = {} if share else {"middleware": [Middleware(OnlyFromHere)]}
+    told = io.StringIO()
     try:
-        launch(page, server_name=HOST, server_port=port, share=share, app_kwargs=secured)
+        with redirect_stdout(told):
+            launch(page, server_name=HOST, server_port=port, share=share, app_kwargs=secured)
     except OSError as error:
         raise AntError(f"the page cannot be served: {error}", hint="Try another --port.") from None
     try:
+        if share and not page.share_url:
+            reason = next(filter(None, told.getvalue().splitlines()), "no reason given").strip(" .")
+            hint = "Check the network, or leave out --share to try the model on this computer."
+            raise AntError(f"no public address for the page: {reason}", hint=hint)
         # Within, because Ctrl-C may come at once.
         say(f"demo        {page.local_url}  (Ctrl-C ends it)")
         if page.share_url:
@@ -72,6 +81,8 @@ def serve(models: Sequence[str], port: int | None = None, share: bool = False) -
         logging.getLogger("uvicorn.error").disabled = True
         page.server.force_exit = True
         page.close(verbose=False)
+        # Python would look through all that the libraries hold before it ends: seconds on a busy computer.
+        gc.freeze()
 
 
 def _refuse_busy(port: int) -> None:

@@ -51,6 +51,8 @@ class Benchmark:
     """Size of the complete set."""
     file: str = ""
     fields: tuple[str, ...] = ()
+    answer: str | None = None
+    """The field that holds the right answer; None: none does alone, or it is not known."""
     split_by: str | None = None
     extra: dict[str, str] = field(default_factory=dict)
     default: bool = True
@@ -71,7 +73,10 @@ def known_benchmarks(data_dir: Path | None = None) -> dict[str, Benchmark]:
             file.
     """
     if data_dir is not None and not data_dir.is_dir():
-        raise AntError(f"data folder not found: {data_dir}", hint="Pass a folder of JSONL files.")
+        what = (
+            f"--data-dir is a file: {data_dir}" if data_dir.exists() else f"data folder not found: {data_dir}"
+        )
+        raise AntError(what, hint="Pass a folder of JSONL files.")
     tables = [_TABLE]
     if data_dir is not None and (own := data_dir / _TABLE.name).is_file():
         tables.append(own)
@@ -102,10 +107,12 @@ def choose_benchmarks(
     for benchmark in wanted or [benchmark for benchmark in table.values() if benchmark.default]:
         found = _with_documents(benchmark, data_dir)
         if found is None and names:
+            assert data_dir is not None
+            kind = "is a folder" if (data_dir / benchmark.file).is_dir() else "is missing"
             raise AntError(
-                f"{benchmark.name}: no documents",
-                seen=f"{data_dir} without {benchmark.file}",
-                hint=f"Put {benchmark.file} there, or leave --data-dir out to take them from the Hub.",
+                f"{benchmark.name}: no documents, {data_dir / benchmark.file} {kind}",
+                hint=f"Put a file {benchmark.file} (or .jsonl.gz) there, or leave --data-dir out to take the "
+                "documents from the Hub.",
             )
         if found is None and benchmark.name == ARITHMARK:
             found = _with_documents(table[ARITHMARK_GENERATED], data_dir)
@@ -118,9 +125,14 @@ def choose_benchmarks(
 
 def _with_documents(benchmark: Benchmark, data_dir: Path | None) -> Benchmark | None:
     """The set with its file in the data folder; None where the folder lacks it."""
-    if data_dir is not None and (source := data_dir / benchmark.file).is_file():
+    if data_dir is not None and (source := local_file(data_dir, benchmark.file)):
         return replace(benchmark, source=source)
     return benchmark if data_dir is None or benchmark.name == ARITHMARK_GENERATED else None
+
+
+def local_file(folder: Path, name: str) -> Path | None:
+    """A file of documents, as it is or packed by gzip."""
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 
 def _rows(path: Path) -> dict[str, dict[str, Any]]:
@@ -153,7 +165,8 @@ def _benchmark(name: str, row: dict[str, Any], table: Path) -> Benchmark:
             seen=row["definition"],
             expected=f"a path inside {harness} or beside {table.name}",
         )
-    own = {"definition": next(place for place in places if place.exists())}
+    # Resolved: it is included from another folder.
+    own = {"definition": next(place for place in places if place.exists()).resolve()}
     defaults = {"label": name, "file": f"{name}.jsonl"}
     return Benchmark(name, **{**defaults, **row, **own, "fields": tuple(row.get("fields", ()))})
 

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ant_hf.errors import AntError
+from ant_hf.evaluation.results import interval
+from ant_hf.model.encoding import added_ids, context_length, decode, encode
 from ant_hf.model.generation import CARD_SAMPLING
 
 NEW_TOKENS = 128
@@ -66,41 +67,46 @@ def generate(
 ) -> list[Continuation]:
     """Continue every prompt by up to 128 tokens, greedily or by the card's sampling from seed 0.
 
-    Raises:
-        AntError: a prompt fills the model's context.
+    The prompts must leave room in the model's context, see `no_room`.
     """
     torch.manual_seed(SEED)
-    side, tokenizer.padding_side = tokenizer.padding_side, "left"
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    context = context_length(model, tokenizer)
+    own_ends = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(own_ends if isinstance(own_ends, list) else [own_ends])} - {None}
+    # What stands before shorter prompts is masked; a model needs a token of its own there all the same.
+    named = [tokenizer.pad_token_id, tokenizer.eos_token_id, 0]
+    rows = model.config.get_text_config(decoder=True).vocab_size
+    pad = next(token for token in named if token is not None and token < rows)
+    if ends:
+        ends.add(pad)
     settings = {"do_sample": True, **CARD_SAMPLING} if sample else {"do_sample": False}
     outputs: list[Continuation] = []
     for start in range(0, len(texts), batch_size):
         batch = list(texts[start : start + batch_size])
-        inputs = tokenizer(batch, return_tensors="pt", padding=True).to(model.device)
-        length = inputs["input_ids"].shape[1]
-        if (room := model.config.max_position_embeddings - length) < 1:
-            raise AntError(
-                "the prompts leave no room to generate",
-                seen=f"{length} tokens",
-                expected=f"less than the model's context of {length + room}",
-                hint="Leave degeneration out: name the other sets with --tasks.",
-            )
+        prompts_ids = [[*added_ids(tokenizer), *encode(tokenizer, text)] for text in batch]
+        length = max(map(len, prompts_ids))
+        padded = torch.tensor([[pad] * (length - len(ids)) + ids for ids in prompts_ids])
+        seen = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts_ids])
         with torch.no_grad():
             ids = model.generate(  # type: ignore[operator]
-                input_ids=inputs["input_ids"],
-                attention_mask=inputs["attention_mask"],
-                max_new_tokens=min(NEW_TOKENS, room),
-                pad_token_id=tokenizer.pad_token_id,
+                input_ids=padded.to(model.device),
+                attention_mask=seen.to(model.device),
+                max_new_tokens=min(NEW_TOKENS, context - length),
+                pad_token_id=pad,
                 **settings,
             )[:, length:]
         for prompt, row in zip(batch, ids.tolist(), strict=True):
             kept = list(itertools.takewhile(lambda token: token not in ends, row))
-            outputs.append(Continuation(prompt, kept, tokenizer.decode(kept)))
+            outputs.append(Continuation(prompt, kept, decode(tokenizer, kept)))
         progress(len(batch), len(texts))
-    tokenizer.padding_side = side
     return outputs
+
+
+def no_room(tokenizer: Any, texts: Sequence[str], context: int) -> str | None:
+    """Why a model with so many tokens of context cannot continue the prompts; None: it can."""
+    if (longest := max(len(tokenizer.encode(text)) for text in texts)) < context:
+        return None
+    return f"degeneration: its prompts have up to {longest} tokens and the model's context {context}"
 
 
 def loop_period(ids: Sequence[int]) -> int | None:
@@ -149,10 +155,12 @@ def measure(outputs: Sequence[Continuation], decode: Callable[[list[int]], str])
     looped = Counter(word for loop in loops for word in set(decode(loop).split()))
     spans = [longest_repeated_span(output.ids) for output in outputs]
     rate = len(loops) / len(outputs)
+    stderr = math.sqrt(rate * (1 - rate) / len(outputs))
     return {
         "outputs": len(outputs),
         "loop_rate": rate,
-        "stderr": math.sqrt(rate * (1 - rate) / len(outputs)),
+        "stderr": stderr,
+        "interval": interval(rate, stderr, len(outputs)),
         **{f"distinct_{n}": distinct(texts, n) for n in (1, 2, 3)},
         "longest_repeated_span": max(spans),
         "mean_longest_repeated_span": sum(spans) / len(spans),

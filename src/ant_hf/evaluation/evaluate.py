@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 
 from ant_hf.errors import AntError
 from ant_hf.evaluation.benchmarks import Benchmark, choose_benchmarks, known_benchmarks
-from ant_hf.evaluation.degeneration import Continuation, generate, prompts, summary
+from ant_hf.evaluation.degeneration import Continuation, generate, no_room, prompts, summary
 from ant_hf.evaluation.language_model import BatchedLM, LikelihoodStore
 from ant_hf.evaluation.results import (
     SCHEMA,
@@ -23,19 +23,29 @@ from ant_hf.evaluation.results import (
     sample_lines,
     write_results,
 )
-from ant_hf.evaluation.tasks import harness_results, load_tasks, run_benchmark, write_definitions
-from ant_hf.model.loading import Subject, load_subject
+from ant_hf.evaluation.tasks import (
+    check_documents,
+    harness_results,
+    load_tasks,
+    run_benchmark,
+    write_definitions,
+)
+from ant_hf.model.causality import check_causal
+from ant_hf.model.encoding import context_length
+from ant_hf.model.loading import Subject, is_checkpoint, load_subject
 from ant_hf.utils.console import progress_bar, quiet_libraries, say
 from ant_hf.utils.files import file_sha256
 from ant_hf.utils.hardware import cpu_name
 from ant_hf.utils.names import RESULTS
 from ant_hf.utils.provenance import now, package_versions
+from ant_hf.utils.stopping import phase
 
 DEGENERATION = "degeneration"
 _PARTIAL = ".evaluation.partial.jsonl"
 _PACKAGES = ("ant-hf", "lm-eval", "transformers", "torch", "tokenizers", "datasets")
 
 
+@phase("measuring the model", "What was scored is kept. Run the same command again to go on.")
 def evaluate(
     model: str | Path,
     tasks: Sequence[str] = (),
@@ -54,7 +64,7 @@ def evaluate(
         model: a model folder, or a Hub id.
         tasks: names of sets; none: everything in the public card's table, and degeneration.
         data_dir: folder of the documents as JSONL; default: the Hub.
-        output_dir: default: the model's folder, or evaluations/NAME for a Hub id.
+        output_dir: default: the model's folder, or evaluations/NAME for a Hub id or a checkpoint.
         limit: only the first so many documents a task.
         batch_size: full-length sequences a batch; shorter ones fill up to as many tokens.
         dtype: float32, bfloat16 or float16.
@@ -66,12 +76,13 @@ def evaluate(
 
     Raises:
         AntError: unknown task, missing or damaged data, a model that does not load or gives no numbers,
-            results of another model in the output folder.
+            results of another model in the output folder. A document that cannot be scored, by file and line,
+            before any is.
     """
     for option, value in (("--limit", limit), ("--batch-size", batch_size)):
         if value is not None and value < 1:
             raise AntError(f"{option} is too small", seen=value, expected="1 or more")
-    data_dir = None if data_dir is None else Path(data_dir)
+    data_dir = None if data_dir is None else Path(data_dir).expanduser()
     table = known_benchmarks(data_dir)
     names = [name for name in tasks if name != DEGENERATION]
     chosen, absent = choose_benchmarks(names, table, data_dir) if names or not tasks else ([], [])
@@ -79,13 +90,17 @@ def evaluate(
     # Small batches stay in a CPU's cache; a GPU wants to be filled.
     batch_size = batch_size or (2 if device == "cpu" else 64)
     loaded = load_subject(str(model), dtype, device)
-    own = loaded.folder if Path(model).is_dir() else Path("evaluations", loaded.name.replace("/", "--"))
-    folder = own if output_dir is None else Path(output_dir)
+    # A training goes on from a checkpoint only if nobody put files there.
+    is_ours = Path(model).expanduser().is_dir() and not is_checkpoint(loaded.folder)
+    own = loaded.folder if is_ours else Path("evaluations", loaded.name.replace("/", "--"))
+    folder = own if output_dir is None else Path(output_dir).expanduser()
+    check_causal(loaded.model)
+    context = context_length(loaded.model, loaded.tokenizer)
     conditions = {
         "dtype": dtype,
         "device": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else cpu_name(),
         "torch_threads": torch.get_num_threads(),
-        "context_length": loaded.context_length,
+        "context_length": context,
         "bos_policy": loaded.bos_policy,
         "limit": limit,
         "data": "hub" if data_dir is None else "local files",
@@ -98,6 +113,11 @@ def evaluate(
     if absent:
         say(f"not measured, no file in {data_dir}: {', '.join(absent)}")
     loops = (not tasks or DEGENERATION in tasks) and DEGENERATION not in old
+    if loops and (line := no_room(loaded.tokenizer, prompts()[:limit], context)):
+        if DEGENERATION in tasks:
+            raise AntError(line, hint="Leave degeneration out: name the other sets with --tasks.")
+        say(f"not measured, {line}")
+        loops = False
     if not pending and not loops:
         return old, folder / RESULTS
     started = time.perf_counter()
@@ -119,7 +139,7 @@ def evaluate(
     if measured:
         config = {key: conditions[key] for key in ("dtype", "device", "limit", "batch_size")}
         harness = harness_results(measured, language_model, loaded.name, config)
-    results = _results(loaded, conditions, old, measured, list(table))
+    results = _results(loaded, conditions, old, measured, list(table), language_model.text_ids)
     if outputs:
         results[DEGENERATION] = summary(outputs, loaded.tokenizer.decode)
     write_results(folder, results, lines, harness, keep=bool(old))
@@ -157,10 +177,12 @@ def _measure(benchmarks: list[Benchmark], language_model: BatchedLM, limit: int 
     with tempfile.TemporaryDirectory() as folder:
         write_definitions(benchmarks, Path(folder))
         loaded = load_tasks(benchmarks, Path(folder))
+        check_documents(benchmarks, loaded, language_model, limit)
         measured = []
         for item in benchmarks:
             measured.append(run_benchmark(item, loaded[item.name], language_model, limit))
-            say(f"{item.label}: {len(measured[-1].samples):,} documents, {measured[-1].seconds:.1f} s")
+            n = len(measured[-1].samples)
+            say(f"{item.label}: {n:,} document{'s' if n > 1 else ''}, {measured[-1].seconds:.1f} s")
         return measured
 
 
@@ -173,7 +195,12 @@ def _continuations(loaded: Subject, limit: int | None) -> dict[str, list[Continu
 
 
 def _results(
-    loaded: Subject, conditions: dict[str, Any], old: dict[str, Any], new: list[Measurement], order: list[str]
+    loaded: Subject,
+    conditions: dict[str, Any],
+    old: dict[str, Any],
+    new: list[Measurement],
+    order: list[str],
+    encode: Callable[[str], list[int]],
 ) -> dict[str, Any]:
     """The content of results.json: what was there, with what was measured now in its place."""
     tasks, perplexity = dict(old.get("tasks", {})), dict(old.get("perplexity", {}))
@@ -181,7 +208,7 @@ def _results(
     for item in new:
         if item.rolling:
             perplexity[item.benchmark.name] = perplexity_record(
-                item, loaded.tokenizer.encode, loaded.identity["vocab_size"], tokenizer
+                item, encode, loaded.identity["vocab_size"], tokenizer
             )
         else:
             tasks[item.benchmark.name] = accuracy_record(item)

@@ -1,10 +1,14 @@
 """lm-eval's own Hugging Face model with another way through the forward passes.
 
 Tokenisation, the split into context and continuation, truncation, rolling windows and the token before
-an empty context are inherited: a score differs from lm-eval's by rounding only. What is ours is speed:
+an empty context are lm-eval's: a score differs from its own by rounding only. (But a text in windows begins
+with one BOS token, where lm-eval puts a second one before that of a tokenizer which adds it.) What is ours is
+speed:
 
 - continuations of one context share one forward pass. They stand behind it in one row, each seeing
-  the context and itself, so a question with four answers costs one context instead of four;
+  the context and itself, so a question with four answers costs one context instead of four. That takes
+  attention to all that stands before: no row longer than a model's window is shared, and of every set, the
+  rows that ask most of the model are scored both ways first;
 - batches hold a number of tokens, not of requests, and rows of like length;
 - logits are made for scored positions only.
 
@@ -13,7 +17,10 @@ Scores are kept on disk as they come, so that an interrupted evaluation goes on.
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
+import inspect
 import json
 import math
 from array import array
@@ -26,9 +33,10 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ant_hf.errors import AntError
+from ant_hf.model.encoding import added_ids
 from ant_hf.utils.files import write_text
 
 Score = tuple[float, bool]
@@ -51,6 +59,11 @@ class Row:
     def branches(self) -> bool:
         """Whether continuations stand side by side; those of one token (MMLU's letters) take no place."""
         return sum(len(ids) > 1 for ids in self.continuations.values()) > 1
+
+    @property
+    def depth(self) -> int:
+        """Tokens of the context and its longest continuation."""
+        return len(self.context) + max(len(ids) - 1 for ids in self.continuations.values())
 
 
 @dataclass(frozen=True)
@@ -167,6 +180,32 @@ def _read(path: Path, conditions: dict[str, Any]) -> dict[str, Score]:
     return values
 
 
+# Attention within which a model treats every row alike, in tokens, under the names of many configs.
+_WINDOWS = (
+    "sliding_window", "sliding_window_size", "attention_window_size", "attention_chunk_size", "window_size",
+    "local_attention", "local_attention_window_len",
+)  # fmt: skip
+_WINDOWED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+
+
+def unwindowed_length(config: PreTrainedConfig) -> float:
+    """The longest row, in tokens, in which every layer attends to all that stands before; may be infinite.
+
+    0 for layers that are no attention over all tokens, whatever the row (linear, recurrent, sparse).
+    """
+    if not set(getattr(config, "layer_types", None) or ()) <= _WINDOWED_LAYERS:
+        return 0
+    windows = [getattr(config, name, None) for name in _WINDOWS]
+    rope = getattr(config, "rope_parameters", None) or {}
+    # Other frequencies for every token, once a row or its neighbour in a batch is longer.
+    windows += [
+        parameters.get("original_max_position_embeddings")
+        for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict)))
+        if parameters.get("rope_type") == "longrope"
+    ]
+    return min([window for window in windows if isinstance(window, int) and window > 0], default=math.inf)
+
+
 class BatchedLM(HFLM):
     """Scores requests for lm-eval in batches of `batch_size` times the model's context, in tokens.
 
@@ -177,13 +216,89 @@ class BatchedLM(HFLM):
     def __init__(
         self, model: PreTrainedModel, tokenizer: Any, store: LikelihoodStore, batch_size: int
     ) -> None:
-        super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
+        # A copy of the tokenizer: it may get one more entry, to pad with.
+        own = copy.deepcopy(tokenizer)
+        super().__init__(pretrained=model, tokenizer=own, backend="causal", batch_size=batch_size)
         self.store = store
         # Called with the number of requests done since the last call, and of all.
         self.progress: Callable[[int, int], None] = lambda done, total: None
         self._instances: list[Instance] = []
         self.batch_tokens = batch_size * self.max_length
-        self.shares_contexts = self._can_share_contexts()
+        self.window = unwindowed_length(model.config.get_text_config())
+        # Until the rows of a set show that the model takes no mask of ours.
+        self.shares_contexts = True
+        prefix = self.prefix_token_id
+        self._prefix = None if prefix is None else tokenizer.decode(prefix)
+        # A context is encoded once, not once for each of its continuations.
+        self._encode = functools.lru_cache(maxsize=4)(
+            functools.partial(tokenizer.encode, add_special_tokens=False)
+        )
+        self._begin = added_ids(tokenizer)
+        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+
+    def tok_encode(
+        self,
+        string: str,
+        add_special_tokens: bool | None = None,
+        left_truncate_len: int | None = None,
+        **_: Any,
+    ) -> list[int]:
+        """Token ids of a text, with what the tokenizer puts before it, and without what it puts behind.
+
+        As lm-eval's, which would take an end-of-text token behind a context for a part of it, and which
+        needs a BOS or EOS token to look for.
+        """
+        ids = self._encode(string)
+        has_prefix = self._prefix is not None and string.startswith(self._prefix)
+        if add_special_tokens or (add_special_tokens is None and not has_prefix):
+            ids = [*self._begin, *ids]
+        return ids[-left_truncate_len:] if left_truncate_len else ids
+
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids of a whole text as it is scored, without the BOS token that is put before it."""
+        return self.tok_encode(text, add_special_tokens=False)
+
+    def check(self, request: Instance, where: str) -> None:
+        """Refuse a request that cannot be scored.
+
+        Raises:
+            AntError: names the document by `where`: a text has no token of its own, is longer than the
+                model's context, or stands behind nothing and the tokenizer has no token to begin with.
+        """
+        if request.request_type == "loglikelihood_rolling":
+            context, continuation = "", self.text_ids(request.args[0])[:1]
+        else:
+            context, continuation = request.args[0], self._pair(*request.args)[1]
+        if context == "" and self.prefix_token_id is None:
+            raise AntError(
+                f"{where}: nothing stands before the text, and the tokenizer has no token to put there",
+                seen="neither bos_token nor eos_token",
+                hint='Give it one in tokenizer_config.json, for example "bos_token", or leave this set out: '
+                "name the others with --tasks.",
+            )
+        if not continuation:
+            raise AntError(
+                f"{where}: the answer has no token of its own",
+                seen=request.args[-1],
+                expected="a token that begins where the answer begins",
+                hint="The tokenizer drops it, or joins it with the end of the prompt: let answers begin with "
+                "a space, for example by target_delimiter in the task file.",
+            )
+        if len(continuation) > self.max_length:
+            raise AntError(
+                f"{where}: an answer is longer than the model's context",
+                seen=f"{len(continuation):,} tokens",
+                expected=f"at most {self.max_length:,}",
+                hint="Shorten the answer, or leave this set out: name the others with --tasks.",
+            )
+
+    def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Token ids of both, as lm-eval splits them."""
+        if context:
+            return self._encode_pair(context, continuation)
+        ids = self.text_ids(continuation)
+        begin = [self.prefix_token_id]
+        return (begin, ids[1:]) if ids[:1] == begin else (begin, ids)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[Score]:
         """Summed log-likelihood of each continuation, nats, and whether it is the greedy one.
@@ -192,14 +307,17 @@ class BatchedLM(HFLM):
             AntError: a score is not finite; names the task and the document.
         """
         self._instances = requests
-        return super().loglikelihood(requests, disable_tqdm=True)
+        return self._loglikelihood_tokens(
+            [(request.args, *self._pair(*request.args)) for request in requests]
+        )
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """Log-likelihood of whole texts, nats: every token once, in windows of the full context."""
         windows: list[tuple[None, list[int], list[int]]] = []
         self._instances = []
         for request in requests:
-            ids = self.tok_encode(request.args[0])
+            # Without the tokenizer's own BOS token: the first window begins with one.
+            ids = self.text_ids(request.args[0])
             for window in get_rolling_token_windows(
                 ids, self.prefix_token_id, self.max_length, context_len=1
             ):
@@ -220,7 +338,11 @@ class BatchedLM(HFLM):
         scores = [self.store.get(key) for key in keys]
         self.progress(sum(score is not None for score in scores), len(requests))
         pending = [index for index, score in enumerate(scores) if score is None]
-        for batch in self._batches(self._rows(requests, pending)):
+        rows = self._rows(requests, pending)
+        if not self._sharing_holds(rows):
+            self.shares_contexts = False
+            rows = self._rows(requests, pending)
+        for batch in self._batches(rows):
             found = self._score(batch)
             for index, (nats, _) in found:
                 if not math.isfinite(nats):
@@ -241,28 +363,31 @@ class BatchedLM(HFLM):
 
     def _rows(self, requests: list[tuple[Any, list[int], list[int]]], pending: list[int]) -> list[Row]:
         """Rows of one context each, longest first: a batch too large for the memory fails at once."""
-        rows: dict[tuple[int, ...], Row] = {}
+        rows: dict[tuple[int | None, tuple[int, ...]], Row] = {}
         closed: list[Row] = []
+        # Attention grows with the square of a row: windows of a text, which may all begin behind the same
+        # token, stay apart.
+        longest = min(self.window, self.max_length) if self.shares_contexts else 0
         for index in pending:
             _, context, continuation = requests[index]
-            too_long = len(context) + len(continuation) - (self.max_length + 1)
-            if too_long > 0 or not self.shares_contexts:
-                # lm-eval cuts the context from the left, by another length for each continuation.
-                closed.append(Row(context[max(too_long, 0) :], {index: continuation}))
-                continue
-            row = rows.setdefault(tuple(context), Row(context, {}))
-            if len(row) + len(continuation) - 1 > self.max_length and row.continuations:
-                # Attention grows with the square of a row: windows of a text, which may all begin
-                # behind the same token, stay apart.
+            # lm-eval cuts the context from the left, by another length for each continuation.
+            context = context[max(0, len(context) + len(continuation) - (self.max_length + 1)) :]
+            alone = len(continuation) > 1 and len(context) + len(continuation) - 1 > longest
+            key = (index if alone else None, tuple(context))
+            row = rows.setdefault(key, Row(context, {}))
+            if len(continuation) > 1 and row.continuations and len(row) + len(continuation) - 1 > longest:
                 closed.append(row)
-                row = rows[tuple(context)] = Row(context, {})
+                row = rows[key] = Row(context, {})
             row.continuations[index] = continuation
         return sorted([*rows.values(), *closed], key=len, reverse=True)
 
     def _batches(self, rows: list[Row]) -> Iterator[list[Row]]:
-        # Rows that do not branch need no mask of their own, which is quicker and takes less memory.
-        for branches in (True, False):
-            kind = [row for row in rows if row.branches == branches]
+        # Rows that do not branch need no mask of their own, which is quicker and takes less memory. Those
+        # beyond a window stay among themselves: of some models, neighbours in a batch would feel it.
+        kinds: dict[tuple[bool, bool], list[Row]] = {}
+        for row in rows:
+            kinds.setdefault((row.branches, len(row) <= self.window), []).append(row)
+        for kind in kinds.values():
             while kind:
                 size = max(1, self.batch_tokens // len(kind[0]))
                 yield kind[:size]
@@ -272,13 +397,15 @@ class BatchedLM(HFLM):
     def _score(self, rows: list[Row]) -> list[tuple[int, Score]]:
         """Scores of a batch of rows that all branch, or none, by request."""
         layout = Layout.of(rows, self.device)
-        first_kept = int(layout.column_N.min())
-        inputs = {"input_ids": layout.ids_BT, "logits_to_keep": layout.ids_BT.shape[1] - first_kept}
+        inputs: dict[str, Any] = {"input_ids": layout.ids_BT, "use_cache": False}
+        if self._keeps_logits:
+            inputs["logits_to_keep"] = layout.ids_BT.shape[1] - int(layout.column_N.min())
         # Else no mask: padding stands behind the text, where a causal model does not look.
         if rows[0].branches:
             mask = layout.mask_B1TT(self.model.dtype)
             inputs |= {"position_ids": layout.positions_BT, "attention_mask": mask}
         logits_BKV = self.model(**inputs).logits
+        first_kept = layout.ids_BT.shape[1] - logits_BKV.shape[1]
         logits_NV = logits_BKV[layout.row_N, layout.column_N - first_kept].float()
         nats_N = logits_NV.gather(1, layout.target_N[:, None])[:, 0] - logits_NV.logsumexp(dim=1)
         greedy_N = logits_NV.argmax(dim=1) == layout.target_N
@@ -289,15 +416,24 @@ class BatchedLM(HFLM):
             totals[request] = (before + nats, all_greedy and greedy)
         return list(totals.items())
 
-    def _can_share_contexts(self) -> bool:
-        """Whether this architecture takes our mask and positions: a small case must score the same."""
-        ids = [7 * index % self.model.config.vocab_size for index in range(1, 38)]
-        context, first, second = ids[:5], ids[5:21], ids[21:]
-        try:
-            shared = dict(self._score([Row(context, {0: first, 1: second})]))
-        except (TypeError, ValueError, RuntimeError):
-            return False
-        single = dict(self._score([Row(context, {0: first}), Row(context, {1: second})]))
-        # Rounding stays well below; a continuation that sees the other one does not.
-        tolerance = 1e-5 if self.model.dtype == torch.float32 else 1e-2
-        return all(math.isclose(shared[k][0], single[k][0], rel_tol=tolerance) for k in (0, 1))
+    def _sharing_holds(self, rows: list[Row]) -> bool:
+        """Whether the longest and the deepest of the rows that branch score the same when taken apart.
+
+        They are the set's own, so the model is asked for what it will be asked for: whether it takes our mask
+        and positions, and attends to nothing less, and nothing more, than the mask allows.
+        """
+        shared = [row for row in rows if row.branches]
+        # Rounding stays well below; a continuation that sees another one, or less than its context, does not.
+        relative, absolute = (1e-5, 1e-4) if self.model.dtype == torch.float32 else (1e-2, 1e-2)
+        for row in (max(shared, key=len), max(shared, key=lambda row: row.depth)) if shared else ():
+            try:
+                together = dict(self._score([row]))
+            # What a model makes of arguments that it does not know.
+            except Exception:
+                return False
+            for index, continuation in row.continuations.items():
+                ((_, (nats, _)),) = self._score([Row(row.context, {index: continuation})])
+                if not math.isclose(together[index][0], nats, rel_tol=relative, abs_tol=absolute):
+                    # Numbers that are none are refused where they are scored.
+                    return not math.isfinite(nats)
+        return True

@@ -1,7 +1,7 @@
 """From lm-eval's results of one set to its record, and the three files of an evaluation. No torch here.
 
-A record says what a score may be held to be: its standard error, the floor that takes no model, and for a
-text the identity that links its perplexities.
+A record says what a score may be held to be: its standard error and interval, the floor that takes no model,
+and for a text the identity that links its perplexities.
 """
 
 from __future__ import annotations
@@ -74,15 +74,19 @@ def accuracy_record(measurement: Measurement) -> dict[str, Any]:
     if metric not in metrics:
         raise AntError(f"{benchmark.name} has no metric {metric}", expected=", ".join(metrics))
     value, stderr = metrics[metric].values()
+    n = len(measurement.samples)
+    # Of other metrics nobody can say how they are spread.
+    bounds = interval(value, stderr, n) if metric in _PREFERRED else None
     choices, answers = _choices_and_answers(measurement)
     floor, kind = accuracy_floor(choices, answers) if choices and metric in _PREFERRED else (None, None)
     values = _conditions(measurement) | {
         "metric": metric,
         "value": value,
         "stderr": stderr,
+        "interval": bounds,
         "floor": floor,
         "floor_kind": kind,
-        "verdict": None if floor is None else against_floor(value, stderr or 0.0, floor),
+        "verdict": against_floor(bounds, floor),
         "metrics": metrics,
     }
     if benchmark.name in (ARITHMARK, ARITHMARK_GENERATED):
@@ -165,15 +169,20 @@ def _choices_and_answers(measurement: Measurement) -> tuple[list[int], list[int]
     return choices, answers
 
 
-def _arithmark_slices(samples: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+def _arithmark_slices(samples: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     slices = {}
     for operators in ARITHMARK_SLICES:
         correct = [s["acc"] for s in samples if s["doc"]["metadata"]["operator_count"] == operators]
         if n := len(correct):
             value = sum(correct) / n
             # lm-eval's own: the sample standard deviation over the root of n.
-            stderr = math.sqrt(value * (1 - value) / (n - 1)) if n > 1 else 0.0
-            slices[str(operators)] = {"value": value, "stderr": stderr, "n": n}
+            stderr = math.sqrt(value * (1 - value) / (n - 1)) if n > 1 else None
+            slices[str(operators)] = {
+                "value": value,
+                "stderr": stderr,
+                "interval": interval(value, stderr, n),
+                "n": n,
+            }
     return slices
 
 
@@ -217,11 +226,26 @@ def accuracy_floor(choices: Sequence[int], answers: Sequence[Any]) -> tuple[floa
     return uniform, "uniform guess"
 
 
-def against_floor(value: float, stderr: float, floor: float) -> str:
-    """Above or below the floor only when two standard errors say so."""
-    if value - floor > 2 * stderr:
+def interval(value: float, stderr: float | None, n: int) -> list[float] | None:
+    """Where a share of `n` documents lies with 95 % confidence; None: its standard error is not known.
+
+    Two standard errors to both sides. Where none or all are right the standard error is 0, which says nothing
+    about other documents: there the exact interval of Clopper and Pearson (1934), which needs no more than a
+    root, and never covers less than it says, from a single document on.
+    """
+    if value in (0.0, 1.0):
+        reach = 1 - 0.025 ** (1 / n)
+        return [0.0, reach] if value == 0.0 else [1 - reach, 1.0]
+    return None if stderr is None else [max(0.0, value - 2 * stderr), min(1.0, value + 2 * stderr)]
+
+
+def against_floor(bounds: Sequence[float] | None, floor: float | None) -> str | None:
+    """Above or below the floor only when the whole interval is; None where one of them is not known."""
+    if bounds is None or floor is None:
+        return None
+    if bounds[0] > floor:
         return ABOVE
-    return BELOW if floor - value > 2 * stderr else UNCLEAR
+    return BELOW if bounds[1] < floor else UNCLEAR
 
 
 def perplexities(documents: Sequence[TextScore], words: Sequence[int]) -> dict[str, Any]:

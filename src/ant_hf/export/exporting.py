@@ -11,20 +11,26 @@ from pathlib import Path
 from typing import Any
 
 from ant_hf.errors import AntError
-from ant_hf.export import gguf, llama_cpp, onnx
-from ant_hf.model.loading import Subject, load_subject
-from ant_hf.model.saving import TOKENIZER_FILES
+from ant_hf.export import gguf, llama_cpp, onnx, verification
+from ant_hf.export.vocabulary import Vocabulary, read_vocabulary
+from ant_hf.model.loading import Subject, load_subject, tokenizer_folder
 from ant_hf.utils import files
-from ant_hf.utils.console import say
+from ant_hf.utils.console import quiet_libraries, say
 from ant_hf.utils.names import VERIFIED
 from ant_hf.utils.provenance import now, package_versions
+from ant_hf.utils.stopping import phase
 
 MODELFILE = "Modelfile"
-WITHOUT_LLAMA_CPP = "llama.cpp: not run, xllamacpp is not installed; pip install 'ant-hf[gguf]'"
+# Beside those that a kind of tokenizer has of its own.
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.j*", "additional_chat_templates/*.jinja",
+)  # fmt: skip
 _NEEDS = {"gguf": ("gguf",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
 _VERSIONS = ("ant-hf", "transformers", "torch", "gguf", "xllamacpp", "onnx", "onnxscript", "onnxruntime")
 
 
+@phase("exporting", "The folder of the export is as it was before. Run the same command again.")
 def export(
     model: str,
     to: str,
@@ -50,18 +56,25 @@ def export(
     """
     types = _checked_types(to, types)
     subject = load_subject(model, "float32", "cpu")
+    vocabulary = _checked_model(subject, to, types)
     # Beside a run's final folder; for any other model under exports/.
     beside = subject.folder.parent if subject.folder.name == "final" else None
     target = output or (beside or Path("exports", subject.name.replace("/", "_"))) / to
+    files.check_writable(target.parent, "--output FOLDER")
     name = (repository or subject.name.removesuffix("/final")).rpartition("/")[2]
     origin = gguf.Origin(re.sub(r"[^\w.-]+", "_", name), repository, license_id)
     # An export is made again when any of this changes.
     record: dict[str, Any] = {
-        "format_version": 1,
+        "format_version": 2,
         "to": to,
         "types": list(types),
         **vars(origin),
-        "made_of": {key: value for key, value in subject.identity.items() if key.endswith("sha256")},
+        "made_of": {
+            **{key: value for key, value in subject.identity.items() if key.endswith("sha256")},
+            "settings_sha256": files.fingerprint(
+                [subject.tokenizer.chat_template, subject.model.generation_config.to_diff_dict()]
+            ),
+        },
         "parameters": subject.identity["parameters"],
         "versions": package_versions(_VERSIONS),
     }
@@ -69,11 +82,18 @@ def export(
         return target, there
     # ONNX is F32 too.
     needed = int(sum(gguf.TYPES[kind].bytes for kind in types or ("f32",)) * record["parameters"]) + 2_000_000
-    files.check_room("the export", target.parent, needed)
-    with files.writing("the export", target.parent, needed), files.whole_folder(target) as folder:
-        verified = _gguf(folder, subject, types, origin) if to == "gguf" else _onnx(folder, subject)
+    files.check_room("the export", target.parent, needed, "or set another folder with --output")
+    with (
+        files.writing("the export", target.parent, needed),
+        files.whole_folder(target) as folder,
+        # Texts longer than the context are cut on purpose.
+        quiet_libraries(),
+    ):
+        if vocabulary:
+            verified, record["notes"] = _gguf(folder, subject, vocabulary, types, origin)
+        else:
+            verified, record["notes"] = _onnx(folder, subject), []
         found = files.inventory(folder)
-        record["left_out"] = [WITHOUT_LLAMA_CPP] if to == "gguf" and not llama_cpp.is_installed() else []
         # Those that were verified come first, in the order of the types.
         record["files"] = {name: found[name] | verified.get(name, {}) for name in {**verified, **found}}
         record["made"] = now()
@@ -93,6 +113,35 @@ def _checked_types(to: str, types: Sequence[str]) -> tuple[str, ...]:
     if missing := [name for name in _NEEDS[to] if importlib.util.find_spec(name) is None]:
         raise AntError(f"the export to {to} needs {', '.join(missing)}", hint=f"pip install 'ant-hf[{to}]'")
     return chosen if to == "gguf" else ()
+
+
+def _checked_model(subject: Subject, to: str, types: Sequence[str]) -> Vocabulary | None:
+    """Refuse what the format does not hold, before anything is written; returns what GGUF has of a tokenizer.
+
+    Raises:
+        AntError: names the key of the config, its value, and what is possible.
+    """
+    config = subject.model.config
+    window, layers = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    if (
+        window
+        and "sliding_attention" in (layers or ["sliding_attention"])
+        and window < subject.context_length
+    ):
+        raise AntError(
+            "neither GGUF nor ONNX is written with a sliding window: config.json has sliding_window",
+            seen=window,
+            expected=f"null, or the model's whole context of {subject.context_length}",
+            hint="llama.cpp's own convert_hf_to_gguf.py may know this architecture."
+            if layers
+            else f"Texts of at most {window} tokens never leave the window. If that is enough, copy the "
+            f"folder, set max_position_embeddings to {window} in its config.json, and export the copy.",
+        )
+    if to == "onnx":
+        onnx.check_architecture(subject.model)
+        return None
+    gguf.check_architecture(subject.model, types)
+    return read_vocabulary(subject.model, subject.tokenizer)
 
 
 def _reusable(target: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
@@ -117,35 +166,39 @@ def _threads() -> int:
 
 
 def _gguf(
-    folder: Path, subject: Subject, types: Sequence[str], origin: gguf.Origin
-) -> dict[str, dict[str, Any]]:
-    """One file a type, each verified before the next, and the Modelfile of the smallest; returns figures."""
-    model, tokenizer, done = subject.model, subject.tokenizer, {}
-    vocabulary = gguf.read_vocabulary(subject.folder, tokenizer, model.config.vocab_size)
-    for kind in types:
-        gguf.check_architecture(model, kind)
+    folder: Path, subject: Subject, vocabulary: Vocabulary, types: Sequence[str], origin: gguf.Origin
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """One file a type, each verified before the next, and the Modelfile of the smallest.
+
+    Returns:
+        Figures by file, and what the files do not hold.
+    """
+    model, tokenizer, done, run = subject.model, subject.tokenizer, {}, None
     names = {kind: f"{origin.name}-{kind.upper()}.gguf" for kind in types}
     for kind, name in names.items():
         file = folder / name
         gguf.write_gguf(file, model, vocabulary, kind, origin)
         say(f"{kind.upper():<12}{file.stat().st_size:,} bytes written; verifying")
-        loaded, figures = gguf.read_back(file, model, tokenizer, kind)
-        verified: dict[str, Any] = {"transformers": figures, "llama_cpp": None}
+        loaded, figures = verification.read_back(file, model, tokenizer, kind)
         if llama_cpp.is_installed():
-            verified["llama_cpp"] = gguf.run_in_llama_cpp(file, model, loaded, tokenizer, kind, _threads())
-        done[name] = {"type": kind.upper(), "verified": verified}
+            run = verification.run_in_llama_cpp(file, model, loaded, tokenizer, vocabulary, kind, _threads())
+        done[name] = {"type": kind.upper(), "verified": {"transformers": figures, "llama_cpp": run}}
     smallest = names[min(types, key=lambda kind: gguf.TYPES[kind].bytes)]
-    text = gguf.modelfile(smallest, model.config.max_position_embeddings, origin.license)
+    text = gguf.modelfile(smallest, model, vocabulary, origin.license)
     files.write_text(folder / MODELFILE, text)
-    return done
+    return done, verification.notes(model, vocabulary, run)
 
 
 def _onnx(folder: Path, subject: Subject) -> dict[str, dict[str, Any]]:
     """The graph, and the tokenizer's files as they are."""
     onnx.write_onnx(folder, subject.model)
     say("onnx        graph written; verifying")
-    figures = onnx.check_onnx(folder, subject.model, subject.tokenizer, _threads())
-    for name in TOKENIZER_FILES:
-        if (subject.folder / name).is_file():
-            shutil.copyfile(subject.folder / name, folder / name)
+    tokenizer, source = subject.tokenizer, tokenizer_folder(subject.folder)
+    figures = onnx.check_onnx(folder, subject.model, tokenizer, subject.context_length, _threads())
+    patterns = (*_TOKENIZER_FILES, *tokenizer.vocab_files_names.values())
+    for path in {path for pattern in patterns for path in source.glob(pattern)}:
+        copy = folder / path.relative_to(source)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copy)
+    figures |= onnx.check_tokenizer(folder, tokenizer)
     return {onnx.GRAPH: {"verified": {"onnxruntime": figures}}}

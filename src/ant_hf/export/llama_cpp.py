@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,10 +34,14 @@ class Questions:
 
     texts: Sequence[str] = ()
     """To be cut into tokens."""
-    prompts: Sequence[str] = ()
+    prompts: Sequence[str | Sequence[int]] = ()
     """To be continued greedily."""
     scored: Sequence[Sequence[int]] = ()
     """Token ids, of which every one after the first is scored."""
+    endings: Sequence[int] = ()
+    """Token ids, each to be tried: does a text end at it?"""
+    conversation: Sequence[dict[str, str]] = ()
+    """Messages to be put into the chat template; left out when there are none."""
     speed_batches: Sequence[int] = ()
     """How many continuations at once to time."""
     new_tokens: int = 32
@@ -54,6 +59,12 @@ class Answers:
     greedy: list[list[int]] = field(default_factory=list)
     log_likelihoods: list[list[float]] = field(default_factory=list)
     """Nats of each scored token given those before it."""
+    ends: list[int] = field(default_factory=list)
+    """Of the ids that were tried, those at which a text ends."""
+    chat_template: str = ""
+    """As read from the file; llama.cpp's own where the file has none."""
+    conversation: str | None = None
+    """With the template around it, up to where the answer begins; None if llama.cpp cannot run it."""
     tokens_per_second: dict[str, float] = field(default_factory=dict)
     """New tokens a second of wall time by batch size."""
 
@@ -95,6 +106,9 @@ def main(job_file: str) -> None:
         tokens=[server.tokenize(text) for text in asked.texts],
         greedy=[server.complete(prompt, return_tokens=True)["tokens"] for prompt in asked.prompts],
         log_likelihoods=[server.score(ids) for ids in asked.scored],
+        ends=[index for index in asked.endings if server.ends_at(index)],
+        chat_template=server.chat_template(),
+        conversation=server.render(asked.conversation) if asked.conversation else None,
         tokens_per_second={str(size): server.speed(size) for size in asked.speed_batches},
     )
     write_json(Path(job["report"]), vars(answers))
@@ -114,6 +128,8 @@ class _Server:
         parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = asked.threads
         # The default cache is F16, which would be measured instead of the file.
         parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        # And its attention on a CPU rounds to F16 in any cache.
+        parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         parameters.warmup = parameters.ui = False
         self._key = secrets.token_hex(16)
         parameters.api_keys = [self._key]
@@ -121,22 +137,26 @@ class _Server:
         # No proxy stands between two ends of one machine.
         self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
-    def _ask(self, path: str, question: dict[str, Any]) -> Any:
+    def _ask(self, path: str, question: dict[str, Any] | None = None) -> Any:
         request = urllib.request.Request(  # noqa: S310 (http on loopback)
             self._server.listening_address + path,
-            json.dumps(question).encode(),
+            None if question is None else json.dumps(question).encode(),
             {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"},
         )
-        with self._open(request, timeout=_SECONDS_A_REQUEST) as response:
-            return json.loads(response.read())
+        try:
+            with self._open(request, timeout=_SECONDS_A_REQUEST) as response:
+                return json.loads(response.read())
+        except urllib.error.HTTPError as error:
+            raise ValueError(f"error in {path}: {error.read().decode(errors='replace')}") from None
 
     def tokenize(self, text: str) -> list[int]:
         question = {"content": text, "add_special": True, "parse_special": True}
         return list(self._ask("/tokenize", question)["tokens"])
 
     def complete(self, prompt: str | Sequence[int], **settings: Any) -> Any:
-        """Greedily, unless the settings say otherwise."""
+        """Greedily, unless the settings say otherwise, whatever sampling the file suggests."""
         question = {"prompt": prompt, "n_predict": self._asked.new_tokens, "temperature": 0}
+        question["repeat_penalty"] = 1
         return self._ask("/completion", question | settings)
 
     def score(self, ids: Sequence[int]) -> list[float]:
@@ -151,6 +171,20 @@ class _Server:
             entries = answer["completion_probabilities"][0]["top_logprobs"]
             found.append(next(entry["logprob"] for entry in entries if entry["id"] == ids[length]))
         return found
+
+    def ends_at(self, index: int) -> bool:
+        """Whether the text ends when this token is made the likeliest of all."""
+        prompt, sure = self.tokenize("a"), [[index, 1e6]]
+        return bool(self.complete(prompt, n_predict=2, logit_bias=sure)["stop_type"] == "eos")
+
+    def chat_template(self) -> str:
+        return str(self._ask("/props").get("chat_template", ""))
+
+    def render(self, conversation: Sequence[dict[str, str]]) -> str | None:
+        try:
+            return str(self._ask("/apply-template", {"messages": list(conversation)})["prompt"])
+        except ValueError:
+            return None
 
     def speed(self, size: int) -> float:
         """Tokens a second of `size` greedy continuations at once, after one turn that is not counted."""

@@ -6,6 +6,7 @@ generator. Code points are written as escapes where an editor would hide or chan
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 from ant_hf.errors import AntError
 from ant_hf.evaluation.degeneration import prompts
 from ant_hf.model.texts import ENGLISH, ROUND_TRIP
+from ant_hf.utils.files import is_full
 
 NEW_TOKENS = 32
 TEXTS_PER_KIND = 90
@@ -97,40 +99,54 @@ def greedy_prompts() -> list[str]:
     return prompts()[3::10][:20]
 
 
-def room_for(tokenizer: Any, context: int) -> int:
-    """How many tokens to generate after each of `greedy_prompts`.
+def greedy_starts(tokenizer: Any, context: int) -> tuple[list[list[int]], int]:
+    """Ids of `greedy_prompts`, of each at most half a context, and how many tokens to put after them."""
+    most = max(1, context // 2)
+    starts = [tokenizer(prompt)["input_ids"][:most] for prompt in greedy_prompts()]
+    return starts, min(NEW_TOKENS, context - max(map(len, starts)))
 
-    Raises:
-        AntError: the longest prompt fills the model's context.
-    """
-    longest = max(len(tokenizer(prompt)["input_ids"]) for prompt in greedy_prompts())
-    if (room := min(NEW_TOKENS, context - longest)) < 1:
-        raise AntError("the check's prompts fill the model's context", seen=f"{context} tokens")
-    return room
+
+def end_ids(model: PreTrainedModel, tokenizer: Any) -> list[int]:
+    """Tokens at which `generate` ends a text, the tokenizer's own first; if it has none, that one."""
+    own, named = tokenizer.eos_token_id, getattr(model.generation_config, "eos_token_id", None)
+    ends = named if isinstance(named, list) else [own if named is None else named]
+    return sorted({index for index in ends if index is not None}, key=lambda index: (index != own, index))
 
 
 def check_greedy(
-    file: str, model: PreTrainedModel, tokenizer: Any, outputs: list[list[int]], tie: float
+    file: str,
+    model: PreTrainedModel,
+    tokenizer: Any,
+    context: int,
+    outputs: list[list[int]],
+    ends: Sequence[int],
+    tie: float,
 ) -> dict[str, Any]:
     """Hold greedy outputs to the model: each token must be the likeliest after those before it.
 
     One forward pass an output says for every token what `generate` would have chosen there.
 
     Args:
-        outputs: ids after each of `greedy_prompts`, with or without the end of the text.
-        tie: the largest gap of two logits, in nats, that counts as equally likely; an output may part there.
+        context: as `greedy_starts` took it.
+        outputs: ids after each of its prompts, with or without the end of the text.
+        ends: tokens at which a text ends.
+        tie: the largest gap of two logits that counts as equally likely, in standard deviations of the
+            logits there; an output may part there.
 
     Raises:
         AntError: an output parts where the model was sure.
     """
-    new_tokens, gaps = room_for(tokenizer, model.config.max_position_embeddings), []
-    for prompt, ids in zip(greedy_prompts(), outputs, strict=True):
-        gap = _gap(model, tokenizer, prompt, ids, new_tokens)
-        if gap is not None and gap > tie:
-            expected = f"the model's greedy output, or logits at most {tie} apart (here {gap:.3g})"
-            what = f"{file} continues {prompt!r} otherwise than the model"
+    (starts, new_tokens), gaps = greedy_starts(tokenizer, context), list[float]()
+    for start, ids in zip(starts, outputs, strict=True):
+        if (parted := _parting(model, start, ids, new_tokens, ends)) is None:
+            continue
+        gap, spread = parted
+        if not gap <= tie * spread:
+            most = f"{tie * spread:.3g}"
+            expected = f"the model's greedy output, or logits at most {most} apart (here {gap:.3g})"
+            what = f"{file} continues {tokenizer.decode(start)!r} otherwise than the model"
             raise AntError(what, seen=tokenizer.decode(ids), expected=expected)
-        gaps += [] if gap is None else [gap]
+        gaps.append(gap)
     return {
         "prompts": len(outputs),
         "new_tokens": new_tokens,
@@ -139,23 +155,23 @@ def check_greedy(
     }
 
 
-def _gap(
-    model: PreTrainedModel, tokenizer: Any, prompt: str, output: Sequence[int], new_tokens: int
-) -> float | None:
-    """Logits between the model's choice and the other one where they first differ; None if nowhere."""
-    end, start = tokenizer.eos_token_id, tokenizer(prompt)["input_ids"]
-    chosen = list(output)
-    if end in chosen:
-        chosen = chosen[: chosen.index(end) + 1]
-    elif len(chosen) < new_tokens and end is not None:
-        # It stopped by itself.
-        chosen.append(end)
+def _parting(
+    model: PreTrainedModel, start: Sequence[int], output: Sequence[int], new_tokens: int, ends: Sequence[int]
+) -> tuple[float, float] | None:
+    """The gap of two logits where an output first differs from the model's choice, and the logits' spread."""
+    ended = next((place for place, index in enumerate(output) if index in ends), None)
+    chosen = list(output if ended is None else output[: ended + 1])
+    stopped = ended is None and len(chosen) < new_tokens
     with torch.no_grad():
-        logits = model(torch.tensor([[*start, *chosen[:-1]]])).logits[0, len(start) - 1 :]
-    best = logits.argmax(dim=-1).tolist()
-    for place, (ours, theirs) in enumerate(zip(best, chosen, strict=True)):
-        if ours != theirs:
-            return float((logits[place, ours] - logits[place, theirs]).item())
+        read = [*start, *(chosen if stopped else chosen[:-1])]
+        logits = model(torch.tensor([read])).logits[0, len(start) - 1 :]
+    if stopped:
+        # It does not say at which of the ends; without any, it should not have stopped.
+        chosen.append(max(ends, key=lambda index: logits[-1, index].item(), default=-1))
+    for row, theirs in zip(logits, chosen, strict=True):
+        if (ours := int(row.argmax())) != theirs:
+            gap = float((row[ours] - row[theirs]).item()) if theirs >= 0 else math.inf
+            return gap, float(row.std().item())
     return None
 
 
@@ -163,10 +179,15 @@ def _gap(
 def one_line(problem: str) -> Iterator[None]:
     """Whatever another library raises, as one line of ours; only its own calls belong inside.
 
+    An error whose words say little, such as a KeyError's, is shown with its kind.
+
     Raises:
-        AntError: the problem, then the error's words.
+        AntError: the problem, then the error's words; a full disk's error goes through.
     """
     try:
         yield
     except Exception as error:
-        raise AntError(f"{problem}: {' '.join(str(error).split())[:300]}") from error
+        if is_full(error):
+            raise
+        words = " ".join(str(error).split())[:300]
+        raise AntError(f"{problem}: {words if ' ' in words else repr(error)[:300]}") from error

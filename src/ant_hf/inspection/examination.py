@@ -19,11 +19,13 @@ from ant_hf.data.tokens import TRAIN, VALIDATION, PackedTokens, read_manifest
 from ant_hf.errors import AntError
 from ant_hf.inspection import fragments, measures
 from ant_hf.model.architecture import Ledger, parameter_ledger
-from ant_hf.model.loading import Subject, load_subject, locate
+from ant_hf.model.encoding import first_ids
+from ant_hf.model.loading import Subject, load_subject, locate, tokenizer_folder
 from ant_hf.model.texts import ENGLISH
-from ant_hf.utils.console import progress_bar
-from ant_hf.utils.files import file_sha256
+from ant_hf.utils.console import progress_bar, say
+from ant_hf.utils.files import file_sha256, is_writable
 from ant_hf.utils.names import FINAL, MANIFEST, RUN_RECORD
+from ant_hf.utils.stopping import phase
 
 REPORT = "inspection.html"
 CANDIDATES = 20
@@ -76,6 +78,7 @@ class Inspection:
         return float(np.mean([e.entropy_bits for e in self.reading.expected if e is not None]))
 
 
+@phase("looking into the model", "Nothing was written. Run the same command again.")
 def compare(
     model: str, other: str | None, text: str | None, position: int | None, tokens: Path | None
 ) -> list[Inspection]:
@@ -122,7 +125,7 @@ def inspect_model(
     measures.check_finite(model)
     reading = fragments.read_text(model, tokenizer, text.content, CANDIDATES)
     ids = [fragment.token_id for fragment in reading.fragments]
-    with_prefix = fragments.prefix_ids(tokenizer) + ids
+    with_prefix = first_ids(tokenizer) + ids
     if isinstance(position, Inspection):
         others, place = position.reading.fragments, position.position
         # The token at the byte where the other model's place begins, or the end of the text.
@@ -167,7 +170,7 @@ def _facts(subject: Subject) -> dict[str, str]:
     heads, groups = (projection.out_features // size for projection in (attention.q_proj, attention.k_proj))
     hidden, layers = config.hidden_size, config.num_hidden_layers
     ledger = parameter_ledger(config)
-    prefix = map(fragments.vocabulary(subject.tokenizer).text, fragments.prefix_ids(subject.tokenizer))
+    prefix = map(fragments.vocabulary(subject.tokenizer).text, first_ids(subject.tokenizer))
     mlp = getattr(config, "intermediate_size", None)
     return {
         "parameters": f"{ledger.total:,}",
@@ -193,16 +196,20 @@ def side_by_side(columns: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[A
 
 
 def default_report(model: str, other: str | None) -> Path:
-    """In the run's folder for a run's final model, else in the current one.
+    """In the run's folder for a run's final model, else in the current one, also if the former is read-only.
 
     Never inside a model's folder: a release is sealed file by file, and all of a final folder is published.
     """
     name, folder = locate(model)
     file = REPORT if other is None else f"inspection-beside-{locate(other)[0].replace('/', '-')}.html"
     run = folder.resolve().parent
-    if folder.resolve().name == FINAL and (run / RUN_RECORD).is_file():
-        return run / file
-    return Path(f"{name.replace('/', '-')}-{file}")
+    here = Path(f"{name.replace('/', '-')}-{file}")
+    if folder.resolve().name != FINAL or not (run / RUN_RECORD).is_file():
+        return here
+    if not is_writable(run):
+        say(f"report      {run} cannot be written: the report goes into this folder")
+        return here
+    return run / file
 
 
 class Text(NamedTuple):
@@ -261,7 +268,7 @@ def run_tokens(folder: Path, given: Path | None = None) -> Path | None:
 
 def fits_tokenizer(tokens: Path, folder: Path) -> bool:
     """Whether packed tokens were made with a model folder's tokenizer."""
-    file = folder / "tokenizer.json"
+    file = tokenizer_folder(folder) / "tokenizer.json"
     packed_with = read_manifest(tokens)["inputs"]["tokenizer_sha256"]
     return file.is_file() and bool(file_sha256(file) == packed_with)
 

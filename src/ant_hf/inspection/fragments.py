@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from ant_hf.errors import AntError
+from ant_hf.model.encoding import added_ids, context_length, encode, first_ids
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _VISIBLE = {" ": "\u00b7", "\n": "\u21b5", "\t": "\u21e5", "\r": "\u240d"}
@@ -226,10 +227,9 @@ class Reading:
 def read_text(model: PreTrainedModel, tokenizer: Any, text: str, top: int = 5) -> Reading:
     """Fragments of a text with what the model expected in each one's place.
 
-    The beginning- or end-of-text token stands before the first token, as in evaluation; without
-    either in the tokenizer the first token has no loss. Texts longer than the context are read in
-    windows that stand end to end, as `score_tokens` reads them. Names of special tokens in the text
-    are read as plain text.
+    What stands before it is what `score_text` puts there; without anything the first token has no loss.
+    Texts longer than the context are read in windows that stand end to end. Names of special tokens in
+    the text are read as plain text.
 
     Args:
         top: candidates kept a place.
@@ -244,11 +244,11 @@ def read_text(model: PreTrainedModel, tokenizer: Any, text: str, top: int = 5) -
     except UnicodeEncodeError as error:
         raise AntError(f"the text is no valid Unicode: {error}") from None
     entries = vocabulary(tokenizer)
-    ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
-    prefix = prefix_ids(tokenizer)
+    ids, before, prefix = encode(tokenizer, text), added_ids(tokenizer), first_ids(tokenizer)
     nats: list[float | None] = [] if prefix else [None]
     expected: list[NextTokens | None] = [] if prefix else [None]
-    for logits_TV, targets in _pieces(model, prefix + ids):
+    context = context_length(model, tokenizer)
+    for logits_TV, targets in _pieces(model, before, ids if before else prefix + ids, context):
         log_p_TV = torch.log_softmax(logits_TV, dim=-1)
         nats += (-log_p_TV.gather(1, torch.tensor(targets)[:, None])[:, 0]).tolist()
         # Without a prefix the first token is none of the targets.
@@ -274,28 +274,26 @@ def next_tokens(model: PreTrainedModel, tokenizer: Any, token_ids: list[int], to
         AntError: the tokenizer is of a kind that cannot be read.
     """
     entries = vocabulary(tokenizer)
-    input_ids = torch.tensor([token_ids[-model.config.max_position_embeddings :]], device=model.device)
+    input_ids = torch.tensor([token_ids[-context_length(model, tokenizer) :]], device=model.device)
     logits_V = model(input_ids=input_ids, use_cache=False).logits[0, -1].float().cpu()
     return _next_tokens(torch.log_softmax(logits_V, dim=-1), entries, entries.pending(token_ids[-4:]), top)
 
 
-def prefix_ids(tokenizer: Any) -> list[int]:
-    """The token before the first of a text: beginning-of-text, else end-of-text, else none."""
-    return [each for each in (tokenizer.bos_token_id, tokenizer.eos_token_id) if each is not None][:1]
+def _pieces(
+    model: PreTrainedModel, before: list[int], ids: list[int], context: int
+) -> Iterator[tuple[torch.Tensor, list[int]]]:
+    """Logits in fp32 on the CPU, shape (T, V), with their T targets, each token of `ids` once.
 
-
-def _pieces(model: PreTrainedModel, ids: list[int]) -> Iterator[tuple[torch.Tensor, list[int]]]:
-    """Logits in fp32 on the CPU, shape (T, V), with their T targets, each token but the first once.
-
-    Pieces of a window, because large vocabularies make large tables.
+    Where nothing stands `before` each window, the first of them is no target. Pieces of a window, because
+    large vocabularies make large tables.
     """
-    context = model.config.max_position_embeddings
-    for start in range(0, len(ids) - 1, context):
-        window = ids[start : start + context + 1]
-        inputs_1T = torch.tensor([window[:-1]], device=model.device)
-        logits_1TV = model(input_ids=inputs_1T, use_cache=False).logits
-        for first in range(0, len(window) - 1, _PIECE):
-            yield logits_1TV[0, first : first + _PIECE].float().cpu(), window[1 + first :][:_PIECE]
+    unscored = max(1, len(before))
+    for start in range(0, len(ids) - (not before), context + 1 - unscored):
+        row = before + ids[start : start + context + 1 - len(before)]
+        inputs_1T, targets = torch.tensor([row[:-1]], device=model.device), row[unscored:]
+        logits_TV = model(input_ids=inputs_1T, use_cache=False).logits[0, unscored - 1 :]
+        for first in range(0, len(targets), _PIECE):
+            yield logits_TV[first : first + _PIECE].float().cpu(), targets[first : first + _PIECE]
 
 
 def _next_tokens(log_p_V: torch.Tensor, entries: Vocabulary, pending: bytes, top: int) -> NextTokens:

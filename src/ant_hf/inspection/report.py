@@ -44,8 +44,12 @@ _STYLE: dict[Any, Any] = STYLE | {
     **dict.fromkeys(("axes.facecolor", "figure.facecolor"), "none"),
 }
 _KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# Inches. A phone shows about as many, so that its letters are as large as they are drawn here.
+_WIDTH = 5.2
 # More cells than this leave no room for numbers in them.
 _ANNOTATED = 24
+# Points of such a number at most, and what a cell is wider than the number is high.
+_DIGIT, _CELL = 10, 2.2
 
 
 def render_report(inspections: Sequence[Inspection]) -> str:
@@ -79,16 +83,23 @@ def render_report(inspections: Sequence[Inspection]) -> str:
     return re.sub(r"<svg .*?</svg>", numbered, page, flags=re.DOTALL)
 
 
-def _svg(figure: Figure) -> Markup:
-    """A figure as an inline element: no header, no ids that could clash, no addresses."""
+def _svg(figure: Figure, magnified: float = 1) -> Markup:
+    """A figure as an inline element: no header, no ids that could clash, no addresses.
+
+    Args:
+        magnified: how large it is shown at least; where there is no room for that, it is moved sideways.
+    """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = "<svg" + buffer.getvalue().partition("<svg")[2]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'<g id="[^"]*"', "<g", text)
     text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text).replace("xlink:href", "href")
-    text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true">', text, count=1)
-    text = re.sub(r"font: [^;\"]*?(\d+)px [^;\"]*", r"font-size: \1px", text)
+    width = f' style="min-width: {figure.get_figwidth() * 72 * magnified:.0f}px"' if magnified > 1 else ""
+    text = re.sub(
+        r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg \1{width} aria-hidden="true">', text, count=1
+    )
+    text = re.sub(r"font: [^;\"]*?([\d.]+)px [^;\"]*", r"font-size: \1px", text)
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, variable)
     return Markup(re.sub(r">\s+<", "><", text))  # noqa: S704 (matplotlib escapes what it draws)
@@ -108,7 +119,7 @@ def _in_percent(axis: Any) -> None:
 
 def _component_figure(inspections: Sequence[Inspection]) -> Markup:
     names, counts = zip(*side_by_side([dict(each.ledger.rows) for each in inspections]), strict=True)
-    figure, axes = _axes(6.5, 0.8 + 0.36 * len(names), "Parameters by component", "millions", "")
+    figure, axes = _axes(_WIDTH, 0.8 + 0.36 * len(names), "Parameters by component", "millions", "")
     height = 0.8 / len(inspections)
     for index, (millions, colour) in enumerate(zip(np.divide(counts, 1e6).T, (_A, _B), strict=False)):
         places = np.arange(len(names)) + (index - (len(inspections) - 1) / 2) * height
@@ -121,7 +132,7 @@ def _component_figure(inspections: Sequence[Inspection]) -> Markup:
 
 def _rank_figure(inspections: Sequence[Inspection]) -> Markup:
     title, share = "Dimensions in use, by layer", "effective rank / hidden size"
-    figure, axes = _axes(6.5, 3.6, title, "layer (0: embeddings)", share)
+    figure, axes = _axes(_WIDTH, 3.2, title, "layer (0: embeddings)", share)
     for each, style in zip(inspections, _CURVES, strict=False):
         axes.plot(each.activations.hidden_rank / each.activations.hidden_size, marker="o", **style)
     axes.set_ylim(0, 1)
@@ -189,7 +200,7 @@ def _by_layer(inspection: Inspection) -> dict[str, dict[str, np.ndarray]]:
 def _map(rows: dict[str, np.ndarray], title: str, ylabel: str, top: float) -> Markup:
     """Named rows of one value a layer, as colours between 0 and `top`."""
     names, values = list(rows), np.stack(list(rows.values()))
-    figure, axes = _axes(6.5, min(1.3 + 0.32 * len(names), 7), title, "layer", ylabel)
+    figure, axes = _axes(_WIDTH, min(1.3 + 0.32 * len(names), 7), title, "layer", ylabel)
     axes.grid(visible=False)
     mesh = axes.pcolormesh(values, cmap="cividis", vmin=0, vmax=top, edgecolor="face", linewidth=0.2)
     step = -(-len(names) // 16)
@@ -197,21 +208,25 @@ def _map(rows: dict[str, np.ndarray], title: str, ylabel: str, top: float) -> Ma
     across = -(-values.shape[1] // 24)
     axes.set_xticks(np.arange(0, values.shape[1], across) + 0.5, range(0, values.shape[1], across))
     axes.invert_yaxis()
+    magnified = 1.0
     if max(values.shape) <= _ANNOTATED:
+        # Of the width, names and the colour bar take a quarter.
+        digit = min(_DIGIT, _WIDTH * 72 * 0.75 / values.shape[1] / _CELL)
+        magnified = _DIGIT / digit
         for (row, column), value in np.ndenumerate(values):
             axes.text(
-                column + 0.5, row + 0.5, f"{value:.2f}".lstrip("0"), ha="center", va="center", fontsize=8,
+                column + 0.5, row + 0.5, f"{value:.2f}".lstrip("0"), ha="center", va="center", fontsize=digit,
                 color="#000000" if value > top / 2 else "#ffffff",
             )  # fmt: skip
     figure.colorbar(mesh, ax=axes, pad=0.01).outline.set_visible(False)
-    return _svg(figure)
+    return _svg(figure, magnified)
 
 
 def _embedding_figure(inspection: Inspection) -> Markup:
     counts, norms = inspection.embeddings.counts, inspection.embeddings.norms
     seen = counts > 0
     xlabel = f"occurrences in {'training' if inspection.embeddings.from_training else 'the text'}"
-    figure, axes = _axes(6.5, 3.6, "Embedding norms", xlabel, "Euclidean norm of the row")
+    figure, axes = _axes(_WIDTH, 3.2, "Embedding norms", xlabel, "Euclidean norm of the row")
     # Thousands of points: a small picture inside the figure, in a colour that both themes show.
     axes.scatter(counts[seen], norms[seen], s=5, color="#4a90c8", alpha=0.6, rasterized=True)
     axes.set_xscale("symlog", linthresh=1)

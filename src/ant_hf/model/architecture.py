@@ -8,6 +8,8 @@ Transformers sees it.
 from __future__ import annotations
 
 import difflib
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,10 @@ from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from ant_hf.errors import AntError
-from ant_hf.published import published_counterpart
+from ant_hf.published import PublishedModel
+from ant_hf.utils.console import say_once
 from ant_hf.utils.files import read_json
-from ant_hf.utils.names import CONFIG
+from ant_hf.utils.names import CONFIG, config_file
 
 _POSITIVE = (
     "vocab_size",
@@ -34,6 +37,8 @@ _POSITIVE = (
 _REQUIRED = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 # Written by transformers 4 or by save_pretrained, but no field of today's LlamaConfig.
 _ALSO_KNOWN = {"rope_theta", "rope_scaling", "torch_dtype", "dtype", "transformers_version", "architectures"}
+# Written by save_pretrained and by tools around it; none of them shapes the model.
+_WRITTEN_BY_TOOLS = re.compile(r"_(?!name_or_path$)|unsloth_|(quantization_config|tokenizer_class)$")
 # uint16 shards cannot hold larger ids.
 MAX_VOCAB_SIZE = 65536
 # Far above what this package is for; a config from elsewhere must not ask for the machine's whole memory.
@@ -57,22 +62,42 @@ def load_architecture(path: str | Path) -> tuple[PreTrainedConfig, Ledger]:
         AntError: missing or broken file, unknown keys (with the nearest valid name), values
             that no model can have. All violations are listed at once.
     """
-    path = Path(path)
-    file = path / CONFIG if path.is_dir() else path
-    values = read_json(
-        file,
-        "model config",
-        "Pass a LlamaConfig JSON such as configs/llama_ant10m.json; "
-        f"names in a recipe count from the folder you are in, {Path.cwd()}",
-    )
+    file = config_file(path)
+    values = read_json(file, "model config", "Pass a LlamaConfig JSON.")
+    for key in sorted(filter(_WRITTEN_BY_TOOLS.match, values)):
+        # It would travel on into the config of what is trained.
+        values.pop(key)
+        say_once(f"config      {key} in {file} says how another model was made; it is left out")
     problems = _problems(values)
     if problems:
         listing = "\n".join(f"  - {problem}" for problem in problems)
         raise AntError(f"{file} has {len(problems)} problem{'s'[: len(problems) > 1]}:\n{listing}")
+    # The file may have any name, so AutoConfig gets the values and not the path.
+    return _counted(file, lambda: AutoConfig.for_model(**values))
+
+
+def model_architecture(folder: Path) -> tuple[PreTrainedConfig, Ledger]:
+    """The config of anyone's model, of any architecture, and its count of parameters.
+
+    Raises:
+        AntError: the file is missing or broken, has sizes that no model can have, or is refused.
+    """
+    file = folder / CONFIG
+    values = read_json(file, "model config", "Pass a model folder.")
+    problems = size_problems(values)
+    if not problems and (layers := values.get("num_hidden_layers") or 0) > _MAX_LAYERS:
+        problems = [f"num_hidden_layers is {layers:,}; must be at most {_MAX_LAYERS:,}"]
+    if problems:
+        raise AntError(f"{file}: {'; '.join(problems)}")
+    return _counted(
+        file, lambda: AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    )
+
+
+def _counted(file: Path, config: Callable[[], PreTrainedConfig]) -> tuple[PreTrainedConfig, Ledger]:
     try:
-        # The file may have any name, so AutoConfig gets the values and not the path.
-        config = AutoConfig.for_model(**values)
-        return config, parameter_ledger(config)
+        made = config()
+        return made, parameter_ledger(made)
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
         raise AntError(f"{file} is refused by transformers: {reason}") from None
@@ -136,13 +161,23 @@ class Ledger:
 
     rows: tuple[tuple[str, int], ...]
     """(component, parameters) in the order of the forward pass."""
-    per_layer: int
-    num_hidden_layers: int
+    layers: tuple[int, ...]
+    """Parameters of each layer."""
+    outside: tuple[str, ...]
+    """Components that are in no layer."""
     tied: bool
 
     @property
     def total(self) -> int:
         return sum(count for _, count in self.rows)
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def per_layer(self) -> int:
+        return self.layers[0]
 
     @property
     def embeddings(self) -> int:
@@ -158,9 +193,14 @@ class Ledger:
 
     def equation(self) -> str:
         """The sum as a person checks it: embeddings + layers x per layer + final norm."""
-        parts = [f"{self.embeddings:,} embeddings", f"{self.num_hidden_layers} x {self.per_layer:,}"]
-        parts += [f"{count:,} {name}" for name, count in self.rows if name in ("final norm", "lm_head")]
-        return f"{' + '.join(parts)} = {self.total:,}"
+        equal = len(set(self.layers)) == 1
+        layers = (
+            f"{len(self.layers)} x {self.per_layer:,}"
+            if equal
+            else " + ".join(map("{:,}".format, self.layers))
+        )
+        first, *rest = (f"{dict(self.rows)[name]:,} {name}" for name in self.outside)
+        return f"{' + '.join([first, layers, *rest])} = {self.total:,}"
 
 
 def parameter_ledger(config: PreTrainedConfig) -> Ledger:
@@ -168,34 +208,40 @@ def parameter_ledger(config: PreTrainedConfig) -> Ledger:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     counts: dict[str, int] = {}
-    per_layer = 0
+    layers: dict[str, int] = {}
+    outside: dict[str, None] = {}
+    embeddings = model.get_input_embeddings().weight
     for name, parameter in model.named_parameters():
-        component = _component(name)
+        layer = re.search(r"\.\d+\.", name)
+        component = "embeddings" if parameter is embeddings else _component(name, model.base_model_prefix)
         counts[component] = counts.get(component, 0) + parameter.numel()
-        if ".layers.0." in name:
-            per_layer += parameter.numel()
+        if layer:
+            layers[layer[0]] = layers.get(layer[0], 0) + parameter.numel()
+        else:
+            outside[component] = None
     return Ledger(
-        rows=tuple(counts.items()),
-        per_layer=per_layer,
-        num_hidden_layers=config.num_hidden_layers,
-        tied=bool(config.tie_word_embeddings),
+        tuple(counts.items()), tuple(layers.values()), tuple(outside), bool(config.tie_word_embeddings)
     )
 
 
-def _component(name: str) -> str:
-    if "embed_tokens" in name:
-        return "embeddings"
-    if "lm_head" in name:
-        return "lm_head"
-    if "norm" in name:
-        return "layer norms" if ".layers." in name else "final norm"
-    if "self_attn" in name:
-        return f"attention {name.split('.')[-2]}"
-    return f"mlp {name.split('.')[-2]}"
+def _component(name: str, prefix: str) -> str:
+    """What a parameter belongs to, in all layers: in the words for a Llama, else the name of its module."""
+    module = name.removeprefix(f"{prefix}.").rpartition(".")[0]
+    match re.sub(r"\.\d+\b", "", module).split("."):
+        case ["layers", "self_attn", part]:
+            return f"attention {part}"
+        case ["layers", "mlp", part]:
+            return f"mlp {part}"
+        case ["layers", "input_layernorm" | "post_attention_layernorm"]:
+            return "layer norms"
+        case ["norm"]:
+            return "final norm"
+        case parts:
+            return " ".join(parts)
 
 
-def ledger_table(config: PreTrainedConfig, ledger: Ledger) -> Table:
-    """Parameters by component, with the published figure for this architecture, if there is one, below."""
+def ledger_table(ledger: Ledger, published: PublishedModel | None = None) -> Table:
+    """Parameters by component, with the published figure for the architecture, if one is given, below."""
     table = Table(title="Parameters", title_justify="left", caption=ledger.equation(), caption_justify="left")
     table.add_column("component")
     table.add_column("parameters", justify="right")
@@ -204,7 +250,7 @@ def ledger_table(config: PreTrainedConfig, ledger: Ledger) -> Table:
         table.add_row(name, f"{count:,}", f"{count / ledger.total:.1%}")
     table.add_section()
     table.add_row("total (computed from the model)", f"{ledger.total:,}", "100.0%", style="bold")
-    if published := published_counterpart(config):
+    if published:
         rounded = ", rounded there" if published.parameters_rounded else ""
         table.add_row(f"published for {published.name}{rounded}", f"{published.parameters:,}", "")
         table.add_row("published - computed", f"{published.parameters - ledger.total:+,}", "")

@@ -1,10 +1,16 @@
-"""Causal attention for training on CPUs: queries in blocks, so that little above the diagonal is computed.
+"""Causal attention for training on whole blocks: two functions that Transformers finds by name.
 
-PyTorch's CPU flash kernel reaches a quarter of the matrix rate that the same processor reaches in
-plain bf16 products. This does the same sums as products over blocks of queries, and keeps the
-probabilities for the backward pass instead of computing them again: it costs
-`num_attention_heads x sequence_length / 2` numbers of 16 bits a token and layer, 4 KiB for Ant-10M
-at 1,024 tokens. Measured in docs/performance.md.
+`causal_sdpa` is PyTorch's own attention, called so that its fast kernels can run. Transformers hides
+them in two ways. Under `torch.compile` it builds a mask of all pairs of positions, and a call with a
+mask is no flash attention (huggingface/transformers issue 48925). And it asks for grouped heads where
+only flash attention knows them, so that fp32, and a GPU below SM 8.0, fall to the slow math kernel
+(issues 48633 and 45776).
+
+`causal_blocks` is for CPUs in 16 bits. PyTorch's CPU flash kernel reaches a quarter of the matrix rate
+that the same processor reaches in plain bf16 products. This does the same sums as products over blocks
+of queries, so that little above the diagonal is computed, and keeps the probabilities for the backward
+pass. They cost `num_attention_heads x sequence_length / 2` numbers of 16 bits per token and layer, 4 KiB
+for Ant-10M at 1,024 tokens. Measured in docs/performance.md.
 """
 
 from __future__ import annotations
@@ -12,12 +18,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 CAUSAL_BLOCKS = "causal_blocks"
-"""The name under which Transformers finds it, as `attn_implementation`."""
+CAUSAL_SDPA = "causal_sdpa"
+"""The names under which Transformers finds them, as `attn_implementation`."""
 _BLOCK = 128
 
 
@@ -105,6 +112,72 @@ def causal_blocks_forward(
     return output.view(batch, heads, tokens, head_dim).transpose(1, 2), None
 
 
-ALL_ATTENTION_FUNCTIONS.register(CAUSAL_BLOCKS, causal_blocks_forward)
-# SDPA's rule leaves the mask out where it would be plainly causal.
-ALL_MASK_ATTENTION_FUNCTIONS.register(CAUSAL_BLOCKS, sdpa_mask)
+def causal_sdpa_forward(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """PyTorch's attention with `is_causal`; padded batches and generation go to Transformers' own call.
+
+    Shapes are those of `causal_blocks_forward`.
+    """
+    if attention_mask is not None or key.shape[2] != query.shape[2]:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+        )
+    grouped = _knows_grouped_heads(value)
+    if not grouped:
+        repeats = query.shape[1] // key.shape[1]
+        key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
+    output = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=grouped
+    )
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _knows_grouped_heads(value: torch.Tensor) -> bool:
+    """Whether flash attention runs, the only fast kernel that takes fewer key-value heads than query heads.
+
+    Under autocast queries and keys are still fp32 here, and the values tell what the kernel will get.
+    """
+    if value.device.type != "cuda":
+        return value.device.type == "cpu"
+    return value.dtype != torch.float32 and torch.cuda.get_device_capability(value.device) >= (8, 0)
+
+
+def whole_block_mask(
+    *,
+    q_length: int,
+    kv_length: int,
+    attention_mask: torch.Tensor | None = None,
+    local_size: int | None = None,
+    use_vmap: bool = False,
+    **kwargs: Any,
+) -> torch.Tensor | None:
+    """The mask of `sdpa`, but None while compiling where queries and keys are the same whole blocks.
+
+    Transformers cannot look at values then, and builds a mask in case the positions hold several
+    sequences. Packed blocks are one sequence each, so this must not be used with `position_ids` of
+    several: outside of compilation they are seen and masked as ever.
+    """
+    plain = attention_mask is None and local_size is None and not use_vmap
+    if plain and q_length == kv_length and torch.compiler.is_compiling():
+        return None
+    return sdpa_mask(
+        q_length=q_length,
+        kv_length=kv_length,
+        attention_mask=attention_mask,
+        local_size=local_size,
+        use_vmap=use_vmap,
+        **kwargs,
+    )
+
+
+for _name, _forward in ((CAUSAL_BLOCKS, causal_blocks_forward), (CAUSAL_SDPA, causal_sdpa_forward)):
+    ALL_ATTENTION_FUNCTIONS.register(_name, _forward)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(_name, whole_block_mask)

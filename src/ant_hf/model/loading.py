@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +16,18 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from ant_hf.errors import AntError, missing_file
-from ant_hf.hub import hub_or_cache
-from ant_hf.model.architecture import load_architecture, size_problems
+from ant_hf.hub import HubClient, hub_or_cache, status_of
+from ant_hf.model.architecture import load_architecture, model_architecture
+from ant_hf.model.encoding import added_ids, context_length
 from ant_hf.utils.console import quiet_libraries
 from ant_hf.utils.files import check_file, file_sha256, fingerprint, read_json, read_sealed
 from ant_hf.utils.names import CONFIG, FINAL, RUN_RECORD, TOKENIZER, WEIGHTS
 
 _LOADERS = r"(transformers|tokenizers|safetensors|torch|ant_hf)\b"
-# Any of them makes a tokenizer for Transformers.
+# Any of them makes a tokenizer for Transformers. Some that are written in Python need their settings alone.
 _TOKENIZERS = (TOKENIZER, "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_SETTINGS = "tokenizer_config.json"
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
 
 
 def load_any(
@@ -31,6 +36,7 @@ def load_any(
     """Load a model and its tokenizer by the calls a user makes; nothing in the folder is executed.
 
     Args:
+        folder: of a model, or a run's `checkpoint-N`; or a Hub id.
         strict: accept nothing less than a perfect match, as of a model that was exported here. Otherwise
             anyone's model is loaded, unless it and its tokenizer cannot be meant for each other.
 
@@ -40,31 +46,20 @@ def load_any(
             were exported; keys are unexpected; tied weights are not tied; the tokenizer has fewer entries;
             anything was warned about.
     """
-    folder = Path(folder)
-    if not (folder / CONFIG).is_file():
-        raise missing_file(folder / CONFIG, "model folder", "Train one: make quickstart")
+    folder = locate(str(folder))[1]
     if strict:
         _check_exported(folder)
-    _check_files(folder)
     with warnings.catch_warnings(), quiet_libraries():
         if strict:
             # Of the loading libraries alone: filters are the whole process's, and an upload may run beside.
             warnings.filterwarnings("error", module=_LOADERS)
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=dtype,
-                output_loading_info=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                # They are refused below by name; transformers refers to a report that is not shown.
-                ignore_mismatched_sizes=True,
-            )
-            tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            model, tokenizer, info = from_pretrained(folder, dtype)
+        except AntError:
+            raise
         # The tokenizer's reader raises bare Exception, and damaged JSON a dozen kinds.
         except Exception as error:
             raise AntError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from None
-    model, info = loaded
     for problem in ("missing_keys", "mismatched_keys", *["unexpected_keys"] * strict):
         if info[problem]:
             what = f"{folder}: the weights have {problem.replace('_', ' ')}"
@@ -72,7 +67,7 @@ def load_any(
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     if strict and model.config.tie_word_embeddings and head.weight.data_ptr() != embeddings.weight.data_ptr():
         raise AntError(f"{folder}: embeddings and output projection are tied in the config only")
-    entries, places = len(tokenizer), model.config.vocab_size
+    entries, places = len(tokenizer), model.config.get_text_config(decoder=True).vocab_size
     if entries > places or (strict and entries < places):
         raise AntError(
             f"{folder}: tokenizer and config differ in vocabulary",
@@ -80,6 +75,61 @@ def load_any(
             expected=f"{'' if strict else 'at most '}vocab_size {places}",
         )
     return model, tokenizer
+
+
+def from_pretrained(folder: Path, dtype: torch.dtype) -> tuple[Any, Any, dict[str, Any]]:
+    """Model, tokenizer and the report of the loading, by the Auto classes, from this disk and without code.
+
+    Keys of another shape are in the report, as the missing and unexpected ones are.
+
+    Raises:
+        AntError: no tokenizer, a file that is missing, damaged or too small, or sizes that no model has.
+        Exception: whatever else the libraries raise of files that they cannot read.
+    """
+    _check_files(folder)
+    tokenizer = _read_tokenizer(tokenizer_folder(folder))
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        output_loading_info=True,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        # Else transformers refers to a report that is not shown.
+        ignore_mismatched_sizes=True,
+    )
+    return loaded[0].eval(), tokenizer, loaded[1]
+
+
+def _read_tokenizer(folder: Path) -> Any:
+    if not any((folder / name).is_file() for name in (*_TOKENIZERS, _SETTINGS)):
+        raise _no_tokenizer(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        # Of settings alone Transformers makes an empty one, unless it needs no files.
+        is_empty = not tokenizer.encode("a", add_special_tokens=False)
+    except Exception:
+        if any((folder / name).is_file() for name in _TOKENIZERS):
+            raise
+        is_empty = True
+    if is_empty:
+        raise _no_tokenizer(folder)
+    return tokenizer
+
+
+def tokenizer_folder(folder: Path) -> Path:
+    """Where a model's tokenizer lies: beside the weights; a run's checkpoints share the one of its data."""
+    run = folder.resolve().parent
+    if not is_checkpoint(folder) or any((folder / name).is_file() for name in (*_TOKENIZERS, _SETTINGS)):
+        return folder
+    record = read_json(run / RUN_RECORD, "run record", "") if (run / RUN_RECORD).is_file() else {}
+    data = Path((record.get("recipe") or {}).get("data_dir") or run)
+    return next((each for each in (data / "tokenizer", run / "tokenizer") if each.is_dir()), folder)
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is called as Trainer calls its checkpoints."""
+    return bool(_CHECKPOINT.fullmatch(folder.resolve().name))
 
 
 def load_final(folder: str | Path) -> tuple[PreTrainedModel, Any]:
@@ -98,30 +148,47 @@ def _check_files(folder: Path) -> None:
         AntError: no tokenizer, JSON or weights that cannot be read, or sizes that no model has.
     """
     again = "Copy or download the folder again."
-    if not any((folder / name).is_file() for name in _TOKENIZERS):
-        raise AntError(
-            f"{folder} has no tokenizer",
-            expected=f"{TOKENIZER} ({', '.join(_TOKENIZERS[1:])} of other models)",
-            hint="Copy it from the model it was trained with.",
-        )
-    for name in (CONFIG, "generation_config.json", TOKENIZER, "tokenizer_config.json"):
+    files = list(folder.glob("*.safetensors"))
+    if not files:
+        pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+        what = f"{folder} has no weights in safetensors"
+        hint = "Pickles can run code and are not read: let whoever made them use save_pretrained again."
+        raise AntError(what, seen=", ".join(pickles) or None, hint=hint if pickles else again)
+    for name in (CONFIG, "generation_config.json", TOKENIZER, _SETTINGS):
         values = read_json(folder / name, "file of the model", again) if (folder / name).is_file() else {}
-        if name == CONFIG and (problems := size_problems(values)):
-            raise AntError(f"{folder / name}: {'; '.join(problems)}", hint=again)
-    for file in folder.glob("*.safetensors"):
+        if values.get("is_encoder_decoder"):
+            what = f"{folder} holds an encoder-decoder model"
+            raise AntError(what, seen=values.get("model_type"), expected="a causal language model")
+    for file in files:
         try:
             with safe_open(file, framework="pt"):
                 pass
         except (SafetensorError, OSError) as error:
             raise AntError(f"{file} is cut short or damaged: {error}", hint=again) from None
+    # Before anything of the config's size is allocated.
+    _, ledger = model_architecture(folder)
+    if (size := sum(file.stat().st_size for file in files)) < ledger.total:
+        raise AntError(
+            f"{files[0] if len(files) == 1 else folder} is cut short, or its {CONFIG} is another model's",
+            seen=f"{size:,} bytes",
+            expected=f"more than one for each of {ledger.total:,} parameters",
+        )
+
+
+def _no_tokenizer(folder: Path) -> AntError:
+    return AntError(
+        f"{folder} has no tokenizer",
+        expected=f"{TOKENIZER} ({', '.join(_TOKENIZERS[1:])} of other models)",
+        hint="Copy it from the model it was trained with.",
+    )
 
 
 def _check_exported(folder: Path) -> None:
-    """Hashes, config and size, as far as they are known, before anything is allocated or run.
+    """Hashes and config, as far as they are known, before anything is allocated or run.
 
     Raises:
         AntError: a file is not the one that was exported (names it and both hashes), the config is none of
-            ours, the tokenizer asks for code, or the weights are smaller than the config says.
+            ours, the tokenizer asks for code, or there are no weights.
     """
     record = folder.parent / RUN_RECORD
     if folder.name == FINAL and record.exists():
@@ -131,25 +198,19 @@ def _check_exported(folder: Path) -> None:
             if not path.is_file():
                 raise missing_file(path, "a file of the exported model", hint)
             check_file(path, expected, "was changed after it was exported", hint)
-    _, ledger = load_architecture(folder)
-    settings, weights = folder / "tokenizer_config.json", folder / WEIGHTS
+    load_architecture(folder)
+    settings, weights = folder / _SETTINGS, folder / WEIGHTS
     if settings.exists() and "auto_map" in read_json(settings, "tokenizer settings", ""):
         raise AntError(
             f"{settings} asks for code of its own (auto_map)", hint="Code from models is never run."
         )
     if not weights.is_file():
         raise missing_file(weights, "weights", "Only safetensors are read: pickles can run code.")
-    if (size := weights.stat().st_size) < ledger.total:
-        raise AntError(
-            f"{weights} is cut short, or its config.json is another model's",
-            seen=f"{size:,} bytes",
-            expected=f"more than one for each of {ledger.total:,} parameters",
-        )
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Everything from_pretrained may need; pickles are left out.
-_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
 @dataclass(frozen=True)
@@ -164,13 +225,13 @@ class Subject:
 
     @property
     def context_length(self) -> int:
-        return int(self.model.config.max_position_embeddings)
+        return context_length(self.model, self.tokenizer)
 
     @property
     def bos_policy(self) -> str:
         """One sentence: what stands before the first token of a text."""
-        prefix = self.tokenizer.bos_token or self.tokenizer.eos_token
-        added = self.tokenizer("a")["input_ids"][:1] == [self.tokenizer.bos_token_id]
+        prefix = self.tokenizer.bos_token or self.tokenizer.eos_token or "nothing"
+        added = added_ids(self.tokenizer)
         prompts = f"{prefix} before every prompt" if added else "nothing added to a prompt"
         return f"{prompts}; {prefix} before an empty one and before the first token of a text"
 
@@ -181,24 +242,20 @@ def locate(model: str) -> tuple[str, Path]:
     Raises:
         AntError: it is no model folder and cannot be had from the Hub.
     """
-    path = Path(model)
-    if path.is_dir():
-        if not (path / CONFIG).is_file():
-            there = (path / FINAL / CONFIG).is_file()
-            hint = (
-                f"Did you mean {path / FINAL}?"
-                if there
-                else "Pass the folder that pretrain.py wrote as final/."
-            )
-            raise AntError(f"{model} is no model folder: it has no config.json", hint=hint)
-        resolved = path.resolve()
+    if is_here(model):
+        folder = model_folder(model)
+        resolved = folder.resolve()
         # A run's `final` says less than the run's own name.
-        return (f"{resolved.parent.name}/final" if resolved.name == FINAL else resolved.name), path
-    check_hub_id(model)
+        inside = resolved.name == FINAL or is_checkpoint(folder)
+        return (f"{resolved.parent.name}/{resolved.name}" if inside else resolved.name), folder
     try:
         with hub_or_cache():
             return model, Path(snapshot_download(model, allow_patterns=_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        if status_of(error):
+            raise HubClient(anonymous=True).explain(
+                f"{model} is no folder here; getting it from the Hub", error
+            ) from None
         reason = "offline" if isinstance(error, LocalEntryNotFoundError) else type(error).__name__
         raise AntError(
             f"{model} is no folder here and cannot be had from the Hub ({reason})",
@@ -206,17 +263,46 @@ def locate(model: str) -> tuple[str, Path]:
         ) from None
 
 
-def check_hub_id(model: str) -> None:
-    """Refuse a name that is no folder and cannot be a repository either: a path that was mistyped.
+def is_here(model: str) -> bool:
+    """Whether a name is a folder's; otherwise it is a repository's, by its form at least.
 
     Raises:
-        AntError: it has another form than `user/name`, or is a file.
+        AntError: it is neither: a file, or a path that leads nowhere.
     """
-    if Path(model).exists() or model.count("/") != 1 or model.startswith((".", "/")):
-        raise AntError(
-            f"model not found: {model}",
-            hint="Pass a model folder (make quickstart trains one), or a Hub id such as user/name.",
-        )
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return True
+    if path.is_file():
+        raise AntError(f"{model} is a file", hint=f"Pass the folder of the model: {path.parent}")
+    # What begins with a folder that is here is a path, mistyped, and the Hub need not be asked.
+    if model.count("/") == 1 and not model.startswith((".", "/", "~")) and not path.parent.is_dir():
+        return False
+    there = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, there, n=1)
+    raise AntError(
+        f"model not found: {model}",
+        hint=f"Did you mean {path.parent / near[0]}?"
+        if near
+        else "Pass a model folder (make quickstart trains one), or a Hub id such as user/name.",
+    )
+
+
+def model_folder(path: str | Path) -> Path:
+    """A folder, if there is a model in it.
+
+    Raises:
+        AntError: there is none; says where it may be meant instead.
+    """
+    folder = Path(path).expanduser()
+    if (folder / CONFIG).is_file():
+        return folder
+    inside = [each.parent for each in folder.glob(f"*/{CONFIG}")]
+    final = [each for each in inside if each.name == FINAL]
+    newest = sorted(filter(is_checkpoint, inside), key=lambda each: int(each.name.rpartition("-")[2]))[-1:]
+    hint = "Pass the folder that pretrain.py wrote as final/."
+    if meant := final or newest or inside[:1]:
+        hint = f"Did you mean {meant[0]}?"
+    raise AntError(f"{path} is no model folder: it has no config.json", hint=hint)
 
 
 def load_subject(model: str, dtype: str, device: str) -> Subject:
@@ -238,7 +324,7 @@ def load_subject(model: str, dtype: str, device: str) -> Subject:
     identity = {
         "name": name,
         "weights_sha256": _hash(folder, "*.safetensors"),
-        "tokenizer_sha256": _hash(folder, TOKENIZER),
+        "tokenizer_sha256": _hash(tokenizer_folder(folder), TOKENIZER),
         "config_sha256": _hash(folder, CONFIG),
         "parameters": parameters,
         "vocab_size": loaded.config.vocab_size,

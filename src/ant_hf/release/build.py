@@ -13,7 +13,6 @@ from ant_hf.card.claims import card_claims
 from ant_hf.card.inputs import read_inputs
 from ant_hf.card.rendering import TEMPLATE, compared_models, measured_rows, render_card
 from ant_hf.errors import AntError, missing_file
-from ant_hf.published import shipped_file
 from ant_hf.release.files import read_release
 from ant_hf.release.publish import check_repository
 from ant_hf.release.verify import PASSED, ask_gate, check_files, refusal, tokens_of
@@ -34,6 +33,7 @@ from ant_hf.utils.files import (
 from ant_hf.utils.metrics import read_metrics
 from ant_hf.utils.plots import plot_benchmarks, plot_fragmentation, plot_run
 from ant_hf.utils.provenance import now, source_commit, without_paths
+from ant_hf.utils.stopping import phase
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,15 @@ class Sources:
             *sorted(path for path in self.final.iterdir() if path.is_file()),
             self.run_dir / names.RUN_RECORD,
             self.run_dir / names.METRICS,
-            shipped_file(TEMPLATE),
-            shipped_file("published.yaml"),
+            names.shipped_file(TEMPLATE),
+            names.shipped_file("model_card/published.yaml"),
             *([self.gguf / names.VERIFIED] if self.gguf else []),
         ]
         hashes = {path.name: file_sha256(path) for path in paths if path.is_file()}
         return fingerprint([hashes, self.run["sha256"], self.repository, self.license_id, source_commit()])
 
 
+@phase("making the release", "One that was there before is kept. Run the same command again.")
 def make_release(
     model: str | Path,
     repo: str,
@@ -158,10 +159,9 @@ def copy_gguf(gguf: Path, folder: Path) -> None:
     for name, key in ((names.WEIGHTS, "weights_sha256"), (names.TOKENIZER, "tokenizer_sha256")):
         seen = record["made_of"][key]
         check_hash(f"{gguf} was made of another {name}", seen, file_sha256(folder / name), hint)
-    if record["left_out"]:
+    if any(values.get("verified", {}).get("llama_cpp", True) is None for values in record["files"].values()):
         raise AntError(
-            "GGUF files are published only after llama.cpp has verified them",
-            seen="; ".join(record["left_out"]),
+            "GGUF files are published only after llama.cpp has verified them", seen="; ".join(record["notes"])
         )
     for name, values in record["files"].items():
         check_file(gguf / name, values["sha256"], "was changed after it was verified", hint)

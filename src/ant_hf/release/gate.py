@@ -9,24 +9,30 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from ant_hf.card.audit import count_parameters
 from ant_hf.data.tokens import TokensInMemory
+from ant_hf.errors import AntError
 from ant_hf.evaluation.degeneration import generate, measure, prompts
-from ant_hf.model.scoring import SAME_LOSS, score_tokens
+from ant_hf.model.causality import check_causal
+from ant_hf.model.encoding import context_length, decode, encode
+from ant_hf.model.loading import from_pretrained
+from ant_hf.model.scoring import SAME_LOSS, check_finite, described_start, score_text, score_tokens
 from ant_hf.model.texts import ENGLISH, ROUND_TRIP
 from ant_hf.release.files import dangerous_files
 from ant_hf.release.verify import Check, HeldOut, Job, check_files, verdict
@@ -42,6 +48,9 @@ _HALF_TOKENS = 8192
 _BATCH = 8
 # Every fourth of the evaluation's prompts: enough to see a collapse, a few seconds on a CPU.
 _EVERY = 4
+_ENGLISH = "plain English against a uniform guess"
+# Rotary frequencies are computed; Transformers ignores those of old files.
+_INV_FREQ = r"rotary_emb\.inv_freq"
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -67,11 +76,24 @@ def run_checks(job: Job) -> list[Check]:
     loaded, loading = load(job.folder, torch.float32)
     checks = [loading]
     if loaded:
-        checks += [_tied(loaded.model), _parameters(loaded, job.parameters), _round_trip(loaded.tokenizer)]
-        if job.held_out:
-            checks += _held_out(job.folder, loaded, job.held_out)
-        checks += [_english(loaded), _generation(loaded, job.loop_rate)]
+        checks += _attempt("reads from left to right", lambda: check_causal(loaded.model) or [])
+        checks += _attempt("tied weights", lambda: [_tied(loaded.model)])
+        checks += _attempt("parameters", lambda: [_parameters(loaded, job.parameters)])
+        checks += _attempt("tokenizer round trip", lambda: [_round_trip(loaded.tokenizer)])
+        if held_out := job.held_out:
+            checks += _attempt("held-out loss", lambda: _held_out(job.folder, loaded, held_out))
+        checks += _attempt(_ENGLISH, lambda: [_english(loaded, job.languages)])
+        checks += _attempt("generation", lambda: [_generation(loaded, job.loop_rate)])
     return [*checks, files]
+
+
+def _attempt(name: str, look: Callable[[], list[Check]]) -> list[Check]:
+    """What looking finds; a model that breaks down under it fails, and the other checks go on."""
+    try:
+        return look()
+    except Exception as error:  # whatever it is, a stranger would meet it too
+        reason = str(error) if isinstance(error, AntError) else f"{type(error).__name__}: {error}"
+        return [Check(name, False, _one_line(reason))]
 
 
 @dataclass(frozen=True)
@@ -81,7 +103,7 @@ class Loaded:
     model: PreTrainedModel
     tokenizer: Any
     stored_parameters: int
-    """Numbers in the safetensors files."""
+    """In the safetensors files."""
     stored_dtype: torch.dtype
     """Of the largest tensor there."""
 
@@ -102,32 +124,45 @@ def load(folder: Path, dtype: torch.dtype) -> tuple[Loaded | None, Check]:
     said: list[str] = []
     try:
         with _listening(said):
-            both: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, output_loading_info=True, local_files_only=True, trust_remote_code=False
-            )
-            model, info = both
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        loaded = Loaded(model.eval(), tokenizer, *_stored(folder))
+            model, tokenizer, info = from_pretrained(folder, dtype)
+        loaded = Loaded(model, tokenizer, *_stored(folder, model))
+    except AntError as error:
+        return None, Check(name, False, _one_line(error))
     except Exception as error:  # whatever it is, a stranger would meet it too
         return None, Check(name, False, f"does not load: {type(error).__name__}: {_one_line(error)}")
     keys = {k: sorted(v) for k, v in info.items() if k.endswith("_keys") and v}
     problems = [f"{kind.replace('_', ' ')}: {', '.join(map(str, found[:3]))}" for kind, found in keys.items()]
     problems += [f"warning: {text}" for text in said]
-    if len(tokenizer) > (size := model.config.vocab_size):
+    if len(tokenizer) > (size := model.config.get_text_config(decoder=True).vocab_size):
         problems.append(f"the tokenizer has {len(tokenizer):,} entries, the model {size:,}")
     seen = "; ".join(problems) or "Auto classes, no warning, no missing or unexpected key, no remote code"
     return loaded, Check(name, not problems, seen)
 
 
-def _stored(folder: Path) -> tuple[int, torch.dtype]:
-    """Numbers in all safetensors files, read from their heads, and the dtype of the largest tensor."""
-    tensors: list[tuple[int, str]] = []
+def _stored(folder: Path, model: Any) -> tuple[int, torch.dtype]:
+    """Parameters in all safetensors files, read from their heads, and the dtype of the largest tensor.
+
+    A tied tensor that is stored under both its names counts once, and buffers, which old files hold, do not.
+    """
+    tensors: dict[str, tuple[int, str]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            views = map(file.get_slice, file.keys())
-            tensors += [(math.prod(view.get_shape()), view.get_dtype()) for view in views]
-    _, dtype = max(tensors, key=lambda tensor: tensor[0], default=(0, "F32"))
-    return sum(count for count, _ in tensors), _DTYPES.get(dtype, torch.float32)
+            for name in file.keys():  # noqa: SIM118 (no mapping)
+                view = file.get_slice(name)
+                tensors[name] = math.prod(view.get_shape()), view.get_dtype()
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    buffers = {name for name, _ in model.named_buffers()}
+    ignored = [_INV_FREQ, *(model._keys_to_ignore_on_load_unexpected or ())]
+    counted: dict[object, int] = {}
+    for name, (count, _) in tensors.items():
+        # Files of the model without its head lack the prefix, others have it.
+        prefix = f"{model.base_model_prefix}."
+        names = (name, prefix + name, name.removeprefix(prefix))
+        known = next((id(parameters[each]) for each in names if each in parameters), None)
+        if known or not (buffers & {*names} or any(re.search(each, name) for each in ignored)):
+            counted[known or name] = count
+    _, dtype = max(tensors.values(), key=lambda tensor: tensor[0], default=(0, "F32"))
+    return sum(counted.values()), _DTYPES.get(dtype, torch.float32)
 
 
 @contextmanager
@@ -166,7 +201,7 @@ def score_documents(
     end = tokenizer.eos_token_id
     ids: list[int] = []
     for document in documents:
-        ids += tokenizer.encode(document, add_special_tokens=False, split_special_tokens=True)
+        ids += encode(tokenizer, document)
         ids += [end] if end is not None else []
         if len(ids) > limit:
             break
@@ -175,10 +210,7 @@ def score_documents(
         model.to("cuda")  # type: ignore[arg-type]  # wrapped by a decorator of transformers
     no_lengths = [0] * model.config.vocab_size
     scores = score_tokens(model, TokensInMemory(ids), no_lengths, context=context, batch_size=batch_size)
-    text, first = (
-        tokenizer.decode(part, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        for part in (ids, ids[:1])
-    )
+    text, first = (decode(tokenizer, part, skip_special_tokens=True) for part in (ids, ids[:1]))
     size = len(text.encode()) - len(first.encode())
     return replace(scores, bytes=max(size, 1))
 
@@ -206,8 +238,7 @@ def _parameters(loaded: Loaded, expected: int | None) -> Check:
 
 def _round_trip(tokenizer: Any) -> Check:
     texts = (*ROUND_TRIP, *ENGLISH)
-    ids = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
-    back = [tokenizer.decode(each, clean_up_tokenization_spaces=False) for each in ids]
+    back = [decode(tokenizer, encode(tokenizer, text)) for text in texts]
     changed = [text for text, again in zip(texts, back, strict=True) if text != again]
     seen = f"{len(texts) - len(changed)} of {len(texts)} texts come back exactly"
     if changed:
@@ -238,7 +269,7 @@ def _held_out(folder: Path, loaded: Loaded, expected: HeldOut) -> list[Check]:
 
 
 def _loss(name: str, scores: TextScore, expected: float) -> Check:
-    difference = scores.loss / expected - 1
+    difference = check_finite(scores).loss / expected - 1
     seen = (
         f"{scores.loss:.4f} nats a token over {scores.tokens:,} tokens, expected {expected:.4f} "
         f"({difference:+.3%}, at most {SAME_LOSS:.1%})"
@@ -264,27 +295,46 @@ def _units(scores: TextScore, recorded_byte_perplexity: float) -> Check:
 
 
 def _uniform(name: str, scores: TextScore) -> Check:
-    share = scores.loss / math.log(scores.vocab_size)
+    share, byte = scores.loss / math.log(scores.vocab_size), scores.byte_perplexity
+    figure = f"byte perplexity {byte:.3f}" if byte < 1e6 else f"{scores.nats / scores.bytes:.3g} nats a byte"
     seen = (
-        f"byte perplexity {scores.byte_perplexity:.3f}, uniform guess {scores.uniform_byte_perplexity:.2f}; "
-        f"{share:.0%} of its nats, at most {UNIFORM_SHARE:.0%}"
+        f"{figure}, uniform guess {scores.uniform_byte_perplexity:.2f}; "
+        f"{f'{share:.0%}' if share < 100 else 'more than 10,000%'} of its nats, at most {UNIFORM_SHARE:.0%}"
     )
-    numbers = {"byte_perplexity": scores.byte_perplexity, "uniform": scores.uniform_byte_perplexity}
+    # JSON has no infinity.
+    numbers = {
+        "byte_perplexity": byte if math.isfinite(byte) else None,
+        "uniform": scores.uniform_byte_perplexity,
+        "share": share,
+        "allowed": UNIFORM_SHARE,
+    }
     return Check(name, share <= UNIFORM_SHARE, seen, numbers)
 
 
-def _english(loaded: Loaded) -> Check:
-    """Needs no data of the training, so that it works on anyone's model."""
-    context = min(loaded.model.config.max_position_embeddings, 256)
-    scores = score_documents(loaded, list(ENGLISH), context, 1)
-    return _uniform("plain English against a uniform guess", scores)
+def _english(loaded: Loaded, languages: list[str]) -> Check:
+    """Needs no data of the training, so that it works on anyone's model; counts for English ones alone."""
+    model, tokenizer = loaded.model, loaded.tokenizer
+    context = min(context_length(model, tokenizer), 256)
+    parts = [score_text(model, tokenizer, text, context) for text in ENGLISH]
+    nats, tokens, size = (sum(getattr(part, key) for part in parts) for key in ("nats", "tokens", "bytes"))
+    check = _uniform(_ENGLISH, TextScore(nats, tokens, size, parts[0].vocab_size))
+    seen = f"{check.seen}; {described_start(tokenizer)}"
+    if not any(re.match(r"en(g|glish)?\b", each.lower()) for each in languages):
+        whose = f"the model's is {', '.join(languages)}" if languages else "neither recipe nor card names one"
+        return replace(check, passed=None, seen=f"{seen}. Counts only where the language is English: {whose}")
+    return replace(check, seen=seen)
 
 
 def _generation(loaded: Loaded, recorded: float | None) -> Check:
     """How many greedy continuations are stuck in a loop, by the evaluation's own measure."""
-    outputs = generate(loaded.model, loaded.tokenizer, prompts()[::_EVERY], sample=False)
-    rate, count = measure(outputs, loaded.tokenizer.decode)["loop_rate"], len(outputs)
-    name, numbers = "generation", {"loop_rate": rate, "prompts": count}
+    name, texts, tokenizer = "generation", prompts()[::_EVERY], loaded.tokenizer
+    longest = max(len(tokenizer(text)["input_ids"]) for text in texts)
+    if longest >= (context := context_length(loaded.model, tokenizer)):
+        seen = f"the prompts have up to {longest} tokens and leave no room in a context of {context}"
+        return Check(name, None, seen)
+    outputs = generate(loaded.model, tokenizer, texts, sample=False)
+    rate, count = measure(outputs, partial(decode, tokenizer))["loop_rate"], len(outputs)
+    numbers = {"loop_rate": rate, "prompts": count}
     seen = f"{rate:.0%} of {count} greedy continuations end in a loop"
     if recorded is None:
         return Check(name, None, f"{seen}; no rate on record to hold it to", numbers)

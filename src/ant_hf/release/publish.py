@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import glob
 import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, RepoCard
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash
+from rich.markup import escape
 from rich.table import Column, Table
 
 from ant_hf.errors import AntError
-from ant_hf.hub import HubClient, HubUnreachableError
+from ant_hf.hub import HOW_TO_LOG_IN, HubClient, HubUnreachableError
 from ant_hf.release.files import is_dangerous_name, read_release
 from ant_hf.utils.console import say, show
 from ant_hf.utils.files import check_file, check_hash, file_sha256
 from ant_hf.utils.names import CARD, LAST_CHECKPOINT, RELEASE
+from ant_hf.utils.stopping import phase
 
 _NAME = re.compile(
     r"(?!.*(?:--|\.\.))[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]{0,95}(?<![.-])(?<!\.git)"
+)
+# What git takes as the name of a reference.
+_TAG = re.compile(
+    r"(?!.*(?:\.\.|//|@\{))[^\s~^:?*\[\\\x00-\x1f\x7f./-][^\s~^:?*\[\\\x00-\x1f\x7f]*(?<![./])(?<!\.lock)"
 )
 # Made by the Hub itself.
 _THEIRS = {".gitattributes"}
@@ -53,6 +59,7 @@ class Remote:
     files: dict[str, RepoFile]
     tags: dict[str, str]
     """Commit by name."""
+    branches: tuple[str, ...]
 
 
 def read_remote(client: HubClient, repository: str, kind: str = "model") -> Remote | None:
@@ -61,13 +68,16 @@ def read_remote(client: HubClient, repository: str, kind: str = "model") -> Remo
     def read() -> Remote | None:
         try:
             info = client.api.repo_info(repository, repo_type=kind)
-        except RepositoryNotFoundError:
-            return None
+        except HfHubHTTPError as error:
+            if client.is_unseen(error):
+                return None
+            raise
         head = info.sha or ""
         entries = client.api.list_repo_tree(repository, recursive=True, revision=head, repo_type=kind)
-        tags = client.api.list_repo_refs(repository, repo_type=kind).tags
+        refs = client.api.list_repo_refs(repository, repo_type=kind)
         files = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
-        return Remote(head, bool(info.private), files, {tag.name: tag.target_commit for tag in tags})
+        tags = {tag.name: tag.target_commit for tag in refs.tags}
+        return Remote(head, bool(info.private), files, tags, tuple(branch.name for branch in refs.branches))
 
     return client.step(f"reading {repository}", read)
 
@@ -101,11 +111,16 @@ class Changes:
     repository: str
     kind: str
     """`model` or `space`."""
-    user: str
+    user: str | None
+    """None without a token."""
     remote: Remote | None
     """None if the repository is to be created."""
     private: bool
     tag: str
+    is_tagged: bool
+    """Whether nothing changes and the tag is there already."""
+    unknown: str | None
+    """Why it is not known what the repository holds."""
     states: dict[str, str]
     """What happens to each file, as `compare` says it."""
 
@@ -140,7 +155,7 @@ def publish(
         tag: name of the version; default: the next free v1, v2, ...
         prune: remove files from the repository that the release does not have.
         kind: `model` or `space`.
-        client: default: one with the token that huggingface_hub finds.
+        client: default: one with the token that huggingface_hub finds; to see the plan takes none.
 
     Returns:
         The commit that holds the release; None after a dry run.
@@ -149,20 +164,32 @@ def publish(
         AntError: refused before the first byte, a conflict, or a failure after all attempts. The release
             folder stays as it is, and the same command continues.
     """
-    folder, client = Path(folder), client or HubClient()
+    folder, client = Path(folder), client or HubClient(anonymous=True)
     sha256 = _check_release(folder, repo)
-    changes = _preflight(client, folder, repo, private, tag, prune, kind)
+    with phase("asking the Hub", "Nothing was sent. Run the same command again."):
+        changes = _preflight(client, folder, repo, private, tag, prune, kind, must_know=yes)
     _show(changes)
+    if client.is_anonymous and yes:
+        raise AntError("no Hub token found, so nothing was sent", hint=HOW_TO_LOG_IN)
+    if client.is_anonymous:
+        say(f"token       none found, and publishing needs one. {HOW_TO_LOG_IN}")
     if not yes:
         say("dry run     nothing was sent; add --yes to publish")
         return None
+    again = "Run the same command again; what has arrived is not sent twice."
     try:
-        commit = _upload(client, changes)
-        _read_back(client, changes, commit, sha256)
-        _tag(client, changes, commit)
+        with phase(f"sending {folder}", f"It shows there only after the last step, one commit. {again}"):
+            commit = _upload(client, changes)
+        with phase("reading back", f"The commit is there, and has no tag before it is checked. {again}"):
+            _read_back(client, changes, commit, sha256)
+            _tag(client, changes, commit)
     except AntError as error:
         raise AntError(f"{error}. The release itself is whole, in {folder}") from None
-    say(f"published   {client.api.endpoint}/{changes.address} at {commit[:12]}, tagged {changes.tag}")
+    where = f"{client.api.endpoint}/{changes.address} at {commit[:12]}"
+    if changes.is_tagged:
+        say(f"unchanged   {where} is this release already, tagged {changes.tag}")
+    else:
+        say(f"published   {where}, tagged {changes.tag}")
     return commit
 
 
@@ -192,29 +219,42 @@ def _check_release(folder: Path, repository: str) -> dict[str, str]:
 
 
 def _preflight(
-    client: HubClient, folder: Path, repository: str, private: bool, tag: str | None, prune: bool, kind: str
+    client: HubClient,
+    folder: Path,
+    repository: str,
+    private: bool,
+    tag: str | None,
+    prune: bool,
+    kind: str,
+    must_know: bool,
 ) -> Changes:
     """Check token, name, metadata and what is there.
+
+    Args:
+        must_know: a Hub that does not answer is an error, and not a gap in the plan.
 
     Raises:
         AntError: anything that would fail later, or that the user must decide.
     """
-    user = _account(client, repository.partition("/")[0])
-    remote = read_remote(client, repository, kind)
+    if tag is not None and not _TAG.fullmatch(tag):
+        raise AntError("the tag is no name that git takes", seen=tag, hint="For example --tag v1.0")
+    user, remote, unknown = None, None, None
+    try:
+        user = None if client.is_anonymous else client.check_may_write(repository, kind)
+        remote = read_remote(client, repository, kind)
+        client.step("validating the card", lambda: _validate_card(client, folder, kind))
+    except HubUnreachableError as error:
+        if must_know:
+            raise
+        unknown = str(error)
     if remote and private and not remote.private:
         raise AntError(
             f"{repository} is public and --private was given",
             hint="Change the repository's visibility on the Hub first, or leave --private out",
         )
-
-    def validate() -> None:
-        try:
-            RepoCard((folder / CARD).read_text(encoding="utf-8")).validate(repo_type=kind)
-        except ValueError as error:
-            raise AntError(f"the Hub refuses the card's metadata: {client.redact(str(error))}") from None
-
-    client.step("validating the card", validate)
     states = compare(folder, remote, prune)
+    if unknown:
+        states = dict.fromkeys(states, "unknown")
     left = [path for path, state in states.items() if state == "kept" and is_dangerous_name(path)]
     # A Space is code anyway.
     if left and kind == "model":
@@ -223,62 +263,85 @@ def _preflight(
             seen=left[:5],
             hint="Remove them with --prune",
         )
-    tags = remote.tags if remote else {}
-    if tag in tags:
-        hint = "Pass another one: --tag NAME"
-        raise AntError(f"the tag {tag} exists already", seen=tags[tag][:12], hint=hint)
+    tag, is_tagged = _choose_tag(repository, tag, remote, not states.keys() - _unchanged(states))
+    is_private = remote.private if remote else private
+    return Changes(folder, repository, kind, user, remote, is_private, tag, is_tagged, unknown, states)
+
+
+def _unchanged(states: dict[str, str]) -> set[str]:
+    return {path for path, state in states.items() if state in ("same", "kept")}
+
+
+def _validate_card(client: HubClient, folder: Path, kind: str) -> None:
+    try:
+        RepoCard((folder / CARD).read_text(encoding="utf-8")).validate(repo_type=kind)
+    except ValueError as error:
+        raise AntError(f"the Hub refuses the card's metadata: {client.redact(str(error))}") from None
+
+
+def _choose_tag(
+    repository: str, wanted: str | None, remote: Remote | None, is_unchanged: bool
+) -> tuple[str, bool]:
+    """The tag of the release, and whether it is there already.
+
+    Raises:
+        AntError: the tag that is wanted names another commit, or it is a branch.
+    """
+    tags, head = (remote.tags, remote.head) if remote else ({}, "")
+    if wanted in (remote.branches if remote else ("main",)):
+        raise AntError(f"{wanted} is a branch, and cannot be a tag too", hint="Pass another one: --tag NAME")
+    here = [name for name, commit in tags.items() if is_unchanged and commit == head]
+    if wanted is None and here:
+        return here[-1], True
+    if wanted in here:
+        return wanted, True
+    if wanted in tags:
+        raise AntError(
+            f"the tag {wanted} exists already, at another commit",
+            seen=tags[wanted][:12],
+            expected=head[:12] if is_unchanged else "the commit that is to be made",
+            hint="Pass another one: --tag NAME; or take it away first: "
+            f"hf repos tag delete {repository} {wanted}",
+        )
     numbers = [int(name[1:]) for name in tags if name[:1] == "v" and name[1:].isdecimal()]
-    tag = tag or f"v{max(numbers, default=0) + 1}"
-    return Changes(folder, repository, kind, user, remote, remote.private if remote else private, tag, states)
-
-
-def _account(client: HubClient, owner: str) -> str:
-    """The token's account, which must be allowed to write under `owner`."""
-    account, access = client.account()
-    name = str(account["name"])
-    if access.get("role") == "read":
-        raise AntError(
-            f"the token of {name} may only read",
-            hint="Make one that may write at https://huggingface.co/settings/tokens, then run: hf auth login",
-        )
-    if access.get("role") == "fineGrained" and not _may_write(access.get("fineGrained", {}), owner):
-        raise AntError(
-            f"the fine-grained token of {name} has no write permission for repositories of {owner}",
-            hint="Add it at https://huggingface.co/settings/tokens",
-        )
-    writable = [org["name"] for org in account.get("orgs", []) if org.get("roleInOrg") != "read"]
-    if owner not in (name, *writable):
-        raise AntError(
-            f"{name} may not write under {owner}",
-            seen=owner,
-            expected=" or ".join([name, *writable]),
-            hint=f"Publish as --repo {name}/NAME, or log in with another account: hf auth login",
-        )
-    return name
-
-
-def _may_write(rights: dict[str, Any], owner: str) -> bool:
-    if "repo.write" in rights.get("global", []):
-        return True
-    return any(
-        "repo.write" in scope.get("permissions", [])
-        and scope.get("entity", {}).get("name", "").partition("/")[0] == owner
-        for scope in rights.get("scoped", [])
-    )
+    return wanted or f"v{max(numbers, default=0) + 1}", False
 
 
 def _show(changes: Changes) -> None:
     columns = ("file", Column("bytes", justify="right"), "what happens")
     table = Table(*columns, title=f"Release to {changes.address}", title_justify="left")
-    words = {"same": "is there already", "kept": "only there, stays", "removed": "only there, is removed"}
+    words = {
+        "same": "is there already",
+        "kept": "only there, stays",
+        "removed": "only there, is removed",
+        "unknown": "is sent if it is not there",
+    }
+    sizes = {
+        name: (changes.folder / name).stat().st_size
+        for name in changes.states
+        if (changes.folder / name).is_file()
+    }
     for name, state in changes.states.items():
-        path = changes.folder / name
-        table.add_row(name, f"{path.stat().st_size:,}" if path.is_file() else "", words.get(state, state))
+        table.add_row(escape(name), f"{sizes[name]:,}" if name in sizes else "", words.get(state, state))
     show(table)
-    where = f"exists, head {changes.remote.head[:12]}" if changes.remote else "will be created"
-    say(f"account     {changes.user}, may write")
-    say(f"repository  {changes.address}: {where}, {'private' if changes.private else 'public'}")
-    say(f"commit      one, with {len(changes.paths)} changes; then read back and tagged {changes.tag}")
+    visibility = "private" if changes.private else "public"
+    if changes.unknown:
+        where = f"what it holds is not known: {changes.unknown}"
+    elif changes.remote:
+        where = f"exists, head {changes.remote.head[:12]}, {visibility}"
+    else:
+        where = f"will be created, {visibility}"
+        where += "" if changes.user else " (or is there and private, which is not seen without a token)"
+    size = sum(sizes.get(name, 0) for name in changes.paths)
+    what = (
+        f"one, with {len(changes.paths)} changes, {size:,} bytes"
+        if changes.paths
+        else "none, nothing to change"
+    )
+    then = f"the tag {changes.tag} is there already" if changes.is_tagged else f"tagged {changes.tag}"
+    say(f"account     {f'{changes.user}, may write' if changes.user else 'not known'}")
+    say(f"repository  {changes.address}: {where}")
+    say(f"commit      {what}; then read back; {then}")
 
 
 def _upload(client: HubClient, changes: Changes) -> str:
@@ -293,8 +356,11 @@ def _upload(client: HubClient, changes: Changes) -> str:
     start = changes.remote or read_remote(client, repo, kind)
     if start is None:
         raise AntError(f"{changes.address} was created and cannot be read")
+    if changes.private and not start.private:
+        raise AntError(
+            f"{changes.address} was made by someone else meanwhile, and is public; nothing was sent"
+        )
     if not changes.paths:
-        say("commit      nothing to change")
         return start.head
 
     def commit() -> str:
@@ -356,7 +422,7 @@ def _read_back(client: HubClient, changes: Changes, commit: str, expected: dict[
 
 
 def _tag(client: HubClient, changes: Changes, commit: str) -> None:
-    if changes.remote and commit == changes.remote.head and commit in changes.remote.tags.values():
+    if changes.is_tagged:
         return
 
     def tag() -> str | None:
@@ -380,10 +446,6 @@ def fetch_model(client: HubClient, repository: str, revision: str | None = None)
         AntError: it is not there, or not readable with this token; the name can be no repository's.
         HubUnreachableError: nobody answers.
     """
-    # Brings torch, which those who publish do not need.
-    from ant_hf.model.loading import check_hub_id
-
-    check_hub_id(repository)
     check_repository(repository)
     # A mistyped `release/Ant-10M` has the form of a repository's name; said before the wait for a Hub.
     say(f"hub         {repository} is no folder here; asking the Hub")
@@ -397,10 +459,13 @@ def fetch_model(client: HubClient, repository: str, revision: str | None = None)
     if remote is None:
         raise AntError(
             f"neither a folder nor a repository that can be read: {repository}",
-            hint="Check the name; a private repository needs a token of its owner",
+            hint=client.missing_or_private,
         )
     left_out = sorted(path for path in remote.files if is_dangerous_name(path))
-    revision, ignored = revision or remote.head, [*left_out, "checkpoint-*", f"{LAST_CHECKPOINT}/*"]
+    revision, ignored = (
+        revision or remote.head,
+        [*map(glob.escape, left_out), "checkpoint-*", f"{LAST_CHECKPOINT}/*"],
+    )
     folder = client.step(
         f"downloading {repository}",
         lambda: client.api.snapshot_download(repository, revision=revision, ignore_patterns=ignored),

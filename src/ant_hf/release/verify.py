@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.repocard import metadata_load
 from pydantic import BaseModel
+from yaml import YAMLError
 
 from ant_hf.data.tokenizer import END_OF_TEXT, load_tokenizer
 from ant_hf.data.tokens import VALIDATION, PackedTokens, read_manifest, verify_shards
@@ -20,7 +22,18 @@ from ant_hf.hub import HubClient
 from ant_hf.release.files import file_problems, read_release
 from ant_hf.release.publish import fetch_model
 from ant_hf.utils.files import check_hash, file_sha256, inventory, read_json, read_sealed, write_text
-from ant_hf.utils.names import CONFIG, GATE, MANIFEST, RELEASE, RESULTS, RUN_RECORD, TOKENIZER, WEIGHTS
+from ant_hf.utils.names import (
+    CARD,
+    FINAL,
+    GATE,
+    MANIFEST,
+    RELEASE,
+    RESULTS,
+    RUN_RECORD,
+    TOKENIZER,
+    WEIGHTS,
+)
+from ant_hf.utils.stopping import phase
 
 PASSED, REFUSED = "passed", "refused"
 
@@ -60,6 +73,8 @@ class Job(BaseModel):
     held_out: HeldOut | None = None
     loop_rate: float | None = None
     """Of the evaluation's greedy continuations."""
+    languages: list[str] = []
+    """ISO 639 codes of what the model was trained on, as far as the recipe or the card says."""
 
 
 def verdict(checks: list[dict[str, Any]]) -> str:
@@ -127,6 +142,7 @@ def ask_gate(
         AntError: the tokens are not those of the run, or the process died before it could report.
     """
     job = Job(folder=folder.resolve(), owner=owner, parameters=run["parameters"]["total"] if run else None)
+    job.languages = _languages(folder, run)
     if (folder / RESULTS).is_file():
         loops = read_json(folder / RESULTS, "results", "").get("degeneration")
         job.loop_rate = loops["greedy"]["loop_rate"] if loops else None
@@ -137,6 +153,19 @@ def ask_gate(
             loss = run["final"]["loss_in_training"]
             job.held_out = HeldOut.model_validate(run["final"] | {"text": text, "loss": loss})
         return run_gate(job, Path(scratch))
+
+
+def _languages(folder: Path, run: dict[str, Any] | None) -> list[str]:
+    """Those of the run's recipe, else those of the card's metadata; none where nobody says."""
+    if run and (language := run["recipe"]["corpus"].get("language")):
+        return [language]
+    card = folder / CARD
+    try:
+        # The Hub's own reader of the YAML head.
+        found = (metadata_load(card) or {}).get("language") if card.is_file() else None
+    except (ValueError, OSError, YAMLError):
+        return []
+    return [str(each) for each in (found if isinstance(found, list) else [found]) if each]
 
 
 def run_gate(job: Job, scratch: Path) -> dict[str, Any]:
@@ -151,11 +180,13 @@ def run_gate(job: Job, scratch: Path) -> dict[str, Any]:
         cwd=scratch,
         env=os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
     )
     if result.returncode:
-        raise AntError("the gate's process failed", seen=result.stderr.strip().splitlines()[-1:])
+        said = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
+        raise AntError("the gate's process failed", seen=said[-1])
     return read_json(scratch / GATE, "gate report", "")
 
 
@@ -164,6 +195,7 @@ def tokens_of(run: dict[str, Any], run_dir: Path) -> Path:
     return Path(run["recipe"]["data_dir"] or run_dir) / "tokens"
 
 
+@phase("verifying", "Nothing was changed. Run the same command again.")
 def verify(
     model: str | Path,
     tokens: str | Path | None = None,
@@ -183,13 +215,24 @@ def verify(
         The report, as in gate.json: `verdict` is `passed` or `refused`, `checks` say why.
 
     Raises:
-        AntError: there is no model, or no such tokens.
+        AntError: there is no model, or no such tokens; or this is a checkpoint, which nobody publishes.
     """
-    folder, left_out = Path(model), list[str]()
-    if not folder.is_dir():
-        folder, left_out = fetch_model(client or HubClient(anonymous=True), str(model), revision)
-    if not (folder / CONFIG).is_file():
-        raise missing_file(folder, "model folder", "Pass a folder with config.json, or a Hub repository.")
+    # Brings torch, which those who publish do not need.
+    from ant_hf.model.loading import is_checkpoint, is_here, model_folder
+
+    left_out = list[str]()
+    if is_here(str(model)):
+        folder = model_folder(model)
+    else:
+        fetched, left_out = fetch_model(client or HubClient(anonymous=True), str(model), revision)
+        folder = model_folder(fetched)
+    run_dir = folder.resolve().parent
+    if is_checkpoint(folder) and (run_dir / RUN_RECORD).is_file():
+        final = run_dir / FINAL
+        raise AntError(
+            f"{folder} is a checkpoint, which holds the state of a training and is not for publishing",
+            hint=f"Verify {final} once the run is finished; evaluate and perplexity take checkpoints too.",
+        )
     run, packed = _run_of(folder)
     if tokens:
         packed = Path(tokens)
@@ -201,7 +244,7 @@ def verify(
     checks = report["checks"]
     if not report["held_out_sha256"]:
         reason = "no held-out text here" if run else "no run.json, so no loss on record"
-        seen = f"{reason}; pass --tokens FOLDER of the run's tokens"
+        seen = f"{reason}; pass --tokens FOLDER of the run's tokens" if run else reason
         checks.insert(-2, vars(Check("held-out loss", None, seen)))
     if (folder / RELEASE).is_file():
         checks.append(vars(_hashes(folder)))

@@ -8,15 +8,13 @@ import json
 import math
 import os
 import signal
-import statistics
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from torch.distributed.tensor import DTensor
@@ -36,11 +34,17 @@ class ThroughputMeter(TrainerCallback):
 
     Data loading counts: a run that waits for its data is slow. The clock runs from step to step
     and stops only where an evaluation or a checkpoint follows.
+
+    Args:
+        compiles: the first step of this process compiles the model; it is in no rate.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, compiles: bool = False) -> None:
         self.seconds = 0.0
         self.steps = 0
+        self.compile_seconds, self.compile_steps = 0.0, 0
+        """Seconds and number of the steps that compiled; `seconds` and `steps` have them too."""
+        self._compiles = compiles
         self.loading_seconds = 0.0
         self._running_since: float | None = None
         self._last = (0.0, 0, 0.0)
@@ -62,34 +66,53 @@ class ThroughputMeter(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         self.steps += 1
-        if control.should_evaluate or control.should_save or control.should_training_stop:
-            # Work queued on a GPU belongs to the steps and not to the pause.
-            if args.device.type == "cuda":
-                torch.cuda.synchronize()
+        pauses = control.should_evaluate or control.should_save or control.should_training_stop
+        # Work queued on a GPU belongs to the steps and not to the pause.
+        if args.device.type == "cuda" and (pauses or self._compiles):
+            torch.cuda.synchronize()
+        if self._compiles:
+            self._compiles = False
+            self.compile_seconds += self._running()
+            self.compile_steps += 1
+            self._last = (self.seconds + self._running(), self.steps, self.loading_seconds)
+        if pauses:
             self._stop()
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         self._stop()
 
+    def _running(self) -> float:
+        return 0.0 if self._running_since is None else time.perf_counter() - self._running_since
+
     def _stop(self) -> None:
-        if self._running_since is not None:
-            self.seconds += time.perf_counter() - self._running_since
-            self._running_since = None
+        self.seconds += self._running()
+        self._running_since = None
+
+    def tokens_per_second(self, tokens_per_step: int) -> float:
+        """Over all steps but those that compiled; 0 if there are no others."""
+        steps, seconds = self.steps - self.compile_steps, self.seconds - self.compile_seconds
+        return steps * tokens_per_step / max(seconds, 1e-9)
 
     def state(self) -> dict[str, float]:
         """What a continued run must know to tell the time of the whole training."""
-        return {"seconds": self.seconds, "steps": self.steps}
+        return {
+            "seconds": self.seconds,
+            "steps": self.steps,
+            "compile_seconds": self.compile_seconds,
+            "compile_steps": self.compile_steps,
+        }
 
     def restore(self, state: dict[str, float]) -> None:
         """Take over what `state` returned; steps that were lost to a kill are in neither figure."""
         self.seconds, self.steps = state["seconds"], int(state["steps"])
+        # Earlier checkpoints have none.
+        self.compile_seconds = state.get("compile_seconds", 0.0)
+        self.compile_steps = int(state.get("compile_steps", 0))
         self._last = (self.seconds, self.steps, self.loading_seconds)
 
     def since_last_call(self) -> tuple[float, int, float]:
         """Training seconds, steps, and seconds of loading data, since this was last asked."""
-        seconds = self.seconds
-        if self._running_since is not None:
-            seconds += time.perf_counter() - self._running_since
+        seconds = self.seconds + self._running()
         then_seconds, then_steps, then_loading = self._last
         self._last = (seconds, self.steps, self.loading_seconds)
         return seconds - then_seconds, self.steps - then_steps, self.loading_seconds - then_loading
@@ -177,12 +200,9 @@ class ProgressBar(ProgressCallback):
         self._figures: dict[str, str] = {}
 
 
-# torchrun passes on what the terminal has already sent to every process.
-_ONE_PRESS_SECONDS = 1.0
 # Until a save has been measured: slower than any disk we met, faster than a network mount in trouble.
 _ASSUMED_BYTES_PER_SECOND = 20e6
 _SAVE_MARGIN = 1.5
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 REASONS = ("SIGINT", "SIGTERM", "training.max_hours")
 
 
@@ -214,7 +234,6 @@ class StopRequest:
         self._step_seconds = 0.0
         self._last_step: float | None = None
         self._signal: signal.Signals | None = None
-        self._signal_time = 0.0
 
     def save_took(self, seconds: float) -> None:
         """Learn how long a checkpoint takes on this disk."""
@@ -235,30 +254,15 @@ class StopRequest:
             float(out_of_time),
         ]
 
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Take SIGINT and SIGTERM as requests while training; a second one ends the process at once."""
-        before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self._signal is None:
-            self._signal, self._signal_time = signal.Signals(number), now
-            self._tell("saving a checkpoint after this step, then leaving; once more leaves at once")
-        elif now - self._signal_time > _ONE_PRESS_SECONDS:
-            self._tell("leaving at once; the checkpoints saved before stay complete")
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-
-    def _tell(self, text: str) -> None:
+    def on_signal(self, number: signal.Signals) -> None:
+        """Take the first SIGINT or SIGTERM as a request, and say what follows and how long it may take."""
+        self._signal = number
         if is_first_process():
-            # Not print(): a handler may interrupt one.
-            os.write(sys.stderr.fileno(), f"\n{self._signal.name if self._signal else ''}: {text}\n".encode())
+            seconds = math.ceil(self._step_seconds + self._save_seconds)
+            took = f", in about {seconds} s" if self._step_seconds else ""
+            text = f"saving a checkpoint after this step{took}, then leaving; once more leaves at once"
+            # Not print(): a handler may interrupt one. A notebook's stderr has no number.
+            os.write(2, f"\n{number.name}: {text}\n".encode())
 
 
 # Window of OLMo-core's SkipStepOptimizer, which wants half of it filled before it judges.
@@ -266,15 +270,35 @@ _SPIKE_WINDOW = 128
 _BLOCKS_SHOWN = 16
 
 
-class StepGuard(TrainerCallback):
-    """Looks at loss and gradient of every optimizer step, before they reach the weights.
+class _Reading:
+    """Numbers of one step on their way from the device; reading them waits until they are there."""
 
-    It waits for the device once a step, and over several processes sums four numbers a step. The
-    norm of Ant-10M's gradients takes 2.2 ms on two busy CPU cores, of a quickstart step's 900.
+    def __init__(self, step: int, numbers: torch.Tensor) -> None:
+        self.step, self._numbers, self._copied = step, numbers, None
+        if numbers.device.type == "cuda":
+            # A copy into pageable memory would wait for the device here and now.
+            self._numbers = torch.empty_like(numbers, device="cpu", pin_memory=True)
+            self._numbers.copy_(numbers, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def read(self) -> list[float]:
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._numbers.tolist()
+
+
+class StepGuard(TrainerCallback):
+    """Looks at loss and gradient norm of every optimizer step, so that nothing non-finite is ever saved.
+
+    On a CPU it looks before a step reaches the weights. On a GPU that would make the device wait for
+    Python in every step. There the numbers are read one step later, and always before a log row, an
+    evaluation, a save and the end.
 
     Args:
         order: names the blocks of a step.
-        sum_over_processes: adds up a list of numbers over all processes.
+        sum_over_processes: adds up a tensor over all processes.
+        one_step_late: read the numbers of a step after the next one was queued.
     """
 
     def __init__(
@@ -283,25 +307,30 @@ class StepGuard(TrainerCallback):
         order: TrainingOrder,
         metrics: MetricsFile,
         stop: StopRequest,
-        sum_over_processes: Callable[[list[float]], list[float]],
+        sum_over_processes: Callable[[torch.Tensor], torch.Tensor],
         num_processes: int,
+        one_step_late: bool = False,
     ) -> None:
         self.recipe = recipe
         self.order = order
         self.metrics = metrics
         self.stop = stop
+        self.gradient_norm: torch.Tensor | float = math.nan
+        """Before clipping, over all processes; whoever clips the gradients sets it."""
         self.stopped_by: str | None = None
         self.skipped_steps = 0
         self._skipped_in_a_row = 0
-        self._sum, self._num_processes = sum_over_processes, num_processes
+        self._sum, self._num_processes, self._late = sum_over_processes, num_processes, one_step_late
         self._micro_losses: list[torch.Tensor] = []
-        self._loss = 0.0
+        self._numbers = torch.zeros(2)
+        self._unread: deque[_Reading] = deque()
         self._recent: deque[float] = deque(maxlen=_SPIKE_WINDOW)
         self._since_last_row: list[float] = []
 
     def add_micro_batch(self, loss: torch.Tensor) -> None:
         """Take in the loss of one forward pass, scaled so that a step's add up to its mean."""
-        self._micro_losses.append(loss.detach().float())
+        # A copy: the memory of a compiled graph may be written again by the next micro-batch.
+        self._micro_losses.append(loss.detach().float().clone())
 
     def mean_loss(self) -> float:
         """Mean loss over all processes of the steps since this was last asked."""
@@ -330,21 +359,24 @@ class StepGuard(TrainerCallback):
         self._recent.extend(state["recent_losses"])
 
     def on_pre_optimizer_step(
-        self, args: Any, state: TrainerState, control: Any, model: Any = None, optimizer: Any = None, **_: Any
+        self, args: Any, state: TrainerState, control: Any, optimizer: Any = None, **_: Any
     ) -> None:
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if isinstance(norm, DTensor):
-            norm = norm.full_tensor()
         loss = torch.stack(self._micro_losses).sum()
         self._micro_losses = []
-        self._loss, gradient_norm = torch.stack([loss, norm.to(loss)]).tolist()
-        step = state.global_step + 1
-        if not math.isfinite(self._loss):
-            raise self._refused("loss", self._loss, step, state)
+        norm = self.gradient_norm
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        self._numbers = torch.stack([loss, torch.as_tensor(norm).to(loss)])
+        if not self._late:
+            loss_now, norm_now = self._numbers.tolist()
+            self._check(state.global_step + 1, loss_now, norm_now, state, optimizer)
+
+    def _check(self, step: int, loss: float, norm: float, state: TrainerState, optimizer: Any) -> None:
+        if not math.isfinite(loss):
+            raise self._refused("loss", loss, step, state)
         # Under fp16 an infinite gradient means too large a scale: the scaler skips the step and lowers it.
-        if not math.isfinite(gradient_norm) and _scaler(optimizer) is None:
-            raise self._refused("gradient norm", gradient_norm, step, state)
+        if not math.isfinite(norm) and _scaler(optimizer) is None:
+            raise self._refused("gradient norm", norm, step, state)
 
     def on_optimizer_step(
         self, args: Any, state: TrainerState, control: Any, optimizer: Any = None, **_: Any
@@ -365,25 +397,41 @@ class StepGuard(TrainerCallback):
             )
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **_: Any,
     ) -> None:
-        numbers = [self._loss / self._num_processes, *self.stop.after_step()]
-        loss, *requests = self._sum(numbers) if self._num_processes > 1 else numbers
-        self._since_last_row.append(loss)
-        self._look_for_spike(loss, state)
-        reason = next((name for name, votes in zip(REASONS, requests, strict=True) if votes), None)
-        if reason and state.global_step < state.max_steps:
-            self.stopped_by = reason
-            control.should_save = control.should_training_stop = True
+        requests = torch.tensor(self.stop.after_step(), dtype=torch.float32)
+        numbers = torch.cat([self._numbers / self._num_processes, requests.to(self._numbers.device)])
+        self._unread.append(_Reading(state.global_step, self._sum(numbers)))
+        ends = state.global_step >= state.max_steps
+        needed = control.should_log or control.should_evaluate or control.should_save or ends
+        unread = 1 if self._late and not needed else 0
+        while len(self._unread) > unread:
+            reading = self._unread.popleft()
+            loss, norm, *votes = reading.read()
+            self._check(reading.step, loss, norm, state, optimizer)
+            self._since_last_row.append(loss)
+            self._look_for_spike(loss, reading.step, state)
+            reason = next((name for name, asked in zip(REASONS, votes, strict=True) if asked), None)
+            # Out of time after the last step, what is left to do is less than to go on another day.
+            if reason and (not ends or reason in signal.Signals.__members__):
+                self.stopped_by = self.stopped_by or reason
+                control.should_save = control.should_training_stop = True
+                unread = 0
 
-    def _look_for_spike(self, loss: float, state: TrainerState) -> None:
+    def _look_for_spike(self, loss: float, step: int, state: TrainerState) -> None:
         recent, limit = self._recent, self.recipe.spike_deviations
         if limit is not None and len(recent) >= _SPIKE_WINDOW // 2:
-            mean, deviation = statistics.fmean(recent), statistics.pstdev(recent)
+            # statistics.pstdev takes a millisecond for 128 numbers, and a GPU's step few more.
+            mean, deviation = float(np.mean(recent)), float(np.std(recent))
             if loss > mean + limit * deviation:
-                blocks = self._record("spike_loss", loss, state.global_step, state, recent_mean=mean)
+                blocks = self._record("spike_loss", loss, step, state, recent_mean=mean)
                 say(
-                    f"warning     loss {loss:.3f} at step {state.global_step:,} is "
+                    f"warning     loss {loss:.3f} at step {step:,} is "
                     f"{(loss - mean) / max(deviation, 1e-12):.1f} deviations above its recent mean "
                     f"{mean:.3f} ({blocks})"
                 )
@@ -392,8 +440,9 @@ class StepGuard(TrainerCallback):
     def _refused(self, what: str, value: float, step: int, state: TrainerState) -> AntError:
         return AntError(
             f"the {what} is {value} at step {step} ({self._record(what, value, step, state)})",
-            hint="That step was not taken and the last checkpoint is kept. Lower training.learning_rate, or "
-            "try --set training.precision=fp32, in another folder or with --fresh",
+            hint="Nothing of that step was saved, and the last checkpoint is kept. "
+            "Lower training.learning_rate, or try --set training.precision=fp32, "
+            "in another folder or with --fresh",
         )
 
     def _record(self, what: str, value: float, step: int, state: TrainerState, **more: float) -> str:

@@ -90,26 +90,24 @@ def remove_unsealed(output_dir: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def newest_checkpoint(output_dir: Path) -> Path | None:
+def newest_checkpoint(output_dir: Path, look_only: bool = False) -> Path | None:
     """The newest checkpoint whose files all have their hashes; others are set aside with a warning.
+
+    Args:
+        look_only: warn, and leave every file where it is.
 
     Raises:
         AntError: there are checkpoints and none is whole, so that going on would mean starting over.
     """
-    for leftover in output_dir.glob(f".{PREFIX_CHECKPOINT_DIR}-*.old"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    for unsealed in _unsealed(output_dir):
-        # Only the latest such folder is kept.
-        remove_unsealed(output_dir / INCOMPLETE)
-        step, moved = step_of(unsealed), _set_aside(unsealed)
-        say(f"warning     the save of step {step:,} was cut short; skipped, kept as {moved}")
+    if not look_only:
+        _clear_away(output_dir)
     damaged: list[tuple[Path, str]] = []
     for candidate in reversed(checkpoints(output_dir)):
         problem = damage(candidate)
         if problem is None:
             for path, text in damaged:
-                moved = _set_aside(path)
-                say(f"warning     {path} is skipped and kept as {moved}: {text}")
+                kept = "" if look_only else f" and kept as {_set_aside(path)}"
+                say(f"warning     {path} is skipped{kept}: {text}")
             return candidate
         damaged.append((candidate, problem))
     if damaged:
@@ -119,6 +117,17 @@ def newest_checkpoint(output_dir: Path) -> Path | None:
             "Put the old files back, or start over with --fresh"
         )
     return None
+
+
+def _clear_away(output_dir: Path) -> None:
+    """Remove what a kill left of removed checkpoints, and set aside what it left of a save."""
+    for leftover in output_dir.glob(f".{PREFIX_CHECKPOINT_DIR}-*.old"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    for unsealed in _unsealed(output_dir):
+        # Only the latest such folder is kept.
+        remove_unsealed(output_dir / INCOMPLETE)
+        step, moved = step_of(unsealed), _set_aside(unsealed)
+        say(f"warning     the save of step {step:,} was cut short; skipped, kept as {moved}")
 
 
 def _set_aside(checkpoint: Path) -> Path:

@@ -73,14 +73,17 @@ class BatchedMuon(torch.optim.Muon):
 def _orthogonalise(
     matrices: torch.Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
 ) -> torch.Tensor:
-    """Push all singular values towards 1 by Newton-Schulz iterations in bf16 (Jordan et al. 2024).
+    """Push all singular values towards 1 by Newton-Schulz iterations in 16 bits (Jordan et al. 2024).
 
     Args:
         matrices: shape (count, rows, columns).
         coefficients: a, b, c of the iteration X <- aX + b(XX^T)X + c(XX^T)^2 X.
+
+    Returns:
+        Of the same shape, in 16 bits, contiguous.
     """
     a, b, c = coefficients
-    x = matrices.bfloat16()
+    x = matrices.to(_iteration_dtype(matrices.device))
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
@@ -89,7 +92,15 @@ def _orthogonalise(
         gram = torch.bmm(x, x.mT)
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
-    return x.mT if tall else x
+    # Foreach updates of parameters and directions with other strides fall back to one kernel each.
+    return x.mT.contiguous() if tall else x
+
+
+def _iteration_dtype(device: torch.device) -> torch.dtype:
+    """bf16, but fp16 on a GPU below SM 8.0, which only emulates bf16; singular values stay near 1 in both."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        return torch.float16
+    return torch.bfloat16
 
 
 class MuonAdamW(Optimizer):

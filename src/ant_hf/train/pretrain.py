@@ -9,14 +9,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
 
-from ant_hf.data.dataset import PackedDataset, TrainingOrder
+from ant_hf.data.dataset import PackedDataset, TrainingOrder, check_one_block
 from ant_hf.data.packing import find_data, make_data
+from ant_hf.data.sources import open_source
+from ant_hf.data.survey import Survey, survey
 from ant_hf.data.tokenizer import PAD, load_tokenizer, token_byte_lengths
-from ant_hf.data.tokens import TRAIN, VALIDATION, PackedTokens
+from ant_hf.data.tokens import TRAIN, VALIDATION, PackedTokens, verify_shards
 from ant_hf.errors import AntError, RunStopped
 from ant_hf.model.generation import generate_sample
 from ant_hf.model.loading import load_final
@@ -25,23 +27,40 @@ from ant_hf.model.scoring import SAME_LOSS, score_tokens
 from ant_hf.recipe import Recipe
 from ant_hf.train.checkpoints import checkpoint_name
 from ant_hf.train.distributed import check_run_folder_is_shared, is_first_on_another_machine
-from ant_hf.train.run_folder import RunFolder, RunRecord, begin_or_go_on, open_run_folder
-from ant_hf.train.setup import Setup, fit_vocabulary, set_up
+from ant_hf.train.estimates import (
+    TimeToGo,
+    check_rooms,
+    choose_compilation,
+    measure_training,
+    room_for,
+    show_estimates,
+)
+from ant_hf.train.run_folder import (
+    RunFolder,
+    RunRecord,
+    begin_or_go_on,
+    check_can_go_on,
+    is_finished,
+    open_run_folder,
+)
+from ant_hf.train.setup import Setup, fit_vocabulary, set_up, show_plan
 from ant_hf.train.trainer import AntTrainer, RunData
-from ant_hf.train.uploads import fetch_checkpoint, finish_uploads, start_uploads
-from ant_hf.utils.console import is_first_process, say
+from ant_hf.train.uploads import checked_client, fetch_checkpoint, finish_uploads, start_uploads
+from ant_hf.utils.console import is_first_process, lasting_output, say
 from ant_hf.utils.files import file_sha256, writing
 from ant_hf.utils.hardware import peak_memory_bytes
-from ant_hf.utils.locks import locked
+from ant_hf.utils.locks import check_free, check_usable, locked
 from ant_hf.utils.metrics import read_metrics
-from ant_hf.utils.names import FINAL, METRICS, PLOTS, WEIGHTS
+from ant_hf.utils.names import FINAL, METRICS, PLOTS, RUN_RECORD, WEIGHTS
 from ant_hf.utils.plots import plot_run
 from ant_hf.utils.provenance import now
+from ant_hf.utils.stopping import phase
 
 # Shown as they come.
 _SAMPLE_SEEDS = (0, 1, 2)
 
 
+@lasting_output()
 def pretrain(recipe: Recipe, fresh: bool = False) -> None:
     """Run a recipe to its end, or continue it from its newest complete checkpoint.
 
@@ -54,8 +73,7 @@ def pretrain(recipe: Recipe, fresh: bool = False) -> None:
     """
     _quiet_trainer()
     output_dir = Path(recipe.output_dir)
-    if output_dir.exists() and not output_dir.is_dir():
-        raise AntError(f"output_dir {output_dir} is a file", hint="Set another: --output-dir FOLDER")
+    _check_beginning(recipe, fresh)
     setup = set_up(recipe, output_dir)
     with ExitStack() as held:
         # The first process alone removes and makes files; the others come after and find them.
@@ -65,6 +83,9 @@ def pretrain(recipe: Recipe, fresh: bool = False) -> None:
             fetch_checkpoint(recipe, fresh)
             folder = open_run_folder(recipe, fresh and is_first_process())
             if not folder.is_finished and is_first_process():
+                text = _look_at_text(setup, folder, seconds=1.0, sample_bytes=1_000_000)
+                show_plan(setup, text.train_tokens, text.is_whole)
+                show_estimates(setup, folder, text)
                 make_data(recipe, setup.config.max_position_embeddings)
         check_run_folder_is_shared(output_dir)
         with setup.arguments.main_process_first(local=True, desc="preparing data"):
@@ -75,7 +96,91 @@ def pretrain(recipe: Recipe, fresh: bool = False) -> None:
             _say_result(folder.record.final, output_dir)
             finish_uploads(start_uploads(recipe), output_dir / FINAL)
         else:
-            _train(fit_vocabulary(setup), folder)
+            entries = load_tokenizer(recipe.tokenizer_dir).get_vocab_size()
+            _train(fit_vocabulary(setup, entries), folder)
+
+
+def dry_run(recipe: Recipe, fresh: bool = False) -> None:
+    """Do what a run does before it writes anything, time some steps, and print plan, time and room.
+
+    Raises:
+        AntError: as `pretrain`, for what shows in some seconds.
+    """
+    _quiet_trainer()
+    _check_beginning(recipe, fresh)
+    folder = open_run_folder(recipe, fresh, look_only=True)
+    text: Survey | None = None
+    problem: AntError | None = None
+    if folder.is_finished:
+        say(f"finished    {folder.path / FINAL} is there already, and a run would only show it")
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        setup = set_up(recipe, Path(scratch))
+        with setup.arguments.main_process_first(local=False, desc="looking at the text"):
+            if is_first_process():
+                check_free(folder.path, "run")
+                if recipe.training.push_to_hub:
+                    checked_client(recipe)
+                say("dry run     looking at the text")
+                try:
+                    text = _look_at_text(setup, folder)
+                except AntError as error:
+                    # Without the network the rest can be told all the same.
+                    if recipe.corpus.source != "hub":
+                        raise
+                    problem, text = error, Survey("not read", train_tokens=recipe.corpus.max_tokens)
+                if text.packing_seconds == 0:
+                    verify_shards(recipe.tokens_dir)
+        (entries,) = broadcast_object_list([text and text.vocab_size])
+        if entries:
+            setup = fit_vocabulary(setup, entries)
+        if text:
+            show_plan(setup, text.train_tokens, text.is_whole)
+            say("dry run     timing some steps on random tokens")
+        rate = measure_training(choose_compilation(setup))
+    if text:
+        show_estimates(setup, folder, text, rate)
+        say("dry run     nothing was written")
+    if problem:
+        raise problem
+
+
+def _check_beginning(recipe: Recipe, fresh: bool) -> None:
+    """Refuse at once what needs no look into a file.
+
+    Raises:
+        AntError: a folder is a file or holds another thing, or there is no text.
+    """
+    output_dir, data_dir = Path(recipe.output_dir), recipe.tokenizer_dir.parent
+    for folder in (output_dir, data_dir):
+        check_usable(folder)
+    if data_dir != output_dir and (data_dir / RUN_RECORD).exists() and not recipe.tokenizer_dir.exists():
+        raise AntError(
+            f"data_dir {data_dir} is the folder of a run that keeps its data elsewhere",
+            hint=f"Name that folder; {data_dir / RUN_RECORD} tells it as data_dir.",
+        )
+    if is_first_process() and (fresh or not is_finished(output_dir)):
+        open_source(recipe.corpus)
+
+
+def _look_at_text(setup: Setup, folder: RunFolder, **limits: Any) -> Survey:
+    """Hold text, data and disk to what the run needs.
+
+    Args:
+        limits: of `survey`.
+
+    Raises:
+        AntError: see `survey`; the training text is smaller than a block; the data are not those of the run
+            in the folder; or the disk has no room.
+    """
+    recipe = setup.recipe
+    text = survey(recipe, setup.config.max_position_embeddings, **limits)
+    if text.is_whole:
+        check_one_block(TRAIN, text.train_tokens or 0, recipe.training.sequence_length)
+    if text.packing_seconds == 0:
+        check_can_go_on(setup, folder)
+    check_rooms(room_for(setup, folder, text))
+    return text
 
 
 def _quiet_trainer() -> None:
@@ -88,18 +193,21 @@ def _quiet_trainer() -> None:
 def _train(setup: Setup, folder: RunFolder) -> None:
     """Train what is left of the run, and finish it."""
     recipe, started = setup.recipe, time.perf_counter()
+    setup = choose_compilation(setup)
     record = begin_or_go_on(setup, folder)
     data = _read_data(setup)
     trainer = AntTrainer(setup, data, record.sha256)
+    trainer.add_callback(TimeToGo(setup, len(data.validation)))
     uploads = start_uploads(recipe, trainer)
     if is_first_process():
         record.write(folder.path)
     trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
     meter = trainer.meter
     record.training_seconds, record.timed_steps = round(meter.seconds, 1), meter.steps
-    speed = meter.steps * setup.plan.tokens_per_step / max(meter.seconds, 1e-9)
-    record.tokens_per_second, record.skipped_steps = round(speed, 1), trainer.guard.skipped_steps
-    if stopped_by := trainer.guard.stopped_by:
+    record.tokens_per_second = round(meter.tokens_per_second(setup.plan.tokens_per_step), 1)
+    record.compile_seconds = round(meter.compile_seconds, 1) if meter.compile_steps else None
+    record.skipped_steps = trainer.guard.skipped_steps
+    if stopped_by := trainer.stopped_by():
         step = trainer.state.global_step
         record.status, record.stopped = "stopped", {"step": step, "reason": stopped_by, "when": now()}
     else:
@@ -141,6 +249,7 @@ def _read_data(setup: Setup) -> RunData:
     return RunData(order, PackedTokens(recipe.tokens_dir, VALIDATION), byte_lengths)
 
 
+@phase("finishing the run", "Every checkpoint is kept. Run the same command again to finish it.")
 def _finish(trainer: AntTrainer, record: RunRecord) -> None:
     """Export the model, hold the reloaded files to what was trained, and let them write.
 
@@ -198,7 +307,13 @@ def _say_finished(recipe: Recipe, record: RunRecord) -> None:
     _say_result(record.final, folder)
     say(
         f"speed       {record.tokens_per_second:,.0f} tokens a second, "
-        f"{record.training_seconds:,.0f} s of training, "
+        f"{record.training_seconds:,.0f} s of training"
+        + (
+            f" ({record.compile_seconds:,.0f} s of it the first step, which compiled)"
+            if record.compile_seconds
+            else ""
+        )
+        + ", "
         f"{record.peak_memory_bytes['process'] / 1e9:.2f} GB of memory at most"
     )
     say(f"\nsample      {record.samples[0]['text']}\n")
@@ -215,44 +330,3 @@ def _say_result(final: dict[str, Any], path: Path) -> None:
         f"{final['uniform_byte_perplexity']:.2f}), {final['bits_per_byte']:.3f} bits per byte, "
         f"loss {final['loss']:.4f} (in training {final['loss_in_training']:.4f})"
     )
-
-
-class _RandomTokens(PackedTokens):
-    """Stands in for packed text in a dry run, which needs shapes and no data."""
-
-    def __init__(self, length: int, vocab_size: int) -> None:
-        self.split, self._length, self._vocab_size = TRAIN, length, vocab_size
-
-    def __len__(self) -> int:
-        return self._length
-
-    def read_into(self, row: np.ndarray[Any, Any], start: int) -> int:
-        row[:] = np.random.default_rng(start).integers(self._vocab_size, size=len(row))
-        return len(row)
-
-
-def dry_run(recipe: Recipe) -> None:
-    """Print the plan and run one micro-batch at full shape, on random tokens; write nothing.
-
-    Raises:
-        AntError: as `pretrain`, for what can be seen without data.
-    """
-    _quiet_trainer()
-    with tempfile.TemporaryDirectory() as scratch:
-        setup = set_up(recipe, Path(scratch))
-        arguments = setup.arguments
-        arguments.max_steps, arguments.gradient_accumulation_steps = 1, 1
-        arguments.save_strategy = arguments.eval_strategy = "no"
-        arguments.report_to = []
-        arguments.disable_tqdm = True
-        blocks_at_once = setup.plan.per_device_batch_size * setup.plan.num_processes
-        tokens = _RandomTokens(blocks_at_once * recipe.training.sequence_length, setup.config.vocab_size)
-        order = TrainingOrder(PackedDataset(tokens, recipe.training.sequence_length, 0), blocks_at_once, 0)
-        trainer = AntTrainer(setup, RunData(order, tokens, [1] * setup.config.vocab_size), {})
-        trainer.train()
-        loss = read_metrics(Path(scratch) / METRICS)[0]["loss"] if is_first_process() else 0.0
-        say(
-            f"dry run     one micro-batch of {blocks_at_once} blocks took {trainer.meter.seconds:.1f} s, "
-            f"loss {loss:.2f} on random tokens (ln vocab_size = {np.log(setup.config.vocab_size):.2f}); "
-            "nothing was written"
-        )

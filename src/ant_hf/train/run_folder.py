@@ -28,7 +28,7 @@ from ant_hf.utils.files import (
     write_sealed,
     writing,
 )
-from ant_hf.utils.names import FINAL, MANIFEST, METRICS, PLOTS, RUN_RECORD, TOKENIZER
+from ant_hf.utils.names import FINAL, MANIFEST, METRICS, PLOTS, RUN_RECORD, TOKENIZER, config_file
 from ant_hf.utils.provenance import now, package_versions, source_commit
 
 _RECORD_VERSION = 2
@@ -42,6 +42,7 @@ _PACKAGES = (
 # not the weights. What the config and the tokens hold is compared by hash.
 _FREE_KEYS = {
     "architecture",
+    "corpus.language",
     "corpus.sources",
     "data_dir",
     "export_dtype",
@@ -99,7 +100,10 @@ class RunRecord(BaseModel):
     stopped: dict[str, Any] | None = None
     training_seconds: float | None = None
     timed_steps: int | None = None
+    compile_seconds: float | None = None
+    """Of the first step of each sitting, which compiled the model; in `training_seconds` too."""
     tokens_per_second: float | None = None
+    """Without the steps that compiled."""
     skipped_steps: int | None = None
     exported_sha256: dict[str, str] | None = None
     final: dict[str, Any] | None = None
@@ -170,11 +174,20 @@ class RunFolder:
         return self.record is not None and self.record.status == "finished"
 
 
-def open_run_folder(recipe: Recipe, fresh: bool = False) -> RunFolder:
+def is_finished(path: Path) -> bool:
+    """Whether a folder says that it holds a finished run."""
+    try:
+        return read_json(path / RUN_RECORD, "run record", "").get("status") == "finished"
+    except AntError:
+        return False
+
+
+def open_run_folder(recipe: Recipe, fresh: bool = False, look_only: bool = False) -> RunFolder:
     """Decide what a folder's contents mean for this recipe.
 
     Args:
         fresh: remove the run that is there; tokenizer and tokens stay, they have checks of their own.
+        look_only: change nothing in the folder.
 
     Raises:
         AntError: the folder holds another run (names what differs), or files that are no run.
@@ -188,8 +201,10 @@ def open_run_folder(recipe: Recipe, fresh: bool = False) -> RunFolder:
             )
         return RunFolder(path)
     if fresh:
-        say(f"fresh       removing the run in {path}: {_described(path)}")
-        _remove_run(path)
+        what = "a run would remove" if look_only else "removing"
+        say(f"fresh       {what} the run in {path}: {_described(path)}")
+        if not look_only:
+            _remove_run(path)
         return RunFolder(path)
     record = RunRecord.read(path)
     try:
@@ -212,7 +227,9 @@ def open_run_folder(recipe: Recipe, fresh: bool = False) -> RunFolder:
             "or remove that run with --fresh"
         )
     # The first process sets damaged ones aside before the others look.
-    newest = newest_checkpoint(path) if is_first_process() else next(reversed(checkpoints(path)), None)
+    newest = (
+        newest_checkpoint(path, look_only) if is_first_process() else next(reversed(checkpoints(path)), None)
+    )
     return RunFolder(path, record, newest, tuple(differences(before, values)))
 
 
@@ -233,7 +250,10 @@ def begin_or_go_on(setup: Setup, folder: RunFolder) -> RunRecord:
         environment=now_here,
         resumed_from_steps=[],
     )
-    _check_inputs(setup, folder, record)
+    hashes = _input_hashes(setup.recipe)
+    check_equal_inputs(hashes)
+    _check_inputs(setup, folder, record, hashes)
+    check_room("the checkpoints", folder.path, room_needed(setup, folder))
     step = step_of(folder.checkpoint) if folder.checkpoint else 0
     if folder.checkpoint:
         say(f"resuming    from step {step:,} ({folder.checkpoint})")
@@ -248,26 +268,43 @@ def begin_or_go_on(setup: Setup, folder: RunFolder) -> RunRecord:
     return record
 
 
-def _check_inputs(setup: Setup, folder: RunFolder, record: RunRecord) -> None:
-    recipe = setup.recipe
-    hashes = {
-        "config": file_sha256(Path(recipe.architecture)),
+def _input_hashes(recipe: Recipe) -> dict[str, str]:
+    return {
+        "config": file_sha256(config_file(recipe.architecture)),
         "tokenizer": file_sha256(recipe.tokenizer_dir / TOKENIZER),
         "tokens": file_sha256(recipe.tokens_dir / MANIFEST),
     }
-    check_equal_inputs(hashes)
+
+
+def _check_inputs(setup: Setup, folder: RunFolder, record: RunRecord, hashes: dict[str, str]) -> None:
     record.sha256 = record.sha256 or hashes
     for name, seen in hashes.items():
         changed = differences(record.config, setup.config_values) if name == "config" else []
         listing = "".join(f"\n  - {line}" for line in changed)
         problem = f"{folder.path} was made with different {name}{listing}"
         check_hash(problem, seen, record.sha256[name], "Put the old one back, or start over with --fresh")
-    # Three files of weights and moments more than there are, and the export.
-    missing = recipe.training.save_total_limit + 1 - len(checkpoints(folder.path))
     if folder.checkpoint:
         check_trained_with(folder.checkpoint, hashes)
-    room = max(1, missing) * setup.plan.checkpoint_bytes + 4 * setup.ledger.total
-    check_room("the checkpoints", folder.path, room)
+
+
+def check_can_go_on(setup: Setup, folder: RunFolder) -> None:
+    """Hold config, tokenizer and tokens to those of the run in the folder, if there is one.
+
+    Raises:
+        AntError: as `begin_or_go_on`, or they are not there any more.
+    """
+    if folder.record:
+        _check_inputs(setup, folder, folder.record, _input_hashes(setup.recipe))
+
+
+def room_needed(setup: Setup, folder: RunFolder) -> int:
+    """Bytes of the final model, and of the checkpoints at most beyond those that are there."""
+    training = setup.recipe.training
+    saves = -(-training.max_steps // training.save_steps)
+    # An old one goes when the new one is complete.
+    most = min(training.save_total_limit + 1, saves)
+    missing = max(1, most - len(checkpoints(folder.path)))
+    return missing * setup.plan.checkpoint_bytes + 4 * setup.ledger.total
 
 
 def _with_whole_paths(recipe: dict[str, Any]) -> dict[str, Any]:

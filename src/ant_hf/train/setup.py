@@ -16,21 +16,27 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import PreTrainedConfig, TrainingArguments
 
-from ant_hf.data.tokenizer import load_tokenizer
-from ant_hf.data.tokens import TRAIN, read_manifest
 from ant_hf.errors import AntError
-from ant_hf.model.architecture import Ledger, build_model, ledger_table, load_architecture, parameter_ledger
-from ant_hf.model.attention import CAUSAL_BLOCKS
+from ant_hf.model.architecture import (
+    Ledger,
+    build_model,
+    ledger_table,
+    load_architecture,
+    parameter_ledger,
+)
+from ant_hf.model.attention import CAUSAL_BLOCKS, CAUSAL_SDPA
+from ant_hf.model.loss import return_loss_only
 from ant_hf.recipe import Integration, Recipe, TrainingRecipe
 from ant_hf.utils.console import facts_table, is_first_process, say, show
 from ant_hf.utils.hardware import cpu_flags, cpu_name, keep_freed_memory, known_gpu, threads_per_process
-from ant_hf.utils.names import MANIFEST
+from ant_hf.utils.names import config_file
 
 # In fp32 on a CPU, SDPA pays per call and wins from longer blocks on; see docs/decisions.md.
 _EAGER_UP_TO_TOKENS = 256
-# On a CPU 16 x 1,024 tokens at once were slower than 4 x 1,024, which stay nearer to its caches. The other
-# two are guesses, not measured: enough work for every kernel to fill a GPU.
+# On a CPU 16 x 1,024 tokens at once were slower than 4 x 1,024, which stay nearer to its caches. The others
+# are guesses, not measured: enough work for every kernel to fill a GPU.
 _MOST_TOKENS = {"cpu": 4096, "mps": 16384, "cuda": 65536}
+_LARGE_GPU_BYTES, _MOST_TOKENS_LARGE_GPU = 40e9, 131072
 # Trainer, optimizer state and fragmentation come on top of the step that is tried.
 _USABLE_MEMORY = 0.8
 # The first process may tokenise a whole corpus while the others wait for it.
@@ -100,7 +106,7 @@ class Setup:
 
 
 def set_up(recipe: Recipe, output_dir: Path) -> Setup:
-    """Decide everything that needs no data, and show it.
+    """Decide everything that needs no data; `show_plan` prints it.
 
     Raises:
         AntError: recipe, architecture and machine do not fit each other.
@@ -121,7 +127,7 @@ def set_up(recipe: Recipe, output_dir: Path) -> Setup:
         )
     execution = choose_execution(training)
     if execution.device == "cpu":
-        # accelerate launch exports OMP_NUM_THREADS=1, which would leave all other cores idle.
+        # Even under accelerate launch, whose OMP_NUM_THREADS=1 would leave all other cores idle.
         torch.set_num_threads(training.cpu_threads or threads_per_process())
         keep_freed_memory()
     check_reporting(training.report_to)
@@ -137,14 +143,12 @@ def set_up(recipe: Recipe, output_dir: Path) -> Setup:
     plan = make_plan(training, config, ledger, arguments.world_size, at_once)
     arguments.per_device_train_batch_size = plan.per_device_batch_size
     arguments.gradient_accumulation_steps = plan.gradient_accumulation_steps
-    setup = Setup(recipe, config, ledger, execution, plan, arguments)
-    _show(setup)
-    return setup
+    return Setup(recipe, config, ledger, execution, plan, arguments)
 
 
-def fit_vocabulary(setup: Setup) -> Setup:
-    """The same with the vocabulary of the tokenizer that is there, where the recipe leaves it open."""
-    recipe, entries = setup.recipe, load_tokenizer(setup.recipe.tokenizer_dir).get_vocab_size()
+def fit_vocabulary(setup: Setup, entries: int) -> Setup:
+    """The same with the vocabulary of the tokenizer, where the recipe leaves it open."""
+    recipe = setup.recipe
     if recipe.tokenizer.vocab_size is not None or entries >= setup.config.vocab_size:
         return setup
     config = copy.deepcopy(setup.config)
@@ -165,11 +169,11 @@ def choose_execution(recipe: TrainingRecipe) -> Execution:
     precision, reason = _choose_precision(device, recipe.precision)
     attention: str = recipe.attn_implementation
     if attention == "auto" and device != "cpu":
-        attention = "sdpa"
+        attention = CAUSAL_SDPA
     elif attention == "auto" and precision == "bf16":
         attention = CAUSAL_BLOCKS
     elif attention == "auto":
-        attention = "eager" if recipe.sequence_length <= _EAGER_UP_TO_TOKENS else "sdpa"
+        attention = "eager" if recipe.sequence_length <= _EAGER_UP_TO_TOKENS else CAUSAL_SDPA
     name = (
         torch.cuda.get_device_name() if device == "cuda" else cpu_name() if device == "cpu" else "Apple GPU"
     )
@@ -284,7 +288,8 @@ def training_arguments(recipe: Recipe, execution: Execution, output_dir: Path) -
         optim="adamw_torch" if execution.precision == "fp16" else "adamw_torch_fused",
         bf16=execution.precision == "bf16",
         fp16=execution.precision == "fp16",
-        torch_compile=execution.torch_compile,
+        # Else what is said to be float32, such as the score of the exported model, could be TF32.
+        tf32=False,
         use_cpu=execution.device == "cpu",
         # TrainingOrder has shuffled already.
         train_sampling_strategy="sequential",
@@ -324,7 +329,7 @@ def choose_micro_batch(
             hint=f"Use --set training.sequences_per_step={nearest}",
         )
     asked = recipe.per_device_batch_size
-    most = max(1, _MOST_TOKENS[execution.device] // recipe.sequence_length) if asked == "auto" else asked
+    most = max(1, _most_tokens(execution.device) // recipe.sequence_length) if asked == "auto" else asked
     candidates = [size for size in range(min(most, per_process), 0, -1) if per_process % size == 0]
     if asked != "auto" or execution.device != "cuda":
         return candidates[0]
@@ -341,6 +346,12 @@ def choose_micro_batch(
         torch.distributed.all_reduce(smallest, torch.distributed.ReduceOp.MIN)
         chosen = int(smallest)
     return chosen
+
+
+def _most_tokens(device: str) -> int:
+    if device == "cuda" and torch.cuda.get_device_properties().total_memory > _LARGE_GPU_BYTES:
+        return _MOST_TOKENS_LARGE_GPU
+    return _MOST_TOKENS[device]
 
 
 def ran_out_of_memory(error: RuntimeError) -> bool:
@@ -364,15 +375,16 @@ def largest_that_fits(candidates: Sequence[int], fits: Callable[[int], bool]) ->
 
 
 def _fits(recipe: TrainingRecipe, config: PreTrainedConfig, execution: Execution, size: int) -> bool:
-    """Run one training pass as it will be, but not compiled, which needs more memory rather than less."""
+    """Run one training pass as it will be."""
     torch.cuda.reset_peak_memory_stats()
     # Building a model seeds the generator anew; the run's own seeding must find it as it was.
     with torch.random.fork_rng():
         model = build_model(config, 0, execution.attn_implementation)
+    return_loss_only(model, recipe.z_loss, execution.torch_compile)
     model.cuda()  # type: ignore[call-arg]  # wrapped by a decorator of transformers
     ids = torch.zeros((size, recipe.sequence_length), dtype=torch.int64, device="cuda")
     with torch.autocast("cuda", dtype=execution.autocast_dtype, enabled=execution.autocast_dtype is not None):
-        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss = model(input_ids=ids, labels=ids).loss
     loss.backward()
     used = torch.cuda.max_memory_allocated() / torch.cuda.get_device_properties().total_memory
     del model, ids, loss
@@ -419,26 +431,38 @@ def make_plan(
     )
 
 
-def _show(setup: Setup) -> None:
+def show_plan(setup: Setup, train_tokens: int | None, is_counted: bool) -> None:
+    """Print the parameters and the plan.
+
+    Args:
+        train_tokens: of the training text, if that is known.
+        is_counted: whether they are counted and not estimated.
+    """
     recipe, execution, plan = setup.recipe, setup.execution, setup.plan
-    show(ledger_table(setup.config, setup.ledger))
+    show(ledger_table(setup.ledger))
     training = recipe.training
+    factors = [f"{plan.per_device_batch_size} a device"]
+    if plan.num_processes > 1:
+        factors.append(f"{plan.num_processes} processes")
+    if plan.gradient_accumulation_steps > 1:
+        factors.append(f"{plan.gradient_accumulation_steps} accumulated")
     batch = (
         f"{training.sequences_per_step} blocks of {training.sequence_length} = "
-        f"{plan.tokens_per_step:,} tokens ({plan.per_device_batch_size} a device x "
-        f"{plan.num_processes} processes x {plan.gradient_accumulation_steps} accumulated)"
+        f"{plan.tokens_per_step:,} tokens ({' x '.join(factors)})"
     )
     if training.per_device_batch_size not in ("auto", plan.per_device_batch_size):
         batch += f"; the recipe's {training.per_device_batch_size} a device do not divide it"
+    # How often each training token is seen.
+    passes = "not known, as is the amount of text"
+    if train_tokens:
+        about = "" if is_counted else "about "
+        passes = f"{ratio(plan.total_tokens / train_tokens)} over {about}{train_tokens:,} tokens"
     threads = f", {torch.get_num_threads()} threads a process" if execution.device == "cpu" else ""
-    # How often each training token is seen, as far as the amount of text is known yet.
-    passes = "known once the text is packed"
-    if (recipe.tokens_dir / MANIFEST).is_file():
-        tokens = read_manifest(recipe.tokens_dir)["splits"][TRAIN]["tokens"]
-        passes = f"{plan.total_tokens / tokens:.2f} over {tokens:,} packed tokens"
-    elif recipe.corpus.max_tokens:
-        passes = f"{plan.total_tokens / recipe.corpus.max_tokens:.2f} if the corpus has max_tokens"
-    facts = [
+    facts = []
+    if any(config_file(recipe.architecture).parent.glob("*.safetensors")):
+        start = f"random weights; of the model in {recipe.architecture} only the shape is taken"
+        facts.append(("start", start))
+    facts += [
         ("device", f"{execution.device} ({execution.device_name}){threads}"),
         ("precision", f"{execution.precision}: {execution.reason}"),
         (
@@ -448,8 +472,13 @@ def _show(setup: Setup) -> None:
         ("a step", batch),
         ("the run", f"{training.max_steps:,} steps = {plan.total_tokens:,} tokens"),
         ("passes", passes),
-        ("tokens a parameter", f"{plan.tokens_per_parameter:.2f}"),
+        ("tokens a parameter", ratio(plan.tokens_per_parameter)),
         ("training compute", f"{plan.flops_per_token / 1e6:.1f} MFLOP a token, {plan.total_flops:.3g} FLOP"),
         ("a checkpoint", f"{plan.checkpoint_bytes / 1e6:,.1f} MB, {training.save_total_limit} kept"),
     ]
     show(facts_table(f"Plan of {recipe.name}", facts))
+
+
+def ratio(value: float) -> str:
+    """Two digits behind the point, or where they would be 0.00 two digits that are not 0."""
+    return f"{value:,.2f}" if value >= 0.1 else f"{value:.2g}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,42 +24,21 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import TrainOutput
 
-from ant_hf.data.dataset import IGNORED_LABEL, TrainingOrder, whole_batch
+from ant_hf.data.dataset import TrainingOrder, whole_batch
 from ant_hf.data.tokens import PackedTokens
 from ant_hf.errors import AntError
 from ant_hf.model.architecture import build_model
+from ant_hf.model.loss import return_loss_only
 from ant_hf.model.scoring import score_tokens
-from ant_hf.train.callbacks import MetricsFile, ProgressBar, StepGuard, StopRequest, ThroughputMeter
-from ant_hf.train.checkpoints import PROGRESS, checkpoint_name, remove_unsealed, seal
+from ant_hf.train.callbacks import REASONS, MetricsFile, ProgressBar, StepGuard, StopRequest, ThroughputMeter
+from ant_hf.train.checkpoints import PROGRESS, checkpoint_name, checkpoints, remove_unsealed, seal
 from ant_hf.train.distributed import check_fsdp
 from ant_hf.train.optimizers import muon_adamw
 from ant_hf.train.setup import Setup, ran_out_of_memory
 from ant_hf.utils.files import read_json, write_json, writing
 from ant_hf.utils.metrics import TextScore
 from ant_hf.utils.names import METRICS, WEIGHTS
-
-
-def cross_entropy_with_z_loss(coefficient: float) -> Callable[..., torch.Tensor]:
-    """For `Trainer(compute_loss_func=...)`: cross-entropy + coefficient x (log Z)^2, mean over targets.
-
-    Z is the softmax's denominator; the term keeps logits from drifting (PaLM, Chowdhery et al. 2022,
-    section 5, with 1e-4). Both terms share one log-sum-exp.
-    """
-
-    def loss(
-        outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
-    ) -> torch.Tensor:
-        # Label t belongs to the logits of t - 1; the last position has none.
-        targets = torch.nn.functional.pad(labels, (0, 1), value=IGNORED_LABEL)[:, 1:]
-        counted = targets != IGNORED_LABEL
-        logits = outputs.logits.float()
-        log_z = logits.logsumexp(-1)
-        chosen = logits.gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-        total = ((log_z - chosen + coefficient * log_z.square()) * counted).sum()
-        mean: torch.Tensor = total / (counted.sum() if num_items_in_batch is None else num_items_in_batch)
-        return mean
-
-    return loss
+from ant_hf.utils.stopping import phase, stopped_by_signals
 
 
 @dataclass(frozen=True)
@@ -87,23 +66,30 @@ class AntTrainer(Trainer):
 
     def __init__(self, setup: Setup, data: RunData, made_of: Mapping[str, str]) -> None:
         recipe, plan = setup.recipe.training, setup.plan
-        loss = cross_entropy_with_z_loss(recipe.z_loss) if recipe.z_loss else None
+        model = build_model(setup.config, recipe.seed, setup.execution.attn_implementation)
+        # Trainer's own compilation takes in what accelerate wraps around the model.
+        return_loss_only(model, recipe.z_loss, setup.execution.torch_compile)
         super().__init__(
-            model=build_model(setup.config, recipe.seed, setup.execution.attn_implementation),
+            model=model,
             args=setup.arguments,
             train_dataset=data.order,
             eval_dataset=data.validation,  # read by our own evaluate() only
             data_collator=whole_batch,  # type: ignore[arg-type]  # our batches come collated
-            compute_loss_func=loss,
         )
         check_fsdp(getattr(self.accelerator.state, "fsdp_plugin", None))
         self.setup, self.data, self.made_of = setup, data, made_of
         self.folder = Path(str(setup.arguments.output_dir))
-        self.meter = ThroughputMeter()
+        self.meter = ThroughputMeter(setup.execution.torch_compile)
         self.metrics = MetricsFile(self.folder / METRICS)
         self.stop = StopRequest(recipe.max_hours, plan.checkpoint_bytes)
         self.guard = StepGuard(
-            recipe, data.order, self.metrics, self.stop, self._sum_over_processes, plan.num_processes
+            recipe,
+            data.order,
+            self.metrics,
+            self.stop,
+            self._sum_over_processes,
+            plan.num_processes,
+            one_step_late=setup.execution.device == "cuda",
         )
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
@@ -139,7 +125,10 @@ class AntTrainer(Trainer):
         try:
             if resume_from_checkpoint is not None:
                 self._check_names(Path(resume_from_checkpoint) / WEIGHTS)
-            with self.stop.listening(), self._saving_whole():
+            kept = f"The checkpoints saved before are kept in {self.folder}. Run the same command again."
+            # What is trained without a save, as to measure it, is no loss.
+            request = None if self.args.save_strategy == "no" else self.stop.on_signal
+            with phase("training", kept), stopped_by_signals(request), self._saving_whole():
                 return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         except pickle.UnpicklingError:
             raise AntError(
@@ -158,6 +147,18 @@ class AntTrainer(Trainer):
                 hint=f"Use --set training.per_device_batch_size={max(1, at_once // 2)}; the batch of a step, "
                 "and so the recipe, stays as it is. The last checkpoint is kept.",
             ) from None
+
+    def stopped_by(self) -> str | None:
+        """What ended the training before the run's end: one of REASONS.
+
+        A signal that came while the last step was saved counts too: nobody is to wait for the end of the run.
+        """
+        votes = torch.tensor(self.stop.after_step()[:2], device=self.args.device)
+        requests = self._sum_over_processes(votes).tolist()
+        late = next((name for name, asked in zip(REASONS, requests, strict=False) if asked), None)
+        step = checkpoint_name(self.state.global_step)
+        is_saved = step in {path.name for path in checkpoints(self.folder)}
+        return self.guard.stopped_by or (late if is_saved else None)
 
     @contextlib.contextmanager
     def _saving_whole(self) -> Iterator[None]:
@@ -196,6 +197,15 @@ class AntTrainer(Trainer):
         self.guard.add_micro_batch(loss)
         return loss
 
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Of the gradients before clipping; Trainer's public hooks do not show it."""
+        self.guard.gradient_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        return self.guard.gradient_norm
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """As the plan counts them; Trainer's own walks through all modules for every micro-batch."""
+        return round(inputs["input_ids"].numel() * self.setup.plan.flops_per_token)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add tokens seen to every row, speed and MFU to those with a training loss."""
         plan, peak_flops = self.setup.plan, self.setup.execution.peak_flops
@@ -207,7 +217,7 @@ class AntTrainer(Trainer):
             if self.accelerator.scaler is not None:
                 logs["skipped_steps"] = self.guard.skipped_steps
             seconds, steps, loading = self.meter.since_last_call()
-            if seconds:
+            if steps:
                 logs["data_loading_share"] = loading / seconds
                 logs["tokens_per_second"] = steps * plan.tokens_per_step / seconds
                 if peak_flops:
@@ -244,9 +254,11 @@ class AntTrainer(Trainer):
             autocast_dtype=self.setup.execution.autocast_dtype,
             share=share,
         )
-        if self.is_fsdp_enabled:
+        if self.is_fsdp_enabled or self.args.world_size == 1:
             return scores
-        nats, count, size = self._sum_over_processes([scores.nats, scores.tokens, scores.bytes])
+        sums = [scores.nats, scores.tokens, scores.bytes]
+        summed = self._sum_over_processes(torch.tensor(sums, dtype=torch.float64, device=self.args.device))
+        nats, count, size = summed.tolist()
         return replace(scores, nats=nats, tokens=int(count), bytes=int(size))
 
     def whole_model(self) -> tuple[PreTrainedModel, dict[str, torch.Tensor] | None]:
@@ -257,11 +269,8 @@ class AntTrainer(Trainer):
         )
         return unwrapped, weights
 
-    def _sum_over_processes(self, numbers: list[float]) -> list[float]:
-        if self.accelerator.num_processes == 1:
-            return numbers
-        sums = torch.tensor(numbers, dtype=torch.float64, device=self.accelerator.device)
-        return self.accelerator.reduce(sums, reduction="sum").tolist()
+    def _sum_over_processes(self, numbers: torch.Tensor) -> torch.Tensor:
+        return self.accelerator.reduce(numbers, reduction="sum") if self.args.world_size > 1 else numbers
 
 
 class _IntervalsOfNow(TrainerCallback):

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import CommitOperationAdd
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.utils.tqdm import disable_progress_bars
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -22,9 +24,10 @@ from ant_hf.errors import AntError
 from ant_hf.hub import HubClient, HubUnreachableError
 from ant_hf.recipe import Recipe
 from ant_hf.utils.console import is_first_process, say
-from ant_hf.utils.files import read_json, read_sealed, whole_folder, write_json, write_sealed
+from ant_hf.utils.files import inventory, read_json, read_sealed, whole_folder, write_json, write_sealed
 from ant_hf.utils.names import LAST_CHECKPOINT, METRICS, MODEL_FILES, RUN_RECORD, SEAL, TOKENIZER_FILES
 from ant_hf.utils.provenance import without_paths
+from ant_hf.utils.stopping import phase
 
 _STAGE = ".hub-upload"
 # Written by Trainer for itself: a pickle with this machine's paths in it, not needed to go on.
@@ -78,9 +81,12 @@ class CheckpointUploads(TrainerCallback):
                 if path.is_file():
                     _link(path, stage / path.name)
             self._put_in_line(last, stage)
-        say(f"hub         waiting for the uploads to {self._repository}")
-        # In line behind all others, it is done when they are.
-        if wait([self._client.api.run_as_future(int)], _WAIT_SECONDS).not_done:
+        say(f"hub         waiting for the uploads to {self._repository}; Ctrl-C leaves without them")
+        kept = f"All of it lies in {self._output_dir}. Run the same command again to send the rest."
+        with phase(f"sending {last} to {self._repository}", kept):
+            # In line behind all others, it is done when they are.
+            is_late = wait([self._client.api.run_as_future(int)], _WAIT_SECONDS).not_done
+        if is_late:
             self._is_given_up = True
             self._fail(last, f"no end after {_WAIT_SECONDS:.0f} s")
         if self.failed:
@@ -105,20 +111,27 @@ class CheckpointUploads(TrainerCallback):
                     lambda: api.create_repo(self._repository, private=is_private, exist_ok=True),
                 )
                 self._is_created = True
-            self._client.step(
-                f"sending {what}",
-                lambda: api.upload_folder(
-                    repo_id=self._repository,
-                    folder_path=stage,
-                    commit_message=f"Training in progress, {what}",
-                    delete_patterns=gone,
-                ),
-            )
+            self._client.step(f"sending {what}", lambda: self._commit(what, stage, gone))
             self.sent.append(what)
         except Exception as error:  # whatever it is, it must not reach the training
             self._fail(what, self._client.redact(str(error)))
         finally:
             shutil.rmtree(stage, ignore_errors=True)
+
+    def _commit(self, what: str, stage: Path, gone: str | None) -> None:
+        api = self._client.api
+        # A file of two names, as the weights are, would go over the line twice; what has arrived does not.
+        hashes = {name: values["sha256"] for name, values in inventory(stage).items()}
+        count = Counter(hashes.values())
+        twice = {sha256: name for name, sha256 in hashes.items() if count[sha256] > 1}
+        additions = [CommitOperationAdd(name, stage / name) for name in twice.values()]
+        api.preupload_lfs_files(self._repository, additions)
+        api.upload_folder(
+            repo_id=self._repository,
+            folder_path=stage,
+            commit_message=f"Training in progress, {what}",
+            delete_patterns=gone,
+        )
 
     def _fail(self, what: str, why: str) -> None:
         self.failed.append(what)
@@ -181,24 +194,25 @@ def start_uploads(recipe: Recipe, trainer: Trainer | None = None) -> CheckpointU
     """
     if not recipe.training.push_to_hub or not is_first_process():
         return None
-    uploads = CheckpointUploads(_checked_client(), recipe)
+    uploads = CheckpointUploads(checked_client(recipe), recipe)
     if trainer:
         trainer.add_callback(uploads)
     return uploads
 
 
-def _checked_client() -> HubClient:
-    client = HubClient(attempts=3, timeout=30.0)
+def checked_client(recipe: Recipe) -> HubClient:
+    """A client that may write to the recipe's repository, or for now cannot reach the Hub.
+
+    Raises:
+        AntError: no token, or one that may not write there.
+    """
     try:
-        account, access = client.account()
+        client = HubClient(attempts=3, timeout=30.0)
+        client.check_may_write(str(recipe.training.hub_model_id))
     except HubUnreachableError as error:
         say(f"hub         {error}; training goes on, and every save tries again")
-        return client
-    if access.get("role") == "read":
-        raise AntError(
-            f"the Hub token of {account['name']} may only read, and training.push_to_hub is on",
-            hint="Make one that may write at https://huggingface.co/settings/tokens",
-        )
+    except AntError as error:
+        raise AntError(f"training.push_to_hub is on, and {error}") from None
     return client
 
 
@@ -214,7 +228,7 @@ def fetch_checkpoint(recipe: Recipe, fresh: bool) -> None:
     if not is_wanted or (output_dir / RUN_RECORD).is_file():
         return
     # Now, and not after hours of packing.
-    client = _checked_client()
+    client = checked_client(recipe)
 
     def download() -> Path | None:
         try:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 import logging
 import os
 import sys
@@ -9,8 +12,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any, TextIO, cast
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.filesize import decimal
 from rich.progress import (
     BarColumn,
@@ -21,12 +25,25 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.segment import Segment
 from rich.table import Table
 
-_console = Console(highlight=False, soft_wrap=True)
+from ant_hf.errors import without_control_codes
+
 # Between two lines of progress where there is no terminal.
 _LINE_SECONDS = 30
 _LIBRARIES = ("transformers", "huggingface_hub", "datasets", "lm_eval", "torch.onnx")
+
+
+class _Console(Console):
+    """Rich's own codes reach the terminal, and none of the texts that are printed."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=without_control_codes(segment.text))
+
+
+_console = _Console(highlight=False, soft_wrap=True)
 
 
 def is_first_process() -> bool:
@@ -34,10 +51,84 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def show_anything() -> None:
+    """Let stdout and stderr show what their encoding lacks as escapes, `\\u0444`: output must not end a run.
+
+    Bytes that stdin's encoding lacks come as surrogates, as they do in arguments.
+    """
+    streams = {sys.stdout: "backslashreplace", sys.stderr: "backslashreplace", sys.stdin: "surrogateescape"}
+    for stream, errors in streams.items():
+        # Notebooks and tests have streams of their own.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
+def flush() -> None:
+    """Write out what stdout still holds, unless its reader has left, as `head` does."""
+    with contextlib.suppress(AttributeError):  # a stdout that was closed from the start is None
+        _Lasting(sys.stdout).flush()
+
+
+def _write_nowhere(stream: TextIO) -> None:
+    with contextlib.suppress(OSError), open(os.devnull, "w") as nowhere:  # noqa: PTH123
+        os.dup2(nowhere.fileno(), stream.fileno())
+
+
+class _Lasting:
+    """A stream whose reader may leave: what is written from then on is lost, and nobody fails of it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(text)
+        except OSError:
+            _write_nowhere(self._stream)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            _write_nowhere(self._stream)
+
+
+@contextmanager
+def lasting_output() -> Iterator[None]:
+    """Go on where nobody reads the output any more: Ctrl-C in `pretrain.py | tee log` ends `tee` as well."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast("TextIO", _Lasting(stream)) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
 def say(text: str = "") -> None:
     """Print a line as it is."""
     if is_first_process():
-        _console.print(text, markup=False)
+        _console.print(without_control_codes(text), markup=False)
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """Print a line the first time that it is said."""
+    say(text)
+
+
+def write(text: str) -> None:
+    """Put a piece of a text on stdout at once, without a line end."""
+    # A model may have learnt the codes that move a terminal's cursor.
+    print(without_control_codes(text) if _console.is_terminal else text, end="", flush=True)
+
+
+def remark(text: str) -> None:
+    """Print a line beside the output, on stderr."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def show(table: Table) -> None:

@@ -14,6 +14,7 @@ import os
 import re
 import shlex
 import shutil
+import tempfile
 import zlib
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -300,23 +301,26 @@ def _readable(text: str) -> float:
     return sum(c.isalnum() or c.isspace() or "!" <= c <= "~" for c in text) / max(len(text), 1)
 
 
-def read_json_rows(file: Path, may_be_cut: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_json_rows(
+    file: Path, may_be_cut: bool = False, unique_keys: bool = False
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a JSONL file, each with its place for messages; blank lines are skipped.
 
     Args:
         may_be_cut: leave out a last line without a line end, which a kill cut short.
+        unique_keys: refuse an object that has a key twice, instead of taking the last; slower.
 
     Raises:
         AntError: as `opened`; or a line is not UTF-8 or no JSON object, with its number.
     """
-    offset = 0
+    offset, pairs = 0, _unique if unique_keys else None
     with opened(file) as handle:
         for number, line in enumerate(handle, 1):
             if may_be_cut and not line.endswith(b"\n"):
                 return
             where = f"{file}, line {number}"
             try:
-                row = json.loads(line.decode("utf-8-sig")) if line.strip() else None
+                row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=pairs) if line.strip() else None
             except UnicodeDecodeError as error:
                 raise not_utf8(file, offset + error.start) from None
             except (ValueError, RecursionError) as error:
@@ -339,6 +343,13 @@ def _no_object(where: str, reason: str, line: bytes, number: int) -> AntError:
         if is_array
         else "Mend or remove that line.",
     )
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError(f"a key stands there twice, among {', '.join(key for key, _ in pairs)}")
+    return values
 
 
 @contextmanager
@@ -372,9 +383,10 @@ def inventory(folder: Path, without: tuple[str, ...] = ()) -> dict[str, dict[str
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# Rust libraries give the number in the text; PyTorch's archive writer only says that it stopped short.
+# Rust libraries give the number in the text; PyTorch's archive writer and NumPy say that they stopped short.
 _FULL_IN_WORDS = re.compile(
     r"No space left|quota exceeded|File too large|os error (27|28|122)|PytorchStreamWriter|inline_container"
+    r"|requested and \d+ written|problem writing element"
 )
 
 
@@ -411,8 +423,16 @@ def writing(what: str, folder: Path, needed: int | Callable[[], int]) -> Iterato
         ) from None
 
 
-def check_room(what: str, folder: Path, needed: int) -> None:
+def check_room(
+    what: str,
+    folder: Path,
+    needed: int,
+    otherwise: str = "set another folder with --output-dir, or lower training.save_total_limit",
+) -> None:
     """Refuse to begin what cannot be stored.
+
+    Args:
+        otherwise: what to do if no space can be freed.
 
     Raises:
         AntError: fewer bytes are free than needed.
@@ -422,11 +442,37 @@ def check_room(what: str, folder: Path, needed: int) -> None:
             f"no room for {what} in {folder}",
             seen=f"{free:,} bytes free",
             expected=f"at least {needed:,} bytes",
-            hint="Free some space, set another folder with --output-dir, or lower training.save_total_limit.",
+            hint=f"Free some space, {otherwise}.",
         )
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Refuse to begin what could not be stored in the end.
+
+    Args:
+        option: what to type for another place.
+
+    Raises:
+        AntError: nothing can be written where the folder is or will be.
+    """
+    if not is_writable(folder):
+        raise AntError(f"{folder.absolute()} cannot be written", hint=f"Name another place: {option}")
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether a file can be made where a folder is or will be; it is tried: rights say nothing of a disk."""
+    try:
+        with tempfile.TemporaryFile(dir=nearest(folder)):
+            return True
+    except OSError:
+        return False
+
+
+def nearest(folder: Path) -> Path:
+    """The folder itself, or the first above it that is there."""
+    return next(path for path in [folder, *folder.absolute().parents] if path.exists())
 
 
 def free_bytes(folder: Path) -> int:
     """Bytes this user may still write where `folder` is or will be."""
-    there = next(path for path in [folder, *folder.absolute().parents] if path.exists())
-    return shutil.disk_usage(there).free
+    return shutil.disk_usage(nearest(folder)).free

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +24,15 @@ def available_cores() -> int:
 
 
 def threads_per_process() -> int:
-    """Cores divided by the processes on this machine, at least one."""
+    """What the user set as OMP_NUM_THREADS, else cores divided by the processes on this machine."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked == "1" and ("ACCELERATE_USE_CPU" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ):
+        # accelerate and torchrun put it there where nothing was set; what they were started with tells.
+        asked, launcher = "", psutil.Process().parent()
+        with suppress(psutil.Error):
+            asked = launcher.environ().get("OMP_NUM_THREADS", "") if launcher else ""
+    if asked.isdecimal() and int(asked):
+        return int(asked)
     return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 

@@ -9,14 +9,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 from filelock import FileLock, Timeout
 
 from ant_hf.errors import AntError
 from ant_hf.utils.console import say
 from ant_hf.utils.files import read_json, write_json
+from ant_hf.utils.names import RELEASE, SEAL
 from ant_hf.utils.provenance import now
 
 _OWNER = ".{}.owner.json"
+# By the files that tell it; whatever is written into such a folder would be taken for a part of it.
+_WHOLE = {RELEASE: "a release", SEAL: "a checkpoint", "*.safetensors": "a model"}
 
 
 @contextmanager
@@ -31,14 +35,11 @@ def locked(folder: Path, name: str, wait: bool = False) -> Iterator[None]:
         wait: wait for the other process instead of refusing.
 
     Raises:
-        AntError: another process holds it; names the process.
+        AntError: another process holds it (names the process), or see `check_usable`.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        is_writable = os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
-    except FileExistsError:
-        is_writable = False
-    if not is_writable:
+    check_usable(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
         # A read-only mount of prepared data: nobody can write there, so nothing needs to be held.
         yield
         return
@@ -47,10 +48,7 @@ def locked(folder: Path, name: str, wait: bool = False) -> Iterator[None]:
         lock.acquire(blocking=False)
     except Timeout:
         if not wait:
-            raise AntError(
-                f"{folder} is in use by {_described(folder, name)}",
-                hint="Wait for it, stop it, or set another folder: --output-dir FOLDER",
-            ) from None
+            raise _in_use(folder, name) from None
         say(f"waiting     for {_described(folder, name)}, which works in {folder}")
         lock.acquire()
     try:
@@ -61,6 +59,37 @@ def locked(folder: Path, name: str, wait: bool = False) -> Iterator[None]:
     finally:
         owner.unlink(missing_ok=True)
         lock.release()
+
+
+def check_usable(folder: Path) -> None:
+    """Refuse a folder that no run or data can be put into.
+
+    Raises:
+        AntError: it is a file, or the folder of a model, a checkpoint or a release.
+    """
+    hint = "Set another folder: --output-dir FOLDER, or --set data_dir=FOLDER for the data."
+    if folder.exists() and not folder.is_dir():
+        raise AntError(f"{folder} is a file; a folder is needed", hint=hint)
+    if what := next((_WHOLE[files] for files in _WHOLE if any(folder.glob(files))), None):
+        raise AntError(f"{folder} holds {what}; nothing is added there", hint=hint)
+
+
+def check_free(folder: Path, name: str) -> None:
+    """Look whether a folder's lock could be taken, as far as that shows without touching it.
+
+    Raises:
+        AntError: a process of this machine that is alive holds it.
+    """
+    owner = owner_of(folder, name)
+    if owner.get("host") == socket.gethostname() and psutil.pid_exists(int(owner.get("pid", 0))):
+        raise _in_use(folder, name)
+
+
+def _in_use(folder: Path, name: str) -> AntError:
+    return AntError(
+        f"{folder} is in use by {_described(folder, name)}",
+        hint="Wait for it, stop it, or set another folder: --output-dir FOLDER",
+    )
 
 
 def owner_of(folder: Path, name: str) -> dict[str, Any]:

@@ -1,6 +1,12 @@
-"""Files and folders that more than one stage knows by name."""
+"""Files and folders that more than one stage knows by name, and the files that come with the package."""
 
 from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+
+from ant_hf.errors import missing_file
 
 # In a run's folder.
 RUN_RECORD = "run.json"
@@ -28,3 +34,58 @@ CARD = "README.md"
 GATE = "gate.json"
 RELEASE = "release.json"
 RELEASED_MANIFEST = "tokens.json"
+
+
+def shipped_file(name: str) -> Path:
+    """Where a file of configs/ or model_card/ lies: inside the package in a wheel, else in the checkout."""
+    package = Path(__file__).parents[1]
+    packaged = package / name
+    return packaged if packaged.exists() else package.parents[1] / name
+
+
+def expand_home(path: str) -> str:
+    """A path with `~` as the shell takes it; as it is where there is no such user."""
+    return os.path.expanduser(path)  # noqa: PTH111 (pathlib's raises for an unknown user)
+
+
+def find_config(given: str | Path, what: str, pattern: str, prefix: str = "") -> Path:
+    """The file behind a path, or behind the name of one that comes with the package.
+
+    Args:
+        what: for the message.
+        pattern: of the files in configs/ that have names.
+        prefix: what stands in those files' names before the name.
+
+    Raises:
+        AntError: there is none; lists the known names, and the nearest name or file.
+    """
+    path = Path(expand_home(str(given)))
+    if os.path.isfile(path):  # noqa: PTH113 (pathlib's raises for a name that is too long)
+        return path
+    configs = shipped_file("configs")
+    known = {file.stem.removeprefix(prefix): file for file in sorted(configs.glob(pattern))}
+    for name, file in known.items():
+        # Also as it is called in the repository, so that its commands can be typed in any folder.
+        if path.as_posix() in (name, f"configs/{file.relative_to(configs).as_posix()}"):
+            return file
+    suffix = Path(pattern).suffix
+    likely = {file.stem: str(file) for file in path.parent.glob(f"*{suffix}")} | {
+        name: name for name in known
+    }
+    near = difflib.get_close_matches(path.stem.removeprefix(prefix), likely, n=1)
+    meant = f"Did you mean {likely[near[0]]}? " if near else ""
+    hint = (
+        f"{meant}Pass a {suffix} file, or one of these names: {', '.join(known)}. Paths count from the "
+        f"folder you are in, {Path.cwd()}; those in a recipe first from its own folder."
+    )
+    raise missing_file(path, what, hint)
+
+
+def config_file(path: str | Path) -> Path:
+    """The LlamaConfig JSON behind a file, a model folder, or a name: `ant10m`.
+
+    Raises:
+        AntError: there is none; lists the known names, and the nearest name or file.
+    """
+    inside = Path(path) / CONFIG
+    return inside if inside.is_file() else find_config(path, "model config", "*.json", "llama_")

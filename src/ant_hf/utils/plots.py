@@ -13,6 +13,11 @@ from matplotlib.figure import Figure
 
 # Okabe and Ito's palette: told apart with any colour vision, and in grey.
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+# Shape, fill and edge: one tells two points apart where the others do not.
+_MARKERS = (
+    ("D", "black", "white"), ("o", "white", "black"), ("^", "#F0E442", "black"), ("s", PINK, "black"),
+    ("v", GREEN, "black"),
+)  # fmt: skip
 STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -21,7 +26,7 @@ STYLE: dict[Any, Any] = {
     "axes.prop_cycle": cycler(color=[BLUE, ORANGE, GREEN, PINK]),
     "grid.alpha": 0.3,
     "font.size": 11,
-    "figure.dpi": 120,
+    "figure.dpi": 150,
 }
 
 
@@ -36,7 +41,10 @@ _CURVES = (
 
 @contextmanager
 def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure of a size in inches, saved at the end of the block."""
+    """A figure of a size in inches, saved at the end of the block.
+
+    A phone shows 5 inches at their size: the wider a figure, the smaller its letters there.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -57,7 +65,7 @@ def plot_run(rows: list[dict[str, Any]], folder: Path, title: str) -> list[Path]
 
     training = [row for row in rows if "loss" in row]
     for key, name, label in _CURVES:
-        with _figure(folder / f"{name}.png", 7.5, 4.5) as figure:
+        with _figure(folder / f"{name}.png", 6, 4) as figure:
             axes = figure.subplots()
             axes.set_title(f"{title}: {label if key != 'loss' else key}")
             axes.set_xlabel("tokens seen (millions)")
@@ -78,7 +86,7 @@ def plot_run(rows: list[dict[str, Any]], folder: Path, title: str) -> list[Path]
 
 def plot_fragmentation(report: dict[str, Any], path: Path) -> Path:
     """Write how many tokens words need, and how long tokens are."""
-    with _figure(path, 10, 4.5) as figure:
+    with _figure(path, 6.5, 4) as figure:
         figure.suptitle(
             f"{report['vocab_size']:,} entries: {report['bytes_per_token']:.2f} bytes a token, "
             f"{report['words_kept_whole']:.1%} of words kept whole"
@@ -104,22 +112,26 @@ def plot_benchmarks(rows: list[dict[str, Any]], names: list[str], path: Path, ti
     """Write accuracies as bars with two standard errors, each benchmark's floor, and published figures.
 
     Args:
-        rows: `label`, `value`, `stderr`, `floor` and `published` (accuracy by model name), as fractions.
+        rows: `label`, `value`, `interval`, `floor` and `published` (accuracy by model name), as fractions.
         names: the published models to show as points.
     """
-    with _figure(path, 10, 1.5 + 0.45 * len(rows)) as figure:
+    with _figure(path, 6.5, 1.8 + 0.45 * len(rows)) as figure:
         axes = figure.subplots()
-        axes.set_title(f"{title}: accuracy, bars of two standard errors")
+        axes.set_title(f"{title}: accuracy, with two standard errors")
         places = list(range(len(rows)))
+        bounds = [row["interval"] or (row["value"], row["value"]) for row in rows]
+        errors = [
+            [abs(row["value"] - pair[k]) for row, pair in zip(rows, bounds, strict=True)] for k in (0, 1)
+        ]
         axes.barh(
-            places, [row["value"] for row in rows], xerr=[2 * row["stderr"] for row in rows], height=0.6,
+            places, [row["value"] for row in rows], xerr=errors, height=0.6,
             color=BLUE, ecolor="black", capsize=3, label=f"{title} (measured)",
         )  # fmt: skip
         for place, row in zip(places, rows, strict=True):
             if row["floor"] is not None:
                 axes.plot([row["floor"]] * 2, [place - 0.4, place + 0.4], color=ORANGE, linewidth=2.5)
         axes.plot([], [], color=ORANGE, linewidth=2.5, label="floor")
-        for number, (name, marker) in enumerate(zip(names, "Dosv^", strict=False)):
+        for number, (name, (marker, fill, edge)) in enumerate(zip(names, _MARKERS, strict=False)):
             # Off the middle of the bar, where its error is.
             beside = 0.8 * (number + 0.5) / len(names) - 0.4 if len(names) > 1 else 0.2
             shown = [
@@ -130,11 +142,12 @@ def plot_benchmarks(rows: list[dict[str, Any]], names: list[str], path: Path, ti
             if shown:
                 values, where = zip(*shown, strict=True)
                 axes.plot(
-                    values, where, marker, color="white", markeredgecolor="black", label=f"{name} (published)"
-                )
+                    values, where, marker, color=fill, markeredgecolor=edge, markersize=9,
+                    label=f"{name} (published)",
+                )  # fmt: skip
         axes.set_yticks(places, [row["label"] for row in rows])
         axes.invert_yaxis()
         axes.set_xlim(left=0)
         axes.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
-        figure.legend(frameon=False, loc="outside lower center", ncols=2 + len(names))
+        figure.legend(frameon=False, loc="outside lower center", ncols=2)
     return path

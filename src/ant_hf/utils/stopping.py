@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NoReturn
 
 import psutil
 
@@ -24,9 +23,25 @@ from ant_hf.errors import Interrupted
 from ant_hf.utils.console import is_first_process
 
 _GRACE_SECONDS = 2.0
+# torchrun passes on what the terminal has already sent to every process.
+_ONE_PRESS_SECONDS = 1.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # What is being done, and what is kept of it: the innermost last.
 _phases: list[tuple[str, str | Callable[[], str]]] = []
+_open: list[_Stop] = []
+
+
+def _forget() -> None:
+    """In a forked process, whose signals would wake its parent: libraries end their pools by SIGTERM."""
+    if _open:
+        _open.clear()
+        signal.set_wakeup_fd(-1)
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 @contextmanager
@@ -45,8 +60,11 @@ def phase(doing: str, kept: str | Callable[[], str]) -> Iterator[None]:
 
 
 @contextmanager
-def stopped_by_signals() -> Iterator[None]:
+def stopped_by_signals(request: Callable[[signal.Signals], None] | None = None) -> Iterator[None]:
     """Let SIGINT and SIGTERM end a command; also a decorator. Handlers that code within sets have precedence.
+
+    Args:
+        request: hears of the first signal, which ends nothing then; the second one does.
 
     Raises:
         Interrupted: a signal came; the line has been said.
@@ -54,7 +72,8 @@ def stopped_by_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    stop = _Stop()
+    stop = _Stop(request)
+    _open.append(stop)
     before = {number: signal.signal(number, stop.on_signal) for number in _SIGNALS}
     reader, writer = socket.socketpair()
     writer.setblocking(False)
@@ -70,6 +89,7 @@ def stopped_by_signals() -> Iterator[None]:
         raise Interrupted(stop.line) from None
     finally:
         stop.is_over = True
+        _open.remove(stop)
         signal.set_wakeup_fd(wakeup)
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -77,14 +97,23 @@ def stopped_by_signals() -> Iterator[None]:
 
 
 class _Stop:
-    """The one signal that ends a command."""
+    """The one signal that ends a command, after one that is a request if there is something that takes it."""
 
-    def __init__(self) -> None:
-        self.line, self.is_over = "", False
+    def __init__(self, request: Callable[[signal.Signals], None] | None) -> None:
+        self.line, self.is_over, self._is_said = "", False, False
+        self._request = request
+        self._is_ending = request is None
+        # When each of the two threads below met the request: the main one may compute for a while first.
+        self._heard: float | None = None
+        self._seen: float | None = None
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         """Raise in the main thread, once: the cleaning up that follows is not interrupted again."""
-        if not self.line:
+        now = time.monotonic()
+        if self._request and not self._is_ending and self._heard is None:
+            self._heard = now
+            self._request(signal.Signals(number))
+        elif (self._is_ending or now - (self._heard or now) > _ONE_PRESS_SECONDS) and not self.line:
             self.line = _line(number)
             # What is raised inside a destructor is only printed.
             sys.unraisablehook = lambda _: None
@@ -94,23 +123,32 @@ class _Stop:
         """In a thread, which the system's own handler wakes even while the main thread computes."""
         with reader:
             while number := reader.recv(1):
-                # Training takes signals as requests.
-                if signal.getsignal(number[0]) == self.on_signal:
-                    time.sleep(_GRACE_SECONDS)
-                    if not self.is_over:
-                        self._leave(number[0])
+                # Of code within that has handlers of its own, this knows nothing.
+                if signal.getsignal(number[0]) == self.on_signal and self._ends():
+                    self._end(number[0])
 
-    def _leave(self, number: int) -> NoReturn:
-        if not self.line:
-            self.line = _line(number)
-            self.say()
+    def _ends(self) -> bool:
+        """Whether a signal that the watching thread meets is none that is taken as a request."""
+        now = time.monotonic()
+        self._seen = self._seen or now
+        self._is_ending = self._is_ending or now - self._seen > _ONE_PRESS_SECONDS
+        return self._is_ending
+
+    def _end(self, number: int) -> None:
+        time.sleep(_GRACE_SECONDS)
+        if self.is_over:
+            return
+        self.line = self.line or _line(number)
+        self.say()
         for child in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):
                 child.kill()
         os._exit(Interrupted.exit_code)
 
     def say(self) -> None:
-        if is_first_process():
+        """Say the line, once: by whichever thread comes first."""
+        if is_first_process() and not self._is_said:
+            self._is_said = True
             with suppress(OSError):
                 sys.stdout.flush()
                 sys.stderr.write(f"{self.line}\n")

@@ -1,0 +1,241 @@
+"""What a corpus is and how long it takes to prepare, from some seconds of it; nothing is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from huggingface_hub import constants
+from tokenizers import Tokenizer
+
+from ant_hf.data.corpus import Corpus, Document
+from ant_hf.data.packing import (
+    CHUNK_CHARACTERS,
+    CHUNKS_WITHOUT_WORKERS,
+    Encoder,
+    chunks,
+    packing_inputs,
+    unfit,
+)
+from ant_hf.data.sources import HubDataset, LocalFiles, Source
+from ant_hf.data.tokenizer import most_entries, train_on, trained_before
+from ant_hf.data.tokens import TRAIN, VALIDATION, packed_before
+from ant_hf.errors import AntError
+from ant_hf.hub import hub_or_cache
+from ant_hf.recipe import Recipe
+from ant_hf.utils.hardware import available_cores
+from ant_hf.utils.names import TOKENIZER
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A recipe's text and the seconds to prepare it on this machine; None is what cannot be told."""
+
+    what: str
+    """What was read, in words."""
+    text_bytes: int | None = None
+    """Of all text, estimated where it was not read to its end."""
+    sample_bytes: int = 0
+    """Of the text that was prepared, and its times measured."""
+    is_whole: bool = False
+    """Whether the tokens are counted and not estimated."""
+    vocab_size: int | None = None
+    """Of the tokenizer."""
+    train_tokens: int | None = None
+    validation_tokens: int | None = None
+    tokenizer_seconds: float | None = None
+    """0 where the tokenizer is there and fits."""
+    packing_seconds: float | None = None
+    """0 where the tokens are there and fit."""
+
+
+class Rates(NamedTuple):
+    """Bytes of text a second."""
+
+    reading: float
+    training: float
+    """A tokenizer."""
+    encoding: float
+    """On all cores."""
+
+
+def survey(
+    recipe: Recipe, model_max_length: int, seconds: float = 3.0, sample_bytes: int = 5_000_000
+) -> Survey:
+    """Open a recipe's text, read it for some seconds, and prepare a part of it in memory.
+
+    Args:
+        sample_bytes: of text, of which a tokenizer is trained, and which is encoded: as given, two or three
+            seconds on two cores.
+
+    Raises:
+        AntError: what `make_data` would refuse, as far as it shows in that time: the text is missing, cannot
+            be read, lacks the column, or is too small; or the folder holds other tokens or another tokenizer.
+    """
+    corpus = Corpus.from_recipe(recipe.corpus)
+    tokenizer, _ = trained_before(recipe, corpus, model_max_length)
+    if tokenizer and (packed := packed_before(recipe.tokens_dir, packing_inputs(recipe, corpus))):
+        train, held_out = (packed["splits"][name] for name in (TRAIN, VALIDATION))
+        if problem := unfit(recipe, packed):
+            raise problem
+        size = train["bytes"] + held_out["bytes"]
+        what = f"{size:,} bytes of text, packed in {recipe.tokens_dir}"
+        entries = tokenizer.get_vocab_size()
+        return Survey(what, size, size, True, entries, train["tokens"], held_out["tokens"], 0.0, 0.0)
+    _look_into_every_file(corpus.source, seconds)
+    # Here and not while the clock runs: the evaluation sets are read when the first text is compared.
+    corpus.sets.sharing("")
+    beginning = corpus.source = _Beginning(corpus.source, seconds, sample_bytes)
+    with hub_or_cache() if isinstance(beginning.source, HubDataset) else nullcontext():
+        sample = _Sample(corpus, sample_bytes)
+    counts = corpus.counts
+    what = (
+        f"{beginning.bytes:,} bytes of text in {counts.read:,} documents "
+        f"({counts.empty:,} empty, {counts.duplicate:,} duplicates, {counts.contaminated:,} shared with "
+        "evaluation sets)"
+    )
+    if not beginning.is_whole:
+        of = f", of about {beginning.text_bytes():,} bytes" if beginning.text_bytes() else ""
+        what = f"the first {what}{of}"
+    try:
+        return _estimated(recipe, sample, beginning, tokenizer, what)
+    except AntError as error:
+        if beginning.is_whole:
+            raise
+        # All of the text may do where its beginning does not.
+        return Survey(f"{what}; no estimate from them: {error}", beginning.text_bytes())
+
+
+def _look_into_every_file(source: Source, seconds: float) -> None:
+    """Read the first document of each file, for some seconds."""
+    if not isinstance(source, LocalFiles) or len(source.files) == 1:
+        return
+    end = time.perf_counter() + seconds
+    for file in source.files:
+        next(dataclasses.replace(source, files=(file,)).documents(), None)
+        if time.perf_counter() > end:
+            return
+
+
+class _Beginning:
+    """A source that ends after some seconds, and knows how much of it was read."""
+
+    def __init__(self, source: Source, most_seconds: float, sample_bytes: int) -> None:
+        self.source, self._most_seconds, self._sample_bytes = source, most_seconds, sample_bytes
+        self.bytes, self.seconds, self.is_whole = 0, 0.0, False
+
+    def identity(self) -> dict[str, Any]:
+        return self.source.identity()
+
+    def text_bytes(self) -> int | None:
+        return self.bytes if self.is_whole else self.source.text_bytes()
+
+    def documents(self) -> Iterator[str]:
+        # A text that is cut is read twice.
+        self.bytes, self.is_whole = 0, False
+        source, is_enough = self.source, False
+        if isinstance(source, HubDataset) and not constants.HF_HUB_OFFLINE:
+            # A whole download would take its time; without the network only one of those is of use.
+            source = HubDataset(source.recipe.model_copy(update={"streaming": True}))
+        began = time.perf_counter()
+        for text in source.documents():
+            if not self.bytes and isinstance(source, HubDataset):
+                # Finding the files of a dataset is no reading.
+                began = time.perf_counter()
+            self.bytes += len(text.encode(errors="replace"))
+            yield text
+            self.seconds = time.perf_counter() - began
+            is_enough = isinstance(source, HubDataset) and self.bytes >= self._sample_bytes
+            if is_enough or self.seconds > self._most_seconds:
+                return
+        self.is_whole = True
+
+
+class _Sample(Corpus):
+    """The first documents of a corpus, and the bytes of all that were read by split."""
+
+    def __init__(self, corpus: Corpus, most_bytes: int) -> None:
+        self._kept: list[Document] = []
+        self.sizes: Counter[str] = Counter()
+        for document in corpus:
+            if self.sizes.total() < most_bytes:
+                self._kept.append(document)
+            self.sizes[document.split] += len(document.text.encode())
+        self.source, self.validation_fraction, self.counts = (
+            corpus.source,
+            corpus.validation_fraction,
+            corpus.counts,
+        )
+
+    def __iter__(self) -> Iterator[Document]:
+        return iter(self._kept)
+
+
+def _estimated(
+    recipe: Recipe, sample: _Sample, read: _Beginning, tokenizer: Tokenizer | None, what: str
+) -> Survey:
+    """What the tokenizer, the tokens and the time will be."""
+    began = time.perf_counter()
+    trained = tokenizer or train_on(sample, recipe.tokenizer, most_entries(recipe))[0]
+    training_seconds = time.perf_counter() - began
+    documents, tokens, encoded = Counter[str](), Counter[str](), Counter[str]()
+    with tempfile.TemporaryDirectory() as scratch:
+        trained.save(str(file := Path(scratch, TOKENIZER)))
+        encoder = Encoder(file)
+    began = time.perf_counter()
+    for chunk in chunks(sample):
+        for document in encoder.encode(chunk):
+            documents[document.split] += 1
+            tokens[document.split] += len(document.ids) // 2
+            encoded[document.split] += document.size
+    rates = Rates(
+        reading=read.bytes / max(read.seconds, 1e-9),
+        training=encoded[TRAIN] / max(training_seconds, 1e-9),
+        encoding=encoded.total() / max(time.perf_counter() - began, 1e-9),
+    )
+    total, limit = read.text_bytes(), recipe.corpus.max_tokens
+    is_limited = limit is not None and tokens[TRAIN] > limit
+    is_counted = read.is_whole and encoded == sample.sizes and not is_limited
+    if is_counted:
+        held_out = {"documents": documents[VALIDATION], "tokens": tokens[VALIDATION]}
+        counts = sample.counts.as_written(documents.total())
+        if problem := unfit(recipe, {"splits": {VALIDATION: held_out}, "documents": counts}):
+            raise problem
+    if not encoded[TRAIN]:
+        raise AntError("what was read of the corpus holds no text to train on", seen=what)
+    # Tokens of each split in a byte that is read.
+    density = {
+        name: size / read.bytes * tokens.total() / encoded.total() for name, size in sample.sizes.items()
+    }
+    packed = min(total or math.inf, limit / density[TRAIN] if limit else math.inf)
+    known = {name: round(packed * value) for name, value in density.items()} if packed < math.inf else {}
+    if is_counted:
+        known = dict(tokens)
+    learnt = min(recipe.tokenizer.max_bytes, (total or math.inf) * sample.sizes[TRAIN] / read.bytes)
+    return Survey(
+        what,
+        total,
+        encoded.total(),
+        is_counted,
+        trained.get_vocab_size() if tokenizer or is_counted else None,
+        known.get(TRAIN),
+        known.get(VALIDATION, 0) if known else None,
+        0.0 if tokenizer else learnt / rates.reading + learnt / rates.training,
+        packing_seconds(rates, packed, available_cores()) if known else None,
+    )
+
+
+def packing_seconds(rates: Rates, size: float, cores: int) -> float:
+    """For so many bytes of text: this process alone at first, then workers on all cores beside it."""
+    alone = min(size, CHUNKS_WITHOUT_WORKERS * CHUNK_CHARACTERS)
+    # This process only reads by then, which no core can do faster than it does.
+    shared = max(1 / rates.reading, 1 / rates.encoding + 1 / (cores * rates.reading))
+    return alone * (1 / rates.reading + 1 / rates.encoding) + (size - alone) * shared

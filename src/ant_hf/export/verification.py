@@ -1,0 +1,227 @@
+"""A GGUF file read back by transformers, for its contents, and by llama.cpp, for its use."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from ant_hf.errors import AntError
+from ant_hf.export.gguf import SAMPLING, TYPES, rounded
+from ant_hf.export.llama_cpp import Questions, ask
+from ant_hf.export.questions import check_greedy, check_texts, greedy_starts, one_line
+from ant_hf.export.vocabulary import Vocabulary
+from ant_hf.model.texts import ENGLISH
+from ant_hf.utils.console import quiet_libraries
+
+WITHOUT_LLAMA_CPP = "llama.cpp was not run: xllamacpp is not installed; pip install 'ant-hf[gguf]'"
+_SCORED_TOKENS = 48
+# Names of chat templates that llama.cpp looks for.
+_TEMPLATES = {"default", "tool_use"}
+_CONVERSATION = (
+    {"role": "user", "content": "What is 2 + 2?"},
+    {"role": "assistant", "content": "4"},
+    {"role": "user", "content": "And 3 + 3?"},
+)
+# Of generation_config.json: what is written, or changes no text.
+_WITHOUT_EFFECT = re.compile(
+    r"_|(bos|eos|pad)_token_id|do_sample|max_|min_new|output_|return_|.*cache|transformers_"
+)
+
+
+def scored_ids(tokenizer: Any, context: int) -> list[list[int]]:
+    """Token ids of a page of plain English, a beginning of each of its paragraphs."""
+    length = min(context, _SCORED_TOKENS)
+    return [tokenizer(text, add_special_tokens=False)["input_ids"][:length] for text in ENGLISH]
+
+
+def read_back(
+    file: Path, model: PreTrainedModel, tokenizer: Any, kind: str
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Load a file with transformers' `gguf_file=` and compare it with what should be in it.
+
+    Every weight must be the original one as the type rounds it, bit for bit, and so must the logits of
+    a model with these weights. What plain English costs beside the original is held to the type's limit.
+
+    Returns:
+        The model of the file, and the figures.
+
+    Raises:
+        AntError: the file does not load, holds another model, or lost too much to rounding.
+    """
+    # The reader draws a bar that no setting turns off, and raises whatever the bytes lead it to.
+    with (
+        quiet_libraries(),
+        contextlib.redirect_stderr(io.StringIO()),
+        one_line(f"transformers does not load {file.name}"),
+    ):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
+        )
+    expected = copy.deepcopy(model)
+    expected.load_state_dict(rounded(model, kind))
+    for name, weight in expected.state_dict().items():
+        if not torch.equal(weight, loaded.state_dict()[name]):
+            raise AntError(f"{file.name} holds another {name} than the model it was made of")
+    sequences = scored_ids(tokenizer, model.config.max_position_embeddings)
+    wanted, seen, original = (_logits(each, sequences) for each in (expected, loaded, model))
+    if (worst := _largest_difference(wanted, seen)) > 0:
+        raise AntError(f"{file.name} gives other logits than its weights should", seen=f"{worst:.2e} apart")
+    return loaded, {
+        "largest_logit_difference": _largest_difference(seen, original),
+        "logits_standard_deviation": torch.cat(original).std().item(),
+        **_cost(file.name, kind, _nats(seen, sequences), _nats(original, sequences), tokenizer, sequences),
+    }
+
+
+def _logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    """Logits of each sequence, shape (positions, vocabulary)."""
+    with torch.no_grad():
+        return [model(torch.tensor([list(ids)])).logits[0] for ids in sequences]
+
+
+def _largest_difference(left: list[torch.Tensor], right: list[torch.Tensor]) -> float:
+    return max((ours - theirs).abs().max().item() for ours, theirs in zip(left, right, strict=True))
+
+
+def _nats(logits: list[torch.Tensor], sequences: Sequence[Sequence[int]]) -> float:
+    """What all tokens of the sequences but the first of each cost."""
+    rows = torch.cat([row[:-1] for row in logits])
+    followers = torch.tensor([index for ids in sequences for index in ids[1:]])
+    return torch.nn.functional.cross_entropy(rows, followers, reduction="sum").item()
+
+
+def _cost(
+    program: str, kind: str, seen: float, wanted: float, tokenizer: Any, sequences: Sequence[Sequence[int]]
+) -> dict[str, float]:
+    """Bits a byte of plain English, from nats, with what the type costs.
+
+    Raises:
+        AntError: the type costs more than it may, or gains as much.
+    """
+    # An entry of a byte-level vocabulary has a character a byte.
+    size = sum(len(entry) for ids in sequences for entry in tokenizer.convert_ids_to_tokens(ids[1:]))
+    bits, original = seen / size / math.log(2), wanted / size / math.log(2)
+    if not abs(bits - original) <= (most := TYPES[kind].loss) * original:
+        raise AntError(
+            f"{program} does not find plain English as likely as the model does",
+            seen=f"{bits:.4f} bits a byte",
+            expected=f"{original:.4f} within {most:.2%} in {kind.upper()}",
+            hint="Leave this type out with --type",
+        )
+    return {"bits_per_byte": bits, "bits_per_byte_difference": bits - original}
+
+
+def run_in_llama_cpp(
+    file: Path,
+    model: PreTrainedModel,
+    loaded: PreTrainedModel,
+    tokenizer: Any,
+    vocabulary: Vocabulary,
+    kind: str,
+    threads: int,
+) -> dict[str, Any]:
+    """Hold llama.cpp to Transformers: tokens of texts, greedy outputs, likelihoods, ends, the chat template.
+
+    Args:
+        model: what the file was made of, for the likelihoods.
+        loaded: the weights that are in the file, for the greedy outputs.
+
+    Returns:
+        The figures; with `other_ends`, tokens at which llama.cpp ends a text and the model does not, and
+        `conversation`, whether both put a chat into the template alike (None without a template).
+
+    Raises:
+        AntError: anything differs by more than the type's tolerance.
+    """
+    program, context = f"llama.cpp with {file.name}", model.config.max_position_embeddings
+    texts, ends = check_texts(), vocabulary.ends
+    names = vocabulary.names(vocabulary.named)
+    texts += [f"a{name} b {name}1" for name in names if not any(name in text for text in texts)]
+    starts, new_tokens = greedy_starts(tokenizer, context)
+    template = vocabulary.chat_templates.get("default")
+    questions = Questions(
+        texts=texts,
+        prompts=starts,
+        scored=scored_ids(tokenizer, context),
+        endings=sorted({*vocabulary.named, *ends, *vocabulary.other_ends}),
+        conversation=_CONVERSATION if template else (),
+        speed_batches=(1,),
+        new_tokens=new_tokens,
+        context=min(max(context, 64), 512),
+        threads=threads,
+        vocab_size=model.config.vocab_size,
+    )
+    answers = ask(file, questions)
+    pairs = zip(texts, answers.tokens, strict=True)
+    if differ := [text for text, ids in pairs if tokenizer(text)["input_ids"] != ids]:
+        raise AntError(
+            f"llama.cpp cuts {len(differ)} of {len(texts)} texts otherwise with {file.name}",
+            seen=min(differ, key=len)[:80],
+            hint="Export to ONNX, which leaves the tokenizer as it is: --to onnx",
+        )
+    if missed := [index for index in ends if index not in answers.ends]:
+        raise AntError(f"{program} does not end a text where the model does", seen=vocabulary.names(missed))
+    if template not in (None, answers.chat_template):
+        raise AntError(f"{program} reads another chat template", seen=answers.chat_template[:200])
+    others = vocabulary.other_ends
+    stops, tie = [*answers.ends, *others], TYPES[kind].tie
+    figures = check_greedy(program, loaded, tokenizer, context, answers.greedy, stops, tie)
+    ours = _nats(_logits(model, questions.scored), questions.scored)
+    theirs = -sum(map(sum, answers.log_likelihoods))
+    return figures | {
+        "texts": len(texts),
+        "texts_with_equal_tokens": len(texts),
+        "ends": vocabulary.names(ends),
+        "ends_left_out": vocabulary.names(index for index in others if index not in answers.ends),
+        "ends_of_llama_cpp_alone": vocabulary.names({*answers.ends} - {*ends, *others}),
+        "chat_alike": _alike(tokenizer, answers.conversation) if template else None,
+        "scored_tokens": sum(len(ids) - 1 for ids in questions.scored),
+        **_cost(program, kind, theirs, ours, tokenizer, questions.scored),
+        "tokens_per_second": answers.tokens_per_second["1"],
+        "threads": threads,
+    }
+
+
+def _alike(tokenizer: Any, theirs: str | None) -> bool | None:
+    """Whether Transformers puts the conversation into the template as llama.cpp did; None if it cannot."""
+    try:
+        ours = tokenizer.apply_chat_template(_CONVERSATION, tokenize=False, add_generation_prompt=True)
+    # A template may raise anything, and many do for a role they do not know.
+    except Exception:
+        return None
+    # llama.cpp leaves out the beginning that it puts before every text.
+    start = tokenizer.bos_token or ""
+    return theirs is not None and ours.removeprefix(start) == theirs.removeprefix(start)
+
+
+def notes(model: PreTrainedModel, vocabulary: Vocabulary, run: dict[str, Any] | None) -> list[str]:
+    """What the files do not hold, and what llama.cpp does otherwise with them, one sentence each.
+
+    Args:
+        run: the figures of llama.cpp, if it was run.
+    """
+    lines = [] if run else [WITHOUT_LLAMA_CPP]
+    if missing := run["ends_left_out"] if run else vocabulary.names(vocabulary.other_ends):
+        lines.append(
+            f"GGUF has room for three ends of a text; llama.cpp does not stop at {', '.join(missing)}"
+        )
+    if run and (more := run["ends_of_llama_cpp_alone"]):
+        lines.append(f"llama.cpp also stops at {', '.join(more)}, which generation_config.json does not name")
+    if others := sorted(vocabulary.chat_templates.keys() - _TEMPLATES):
+        lines.append(f"llama.cpp looks for no chat template called {', '.join(others)}")
+    if run and run["chat_alike"] is False:
+        lines.append("llama.cpp does not fill in the chat template as Transformers does")
+    given: Any = model.generation_config
+    settings = {name for name in given.to_diff_dict() if not _WITHOUT_EFFECT.match(name)} - SAMPLING.keys()
+    if settings:
+        lines.append(f"generation_config.json: GGUF has no place for {', '.join(sorted(settings))}")
+    return lines

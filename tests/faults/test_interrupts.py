@@ -1,0 +1,174 @@
+"""SIGINT and SIGTERM in what is done with a model: one line, code 75, and nothing half-made."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from benchmark_data import write_benchmarks
+from commands import run_here
+from conftest import tiny_values
+
+from ant_hf.train.callbacks import StepGuard, ThroughputMeter
+from ant_hf.train.checkpoints import newest_checkpoint
+from ant_hf.utils import stopping
+
+
+def leave(code):
+    raise SystemExit(code)
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """A function that runs a command line here, and sends the process a signal where it calls `place`.
+
+    Returns the line that says so, after which the command would have left.
+    """
+
+    def run(place, *words, by=signal.SIGINT):
+        with monkeypatch.context() as patched:
+            # Both belong to the process, and this one goes on.
+            patched.setattr("os._exit", leave)
+            patched.setattr(sys, "unraisablehook", sys.unraisablehook)
+            patched.setattr(place, lambda *_, **__: os.kill(os.getpid(), by))
+            result = run_here(*words, joined=True)
+        assert result.returncode == 75, result.stdout
+        assert "Traceback" not in result.stdout
+        (line,) = (line for line in result.stdout.splitlines() if "stopped     by" in line)
+        assert f"by {by.name} while" in line
+        return line
+
+    return run
+
+
+@pytest.fixture
+def final(trained_run, tmp_path):
+    return shutil.copytree(trained_run, tmp_path / "run") / "final"
+
+
+def names_in(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def test_an_evaluation_goes_on_after_what_was_scored(interrupted, final, tmp_path):
+    (final / "results.json").unlink()
+    data = write_benchmarks(tmp_path / "benchmarks")
+    words = ["ant-hf", "evaluate", final, "--data-dir", data, "--tasks", "arc_easy,wikitext"]
+    line = interrupted("ant_hf.evaluation.evaluate.perplexity_record", *words)
+    assert "while measuring the model. What was scored is kept." in line
+    assert not (final / "results.json").exists()
+    again = run_here(*words)
+    assert "going on after an interruption" in again.stdout
+    assert (final / "results.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("place", "words", "kept"),
+    [
+        ("export.gguf.modelfile", ["export", "--to", "gguf", "--type", "f16"], "is as it was before"),
+        ("inspection.measures.check_finite", ["inspect"], "Nothing was written"),
+        ("release.build.read_inputs", ["card", "--repo", "GODELEV/x"], "that was there before is kept"),
+        ("release.verify.run_gate", ["verify"], "Nothing was changed"),
+    ],
+    ids=["export", "inspect", "card", "verify"],
+)
+@pytest.mark.usefixtures("quick_gate")
+def test_nothing_half_made_is_left(interrupted, final, place, words, kept):
+    before = names_in(final.parent)
+    line = interrupted(f"ant_hf.{place}", "ant-hf", words[0], final, *words[1:], by=signal.SIGTERM)
+    assert kept in line
+    assert "Run the same command again" in line
+    assert names_in(final.parent) == before
+
+
+@pytest.fixture
+def recipe(shared, prepared, tmp_path, monkeypatch):
+    # Drawn, the figures would take most of such a run's time.
+    monkeypatch.setattr("ant_hf.train.pretrain.plot_run", lambda *_: [])
+    values = tiny_values(shared, tmp_path / "run", save_steps=2) | {"data_dir": str(prepared)}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    return tmp_path / "recipe.yaml"
+
+
+def test_a_second_signal_while_training_leaves_at_once(interrupted, monkeypatch, recipe, tmp_path):
+    monkeypatch.setattr(stopping, "_ONE_PRESS_SECONDS", 0.05)
+    pressed = []
+
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step == 3:
+            # The launcher passes on what the terminal has sent; then a second press.
+            for pause in (0, 0, 0.1):
+                time.sleep(pause)
+                pressed.append(pause)
+                os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(ThroughputMeter, "on_step_begin", on_step_begin)
+    line = interrupted("ant_hf.train.pretrain._finish", "python", "pretrain.py", "--config", recipe)
+    assert pressed == [0, 0, 0.1]
+    assert f"while training. The checkpoints saved before are kept in {tmp_path / 'run'}" in line
+    assert newest_checkpoint(tmp_path / "run").name == "checkpoint-2"
+    assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-2"]
+
+
+@pytest.mark.parametrize("place", ["on_step_end", "on_evaluate"])
+def test_a_signal_in_the_last_step_does_not_wait_for_the_end_of_the_run(monkeypatch, recipe, place):
+    original = getattr(StepGuard, place)
+
+    def signalled(self, args, state, control, **kwargs):
+        if state.global_step == state.max_steps:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, args, state, control, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StepGuard, place, signalled)
+        patched.setattr("os._exit", leave)
+        patched.setattr("atexit._run_exitfuncs", lambda: None)
+        result = run_here("python", "pretrain.py", "--config", recipe)
+    assert result.returncode == 75, result.stderr
+    assert "stopped     by SIGINT at step 8 of 8, saved in" in result.stdout
+
+
+def test_a_signal_after_the_last_step_is_told_what_is_left(interrupted, recipe):
+    line = interrupted("ant_hf.train.pretrain.export_final", "python", "pretrain.py", "--config", recipe)
+    assert "while finishing the run. Every checkpoint is kept" in line
+
+
+def test_a_second_signal_ends_what_never_looks_up():
+    """The first is a request, which nothing hears of before a long call of a library returns."""
+    script = """
+import hashlib, signal
+from ant_hf.utils import stopping
+stopping._GRACE_SECONDS, stopping._ONE_PRESS_SECONDS = 0.2, 0.2
+with stopping.phase("saving", "All is kept."), stopping.stopped_by_signals(lambda number: None):
+    print("begun", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 500_000_000)
+"""
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()
+        for pause in (0.0, 0.4):
+            time.sleep(pause)
+            assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 75
+        assert process.stderr.read() == "stopped     by SIGINT while saving. All is kept.\n"
+
+
+def test_the_end_of_a_forked_process_is_not_the_commands():
+    """lm-eval's pools end theirs by SIGTERM, whose handlers a fork inherits."""
+    script = """
+import multiprocessing, time
+from ant_hf.utils import stopping
+stopping._GRACE_SECONDS = 0.1
+with stopping.stopped_by_signals():
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        pool.map(abs, range(4))
+    time.sleep(0.5)
+print("went on")
+"""
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "went on\n", "")

@@ -1,0 +1,203 @@
+"""The arithmetic of estimates: rates are given, and no clock but a false one is looked at."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+from conftest import tiny_recipe
+
+from ant_hf.data.survey import Survey
+from ant_hf.errors import AntError
+from ant_hf.train import estimates
+from ant_hf.train.estimates import (
+    Batch,
+    Room,
+    TimeToGo,
+    Timing,
+    TrainingRate,
+    affordable,
+    check_rooms,
+    choose_compilation,
+    in_words,
+    measure_training,
+    room_for,
+    show_estimates,
+    step_seconds,
+    training_phases,
+)
+from ant_hf.train.run_folder import RunFolder
+from ant_hf.train.setup import ratio, set_up
+
+
+@pytest.fixture
+def setup_of(shared, tmp_path):
+    def make(**training):
+        return set_up(tiny_recipe(shared, tmp_path / "run", **training), tmp_path / "run")
+
+    return make
+
+
+RATE = TrainingRate(
+    step_seconds=2.0, tokens_per_step=512, scoring_tokens_per_second=1000.0, final_tokens_per_second=500.0
+)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.2, "under 1 s"),
+        (12.4, "12 s"),
+        (216, "3 min 36 s"),
+        (3599.7, "60 min 0 s"),
+        (5 * 3600 + 12 * 60, "5 h 12 min"),
+        (7199.9, "2 h 0 min"),
+        (12 * 86400 + 3 * 3600, "12 days 3 h"),
+    ],
+)
+def test_times_are_told_as_people_say_them(seconds, words):
+    assert in_words(seconds) == words
+
+
+def test_a_small_ratio_is_not_nothing():
+    assert [ratio(value) for value in (0.0083, 0.083, 0.5, 300.7)] == ["0.0083", "0.083", "0.50", "300.70"]
+
+
+def test_a_step_is_its_batches_and_one_move_of_the_optimizer():
+    timing = Timing(0.5, 0.2, 3.0, 1000.0)
+    assert step_seconds(timing, 1) == pytest.approx(0.7)
+    # Eight accumulated micro-batches, of each of which a quarter was timed.
+    assert step_seconds(timing, 8 * 4) == pytest.approx(16.2)
+
+
+@pytest.mark.parametrize(
+    ("batch_seconds", "batch", "steps"),
+    [
+        # 256 tokens were tried. Fast: whole micro-batches, as many as there may be.
+        (0.001, Batch(24, 1024), 20),
+        # Slower: whole ones, or as many blocks as a quarter of the time allows.
+        (0.05, Batch(7, 1024), 2),
+        (0.2, Batch(1, 1024), 5),
+        # Not even a block.
+        (10.0, Batch(1, 38), 2),
+        (1e6, Batch(1, 8), 2),
+    ],
+)
+def test_what_is_timed_fits_the_time(batch_seconds, batch, steps):
+    whole = Batch(24, 1024)
+    found = affordable(whole, 256, Timing(batch_seconds, 0.0, 0.0, 1.0), seconds=6.0)
+    assert found == (batch, steps)
+    # A slow optimizer takes from the same time.
+    slow = affordable(whole, 256, Timing(batch_seconds, 1.4, 0.0, 1.0), seconds=6.0)
+    assert slow[0].tokens <= batch.tokens
+
+
+@pytest.mark.parametrize(
+    ("training", "done", "evaluations"),
+    [
+        ({"max_steps": 8, "eval_steps": 4}, 0, 2),
+        # The last step is followed by one, due or not.
+        ({"max_steps": 9, "eval_steps": 4}, 0, 3),
+        ({"max_steps": 9, "eval_steps": 400}, 0, 1),
+        ({"max_steps": 100, "eval_steps": 10}, 55, 5),
+    ],
+)
+def test_every_evaluation_is_counted(setup_of, training, done, evaluations):
+    learning, evaluation, end = training_phases(setup_of(**training), RATE, 10_000, done)
+    assert learning.seconds == 2.0 * (training["max_steps"] - done)
+    assert evaluation.seconds == evaluations * 2000 / 1000.0
+    assert end.seconds == 10_000 / 1000.0 + 10_000 / 500.0
+
+
+def test_what_is_not_known_is_not_told(setup_of, tmp_path, capsys):
+    setup = setup_of(max_hours=0.001)
+    show_estimates(setup, RunFolder(tmp_path), Survey("some rows"), RATE)
+    said = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
+    assert "evaluation not known" in said
+    assert "packing not known" in said
+    assert "in all 16 s and what is not known, in 5 sessions" in said
+
+
+def test_room_is_for_what_is_not_there_yet(setup_of, tmp_path):
+    text = Survey("text", train_tokens=1000, validation_tokens=24, packing_seconds=1.0)
+    setup = setup_of(save_steps=1, save_total_limit=2)
+    one, final = setup.plan.checkpoint_bytes, 4 * setup.ledger.total
+    (room,) = room_for(setup, RunFolder(tmp_path), text)
+    # Those that are kept, and the one that is being written.
+    assert room.parts == {"tokens": 2048, "checkpoints": 3 * one, "final model": final}
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-1" / "checkpoint.json").touch()
+    (room,) = room_for(setup, RunFolder(tmp_path), Survey("text", packing_seconds=0.0))
+    assert room.parts == {"tokens": 0, "checkpoints": 2 * one, "final model": final}
+    # A run that saves once holds one.
+    (room,) = room_for(setup_of(save_steps=100), RunFolder(tmp_path / "other"), text)
+    assert room.parts["checkpoints"] == one
+
+
+def test_a_run_without_room_is_refused_with_what_it_needs(tmp_path):
+    check_rooms([Room(tmp_path, {"tokens": 1})])
+    with pytest.raises(AntError, match=r"no room for the tokens and the checkpoints in .* bytes free"):
+        check_rooms([Room(tmp_path, {"tokens": 10**18, "checkpoints": 1, "final model": 0})])
+
+
+def test_a_run_tells_its_time_once_after_some_steps(setup_of, monkeypatch, capsys):
+    clock = iter([10.0, 12.0, 14.0, 16.0, 18.0])
+    monkeypatch.setattr(estimates, "_now", lambda _: next(clock))
+    told = TimeToGo(setup_of(max_steps=103, eval_steps=1000), 0)
+    control = SimpleNamespace(should_evaluate=False, should_save=False)
+    for step in range(1, 6):
+        told.on_step_end(None, SimpleNamespace(is_world_process_zero=True, global_step=step), control)
+    said = capsys.readouterr().out
+    # Steps 2 to 4 took 2 s each, and 99 are left.
+    assert said.count("to go") == 1
+    assert "3 min 18 s to go: training 3 min 18 s" in said
+
+
+def test_a_step_is_timed_on_a_part_of_it(setup_of, tmp_path):
+    setup = setup_of(sequences_per_step=64, per_device_batch_size=8, optimizer="muon", muon_learning_rate=0.1)
+    rate = measure_training(setup, seconds=0.2)
+    assert rate.tokens_per_second == setup.plan.tokens_per_step / rate.step_seconds
+    assert rate.step_seconds > 0
+    assert rate.scoring_tokens_per_second > 0
+    assert rate.final_tokens_per_second > 0
+    assert rate.memory_bytes["process"] > 0
+    assert setup.arguments.max_steps == 8
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("compiled", "plain", "stays", "words"),
+    [
+        (200.0, 100.0, True, ""),
+        (90.0, 100.0, False, "90 tokens per second with it, 100 without"),
+        (
+            RuntimeError("PassManager::run failed\nand more"),
+            100.0,
+            False,
+            "RuntimeError: PassManager::run failed",
+        ),
+        (200.0, AntError("a step does not fit the memory"), True, ""),
+    ],
+)
+def test_compilation_is_kept_where_it_works_and_pays(
+    setup_of, monkeypatch, capsys, compiled, plain, stays, words
+):
+    """A GPU that the compiler no longer knows, as Triton a T4, must not end the first run on it."""
+
+    def measure(setup):
+        found = compiled if setup.execution.torch_compile else plain
+        if isinstance(found, Exception):
+            raise found
+        return dataclasses.replace(RATE, step_seconds=512 / found)
+
+    monkeypatch.setattr(estimates, "measure_training", measure)
+    setup = setup_of()
+    setup = dataclasses.replace(setup, execution=dataclasses.replace(setup.execution, torch_compile=True))
+    assert choose_compilation(setup).execution.torch_compile is stays
+    assert words in capsys.readouterr().out
+
+
+def test_what_the_recipe_says_of_compilation_is_not_tried(setup_of, monkeypatch):
+    monkeypatch.setattr(estimates, "measure_training", pytest.fail)
+    on, off = setup_of(torch_compile="on"), setup_of(torch_compile="off")
+    assert choose_compilation(on) is on
+    assert choose_compilation(off) is off
