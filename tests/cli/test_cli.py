@@ -78,12 +78,15 @@ def test_mistakes_in_recipe_data_and_device_are_one_message(recipe_file, tmp_pat
     missing = "mps" if torch.cuda.is_available() else "cuda"
     assert "no such device" in error("--set", f"training.device={missing}")
     assert f"{recipe_file} with the options of this command has" in error("--set", "training.max_steps=-3")
-    (tmp_path / "one.txt").write_text("One document, and no other to be held out or trained on.")
-    assert "too short" in error("--data", str(tmp_path / "one.txt"))
+    (tmp_path / "one.txt").write_text("One short document, and no other to be held out or trained on.")
+    assert "expected at least 4,096" in error("--data", str(tmp_path / "one.txt"))
     (tmp_path / "blank.txt").write_text(" \n")
     assert "no text to train on; saw '1 documents, 1 of" in error("--data", str(tmp_path / "blank.txt"))
-    (tmp_path / "few.txt").write_text("A text that is much too short to train on.")
-    assert "too small for a vocabulary" in error("--data", str(tmp_path / "few.txt"))
+    few = "\n\n".join(
+        f"Line {number} is one of a few that hold no more than these words." for number in range(200)
+    )
+    (tmp_path / "few.txt").write_text(few)
+    assert "--set tokenizer.vocab_size=null" in error("--data", str(tmp_path / "few.txt"))
     assert not (tmp_path / "run" / "tokenizer").exists()
     assert not (tmp_path / "run" / "run.json").exists()
 

@@ -4,7 +4,6 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from ant_hf.data.tokenizer import fragmentation_report
-from ant_hf.errors import AntError
 
 
 @pytest.fixture
@@ -33,9 +32,16 @@ def test_report_by_hand(tokenizer):
     assert report["worst_shattered_words"][0] == {"word": "ox", "tokens": 3, "count": 1}
 
 
-def test_text_without_words_is_refused(tokenizer):
-    with pytest.raises(AntError, match="validation_fraction"):
-        fragmentation_report(tokenizer, ["1 2 3"])
+def test_in_text_without_words_what_spaces_separate_counts(tokenizer):
+    report = fragmentation_report(tokenizer, ["12 + 3 = 15"])
+    assert (report["words"], report["words_kept_whole"]) == (5, 0.0)
+    assert report["tokens_per_word"] == (3 + 2 + 2 + 2 + 3) / 5
+
+
+def test_a_long_run_of_letters_is_measured_quickly_and_not_listed(tokenizer):
+    report = fragmentation_report(tokenizer, ["acgt" * 25_000, "the ox"])
+    assert report["bytes"] == 100_006
+    assert [worst["word"] for worst in report["worst_shattered_words"]] == ["ox", "the"]
 
 
 def test_report_and_plot_stand_beside_the_tokenizer(tiny_run):

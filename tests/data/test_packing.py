@@ -91,7 +91,7 @@ def test_number_of_processes_changes_nothing(packed, recipe, monkeypatch, withou
 
 def test_a_small_corpus_starts_no_workers(packed, recipe, monkeypatch):
     pools = []
-    monkeypatch.setattr("ant_hf.data.packing.ProcessPoolExecutor", lambda *args, **kwargs: pools.append(args))
+    monkeypatch.setattr("ant_hf.data.packing.worker_processes", lambda *args: pools.append(args))
     shutil.rmtree(packed)
     pack(recipe)
     assert pools == []

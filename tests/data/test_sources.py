@@ -1,6 +1,11 @@
+import bz2
+import csv
 import gzip
+import io
 import json
+import lzma
 import sys
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
@@ -14,23 +19,49 @@ from ant_hf.recipe import CorpusRecipe
 TEXTS = ["First document.\r\nTwo lines.", "Zweites Dokument: Grüße 🐜", "third"]
 
 
+PACKED = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+PACKED[".zst"] = lambda data: pyarrow.compress(data, codec="zstd", asbytes=True)
+
+
+def table(texts, mark=","):
+    """Rows as spreadsheets write them; the text is between two others."""
+    handle = io.StringIO()
+    csv.writer(handle, delimiter=mark).writerows([["id", "text", "n"], *([1, text, 2] for text in texts)])
+    return handle.getvalue().encode()
+
+
+def written(kind, texts):
+    """The bytes of a file of a kind."""
+    rows = [{"id": 1, "text": text} for text in texts]
+    if kind == ".parquet":
+        handle = pyarrow.BufferOutputStream()
+        pyarrow.parquet.write_table(pyarrow.table({"id": [1] * len(texts), "text": texts}), handle)
+        return handle.getvalue().to_pybytes()
+    return {
+        ".jsonl" if kind == ".jsonl" else ".ndjson": lambda: "".join(
+            json.dumps(row) + "\n" for row in rows
+        ).encode(),
+        ".json": lambda: json.dumps(rows, indent=1).encode(),
+        ".csv": lambda: b"\xef\xbb\xbf" + table(texts, ";"),
+        ".tsv": lambda: table(texts, "\t"),
+    }.get(kind, lambda: "<|endoftext|>\n".join(text + "\n" for text in texts).encode())()
+
+
 def write(folder, name, texts):
     path = folder / name
-    if ".parquet" in name:
-        plain = folder / "plain.tmp"
-        pyarrow.parquet.write_table(pyarrow.table({"id": [1] * len(texts), "text": texts}), plain)
-        data = plain.read_bytes()
-        plain.unlink()
-    elif ".jsonl" in name:
-        data = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
-    else:
-        data = "<|endoftext|>\n".join(text + "\n" for text in texts).encode()
-    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    kind, packed = Path(name.lower()).suffix, ""
+    if kind in PACKED:
+        kind, packed = Path(Path(name.lower()).stem).suffix, kind
+    path.write_bytes(PACKED[packed](written(kind, texts)))
     return path
 
 
 @pytest.mark.parametrize(
-    "name", [f"a{kind}{gz}" for kind in (".txt", ".jsonl", ".parquet") for gz in ("", ".gz")]
+    "name",
+    [
+        *(f"a{kind}{packed}" for kind in (".txt", ".jsonl", ".parquet") for packed in PACKED),
+        *("a.TXT", "a.JSONL.GZ", "a.ndjson", "a.json", "a.Csv", "a.tsv.xz", "a.md", "enwik8", "a.text"),
+    ],
 )
 def test_every_format_gives_the_same_documents(tmp_path, name):
     path = write(tmp_path, name, TEXTS)
@@ -38,12 +69,22 @@ def test_every_format_gives_the_same_documents(tmp_path, name):
     assert [d.strip() for d in documents] == TEXTS
 
 
-def test_folder_and_glob_find_files_in_order(tmp_path):
-    write(tmp_path, "b.txt", ["two"])
-    write(tmp_path, "a.jsonl", ["one"])
-    (tmp_path / "notes.md").write_text("not text to train on")
-    assert [f.name for f in LocalFiles.find(str(tmp_path)).files] == ["a.jsonl", "b.txt"]
-    assert [f.name for f in LocalFiles.find(str(tmp_path / "*.txt")).files] == ["b.txt"]
+def test_about_how_much_text_there_is_is_known_for_every_format(tmp_path):
+    texts = [f"Number {number} of many texts, which differ by their numbers." for number in range(20_000)]
+    size = sum(map(len, texts))
+    for name in ("a.txt", "a.jsonl", "a.csv", "a.parquet", *(f"a.txt{packed}" for packed in PACKED)):
+        source = LocalFiles((write(tmp_path, name, texts),))
+        assert 0.5 * size < source.text_bytes() < 2 * size, name
+
+
+def test_objects_of_a_json_file_may_be_larger_than_what_is_read_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("ant_hf.data.readers._READ_BYTES", 16)
+    for data in (
+        json.dumps([{"text": text} for text in TEXTS]),
+        "".join('{"text":"x, [}"}\n' for _ in "abc"),
+    ):
+        (tmp_path / "a.json").write_text(data)
+        assert len(list(LocalFiles.find(str(tmp_path)).documents())) == 3
 
 
 def test_long_text_is_cut_at_a_line_end_and_nothing_is_lost(tmp_path):
@@ -71,9 +112,21 @@ def test_long_text_is_cut_at_a_line_end_and_nothing_is_lost(tmp_path):
             ["no column 'text'", "['body', 'id']", "corpus.text_column"],
         ),
         ("a.jsonl", b'{"text": 3}\n', ["line 1", "holds int"]),
+        ("a.jsonl", b'\xef\xbb\xbf[\n{"text": "a"}\n]\n', ["line 1", "one JSON array", "jq -c"]),
+        ("a.jsonl", b'[{"text": "a"}]\n', ["line 1", "list", "one JSON array", "jq -c"]),
+        ("a.json", b'[{"text": "a"}, {"text": "b"}', ["a.json, object 3", "no JSON"]),
+        ("a.json", b'[{"text": "a"}, {"text" "b"}]' + b" " * 99, ["a.json, object 2", "no JSON"]),
+        ("a.json", b'{"body": "a"}', ["a.json, object 1", "no column 'text'", "['body']"]),
+        ("a.json", b'["a"]', ["a.json, object 1", "str"]),
+        ("a.csv", b"id;body\n1;x\n", ["a.csv", "no column 'text'", "['id', 'body']"]),
+        ("a.csv", b'text,id\n"open,1\n', ["a.csv, line 2", "unexpected end"]),
+        ("a.csv", b"text,id\nfine,1\nd\xe9,2\n", ["a.csv", "not UTF-8", "offset 16", "LATIN1"]),
         ("a.parquet", b"not parquet at all", ["a.parquet", "no readable Parquet"]),
         ("a.txt.gz", b"not gzip", ["a.txt.gz", "gzip"]),
         ("a.txt.gz", gzip.compress(b"text" * 10_000, mtime=0)[:-20], ["a.txt.gz", "gzip"]),
+        ("a.txt.bz2", b"not bzip2", ["a.txt.bz2", "no complete bzip2"]),
+        ("a.txt.xz", lzma.compress(b"text" * 10_000)[:-20], ["a.txt.xz", "no complete xz"]),
+        ("a.txt.ZST", PACKED[".zst"](b"text" * 10_000)[:-5], ["a.txt.ZST", "no complete zstd"]),
     ],
 )
 def test_broken_files_are_named_with_the_place(tmp_path, name, data, words):
@@ -102,16 +155,15 @@ def test_parquet_without_the_column_lists_those_it_has(tmp_path):
         list(LocalFiles.find(str(path), "body").documents())
 
 
-def test_nothing_to_read_is_refused(tmp_path):
-    (tmp_path / "notes.md").write_text("x")
-    for pattern, word in (
-        (tmp_path / "missing.txt", "not found"),
-        (tmp_path, "no file matches"),
-        (tmp_path / "*.txt", "no file matches"),
-        (tmp_path / "notes.md", "unknown kind"),
+@pytest.mark.parametrize("kind", [".jsonl", ".parquet"])
+def test_a_null_is_an_empty_text_until_there_are_too_many(tmp_path, kind):
+    path = write(tmp_path, f"a{kind}", ["a", None, "b", None])
+    assert list(LocalFiles.find(str(path)).documents()) == ["a", "", "b", ""]
+    path = write(tmp_path, f"a{kind}", ["a", *[None] * 30])
+    with pytest.raises(
+        AntError, match=rf"null in 30 of .*31 rows, first in .*a{kind}, (line|row) 2.*text_column"
     ):
-        with pytest.raises(AntError, match=word):
-            LocalFiles.find(str(pattern))
+        list(LocalFiles.find(str(path)).documents())
 
 
 def test_embedded_text_is_checked_by_hash():
@@ -157,14 +209,22 @@ def test_missing_embedded_text_says_what_to_install(monkeypatch):
         list(EmbeddedBible().documents())
 
 
+RUSSIAN = "\u0441\u0442\u0430\u0440\u044b\u0439 \u0434\u043e\u043c, \u0438 \u0440\u0435\u043a\u0430. " * 20
+
+
 @pytest.mark.parametrize(
     ("content", "hint"),
     [
         ("caf\u00e9".encode("latin-1"), r"Latin-1 .*: cat '.*my texts/a\.txt' \| iconv -f LATIN1"),
-        ("caf\u00e9".encode("utf-16"), r"cat '.*my texts/a\.txt' \| iconv -f UTF-16"),
+        ("\u201ccaf\u00e9\u201d".encode("cp1252"), "iconv -f CP1252"),
+        ("caf\u00e9".encode("utf-16"), r"cat '.*my texts/a\.txt' \| iconv -f UTF-16 "),
+        *((RUSSIAN.encode(name), f"iconv -f {name} ") for name in ("UTF-16LE", "UTF-16BE", "UTF-32LE")),
+        *(("plain text\n".encode(name) * 9, f"iconv -f {name} ") for name in ("UTF-16LE", "UTF-32BE")),
+        ("gr\u00fc\u00dfe, ".encode() * 30 + b"\xff", "iconv -c -f UTF-8"),
+        (RUSSIAN.encode("koi8-r"), "iconv -f KOI8-R"),
         (b"\x89PNG\r\n\0\xff\xfe", "looks like a binary file"),
+        (b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(100), "looks like a binary file"),
     ],
-    ids=["latin-1", "utf-16", "binary"],
 )
 def test_what_to_do_with_other_bytes_is_said(tmp_path, content, hint):
     file = tmp_path / "my texts" / "a.txt"
@@ -172,3 +232,9 @@ def test_what_to_do_with_other_bytes_is_said(tmp_path, content, hint):
     file.write_bytes(content)
     with pytest.raises(AntError, match=hint):
         list(LocalFiles.find(str(file)).documents())
+
+
+def test_rows_in_utf16_are_named_as_that(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes('{"text": "plain text"}\n'.encode("utf-16-le") * 9)
+    with pytest.raises(AntError, match="iconv -f UTF-16LE"):
+        list(LocalFiles.find(str(tmp_path)).documents())

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from ant_hf.data.tokenizer import load_tokenizer, make_tokenizer, token_byte_lengths, train_bpe
+from ant_hf.data.tokenizer import (
+    cut_long_runs,
+    load_tokenizer,
+    make_tokenizer,
+    token_byte_lengths,
+    train_bpe,
+)
 from ant_hf.errors import AntError
 from ant_hf.recipe import TokenizerRecipe
 
@@ -104,20 +110,53 @@ def test_reused_when_unchanged_and_refused_when_not(make_recipe, tmp_path, capsy
         load_tokenizer(recipe.tokenizer_dir)
 
 
-def test_too_little_text_says_how_many_entries_it_gives(tmp_path):
-    with pytest.raises(AntError, match=r"too small for a vocabulary of 4096.*saw '\d+ entries'"):
-        train_bpe(["a few words, a few words"], TokenizerRecipe())
+@pytest.fixture
+def few_words(make_recipe, tmp_path):
+    """A function that gives a recipe for text of a few words, enough for some merges."""
+    texts = [f"Text {number}: a few words, and then the same few words again." for number in range(100)]
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+    def make(vocab_size):
+        recipe = make_recipe(data_dir=tmp_path / "data")
+        corpus = recipe.corpus.model_copy(update={"path": str(tmp_path / "few.jsonl")})
+        tokenizer = TokenizerRecipe(vocab_size=vocab_size)
+        return recipe.model_copy(update={"corpus": corpus, "tokenizer": tokenizer})
+
+    return make
 
 
-def test_a_failed_training_leaves_nothing_behind(make_recipe, tmp_path):
-    (tmp_path / "small.txt").write_text("only a few words here")
-    recipe = make_recipe(data_dir=tmp_path / "data")
-    corpus = recipe.corpus.model_copy(
-        update={"path": str(tmp_path / "small.txt"), "validation_fraction": 0.0}
-    )
-    with pytest.raises(AntError, match="too small for a vocabulary"):
-        make_tokenizer(recipe.model_copy(update={"corpus": corpus}), 64)
+def test_too_little_text_for_a_vocabulary_that_is_asked_for_is_an_error(few_words):
+    recipe = few_words(384)
+    with pytest.raises(AntError, match=r"too small for a vocabulary of 384.*saw '\d+ entries'.*size=null"):
+        make_tokenizer(recipe, 64)
     assert [path.name for path in recipe.tokenizer_dir.parent.iterdir() if path.name[:5] != ".data"] == []
+
+
+def test_a_vocabulary_left_open_is_what_the_text_gives(few_words, capsys):
+    for how in ("trained", "reused"):
+        tokenizer = make_tokenizer(few_words(None), 64)
+        assert f"({how}, {tokenizer.get_vocab_size()} entries)" in capsys.readouterr().out
+    assert tokenizer.get_vocab_size() in (258, 320)
+    # And whoever then asks for all of them hears why they are not there.
+    with pytest.raises(AntError, match=r"too small for a vocabulary of 384.*size=null"):
+        make_tokenizer(few_words(384), 64)
+
+
+def test_a_vocabulary_left_open_is_the_architectures_where_the_text_gives_it(make_recipe, tiny_run, tmp_path):
+    recipe = make_recipe(data_dir=tmp_path / "data")
+    make_tokenizer(recipe.model_copy(update={"tokenizer": TokenizerRecipe()}), 64)
+    for name in ("tokenizer.json", "training.json"):
+        made = (recipe.tokenizer_dir / name).read_bytes()
+        assert made == (tiny_run / "tokenizer" / name).read_bytes(), name
+
+
+def test_long_runs_are_cut_and_ordinary_text_is_not(chapters):
+    text = "\n".join(chapters)
+    assert cut_long_runs(text) == [text]
+    for run in ("ACGT" * 10_000, " " * 40_000, "-" * 40_000, "7" * 40_000, "\u4e2d\u6587" * 20_000):
+        pieces = cut_long_runs(f"before {run} after")
+        assert "".join(pieces) == f"before {run} after"
+        assert max(map(len, pieces)) < 20_000
 
 
 def test_a_tokenizer_without_our_special_tokens_is_refused(tmp_path):

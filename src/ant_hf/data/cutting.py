@@ -27,8 +27,8 @@ _SENTENCE_END = re.compile(
 # A paragraph may be as long; blocks are smaller where the share is of a small text.
 _LONGEST_PARAGRAPH = 4096
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 512, 4096
-# Several blocks, from several places.
-_BLOCKS_WANTED = 4
+# So many hit the share, from many places.
+_BLOCKS_WANTED = 16
 _DOCUMENT_CHARACTERS = 16_000
 _LONG_PARAGRAPH = 64
 # Two blocks at least, and something to learn from.

@@ -21,6 +21,7 @@ import numpy as np
 from ant_hf.errors import AntError, missing_file
 from ant_hf.utils.files import file_sha256, read_json_rows, strings_in
 from ant_hf.utils.names import expand_home
+from ant_hf.utils.stopping import phase
 
 NGRAM_WORDS = 13
 # One bit a set.
@@ -96,11 +97,16 @@ class EvaluationSets:
     @cached_property
     def _runs(self) -> _Runs:
         found = []
-        for file in self.files.values():
-            texts = [run_hashes(text) for _, row in read_json_rows(file) for text in strings_in(row)]
-            if not texts:
-                raise AntError(f"{file} holds no documents", hint="Fill it, or move it out of the folder.")
-            found.append(np.concatenate(texts))
+        with phase(
+            "reading the evaluation sets", "What was finished before is kept. Run the same command again."
+        ):
+            for file in self.files.values():
+                texts = [run_hashes(text) for _, row in read_json_rows(file) for text in strings_in(row)]
+                if not texts:
+                    raise AntError(
+                        f"{file} holds no documents", hint="Fill it, or move it out of the folder."
+                    )
+                found.append(np.concatenate(texts))
         bits = [np.full(len(runs), 1 << index, dtype=np.uint64) for index, runs in enumerate(found)]
         hashes, inverse = np.unique(np.concatenate(found), return_inverse=True)
         owners = np.zeros(len(hashes), dtype=np.uint64)

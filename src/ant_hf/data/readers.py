@@ -170,7 +170,8 @@ def _csv_rows(file: Path, column: str) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield f"{file}, line {rows.line_num:,}", row
         except csv.Error as error:
             raise AntError(
-                f"{file}, line {rows.line_num:,}, is no line of a table: {error}", hint="Mend or remove it."
+                f"{file}, line {rows.reader.line_num:,}, is no line of a table: {error}",
+                hint="Mend or remove it.",
             ) from None
         except UnicodeDecodeError:
             # Names the place in the file; this error knows that of a buffer.

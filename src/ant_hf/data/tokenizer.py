@@ -54,6 +54,8 @@ _LONGEST_WORD_SHOWN = 60
 _ROUND_ENTRIES = 64
 # Characters; ordinary text has no run near to it.
 _LONGEST_RUN = 8192
+# A long run is a word that comes once: 60 bytes of memory a letter, and seconds a megabyte.
+_RUN_WEIGHT = 32
 _RUN = re.compile(r"[^\W\d_]+|\d+|\s+|(?:[^\w\s]|_)+")
 # Enough words for three digits of every figure in the fragmentation report.
 _HELD_OUT_CHARACTERS = 4_000_000
@@ -185,7 +187,7 @@ def train_on(corpus: Corpus, recipe: TokenizerRecipe, entries: int) -> tuple[Tok
 def _training_texts(
     corpus: Corpus, recipe: TokenizerRecipe, held_out: list[str], advance: Callable[[int], None]
 ) -> Iterator[str]:
-    """Texts of the training split; the first held-out ones met on the way, at least one, go to `held_out`."""
+    """Texts of the training split, without long runs; the first held-out ones (or one) go to `held_out`."""
     read = held_out_characters = 0
     for document in corpus:
         if document.is_validation:
@@ -193,10 +195,11 @@ def _training_texts(
                 held_out.append(document.text)
                 held_out_characters += document.characters
         elif read < recipe.max_bytes:
+            pieces = cut_long_runs(document.text)
             size = len(document.text.encode())
-            read += size
+            read += size + _RUN_WEIGHT * _LONGEST_RUN * (len(pieces) - 1)
             advance(size)
-            yield document.text
+            yield from pieces
         if read >= recipe.max_bytes and held_out:
             return
     if read:
@@ -240,12 +243,11 @@ def train_bpe(
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    pieces = (piece for text in texts for piece in cut_long_runs(text))
     errors: list[BaseException] = []
 
     def train() -> None:
         try:
-            tokenizer.train_from_iterator(pieces, trainer)
+            tokenizer.train_from_iterator(texts, trainer)
         except BaseException as error:
             errors.append(error)
 

@@ -25,7 +25,7 @@ from ant_hf.errors import AntError
 
 _SEAL_KEY = "values_sha256"
 # Enough of a file to tell text in another encoding from what is no text.
-_HEAD_BYTES = 4096
+_HEAD_BYTES, _GUESSABLE_BYTES = 4096, 64
 _MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -283,7 +283,7 @@ def _likely_encoding(head: bytes) -> tuple[str, str] | None:
     high = sum(byte >= 128 for byte in head)
     if sum(letter > "\x7f" for letter in text) > 2 * text.count("\ufffd"):
         return "-c -f UTF-8", "UTF-8 with some damaged bytes, to be left out"
-    if high > len(head) // 4:
+    if high > len(head) // 4 and len(head) > _GUESSABLE_BYTES:
         with suppress(ImportError):
             from charset_normalizer import from_bytes
 
