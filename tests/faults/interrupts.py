@@ -44,6 +44,8 @@ class Phase(NamedTuple):
     """Seconds after it."""
     line: str
     """Words of the line that says what is kept."""
+    over: str
+    """Words at the end of the output: a signal after them meets an interpreter that is leaving."""
     prepare: Callable[[], object] = lambda: None
     """Before each attempt."""
     ends: bool = True
@@ -124,6 +126,7 @@ def phases(work: Path, hub: Hub) -> list[Phase]:
             partial.is_file,
             8.0,
             "What was scored is kept",
+            "results: ",
             fresh(partial.parent),
         ),
         Phase(
@@ -132,6 +135,7 @@ def phases(work: Path, hub: Hub) -> list[Phase]:
             (work / ".gguf.partial").is_dir,
             2.0,
             "is as it was before",
+            "export      ",
             fresh(work / "gguf"),
         ),
         Phase(
@@ -140,24 +144,27 @@ def phases(work: Path, hub: Hub) -> list[Phase]:
             (work / ".onnx.partial").is_dir,
             4.0,
             "is as it was before",
+            "export      ",
             fresh(work / "onnx"),
         ),
-        Phase("inspect", ["ant-hf", "inspect", final], has_torch, 4.0, "Run the same command again"),
+        Phase("inspect", ["ant-hf", "inspect", final], has_torch, 4.0, "Run the same", "report      "),
         Phase(
             "card and gate",
             ["ant-hf", "card", final, "--repo", REPO],
             "gate        checking",
             5.0,
             "that was there before is kept",
+            "next        ",
             fresh(run / "release"),
         ),
-        Phase("verify", ["ant-hf", "verify", final], has_gate, 4.0, "Nothing was changed"),
+        Phase("verify", ["ant-hf", "verify", final], has_gate, 4.0, "Nothing was changed", "passed     "),
         Phase(
             "publish",
             ["ant-hf", "publish", final, "--repo", REPO, "--yes"],
             "commit      one",
             5.0,
             "Run the same command again; what has arrived is not sent twice",
+            "published   ",
             slow_hub,
         ),
         Phase(
@@ -166,6 +173,7 @@ def phases(work: Path, hub: Hub) -> list[Phase]:
             lambda: metrics.is_file() and metrics.stat().st_size > 0,
             3.0,
             "Run the same command again",
+            "final       ",
             fresh(work / "training"),
             ends=False,
         ),
@@ -183,7 +191,7 @@ def interrupt(phase: Phase, times: int, environment: dict[str, str]) -> dict:
         stopped = stop_command(
             *phase.words, at=phase.at, after=chance.uniform(0, phase.longest), by=by, env=environment
         )
-        if stopped is not None:
+        if stopped is not None and phase.over not in stopped.output:
             seconds.append(round(stopped.seconds, 2))
             found = stopped.faults(phase.line)
             faults += [f"{by.name}: {found}\n{stopped.output[-1500:]}"] if found else []
