@@ -13,7 +13,7 @@ from ant_hf.utils.metrics import read_metrics
 
 # What each record is, and what makes it; in the order of `CardInputs`.
 _RECORDS = {
-    names.RUN_RECORD: ("run record", "Train first: accelerate launch pretrain.py --config RECIPE"),
+    names.RUN_RECORD: ("run record", "Train first: accelerate launch --quiet pretrain.py --config RECIPE"),
     names.RESULTS: ("results", "Measure first: ant-hf evaluate MODEL_FOLDER"),
     names.GATE: ("gate report", "Make the release anew: ant-hf card MODEL_FOLDER"),
     names.FRAGMENTATION: ("fragmentation report", "Train the tokenizer anew."),

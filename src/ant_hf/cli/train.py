@@ -38,7 +38,7 @@ def pretrain(
     """Train a model from a recipe: tokenizer, packed tokens, training, export, check.
 
     Run again with the same recipe, it continues from the newest checkpoint. On several GPUs:
-    accelerate launch --num_processes N pretrain.py --config RECIPE.
+    accelerate launch --quiet --num_processes N pretrain.py --config RECIPE.
     """
     from ant_hf.train import pretrain as runs
     from ant_hf.train.distributed import check_launch

@@ -136,7 +136,7 @@ def set_up(recipe: Recipe, output_dir: Path) -> Setup:
         # Over several, Trainer (DataParallel) would multiply the recipe's batch.
         say(
             f"note        one process uses one of the {arguments.n_gpu} GPUs; for all of them: "
-            f"accelerate launch --num_processes {arguments.n_gpu} pretrain.py ..."
+            f"accelerate launch --quiet --num_processes {arguments.n_gpu} pretrain.py ..."
         )
         arguments._n_gpu = 1
     at_once = choose_micro_batch(training, config, execution, arguments.world_size)
