@@ -1,6 +1,9 @@
 import json
 import pickle
+import random
+import re
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,7 @@ from records import pack
 
 from ant_hf.data.corpus import Corpus
 from ant_hf.data.packing import make_tokens
+from ant_hf.data.packing_tasks import merge, plan_packing
 from ant_hf.data.tokenizer import load_tokenizer
 from ant_hf.data.tokens import TRAIN, VALIDATION, PackedTokens, read_manifest, verify_shards
 from ant_hf.errors import AntError
@@ -105,6 +109,56 @@ def test_text_that_spells_a_special_token_stays_text(recipe, tmp_path):
     ids = tokens.slice(0, len(tokens)).tolist()
     assert ids.count(0) == 1
     assert ids[-1] == 0
+
+
+def test_what_was_hardly_meant_as_text_is_counted_and_what_to_do_is_said(recipe, tmp_path, capsys):
+    """Also by tasks, and only where text is packed."""
+    line = "before <|endoftext|> after <|pad|>\n"
+    (tmp_path / "corpus").mkdir()
+    for number in range(40):
+        text = f"{number} {line}" + ("\0" if number < 3 else "") + ("\ufffd" if number < 2 else "")
+        (tmp_path / "corpus" / f"{number}.txt").write_text(text)
+    recipe = changed(recipe, path=str(tmp_path / "corpus"), validation_fraction=0.3)
+    make_tokens(recipe)
+    said = capsys.readouterr().out
+    warnings = [line for line in said.splitlines() if line.startswith("warning")]
+    assert [int(line.partition("the text has ")[2].split()[0]) for line in warnings] == [40, 40, 3, 2]
+    assert "sed 's/<|endoftext|>/\\n&\\n/g'" in warnings[0]
+    assert "<|pad|>" in warnings[1]
+    assert "tr -d" in warnings[2]
+    assert "noticed" not in (recipe.tokens_dir / "manifest.json").read_text()
+    shutil.rmtree(recipe.tokens_dir)
+    packing = plan_packing(recipe)
+    packing.encode()
+    merge(packing)
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")] == warnings
+
+
+def test_separators_on_lines_of_their_own_need_no_warning(recipe, tmp_path, capsys, chapters):
+    (tmp_path / "a.txt").write_text("\n<|endoftext|>\n".join(chapters))
+    make_tokens(changed(recipe, path=str(tmp_path / "a.txt")))
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_without_a_terminal_a_line_tells_how_far_it_is(recipe, monkeypatch, capsys):
+    monkeypatch.setattr("ant_hf.utils.console._LINE_SECONDS", 0)
+    pack(recipe)
+    line = capsys.readouterr().err.splitlines()[30]
+    assert re.fullmatch(
+        r"packing     [\d.]+ \w+ of [\d.]+ kB, [\d.]+ \w+ a second, about 0:00:\d\d left", line
+    )
+
+
+def test_a_long_run_of_letters_is_packed_in_time_and_whole(recipe, tmp_path):
+    """Half a minute before; every letter is there."""
+    dna = "".join(random.Random(0).choices("ACGT", k=400_000))
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": dna}) + "\n")
+    started = time.perf_counter()
+    pack(changed(recipe, path=str(tmp_path / "a.jsonl"), validation_fraction=0.0))
+    assert time.perf_counter() - started < 5
+    tokens = PackedTokens(recipe.tokens_dir, TRAIN)
+    ids = tokens.slice(0, len(tokens) - 1).tolist()
+    assert load_tokenizer(recipe.tokenizer_dir).decode(ids) == dna
 
 
 def test_limit_stops_after_the_document_that_reaches_it(recipe):

@@ -1,16 +1,19 @@
 """SIGINT and SIGTERM in what is done with a model: one line, code 75, and nothing half-made."""
 
+import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
 from benchmark_data import write_benchmarks
-from commands import run_here
+from commands import run_here, stop_command
 from conftest import tiny_values
 
 from ant_hf.train.callbacks import StepGuard, ThroughputMeter
@@ -34,7 +37,8 @@ def interrupted(monkeypatch):
             # Both belong to the process, and this one goes on.
             patched.setattr("os._exit", leave)
             patched.setattr(sys, "unraisablehook", sys.unraisablehook)
-            patched.setattr(place, lambda *_, **__: os.kill(os.getpid(), by))
+            # In another thread than the main one the call goes on, as one that takes long.
+            patched.setattr(place, lambda *_, **__: (os.kill(os.getpid(), by), time.sleep(0.3)))
             result = run_here(*words, joined=True)
         assert result.returncode == 75, result.stdout
         assert "Traceback" not in result.stdout
@@ -172,3 +176,71 @@ print("went on")
 """
     result = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True)
     assert (result.returncode, result.stdout, result.stderr) == (0, "went on\n", "")
+
+
+# A command without the seconds that torch takes to load, and with workers from the first chunk on.
+PREPARATION = """
+import sys
+from ant_hf.cli.main import run
+from ant_hf.data import packing, packing_tasks, tokenizer
+from ant_hf.recipe import load_recipe
+from ant_hf.utils.stopping import stopped_by_signals
+
+packing.CHUNKS_WITHOUT_WORKERS, packing.CHUNK_CHARACTERS = 0, 50_000
+recipe = load_recipe(sys.argv[1])
+prepare = {
+    "tokenizer": lambda: tokenizer.make_tokenizer(recipe, 64),
+    "packing": lambda: packing.make_tokens(recipe),
+    "workers": lambda: packing_tasks.pack_with_workers(recipe, 2),
+}[sys.argv[2]]
+run(stopped_by_signals()(prepare))
+"""
+
+
+@pytest.mark.parametrize(
+    ("phase", "by", "kept"),
+    [
+        ("tokenizer", signal.SIGINT, "Nothing is written yet"),
+        ("packing", signal.SIGINT, "is kept. Run the same command again to pack the text"),
+        ("workers", signal.SIGTERM, "of 4 files are encoded and kept"),
+    ],
+)
+def test_preparing_a_text_ends_with_all_its_processes(make_recipe, chapters, tmp_path, phase, by, kept):
+    """Sent to the process group, as a terminal does; the tokenizer is at a call that takes 30 s."""
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    make_recipe()
+    for number in range(4):
+        dice = random.Random(number)
+        texts = [f"{number} {copy} {text}" for copy in range(8) for text in chapters]
+        if phase == "tokenizer":
+            texts = ["".join(dice.choices("ACGT", k=1_500_000)), *texts[:20]]
+        rows = (json.dumps({"text": text}) + "\n" for text in texts)
+        (corpus / f"{number}.jsonl").write_text("".join(rows))
+    values = yaml.safe_load((tmp_path / "run.yaml").read_text())
+    values["corpus"]["path"] = str(corpus)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
+    folder = Path(values["data_dir"])
+    shutil.rmtree(folder / "tokens")
+    if phase == "tokenizer":
+        shutil.rmtree(folder / "tokenizer")
+    at = {
+        "tokenizer": (folder / ".data.owner.json").exists,
+        "packing": (folder / ".tokens.partial").exists,
+        "workers": "packing     4 files by 2 workers",
+    }[phase]
+    stopped = stop_command("python", "-c", PREPARATION, tmp_path / "run.yaml", phase, at=at, after=0.5, by=by)
+    assert stopped.faults(kept) == []
+    assert not (folder / "tokens").exists()
+    assert [path.name for path in folder.iterdir() if path.name.endswith((".partial", ".json"))] == []
+
+
+def test_evaluation_sets_that_are_read_are_named(interrupted, make_recipe, shared, tmp_path):
+    make_recipe()
+    sets = tmp_path / "sets"
+    sets.mkdir()
+    shutil.copy(shared / "corpus.jsonl", sets / "questions.jsonl")
+    words = ["ant-hf", "tokenizer", "--config", tmp_path / "run.yaml", "--output-dir", tmp_path / "new"]
+    words += ["--set", f"corpus.decontaminate={sets}", "--set", f"data_dir={tmp_path / 'other'}"]
+    line = interrupted("ant_hf.data.decontamination.run_hashes", *words)
+    assert "while reading the evaluation sets" in line
