@@ -243,21 +243,27 @@ def test_other_files_that_the_seal_does_not_name_are_refused(name, run, capsys):
 
 
 def test_what_can_be_made_anew_is(run, recipe, capsys):
-    for relative, read in (
-        ("tokens/manifest.json", read_tokens),
-        ("tokenizer/training.json", read_tokenizer),
-    ):
-        with tried(f"{relative.partition('/')[0]} folder without its record") as trial:
-            before = (run / relative).read_bytes()
-            (run / relative).unlink()
-            read(run, recipe)
-            assert (run / relative).read_bytes() == before
-            trial.message = next(line for line in capsys.readouterr().out.splitlines() if "ed" in line)
+    with tried("tokens folder without its record") as trial:
+        before = (run / "tokens/manifest.json").read_bytes()
+        (run / "tokens/manifest.json").unlink()
+        read_tokens(run, recipe)
+        assert (run / "tokens/manifest.json").read_bytes() == before
+        trial.message = next(line for line in capsys.readouterr().out.splitlines() if "ed" in line)
     (run / "metrics.jsonl").unlink()
     with tried("metrics: missing or empty") as trial:
         read_log(run, recipe)
         trial.message = capsys.readouterr().out.strip()
         assert "metrics.jsonl is gone; it begins anew" in trial.message
+
+
+def test_a_tokenizer_without_its_record_may_be_anyones_and_is_left_alone(run, recipe):
+    (run / "tokenizer/training.json").unlink()
+    before = (run / "tokenizer/tokenizer.json").read_bytes()
+    with tried("tokenizer folder without its record") as trial:
+        with pytest.raises(AntError, match="without the record of its training") as refused:
+            read_tokenizer(run, recipe)
+        trial.message = refused.value
+    assert (run / "tokenizer/tokenizer.json").read_bytes() == before
 
 
 def test_a_run_without_its_record_is_not_continued(run, recipe):
