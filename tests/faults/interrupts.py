@@ -1,4 +1,4 @@
-"""Send SIGINT and SIGTERM to what is done with a model, at random moments, and look at how it ends.
+"""Send SIGINT and SIGTERM to what is done with text and model, at random moments, and look at how it ends.
 
     python tests/faults/interrupts.py --times 20 --work runs/interrupts --tally interrupts.json
 
@@ -25,7 +25,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmark_data import write_benchmarks
-from commands import in_a_process, stop_command
+from commands import ROOT, in_a_process, stop_command
 from conftest import TINY_CONFIG, tiny_values
 from hub.server import Hub, RunningHub
 from records import write_results
@@ -90,6 +90,60 @@ def make_run(work: Path) -> Path:
         pretrain(Recipe.model_validate(tiny_values(work, run, **longer)))
         write_results(run / "final")
     return run / "final"
+
+
+def preparation(work: Path) -> list[Phase]:
+    """What is done with a text: 24 MB of it, in six files, and evaluation sets to compare it with."""
+    from ant_hf.data.sources import EmbeddedBible
+
+    corpus, folder = work / "text", work / "prepared"
+    if not corpus.exists():
+        corpus.mkdir(parents=True)
+        chapters = list(EmbeddedBible().documents())
+        for number in range(6):
+            rows = (json.dumps({"text": f"{number} {text}"}) + "\n" for text in chapters)
+            (corpus / f"{number}.jsonl").write_text("".join(rows), encoding="utf-8")
+        (work / "sets").mkdir()
+        shutil.copy(corpus / "0.jsonl", work / "sets" / "questions.jsonl")
+
+    def begins() -> bool:
+        return (folder / ".data.owner.json").exists()
+
+    def command(name: str, *more: object) -> list:
+        words = ["ant-hf", name, "--config", ROOT / "configs" / "recipes" / "quickstart.yaml"]
+        return [*words, "--data", corpus, "--output-dir", folder, *more]
+
+    def without(*names: str) -> Callable[[], None]:
+        def prepare() -> None:
+            if "tokenizer" not in names and not (folder / "tokenizer").exists():
+                in_a_process(*command("tokenizer"), check=True)
+            for name in names:
+                shutil.rmtree(folder / name, ignore_errors=True)
+
+        return prepare
+
+    sets = ("--set", f"corpus.decontaminate={work / 'sets'}")
+    parted = without("tokens", "packing")
+    return [
+        Phase("tokenizer", command("tokenizer"), begins, 12.0, "Nothing is written", without("tokenizer")),
+        Phase("packing", command("pack"), "held-out text", 20.0, "The tokenizer in", without("tokens")),
+        Phase(
+            "packing by files",
+            command("pack", "--workers", 2),
+            "packing     6 files",
+            15.0,
+            "files are encoded and kept",
+            parted,
+        ),
+        Phase(
+            "decontamination",
+            command("tokenizer", *sets),
+            begins,
+            12.0,
+            "Run the same command again",
+            without("tokenizer"),
+        ),
+    ]
 
 
 def phases(work: Path, hub: Hub) -> list[Phase]:
@@ -221,7 +275,7 @@ def main() -> None:
             "OMP_WAIT_POLICY": "PASSIVE",
             "COLUMNS": "200",
         }
-        for phase in phases(work, hub):
+        for phase in [*preparation(work), *phases(work, hub)]:
             if phase.name not in tally:
                 tally[phase.name] = interrupt(phase, options.times, environment)
                 options.tally.write_text(json.dumps(tally, indent=1))

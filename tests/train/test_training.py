@@ -18,9 +18,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Trainer
 
 from ant_hf.data.corpus import in_validation_split, normalised
+from ant_hf.data.tokenizer import load_tokenizer
 from ant_hf.errors import AntError, RunStopped
 from ant_hf.model.architecture import build_model, load_config
 from ant_hf.model.loss import return_loss_only
+from ant_hf.recipe import TokenizerRecipe
 from ant_hf.train import callbacks
 from ant_hf.train import pretrain as pretraining
 from ant_hf.train import setup as run_setup
@@ -383,6 +385,25 @@ def test_vocabularies_must_agree(make_recipe, shared, tmp_path):
     with pytest.raises(AntError, match=r"vocab_size is 384 and .* has vocab_size 500"):
         pretrain(recipe)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_model_follows_a_vocabulary_that_the_text_makes_smaller(make_recipe, tmp_path):
+    texts = [f"Text {number}: a few words, and then the same few words again." for number in range(200)]
+    (tmp_path / "few.txt").write_text("\n\n".join(texts))
+    recipe = make_recipe(data_dir=tmp_path / "own", max_steps=2, warmup_steps=0)
+    corpus = recipe.corpus.model_copy(update={"path": str(tmp_path / "few.txt")})
+    recipe = recipe.model_copy(update={"corpus": corpus, "tokenizer": TokenizerRecipe()})
+    pretrain(recipe)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    final = json.loads((tmp_path / "run" / "final" / "config.json").read_text())
+    entries = load_tokenizer(recipe.tokenizer_dir).get_vocab_size()
+    assert entries < 384
+    assert final["vocab_size"] == record["config"]["vocab_size"] == entries
+    embeddings = record["parameters"]["by_component"]["embeddings"]
+    assert embeddings == entries * final["hidden_size"]
+    assert record["plan"]["total_tokens"] == 2 * 8 * 64
+    # Finished: the same command finds it so.
+    pretrain(recipe)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(make_recipe):
