@@ -15,7 +15,7 @@ def recipe_file(shared, tmp_path):
 
 
 def options(help_text):
-    return sorted(set(re.findall(r"--[a-z-]+", help_text)) - {"--help", "--num"})
+    return sorted(set(re.findall(r"--[a-z-]+", help_text)) - {"--help", "--num", "--quiet"})
 
 
 def test_flags_of_pretrain_are_few_and_frozen():
