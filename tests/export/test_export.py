@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -16,6 +17,7 @@ from transformers import (
     GenerationConfig,
     MistralConfig,
     MistralForCausalLM,
+    PreTrainedTokenizerFast,
 )
 
 from ant_hf.card.inputs import read_inputs
@@ -340,6 +342,18 @@ def test_what_a_graph_cannot_hold_is_named_by_its_key(final):
         onnx.check_architecture(model)
 
 
+def test_a_vocabulary_of_bytes_has_no_merges_and_loads(final, tmp_path):
+    model, _ = load(final)
+    values = json.loads((final / "tokenizer.json").read_text())
+    values["model"]["merges"] = []
+    backend = Tokenizer.from_str(json.dumps(values))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
+    file = tmp_path / "bytes.gguf"
+    write_gguf(file, model, read_vocabulary(model, tokenizer), "f32", Origin("bytes"))
+    texts = ["the river", "na\u00efve 42"]
+    assert ask(file, Questions(texts=texts, context=64)).tokens == tokenizer(texts)["input_ids"]
+
+
 def test_a_head_that_only_the_config_ties_is_kept(final, tmp_path):
     model, tokenizer = load(final)
     assert model.config.tie_word_embeddings
@@ -502,6 +516,14 @@ def test_a_full_disk_leaves_what_was_there(final, exported, tmp_path, monkeypatc
     with pytest.raises(AntError, match="no room for the export"):
         export(str(final), "gguf", ("f32",), target, REPO)
     assert {path.name: path.stat().st_mtime_ns for path in target.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["gguf"]
+
+
+def test_two_exports_into_one_folder_are_told_apart(final, exported, tmp_path):
+    target = tmp_path / "gguf"
+    with exporting._alone(target), pytest.raises(AntError, match="another process is writing"):
+        export(str(final), "gguf", ("f32",), target)
+    shutil.copytree(exported[0], target)
     assert [path.name for path in tmp_path.iterdir()] == ["gguf"]
 
 

@@ -232,7 +232,8 @@ def inspect(
         Path | None,
         Option(
             metavar="FILE",
-            help="Where the report goes. Default: inspection.html in the run's folder; for others, here.",
+            help="Where the report goes. Default: inspection.html in the run's folder; here for other "
+            "models, and where that folder is read-only.",
         ),
     ] = None,
     json: Annotated[

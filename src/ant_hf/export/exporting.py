@@ -6,9 +6,12 @@ import importlib.util
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from ant_hf.errors import AntError
 from ant_hf.export import gguf, llama_cpp, onnx, verification
@@ -60,7 +63,6 @@ def export(
     # Beside a run's final folder; for any other model under exports/.
     beside = subject.folder.parent if subject.folder.name == "final" else None
     target = output or (beside or Path("exports", subject.name.replace("/", "_"))) / to
-    files.check_writable(target.parent, "--output FOLDER")
     name = (repository or subject.name.removesuffix("/final")).rpartition("/")[2]
     origin = gguf.Origin(re.sub(r"[^\w.-]+", "_", name), repository, license_id)
     # An export is made again when any of this changes.
@@ -80,11 +82,13 @@ def export(
     }
     if (there := _reusable(target, record)) is not None:
         return target, there
+    files.check_writable(target.parent, "--output FOLDER")
     # ONNX is F32 too.
     needed = int(sum(gguf.TYPES[kind].bytes for kind in types or ("f32",)) * record["parameters"]) + 2_000_000
     files.check_room("the export", target.parent, needed, "or set another folder with --output")
     with (
         files.writing("the export", target.parent, needed),
+        _alone(target),
         files.whole_folder(target) as folder,
         # Texts longer than the context are cut on purpose.
         quiet_libraries(),
@@ -159,6 +163,23 @@ def _reusable(target: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
         for name, values in record.get("files", {}).items()
     )
     return record if same and whole else None
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Refuse a second export into a folder while one is being made."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(target.with_name(f".{target.name}.lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        hint = "Wait for it, or name another folder: --output FOLDER"
+        raise AntError(f"another process is writing {target}", hint=hint) from None
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def _threads() -> int:

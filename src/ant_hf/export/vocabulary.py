@@ -98,7 +98,8 @@ def read_vocabulary(model: PreTrainedModel, tokenizer: Any) -> Vocabulary:
         pre_tokenizer=pre_tokenizer,
         tokens=tokens,
         types=types,
-        merges=merges,
+        # llama.cpp does not load a file without any: this one merges what is no letter of a byte-level text.
+        merges=merges or ["\u2047 \u2047"],
         special_ids=special_ids,
         other_ends=ends[len(ENDS) :],
         **dict(zip(("adds_bos", "adds_eos"), _added(tokenizer), strict=True)),
