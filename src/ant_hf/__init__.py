@@ -2,7 +2,7 @@
 
 The public API, each name imported when it is first asked for. From text to Hub:
 
-    recipe = ant_hf.load_recipe("configs/recipes/quickstart.yaml")
+    recipe = ant_hf.load_recipe("quickstart")
     ant_hf.pretrain(recipe)                                        # train/
     results, file = ant_hf.evaluate("runs/quickstart/final")       # evaluation/
     report = ant_hf.verify("runs/quickstart/final")                # release/

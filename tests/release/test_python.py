@@ -51,7 +51,7 @@ def test_the_scripts_of_the_documentation_run(client_here, quick_gate, trained_r
     write_benchmarks(tmp_path / "sets")
     text = (ROOT / "docs" / "python.md").read_text()
     replaced = {
-        "configs/recipes/quickstart.yaml": str(tmp_path / "recipe.yaml"),
+        '"quickstart"': f'"{tmp_path}/recipe.yaml"',
         "runs/quickstart": str(run),
         "my-sets": str(tmp_path / "sets"),
         "OWNER/NAME": REPO,

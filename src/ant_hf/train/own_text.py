@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from ant_hf.data.corpus import Corpus
 from ant_hf.data.sources import Source, open_source
 from ant_hf.data.survey import Survey, survey
 from ant_hf.errors import AntError
 from ant_hf.model.architecture import load_architecture
-from ant_hf.recipe import Recipe, load_recipe, parsed_override
+from ant_hf.recipe import CorpusRecipe, Recipe, load_recipe, parsed_override
 from ant_hf.train.estimates import TrainingRate, choose_compilation, in_words, measure_training
 from ant_hf.train.setup import ratio, set_up
 from ant_hf.utils.console import facts_table, say, show
@@ -281,6 +282,9 @@ class _Draft:
             if tokens >= shape.needed:
                 break
         sizes = sizes.trained_on(tokens, there, size)
+        while sizes.limit and not _has_held_out(self._recipe(sizes).corpus, size * sizes.passes):
+            # One file is read in documents of a megabyte, and a small share of few may be none.
+            sizes = sizes._replace(held_out=2 * sizes.held_out)
         recipe = self._recipe(sizes)
         self._show(recipe, text, rate, rest)
         return recipe
@@ -319,6 +323,15 @@ class _Draft:
             ("time", f"about {in_words(rest + tokens / rate.tokens_per_second)}; set another with --minutes"),
         ]
         show(facts_table(f"Chosen for {recipe.name}", facts))
+
+
+def _has_held_out(recipe: CorpusRecipe, size: float) -> bool:
+    """Whether some text is held out among the first bytes of a corpus."""
+    for document in Corpus.from_recipe(recipe):
+        size -= len(document.text.encode())
+        if document.is_validation or size < 0:
+            return document.is_validation
+    return False
 
 
 def _first_words(source: Source) -> str:
