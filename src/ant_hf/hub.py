@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import httpx2
 from huggingface_hub import HfApi, constants, get_session, get_token, set_client_factory
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -29,6 +28,8 @@ from huggingface_hub.utils import logging
 from ant_hf.errors import AntError
 from ant_hf.utils.console import say
 
+# huggingface_hub 2 speaks through httpx2 and 1 through httpx; what is caught must be what it raises.
+httpx: Any = sys.modules[type(get_session()).__module__.partition(".")[0]]
 T = TypeVar("T")
 _TRANSIENT = {408, 425, 429}
 HOW_TO_LOG_IN = (
@@ -74,7 +75,7 @@ class HubClient:
         self.api = HfApi(token=self._token or False)
         # huggingface_hub's own clients wait for ever; keep their hooks and give them a limit.
         hooks = get_session().event_hooks
-        set_client_factory(lambda: httpx2.Client(event_hooks=hooks, follow_redirects=True, timeout=timeout))
+        set_client_factory(lambda: httpx.Client(event_hooks=hooks, follow_redirects=True, timeout=timeout))
         # Its warnings quote upload addresses, which are signed.
         logging.set_verbosity_error()
 
@@ -245,7 +246,7 @@ def hub_or_cache(seconds: float = 5.0) -> Iterator[None]:
     before = [module.HF_HUB_OFFLINE for module in loaded]
     try:
         get_session().head(constants.ENDPOINT, timeout=seconds)
-    except (httpx2.TransportError, OfflineModeIsEnabled):
+    except (httpx.TransportError, OfflineModeIsEnabled):
         for module in loaded:
             module.HF_HUB_OFFLINE = True
     try:
@@ -276,7 +277,7 @@ def is_transient(error: BaseException) -> bool:
         of_storage = _is_of_storage(found) if found else not re.search(r"/xet-\w+-token", str(root))
         return of_storage or status in _TRANSIENT or status >= 500
     # The second is what hf_xet raises whenever its line fails; the third comes without a status.
-    is_of_line = isinstance(root, (httpx2.TransportError, ConnectionError))
+    is_of_line = isinstance(root, (httpx.TransportError, ConnectionError))
     return is_of_line or bool(_BATCH_REFUSED.search(str(root)))
 
 
@@ -290,7 +291,7 @@ def _is_full(error: BaseException) -> bool:
 def _is_of_storage(error: HfHubHTTPError) -> bool:
     """Whether a signed address answered, and not the Hub itself, of which we ask for nothing by PUT."""
     request = error.response.request
-    is_elsewhere = request.url.host != httpx2.URL(constants.ENDPOINT).host
+    is_elsewhere = request.url.host != httpx.URL(constants.ENDPOINT).host
     is_signed = request.method == "PUT" or bool(_SIGNATURE.search(str(request.url)))
     return is_signed or (is_elsewhere and "X-Error-Code" not in error.response.headers)
 
@@ -305,7 +306,7 @@ def _http_error(error: BaseException | None) -> HfHubHTTPError | None:
 
 
 def _root(error: BaseException) -> BaseException:
-    while error.__cause__ is not None and not isinstance(error, httpx2.TransportError):
+    while error.__cause__ is not None and not isinstance(error, httpx.TransportError):
         error = error.__cause__
     return error
 

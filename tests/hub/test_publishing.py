@@ -1,5 +1,6 @@
 """`ant-hf publish` over a real protocol: nothing without --yes, one commit, nothing lost, nothing told."""
 
+import importlib.util
 import json
 import re
 import shutil
@@ -383,3 +384,15 @@ def test_faults_end_in_success_or_one_line_with_nothing_lost(released, outcomes_
 @pytest.mark.slow
 def test_every_fault_at_every_step(released, outcomes_of):
     check_outcomes(outcomes_of(released / "release"))
+
+
+def test_both_generations_of_the_hubs_client_are_understood(monkeypatch):
+    """huggingface_hub 1 raises httpx's errors, 2 raises httpx2's; a GPU image may have the first."""
+    import httpx
+
+    monkeypatch.setattr("huggingface_hub.get_session", httpx.Client)
+    spec = importlib.util.find_spec("ant_hf.hub")
+    earlier = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(earlier)
+    assert earlier.is_transient(httpx.ConnectError("no route"))
+    assert not is_transient(httpx.ConnectError("no route"))
