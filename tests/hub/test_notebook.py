@@ -305,7 +305,7 @@ def test_without_a_token_the_attached_output_of_one_session_is_gone_on_from(sess
 def test_without_a_token_it_says_so_and_goes_on(hub, session):
     said, _, error = session("session", until="dry-run", token=None)
     assert error is None, f"{said}\n{error}"
-    assert "No Hub token, so nothing will be sent" in said
+    assert "No Hub token: nothing will be sent" in said
     assert "nothing was written" in said
     assert "push_to_hub" not in said
     assert hub.requests == []
