@@ -125,6 +125,7 @@ def test_output_that_cannot_be_encoded_is_escaped(tiny_run, monkeypatch, encodin
     assert out.buffer.getvalue().decode(encoding).count("\\u0440\\u0435\\u043a\\u0430") == 3
 
 
+@pytest.mark.slow
 def test_generate_in_a_process_of_another_encoding_with_a_reader_that_leaves(tiny_run):
     command = ["generate", str(tiny_run / "final"), "--prompt", RUSSIAN, "--max-new-tokens", "3"]
     environment = os.environ | {"PYTHONUTF8": "0", "PYTHONIOENCODING": "cp1252"}

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 
-@pytest.mark.parametrize(("processes", "kills"), [(1, 5), (2, 3)])
+@pytest.mark.parametrize(("processes", "kills"), [(1, 5), pytest.param(2, 3, marks=pytest.mark.slow)])
 def test_killed_runs_end_as_the_uninterrupted_one(processes, kills, tmp_path):
     command = [sys.executable, "tests/faults/kills.py", "--processes", str(processes), "--kills", str(kills)]
     command += ["--work", str(tmp_path / "work"), "--tally", str(tmp_path / "tally.json")]
