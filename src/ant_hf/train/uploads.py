@@ -75,15 +75,15 @@ class CheckpointUploads(TrainerCallback):
     def finish(self, final: Path | None) -> None:
         """Send the exported model, if there is one, and wait until everything is there, or has failed."""
         last = "the final model" if final else "the last checkpoint"
-        if final:
-            stage = self._new_stage("final")
-            for path in final.iterdir():
-                if path.is_file():
-                    _link(path, stage / path.name)
-            self._put_in_line(last, stage)
-        say(f"hub         waiting for the uploads to {self._repository}; Ctrl-C leaves without them")
         kept = f"All of it lies in {self._output_dir}. Run the same command again to send the rest."
         with phase(f"sending {last} to {self._repository}", kept):
+            if final:
+                stage = self._new_stage("final")
+                for path in final.iterdir():
+                    if path.is_file():
+                        _link(path, stage / path.name)
+                self._put_in_line(last, stage)
+            say(f"hub         waiting for the uploads to {self._repository}; Ctrl-C leaves without them")
             # In line behind all others, it is done when they are.
             is_late = wait([self._client.api.run_as_future(int)], _WAIT_SECONDS).not_done
         if is_late:
