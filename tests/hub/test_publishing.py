@@ -374,6 +374,7 @@ def check_outcomes(outcomes):
             assert outcome["puts"] == outcome["blobs"], outcome
 
 
+@pytest.mark.slow
 def test_faults_end_in_success_or_one_line_with_nothing_lost(released, outcomes_of):
     outcomes = outcomes_of(released / "release", "--quick")
     check_outcomes(outcomes)

@@ -166,6 +166,7 @@ def test_a_tracker_holds_our_figures_without_touching_the_network(write, tmp_pat
         assert at_steps == pytest.approx(expected), shown
 
 
+@pytest.mark.slow
 def test_wandb_without_an_account_is_refused_instead_of_waiting_for_an_answer(tmp_path):
     pytest.importorskip("wandb", reason="wandb is not installed")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
