@@ -303,6 +303,15 @@ def test_a_sliding_window_is_refused_before_anything_is_written(mistral, tmp_pat
     assert not (tmp_path / "deep").exists()
 
 
+def test_weights_that_training_destroyed_are_refused(final, tmp_path):
+    model, tokenizer = load(final)
+    model.model.norm.weight.data[3] = torch.nan
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    with pytest.raises(AntError, match=r"model\.norm\.weight holds NaN or infinity; saw '1 of 32 entries'"):
+        export(str(tmp_path / "model"), "gguf", output=tmp_path / "out")
+
+
 def test_a_window_as_wide_as_the_context_is_none(mistral, tmp_path):
     model, _ = mistral
     model.config.sliding_window = model.config.max_position_embeddings

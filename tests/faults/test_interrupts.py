@@ -74,7 +74,7 @@ def test_an_evaluation_goes_on_after_what_was_scored(interrupted, final, tmp_pat
     ("place", "words", "kept"),
     [
         ("export.gguf.modelfile", ["export", "--to", "gguf", "--type", "f16"], "is as it was before"),
-        ("inspection.measures.check_finite", ["inspect"], "Nothing was written"),
+        ("inspection.examination.check_weights", ["inspect"], "Nothing was written"),
         ("release.build.read_inputs", ["card", "--repo", "GODELEV/x"], "that was there before is kept"),
         ("release.verify.run_gate", ["verify"], "Nothing was changed"),
     ],

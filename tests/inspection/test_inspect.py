@@ -22,7 +22,6 @@ from ant_hf.inspection.examination import (
 from ant_hf.inspection.fragments import next_tokens, read_text, readable, vocabulary
 from ant_hf.inspection.measures import (
     Embeddings,
-    check_finite,
     effective_rank,
     embedding_norms,
     layers_of,
@@ -32,7 +31,7 @@ from ant_hf.inspection.measures import (
 )
 from ant_hf.model.architecture import build_model
 from ant_hf.model.encoding import first_ids
-from ant_hf.model.loading import Subject, load_any
+from ant_hf.model.loading import Subject, check_weights, load_any
 from ant_hf.model.scoring import score_tokens
 
 EMOJI = "He said \u201cgo\u201d \U0001f600\n\tto caf\u00e9 12."
@@ -331,7 +330,7 @@ def test_relatives_of_llama_are_measured(model_type):
     values = TINY_CONFIG | {"model_type": model_type, "tie_word_embeddings": False}
     del values["rope_parameters"]
     model = build_model(AutoConfig.for_model(**values), seed=0, attn_implementation="eager")
-    check_finite(model)
+    check_weights(model)
     assert len(read_matrices(model)) == 2 * 7
     assert not [head for head in read_heads(model) if head.dead or head.duplicates is not None]
     seen = read_activations(model, list(range(2, 40)))
@@ -349,7 +348,7 @@ def test_other_architectures_and_broken_weights_are_refused(model):
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[0, :3] = math.nan
     with pytest.raises(AntError, match=r"layers\.1\.mlp\.up_proj\.weight holds NaN.*3 of 2,048"):
-        check_finite(model)
+        check_weights(model)
 
 
 def test_text_from_everywhere(tmp_path, loaded):

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from ant_hf.errors import AntError
 from ant_hf.export import gguf, llama_cpp, onnx, verification
 from ant_hf.export.vocabulary import Vocabulary, read_vocabulary
-from ant_hf.model.loading import Subject, load_subject, tokenizer_folder
+from ant_hf.model.loading import Subject, check_weights, load_subject, tokenizer_folder
 from ant_hf.utils import files
 from ant_hf.utils.console import quiet_libraries, say
 from ant_hf.utils.names import VERIFIED
@@ -125,6 +125,7 @@ def _checked_model(subject: Subject, to: str, types: Sequence[str]) -> Vocabular
     Raises:
         AntError: names the key of the config, its value, and what is possible.
     """
+    check_weights(subject.model)
     config = subject.model.config
     window, layers = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
     if (

@@ -29,7 +29,8 @@ class GgufType:
     """Where greedy outputs part: how near the two tokens' logits must be for it to be rounding, in standard
     deviations of the logits."""
     loss: float
-    """How far the bits that plain English costs may be from those of the original, as a share of these."""
+    """How far the bits that plain English costs may be from those of the original, as a share of these,
+    or of 1 bit a byte if they are fewer."""
 
 
 # llama.cpp multiplies F16 with activations rounded to F16, and Q8_0 with activations rounded to 8 bits. The

@@ -110,7 +110,7 @@ def _cost(
     # An entry of a byte-level vocabulary has a character a byte.
     size = sum(len(entry) for ids in sequences for entry in tokenizer.convert_ids_to_tokens(ids[1:]))
     bits, original = seen / size / math.log(2), wanted / size / math.log(2)
-    if not abs(bits - original) <= (most := TYPES[kind].loss) * original:
+    if not abs(bits - original) <= (most := TYPES[kind].loss) * max(original, 1):
         raise AntError(
             f"{program} does not find plain English as likely as the model does",
             seen=f"{bits:.4f} bits a byte",
@@ -136,8 +136,8 @@ def run_in_llama_cpp(
         loaded: the weights that are in the file, for the greedy outputs.
 
     Returns:
-        The figures; with `other_ends`, tokens at which llama.cpp ends a text and the model does not, and
-        `conversation`, whether both put a chat into the template alike (None without a template).
+        The figures; among them the ends of a text that llama.cpp lacks or has alone, and whether both
+        programs put a chat into the template alike (None where Transformers cannot, or without one).
 
     Raises:
         AntError: anything differs by more than the type's tolerance.

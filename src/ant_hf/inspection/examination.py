@@ -20,7 +20,7 @@ from ant_hf.errors import AntError
 from ant_hf.inspection import fragments, measures
 from ant_hf.model.architecture import Ledger, parameter_ledger
 from ant_hf.model.encoding import first_ids
-from ant_hf.model.loading import Subject, load_subject, locate, tokenizer_folder
+from ant_hf.model.loading import Subject, check_weights, load_subject, locate, tokenizer_folder
 from ant_hf.model.texts import ENGLISH
 from ant_hf.utils.console import progress_bar, say
 from ant_hf.utils.files import file_sha256, is_writable
@@ -122,7 +122,7 @@ def inspect_model(
     """
     model, tokenizer = subject.model, subject.tokenizer
     measures.layers_of(model)
-    measures.check_finite(model)
+    check_weights(model)
     reading = fragments.read_text(model, tokenizer, text.content, CANDIDATES)
     ids = [fragment.token_id for fragment in reading.fragments]
     with_prefix = first_ids(tokenizer) + ids

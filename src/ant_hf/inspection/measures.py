@@ -51,17 +51,6 @@ def _is_llama_like(layer: torch.nn.Module) -> bool:
     return hasattr(attention, "head_dim") and all(linear) and dense
 
 
-def check_finite(model: PreTrainedModel) -> None:
-    """Refuse weights of which no spectrum can be computed.
-
-    Raises:
-        AntError: a tensor holds NaN or infinity; names it and how many.
-    """
-    for name, parameter in model.named_parameters():
-        if bad := int((~torch.isfinite(parameter)).sum()):
-            raise AntError(f"{name} holds NaN or infinity", seen=f"{bad:,} of {parameter.numel():,} entries")
-
-
 @dataclass(frozen=True)
 class Matrix:
     """One weight matrix of one layer."""

@@ -132,6 +132,17 @@ def is_checkpoint(folder: Path) -> bool:
     return bool(_CHECKPOINT.fullmatch(folder.resolve().name))
 
 
+def check_weights(model: PreTrainedModel) -> None:
+    """Refuse weights that training destroyed: nothing can be computed with them.
+
+    Raises:
+        AntError: a tensor holds NaN or infinity; names it and how many.
+    """
+    for name, parameter in model.named_parameters():
+        if bad := int((~torch.isfinite(parameter)).sum()):
+            raise AntError(f"{name} holds NaN or infinity", seen=f"{bad:,} of {parameter.numel():,} entries")
+
+
 def load_final(folder: str | Path) -> tuple[PreTrainedModel, Any]:
     """A model that was exported here, in fp32.
 
