@@ -153,8 +153,9 @@ def phases(work: Path, hub: Hub) -> list[Phase]:
     final = make_run(work)
     run, partial = final.parent, work / "evaluation" / ".evaluation.partial.jsonl"
     data = write_benchmarks(work / "benchmarks", 60)
-    recipe = write_recipe(work, "training", max_steps=100_000, save_steps=20, eval_steps=50)
-    metrics = work / "training" / "metrics.jsonl"
+    long = work / "long"
+    recipe = write_recipe(long, "training", max_steps=100_000, save_steps=20, eval_steps=50)
+    metrics = long / "training" / "metrics.jsonl"
 
     def fresh(*folders: Path) -> Callable[[], None]:
         return lambda: [shutil.rmtree(folder, ignore_errors=True) for folder in folders]
@@ -228,7 +229,7 @@ def phases(work: Path, hub: Hub) -> list[Phase]:
             3.0,
             "Run the same command again",
             "final       ",
-            fresh(work / "training"),
+            fresh(long / "training"),
             ends=False,
         ),
     ]
@@ -249,6 +250,8 @@ def interrupt(phase: Phase, times: int, environment: dict[str, str]) -> dict:
             seconds.append(round(stopped.seconds, 2))
             found = stopped.faults(phase.line)
             faults += [f"{by.name}: {found}\n{stopped.output[-1500:]}"] if found else []
+    if len(seconds) < times:
+        faults.append(f"the moment came only {len(seconds)} times")
     if phase.ends:
         ended = in_a_process(*phase.words, env=environment)
         faults += [f"afterwards: {ended.stderr[-500:]}"] if ended.returncode else []
