@@ -93,14 +93,13 @@ class _Sizes(NamedTuple):
     def trained_on(self, tokens: int, there: int, size: int) -> _Sizes:
         """With all that follows from the tokens trained on, of a text of so many tokens and bytes."""
         passes = tokens / there
-        is_part = passes < 1 and size > _READ_WHOLE_BYTES
-        used = size * passes if is_part else size
+        used = min(size, max(_READ_WHOLE_BYTES, size * passes))
         least, most = _HELD_OUT_SHARES
         return self._replace(
             tokens=tokens,
             passes=passes,
             held_out=round(min(most, max(least, _HELD_OUT_BYTES / used)), 3),
-            limit=tokens if is_part else None,
+            limit=round(there * used / size) if used < size else None,
             tokenizer_bytes=max(_LEAST_TOKENIZER_BYTES, round(used)),
         )
 
@@ -282,8 +281,12 @@ class _Draft:
             if tokens >= shape.needed:
                 break
         sizes = sizes.trained_on(tokens, there, size)
-        while sizes.limit and not _has_held_out(self._recipe(sizes).corpus, size * sizes.passes):
-            # One file is read in documents of a megabyte, and a small share of few may be none.
+        # One file is read in documents of a megabyte, and a small share of few may be none.
+        while (
+            sizes.limit
+            and sizes.held_out < 0.4
+            and not _has_held_out(self._recipe(sizes).corpus, size * sizes.limit / there)
+        ):
             sizes = sizes._replace(held_out=2 * sizes.held_out)
         recipe = self._recipe(sizes)
         self._show(recipe, text, rate, rest)
@@ -331,7 +334,7 @@ def _has_held_out(recipe: CorpusRecipe, size: float) -> bool:
         size -= len(document.text.encode())
         if document.is_validation or size < 0:
             return document.is_validation
-    return False
+    return True
 
 
 def _first_words(source: Source) -> str:
