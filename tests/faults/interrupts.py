@@ -124,15 +124,33 @@ def preparation(work: Path) -> list[Phase]:
 
     sets = ("--set", f"corpus.decontaminate={work / 'sets'}")
     parted = without("tokens", "packing")
+    made, packed = "held-out text", "documents read"
     return [
-        Phase("tokenizer", command("tokenizer"), begins, 12.0, "Nothing is written", without("tokenizer")),
-        Phase("packing", command("pack"), "held-out text", 20.0, "The tokenizer in", without("tokens")),
+        Phase(
+            "tokenizer",
+            command("tokenizer"),
+            begins,
+            12.0,
+            "Nothing is written",
+            made,
+            without("tokenizer"),
+        ),
+        Phase(
+            "packing",
+            command("pack"),
+            made,
+            20.0,
+            "The tokenizer in",
+            packed,
+            without("tokens"),
+        ),
         Phase(
             "packing by files",
             command("pack", "--workers", 2),
             "packing     6 files",
             15.0,
             "files are encoded and kept",
+            packed,
             parted,
         ),
         Phase(
@@ -141,6 +159,7 @@ def preparation(work: Path) -> list[Phase]:
             begins,
             12.0,
             "Run the same command again",
+            made,
             without("tokenizer"),
         ),
     ]

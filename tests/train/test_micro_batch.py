@@ -55,6 +55,24 @@ def test_a_large_gpu_takes_the_blocks_of_the_card_recipe_in_fewer_parts(make_rec
         assert choose_micro_batch(training, config, execution, 1) == expected
 
 
+def test_a_gpu_that_the_compiler_does_not_know_is_tried_without_it(make_recipe, monkeypatch):
+    """Its error is no lack of memory, and must not end the run before `choose_compilation` has looked."""
+    config = load_config(ROOT / "configs/llama_ant10m.json")
+    shape = {"sequence_length": 1024, "sequences_per_step": 64, "per_device_batch_size": "auto"}
+    training = make_recipe(**shape).training
+    execution = dataclasses.replace(choose_execution(training), device="cuda", torch_compile=True)
+    properties = SimpleNamespace(total_memory=16 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: properties)
+
+    def share(recipe, config, execution, size):
+        if execution.torch_compile:
+            raise RuntimeError("PassManager::run failed")
+        return size / 40
+
+    monkeypatch.setattr(setup, "_memory_share", share)
+    assert choose_micro_batch(training, config, execution, 1) == 32
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 # Inductor and cuBLAS may warn about a device in ways that no machine of ours has shown.
 @pytest.mark.filterwarnings("default")

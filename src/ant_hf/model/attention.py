@@ -86,7 +86,7 @@ def causal_blocks_forward(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention as Transformers calls it; anything but whole causal blocks in 16 bits goes to SDPA.
+    """Attention as Transformers calls it; anything but training in 16 bits goes to `causal_sdpa_forward`.
 
     Args:
         query: (batch, heads, tokens, head_dim).
@@ -98,9 +98,7 @@ def causal_blocks_forward(
     batch, heads, tokens, head_dim = query.shape
     whole = attention_mask is None and key.shape[2] == tokens and not dropout
     if not whole or value.dtype == torch.float32 or not torch.is_grad_enabled():
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
-        )
+        return causal_sdpa_forward(module, query, key, value, attention_mask, scaling, dropout, **kwargs)
     groups = batch * key.shape[1]
     # Under autocast the rotary embedding has made fp32 of queries and keys.
     scaled = (query * (scaling if scaling is not None else head_dim**-0.5)).to(value.dtype)

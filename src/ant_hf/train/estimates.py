@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import math
 import statistics
 import tempfile
@@ -16,6 +17,7 @@ import numpy as np
 import psutil
 import torch
 from accelerate.utils import broadcast_object_list
+from accelerate.utils.memory import clear_device_cache
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ant_hf.data.dataset import PackedDataset, TrainingOrder
@@ -188,7 +190,7 @@ def choose_compilation(setup: Setup) -> Setup:
     execution = setup.execution
     if not execution.torch_compile or setup.recipe.training.torch_compile != "auto":
         return setup
-    plain = dataclasses.replace(setup, execution=dataclasses.replace(execution, torch_compile=False))
+    plain = without_compilation(setup)
     reason = ""
     try:
         compiled = measure_training(setup).tokens_per_second
@@ -200,11 +202,19 @@ def choose_compilation(setup: Setup) -> Setup:
         pass
     except Exception as error:
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    # What was tried must not hold memory that the run will need.
+    gc.collect()
+    clear_device_cache()
     (reason,) = broadcast_object_list([reason])
     if not reason:
         return setup
     say(f"note        torch.compile is off: {reason}")
     return plain
+
+
+def without_compilation(setup: Setup) -> Setup:
+    """The same without `torch.compile`."""
+    return dataclasses.replace(setup, execution=dataclasses.replace(setup.execution, torch_compile=False))
 
 
 def affordable(whole: Batch, tokens_tried: int, tried: Timing, seconds: float) -> tuple[Batch, int]:

@@ -21,7 +21,7 @@ from ant_hf.data.survey import Survey, survey
 from ant_hf.errors import AntError
 from ant_hf.model.architecture import load_architecture
 from ant_hf.recipe import CorpusRecipe, Recipe, load_recipe, parsed_override
-from ant_hf.train.estimates import TrainingRate, choose_compilation, in_words, measure_training
+from ant_hf.train.estimates import TrainingRate, in_words, measure_training, without_compilation
 from ant_hf.train.setup import ratio, set_up
 from ant_hf.utils.console import facts_table, say, show
 from ant_hf.utils.files import read_json, write_json, write_text
@@ -265,7 +265,8 @@ class _Draft:
             for _ in range(2):
                 sizes = sizes.trained_on(tokens, there, size)._replace(shape=shape)
                 setup = set_up(self._recipe(sizes), self.file.parent)
-                rate = measure_training(choose_compilation(setup), _TIMED_SECONDS)
+                # Compiling each candidate would take longer than the run; compiled, it ends the sooner.
+                rate = measure_training(without_compilation(setup), _TIMED_SECONDS)
                 sizes = sizes._replace(
                     evaluated=max(2000, round(_EVALUATION_SECONDS * rate.scoring_tokens_per_second))
                 )

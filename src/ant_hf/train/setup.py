@@ -354,7 +354,7 @@ def _most_tokens(device: str) -> int:
     return _MOST_TOKENS[device]
 
 
-def ran_out_of_memory(error: RuntimeError) -> bool:
+def ran_out_of_memory(error: Exception) -> bool:
     """Whether a smaller batch may help: every device words this in its own way."""
     return bool(should_reduce_batch_size(error))
 
@@ -375,7 +375,17 @@ def largest_that_fits(candidates: Sequence[int], fits: Callable[[int], bool]) ->
 
 
 def _fits(recipe: TrainingRecipe, config: PreTrainedConfig, execution: Execution, size: int) -> bool:
-    """Run one training pass as it will be."""
+    """Run one training pass as it will be: not compiled where that fails, which `choose_compilation` says."""
+    try:
+        share = _memory_share(recipe, config, execution, size)
+    except Exception as error:
+        if not execution.torch_compile or ran_out_of_memory(error):
+            raise
+        share = _memory_share(recipe, config, replace(execution, torch_compile=False), size)
+    return share <= _USABLE_MEMORY
+
+
+def _memory_share(recipe: TrainingRecipe, config: PreTrainedConfig, execution: Execution, size: int) -> float:
     torch.cuda.reset_peak_memory_stats()
     # Building a model seeds the generator anew; the run's own seeding must find it as it was.
     with torch.random.fork_rng():
@@ -390,7 +400,7 @@ def _fits(recipe: TrainingRecipe, config: PreTrainedConfig, execution: Execution
     del model, ids, loss
     gc.collect()
     clear_device_cache()
-    return used <= _USABLE_MEMORY
+    return used
 
 
 def training_flops_per_token(config: PreTrainedConfig, ledger: Ledger, sequence_length: int) -> float:
