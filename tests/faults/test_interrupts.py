@@ -162,6 +162,32 @@ with stopping.phase("saving", "All is kept."), stopping.stopped_by_signals(lambd
         assert process.stderr.read() == "stopped     by SIGINT while saving. All is kept.\n"
 
 
+def test_a_signal_that_a_destructor_swallowed_counts():
+    """Python only prints what is raised there; without a second try the command would be killed."""
+    script = """
+import os, signal, time
+from ant_hf.utils import stopping
+stopping._GRACE_SECONDS = 30
+
+class Swallows:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+
+try:
+    with stopping.phase("waiting", "All is kept."), stopping.stopped_by_signals():
+        Swallows()
+        time.sleep(20)
+except stopping.Interrupted:
+    print("unwound")
+"""
+    began = time.monotonic()
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.stdout == "unwound\n"
+    assert result.stderr == "stopped     by SIGINT while waiting. All is kept.\n"
+    assert time.monotonic() - began < 10
+
+
 def test_the_end_of_a_forked_process_is_not_the_commands():
     """lm-eval's pools end theirs by SIGTERM, whose handlers a fork inherits."""
     script = """

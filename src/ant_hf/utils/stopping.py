@@ -16,13 +16,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 import psutil
 
 from ant_hf.errors import Interrupted
 from ant_hf.utils.console import is_first_process
 
-_GRACE_SECONDS = 2.0
+_GRACE_SECONDS, _LOOK_SECONDS = 2.0, 0.05
 # torchrun passes on what the terminal has already sent to every process.
 _ONE_PRESS_SECONDS = 1.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -100,7 +101,7 @@ class _Stop:
     """The one signal that ends a command, after one that is a request if there is something that takes it."""
 
     def __init__(self, request: Callable[[signal.Signals], None] | None) -> None:
-        self.line, self.is_over, self._is_said = "", False, False
+        self.line, self.is_over, self._is_said, self._is_lost = "", False, False, False
         self._request = request
         self._is_ending = request is None
         # When each of the two threads below met the request: the main one may compute for a while first.
@@ -113,11 +114,16 @@ class _Stop:
         if self._request and not self._is_ending and self._heard is None:
             self._heard = now
             self._request(signal.Signals(number))
-        elif (self._is_ending or now - (self._heard or now) > _ONE_PRESS_SECONDS) and not self.line:
-            self.line = _line(number)
-            # What is raised inside a destructor is only printed.
-            sys.unraisablehook = lambda _: None
+        elif (self._is_ending or now - (self._heard or now) > _ONE_PRESS_SECONDS) and (
+            self._is_lost or not self.line
+        ):
+            self.line, self._is_lost = self.line or _line(number), False
+            sys.unraisablehook = self._lose
             raise KeyboardInterrupt
+
+    def _lose(self, unraisable: Any) -> None:
+        """What is raised inside a destructor ends there, and has to be raised again."""
+        self._is_lost = self._is_lost or unraisable.exc_type is KeyboardInterrupt
 
     def watch(self, reader: socket.socket) -> None:
         """In a thread, which the system's own handler wakes even while the main thread computes."""
@@ -135,9 +141,13 @@ class _Stop:
         return self._is_ending
 
     def _end(self, number: int) -> None:
-        time.sleep(_GRACE_SECONDS)
-        if self.is_over:
-            return
+        until = time.monotonic() + _GRACE_SECONDS
+        while time.monotonic() < until:
+            if self._is_lost and hasattr(signal, "pthread_kill"):
+                signal.pthread_kill(threading.main_thread().ident or 0, number)
+            time.sleep(_LOOK_SECONDS)
+            if self.is_over:
+                return
         self.line = self.line or _line(number)
         self.say()
         for child in psutil.Process().children(recursive=True):
