@@ -6,6 +6,7 @@ repeat the commit. Here a whole step is repeated, so that what repeats it knows 
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 import re
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import huggingface_hub
 from huggingface_hub import HfApi, constants, get_session, get_token, set_client_factory
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -29,7 +31,7 @@ from ant_hf.errors import AntError
 from ant_hf.utils.console import say
 
 # huggingface_hub 2 speaks through httpx2 and 1 through httpx; what is caught must be what it raises.
-httpx: Any = sys.modules[type(get_session()).__module__.partition(".")[0]]
+httpx: Any = importlib.import_module("httpx" if huggingface_hub.__version__.startswith("1.") else "httpx2")
 T = TypeVar("T")
 _TRANSIENT = {408, 425, 429}
 HOW_TO_LOG_IN = (

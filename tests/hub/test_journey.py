@@ -16,6 +16,7 @@ def snippets(text):
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
+@pytest.mark.slow
 def test_published_model_runs_the_readme_and_the_card_with_nothing_left_here(
     hub, client, client_here, released, tmp_path
 ):

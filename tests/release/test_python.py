@@ -3,6 +3,7 @@
 import re
 import shutil
 
+import pytest
 import yaml
 from benchmark_data import write_benchmarks
 from conftest import ROOT, tiny_values
@@ -20,6 +21,7 @@ def shown(run):
     return "\n".join(lines[start:]).replace("runs/quickstart", str(run)).replace("OWNER/NAME", REPO)
 
 
+@pytest.mark.slow
 def test_the_script_of_the_docstring_verifies_releases_and_publishes(hub, client, released, tmp_path):  # noqa: F811
     run = tmp_path / "run"
     shutil.copytree(released, run)
