@@ -149,7 +149,7 @@ def test_short_rows_of_a_model_with_a_window_are_shared(tokenizer, tmp_path):
     ours = BatchedLM(causal_model(*KINDS[1]), tokenizer, LikelihoodStore(tmp_path / "store", {}), 2)
     encoded = [(None, [1] * 10, [2, 3, 4]), (None, [1] * 10, [5, 6]), (None, [1] * 60, [2, 3])]
     encoded.append((None, [1] * 60, [4, 5]))
-    assert sorted(len(row.continuations) for row in ours._rows(encoded, range(4))) == [1, 1, 2]
+    assert sorted(len(row.requests) for row in ours._rows(encoded, range(4))) == [1, 1, 2]
 
 
 def test_a_window_that_no_config_names_is_found_by_the_rows_themselves(tokenizer, tmp_path, monkeypatch):

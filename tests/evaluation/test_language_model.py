@@ -67,6 +67,23 @@ def test_scores_equal_those_computed_by_hand(language_model, loaded, chapters):
         assert greedy == expected_greedy
 
 
+def test_texts_that_begin_alike_share_their_beginning(language_model, loaded, chapters):
+    """As BLiMP's pairs do, across documents too; one may end where another goes on, or be the same."""
+    words = chapters[0][:80].split()
+    texts = [" ".join(words[:4]), " ".join(words[:4]), " ".join(words[:9])]
+    texts += [" ".join([*words[:end], chapters[1][:last]]) for end in (1, 2, 3, 6, 7) for last in (6, 12, 15)]
+    pairs = [*(("", text) for text in texts), (" ".join(words[:3]), " and"), (" ".join(words[:3]), " and so")]
+    asked = [Instance("loglikelihood", {}, pair, 0, ("blimp", i, 1)) for i, pair in enumerate(pairs)]
+    scorer = language_model(batch_size=4)
+    rows = scorer._rows([(None, *scorer._pair(*pair)) for pair in pairs], list(range(len(pairs))))
+    alone = [len(scorer._pair(*pair)[0]) + len(scorer._pair(*pair)[1]) - 1 for pair in pairs]
+    assert sum(map(len, rows)) < 0.7 * sum(alone)
+    for (nats, greedy), pair in zip(scorer.loglikelihood(asked), pairs, strict=True):
+        expected, expected_greedy = by_hand(*loaded, *pair)
+        assert nats == pytest.approx(expected, abs=1e-4)
+        assert greedy == expected_greedy
+
+
 def test_batch_size_does_not_change_a_score(language_model, chapters):
     alone = language_model(batch_size=1, name="a").loglikelihood(requests(chapters))
     together = language_model(batch_size=16, name="b").loglikelihood(requests(chapters))
@@ -156,7 +173,7 @@ def test_windows_of_a_text_are_not_laid_side_by_side(language_model):
     windows = [(None, [0], list(range(5, 69))) for _ in range(6)] + [(None, [0], [7, 8, 9])] * 3
     rows = scorer._rows(windows, list(range(9)))
     assert max(len(row) for row in rows) <= scorer.max_length
-    assert sorted(index for row in rows for index in row.continuations) == list(range(9))
+    assert sorted(request.index for row in rows for request in row.requests) == list(range(9))
 
 
 def test_a_score_that_is_no_number_names_task_and_document(language_model, loaded, chapters, monkeypatch):
