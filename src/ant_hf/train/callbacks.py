@@ -18,12 +18,12 @@ import numpy as np
 import psutil
 import torch
 from torch.distributed.tensor import DTensor
-from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ant_hf.data.dataset import TrainingOrder
 from ant_hf.errors import AntError
 from ant_hf.recipe import TrainingRecipe
-from ant_hf.utils.console import is_first_process, say
+from ant_hf.utils.console import Advance, is_first_process, progress_bar, say
 from ant_hf.utils.files import check_hash, write_text, writing
 
 _WITHOUT_ROWS = "Put the old file back, or remove it to go on without its rows."
@@ -182,22 +182,40 @@ class MetricsFile(TrainerCallback):
             self.append(row)
 
 
-class ProgressBar(ProgressCallback):
-    """Trainer's bar with the latest figures in it, instead of a printed dictionary a log."""
+_SHOWN = {
+    "loss": "loss {:.3f}",
+    "eval_bits_per_byte": "validation {:.3f} bits per byte",
+    "tokens_per_second": "{:,.0f} tokens per second",
+}
 
-    def on_log(self, *_: Any, logs: dict[str, float] | None = None, **__: Any) -> None:
-        bar: Any = self.training_bar
-        if bar is None or not logs:
-            return
-        shown = {"loss": "loss", "eval_bits_per_byte": "val bits/byte", "tokens_per_second": "tok/s"}
-        for key, label in shown.items():
-            if key in logs:
-                self._figures[label] = f"{logs[key]:,.0f}" if label == "tok/s" else f"{logs[key]:.3f}"
-        bar.set_postfix(self._figures)
+
+class Progress(TrainerCallback):
+    """A bar of the steps with the latest figures; a line every half minute where there is no terminal."""
 
     def __init__(self) -> None:
-        super().__init__()
         self._figures: dict[str, str] = {}
+        self._advance: Advance = lambda done, total, figures="": None
+
+    @contextlib.contextmanager
+    def shown(self, steps_before: int) -> Iterator[None]:
+        """Show it while a block trains, after so many steps of an earlier one."""
+        with progress_bar("training", earlier=steps_before) as self._advance:
+            yield
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
+        self._advance(1, state.max_steps)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        *_: Any,
+        logs: dict[str, float] | None = None,
+        **__: Any,
+    ) -> None:
+        logs = logs or {}
+        self._figures |= {key: form.format(logs[key]) for key, form in _SHOWN.items() if key in logs}
+        self._advance(0, state.max_steps, ", ".join(self._figures.values()))
 
 
 # Until a save has been measured: slower than any disk we met, faster than a network mount in trouble.

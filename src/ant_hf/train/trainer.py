@@ -30,8 +30,8 @@ from ant_hf.errors import AntError
 from ant_hf.model.architecture import build_model
 from ant_hf.model.loss import return_loss_only
 from ant_hf.model.scoring import score_tokens
-from ant_hf.train.callbacks import REASONS, MetricsFile, ProgressBar, StepGuard, StopRequest, ThroughputMeter
-from ant_hf.train.checkpoints import PROGRESS, checkpoint_name, checkpoints, remove_unsealed, seal
+from ant_hf.train.callbacks import REASONS, MetricsFile, Progress, StepGuard, StopRequest, ThroughputMeter
+from ant_hf.train.checkpoints import PROGRESS, checkpoint_name, checkpoints, remove_unsealed, seal, step_of
 from ant_hf.train.distributed import check_fsdp
 from ant_hf.train.optimizers import muon_adamw
 from ant_hf.train.setup import Setup, ran_out_of_memory
@@ -94,10 +94,10 @@ class AntTrainer(Trainer):
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
         # The guard first: it may ask for a save, which stops the meter's clock.
-        for callback in (_IntervalsOfNow(), self.guard, self.meter, self.metrics, _Sealing(self)):
+        self.progress = Progress()
+        own = (_IntervalsOfNow(), self.guard, self.meter, self.metrics, _Sealing(self), self.progress)
+        for callback in own:
             self.add_callback(callback)
-        if not setup.arguments.disable_tqdm:
-            self.add_callback(ProgressBar())
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         recipe = self.setup.recipe.training
@@ -128,7 +128,11 @@ class AntTrainer(Trainer):
             kept = f"The checkpoints saved before are kept in {self.folder}. Run the same command again."
             # What is trained without a save, as to measure it, is no loss.
             request = None if self.args.save_strategy == "no" else self.stop.on_signal
-            with phase("training", kept), stopped_by_signals(request), self._saving_whole():
+            shown: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+            if not self.args.disable_tqdm:
+                before = 0 if resume_from_checkpoint is None else step_of(Path(resume_from_checkpoint))
+                shown = self.progress.shown(before)
+            with phase("training", kept), stopped_by_signals(request), self._saving_whole(), shown:
                 return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         except pickle.UnpicklingError:
             raise AntError(

@@ -8,11 +8,12 @@ import io
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TextIO, cast
+from typing import Any, Protocol, TextIO, cast
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.filesize import decimal
@@ -145,14 +146,103 @@ def facts_table(title: str, facts: list[tuple[str, str]]) -> Table:
     return table
 
 
-@contextmanager
-def progress_bar(label: str, unit: str = "") -> Iterator[Callable[[float, float | None], None]]:
-    """A bar on a terminal's stderr, gone when done; elsewhere a line every half minute.
+class _Work:
+    """Something that takes long, as a log shows it."""
 
-    Call what it yields with the newly done and the total, or None where that is not known.
+    def __init__(self, label: str, unit: str = "", earlier: float = 0) -> None:
+        self.label, self.unit, self.earlier = label, unit, earlier
+        self.done, self.figures = 0.0, ""
+        self.total: float | None = None
+        self.started = time.monotonic()
+
+    def advance(self, done: float, total: float | None, figures: str = "") -> None:
+        self.done += done
+        self.total, self.figures = total, figures or self.figures
+
+    def line(self) -> str:
+        """What is done, how fast it goes and how long it will take."""
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        if not self.done:
+            return f"{self.label}, {timedelta(seconds=round(seconds))} so far"
+        amount = decimal if self.unit == "B" else _counted
+        rate = self.done / seconds
+        all_done = self.earlier + self.done
+        line = amount(int(all_done)) + (f" of {amount(int(self.total))}" if self.total else "")
+        line += f", {amount(int(rate))} a second" if rate >= 1 else f", {1 / rate:,.0f} s each"
+        if self.total:
+            left = timedelta(seconds=round(max(self.total - all_done, 0) / rate))
+            line += f", about {left} left"
+        return ", ".join(part for part in (f"{self.label:<11} {line}", self.figures) if part)
+
+
+def _counted(value: int) -> str:
+    return f"{value:,}"
+
+
+def _on_terminal() -> bool:
+    return Console(stderr=True).is_terminal
+
+
+class _Log:
+    """A line on stderr for at least every half minute of long work, where there is no terminal for a bar."""
+
+    def __init__(self) -> None:
+        self._works: list[_Work] = []
+        self._said = 0.0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def of(self, work: _Work) -> Iterator[None]:
+        if not is_first_process() or _on_terminal():
+            yield
+            return
+        over = threading.Event()
+        self._works.append(work)
+        # Where a library computes for minutes and calls nothing of ours.
+        threading.Thread(target=self._watch, args=(work, over), daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
+            self._works.remove(work)
+
+    def _watch(self, work: _Work, over: threading.Event) -> None:
+        while not over.wait(max(0.05, _LINE_SECONDS / 10)):
+            if self._works[-1:] == [work]:
+                self.say_if_due()
+
+    def say_if_due(self) -> None:
+        """Say how far the innermost work is, unless that was said a moment ago."""
+        with self._lock:
+            now = time.monotonic()
+            if self._works and now - max(self._said, self._works[-1].started) >= _LINE_SECONDS:
+                self._said = now
+                remark(self._works[-1].line())
+
+
+_log = _Log()
+
+
+@contextmanager
+def long_work(label: str) -> Iterator[None]:
+    """Say every half minute that something still goes on, where there is no terminal and no bar within."""
+    with _log.of(_Work(label)):
+        yield
+
+
+class Advance(Protocol):
+    """What moves a bar: the newly done, the total if it is known, and figures to show beside them."""
+
+    def __call__(self, done: float, total: float | None, figures: str = "") -> None: ...
+
+
+@contextmanager
+def progress_bar(label: str, unit: str = "", earlier: float = 0) -> Iterator[Advance]:
+    """A bar on a terminal's stderr, gone when done; elsewhere a line at least every half minute.
 
     Args:
         unit: `B` for bytes.
+        earlier: what was done before, and is in no rate.
     """
     columns = (
         TextColumn("{task.description:<22}"),
@@ -165,38 +255,23 @@ def progress_bar(label: str, unit: str = "") -> Iterator[Callable[[float, float 
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
     )
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(label, total=0)
-        started = said = time.monotonic()
-        all_done = 0.0
+    work = _Work(label, unit, earlier)
+    shown = is_first_process() and _on_terminal()
+    with (
+        Progress(*columns, console=console, transient=True, disable=not shown) as progress,
+        _log.of(work),
+    ):
+        task = progress.add_task(label, total=0, completed=int(earlier), figures="")
 
-        def advance(done: float, total: float | None) -> None:
-            nonlocal said, all_done
-            all_done += done
-            progress.update(task, advance=done, total=total)
-            now = time.monotonic()
-            if not console.is_terminal and is_first_process() and now - said >= _LINE_SECONDS:
-                said = now
-                line = _progress_line(all_done, total, now - started, decimal if unit == "B" else _counted)
-                console.print(f"{label:<11} {line}", markup=False)
+        def advance(done: float, total: float | None, figures: str = "") -> None:
+            work.advance(done, total, figures)
+            progress.update(task, advance=done, total=total, figures=work.figures)
+            _log.say_if_due()
 
         yield advance
-
-
-def _counted(value: int) -> str:
-    return f"{value:,}"
-
-
-def _progress_line(done: float, total: float | None, seconds: float, amount: Callable[[int], str]) -> str:
-    """What is done, how fast it goes and how long it will take, for a log."""
-    rate = done / seconds
-    line = amount(int(done)) + (f" of {amount(int(total))}" if total else "")
-    line += f", {amount(int(rate))} a second" if rate >= 1 else f", {seconds / max(done, 1):,.0f} s each"
-    if total and rate:
-        line += f", about {timedelta(seconds=round(max(total - done, 0) / rate))} left"
-    return line
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from ant_hf.errors import Interrupted
-from ant_hf.utils.console import is_first_process
+from ant_hf.utils.console import is_first_process, long_work
 
 _GRACE_SECONDS, _LOOK_SECONDS = 2.0, 0.05
 # torchrun passes on what the terminal has already sent to every process.
@@ -47,7 +47,7 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def phase(doing: str, kept: str | Callable[[], str]) -> Iterator[None]:
-    """Name what a block does, for the line of a signal that ends it.
+    """Name what a block does, for the line of a signal that ends it and for a log.
 
     Args:
         doing: completes "stopped while ...".
@@ -55,7 +55,8 @@ def phase(doing: str, kept: str | Callable[[], str]) -> Iterator[None]:
     """
     _phases.append((doing, kept))
     try:
-        yield
+        with long_work(doing):
+            yield
     finally:
         _phases.pop()
 
