@@ -60,7 +60,7 @@ def test_everything_is_measured_and_written_next_to_the_model(whole):
         assert len(record["data_sha256"]) == 64
         assert record["complete"] is False
     assert values["tasks"]["mmlu"]["n"] == 6
-    assert values["tasks"]["arithmark_generated"]["slices"]["1"]["n"] == 4
+    assert values["tasks"]["arithmark_generated"]["slices"]["1 operator"]["n"] == 4
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     arc_samples = [sample for sample in samples if sample["task"] == "arc_easy"]
     assert len(arc_samples) == 4

@@ -41,8 +41,9 @@ def results_table(results: dict[str, Any], published: list[PublishedModel]) -> T
         f"{results['model']['name']}: measured here, in {results['conditions']['dtype']}",
         ["set", "metric", ">measured", ">floor", "", *(f">publ.\n{other.name}" for other in published)],
         caption="Accuracies in %, ± one standard error; where none or all are right, the exact 95 % "
-        "interval. Floor: what guessing, or always giving the most frequent answer, scores; above or below "
-        "it by more than two standard errors, or with the whole interval. "
+        "interval. Floor: what guessing scores, or, where all questions have the same answers to choose from, "
+        "always giving the most frequent one; above or below it by more than two standard errors, or with "
+        "the whole interval. "
         "publ.: printed by the authors, not measured here.",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -63,11 +64,15 @@ def _rows(results: dict[str, Any], published: list[PublishedModel]) -> Iterator[
             _VERDICTS[values["verdict"]],
             *(_percent(other.results.get(name, {}).get(values["metric"])) for other in published),
         ]
-        for operators, part in values.get("slices", {}).items():
-            claims = [other.results.get(name, {}).get(f"slice_{operators}") for other in published]
-            label = f"  {operators} operator{'s' if operators != '1' else ''}"
-            value = _percent(part["value"], part["stderr"], part.get("interval"))
-            yield [label, "acc", value, _percent(values["floor"]), "", *map(_percent, claims)]
+        for part, own in values.get("slices", {}).items():
+            yield [
+                f"  {part}",
+                values["metric"],
+                _percent(own["value"], own["stderr"], own.get("interval")),
+                _percent(own["floor"]),
+                _VERDICTS[own["verdict"]],
+                *(_percent(other.results.get(name, {}).get(part)) for other in published),
+            ]
     for name, values in results["perplexity"].items():
         uniform = _number(values["uniform_guess_byte_perplexity"])
         # Said once, beside the first of them.

@@ -55,6 +55,12 @@ class Benchmark:
     """The field that holds the right answer; None: none does alone, or it is not known."""
     split_by: str | None = None
     extra: dict[str, str] = field(default_factory=dict)
+    slice_by: str | None = None
+    """The field of a document, or a.b inside one, by whose values the set is also scored in parts."""
+    slice_title: str | None = None
+    """What the parts differ in; default: the field."""
+    slice_names: dict[Any, str] = field(default_factory=dict)
+    """By value of that field, the name of its part; default: the value, with spaces for underscores."""
     default: bool = True
     source: Path | None = None
     """Its documents on this disk; None: the Hub's, or generated."""
@@ -63,6 +69,14 @@ class Benchmark:
     def remote(self) -> bool:
         """Whether its documents come from the Hub."""
         return self.source is None and self.name != ARITHMARK_GENERATED
+
+    def slice_of(self, document: Any) -> str | None:
+        """The part that a document belongs to; None where the set has none, or the document does not say."""
+        if self.slice_by is None:
+            return None
+        for key in self.slice_by.split("."):
+            document = document.get(key) if isinstance(document, Mapping) else None
+        return None if document is None else self.slice_names.get(document, str(document).replace("_", " "))
 
 
 def known_benchmarks(data_dir: Path | None = None) -> dict[str, Benchmark]:
