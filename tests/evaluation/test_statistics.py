@@ -161,7 +161,7 @@ def test_the_floor_of_a_set_follows_from_its_documents(name, document, floor, tm
 
 
 def test_a_set_is_scored_in_the_parts_that_its_documents_name(tmp_path):
-    """Four paradigms of three phenomena; the data's s-selection belongs to the authors' argument structure."""
+    """Four paradigms of three phenomena; s-selection is argument structure to the authors."""
     terms = {
         "adjunct_island": "island_effects", "causative": "argument_structure",
         "animate_subject_trans": "s-selection", "npi_present_1": "npi_licensing",

@@ -17,11 +17,11 @@ import jinja2
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ant_hf.card.inputs import CardInputs
 from ant_hf.card.claims import PART_OF
+from ant_hf.card.inputs import CardInputs
 from ant_hf.card.markdown import Safe, code, escape, fenced, plain, quote, table
 from ant_hf.errors import AntError
-from ant_hf.evaluation.results import ABOVE, BELOW, UNCLEAR, against_floor, interval
+from ant_hf.evaluation.results import ABOVE, BELOW, UNCLEAR, interval
 from ant_hf.published import PublishedModel, published_models
 from ant_hf.utils.hardware import known_gpu
 from ant_hf.utils.names import shipped_file

@@ -103,15 +103,16 @@ def benchmark_table() -> dict[str, dict[str, Any]]:
 
 
 def choose_benchmarks(
-    names: Sequence[str], table: dict[str, Benchmark], data_dir: Path | None
+    names: Sequence[str], table: dict[str, Benchmark], data_dir: Path | None, must_have: bool = True
 ) -> tuple[list[Benchmark], list[str]]:
-    """The sets to run, with their documents, and, of the default ones, those whose local file is absent.
+    """The sets to run, with their documents, and those whose local file is absent.
 
-    With a data folder but no `arithmark_2.0.jsonl`, the generated stand-in takes its place under
-    its own name.
+    Among the default ones, with a data folder but no `arithmark_2.0.jsonl`, the generated stand-in takes its
+    place under its own name.
 
     Args:
         names: none: the default ones.
+        must_have: an absent file of a named set is an error.
 
     Raises:
         AntError: a name is unknown (with the nearest ones), or its local file is missing.
@@ -120,7 +121,7 @@ def choose_benchmarks(
     chosen, absent = [], []
     for benchmark in wanted or [benchmark for benchmark in table.values() if benchmark.default]:
         found = _with_documents(benchmark, data_dir)
-        if found is None and names:
+        if found is None and names and must_have:
             assert data_dir is not None
             kind = "is a folder" if (data_dir / benchmark.file).is_dir() else "is missing"
             raise AntError(
@@ -128,7 +129,7 @@ def choose_benchmarks(
                 hint=f"Put a file {benchmark.file} (or .jsonl.gz) there, or leave --data-dir out to take the "
                 "documents from the Hub.",
             )
-        if found is None and benchmark.name == ARITHMARK:
+        if found is None and benchmark.name == ARITHMARK and not names:
             found = _with_documents(table[ARITHMARK_GENERATED], data_dir)
         if found is None:
             absent.append(benchmark.name)
