@@ -42,6 +42,7 @@ def audit(claims: Claims) -> list[Finding]:
     findings += map(_whole_count, claims.accuracies)
     for sliced in claims.sliced:
         findings += _sliced(sliced, claims.accuracies)
+    findings += _on_leaderboards(claims)
     for perplexities in claims.perplexities:
         findings += _perplexities(perplexities, claims)
     return findings
@@ -177,6 +178,18 @@ def _sliced(sliced: Sliced, accuracies: tuple[Accuracy, ...]) -> Iterator[Findin
         yield Finding(claim, f"its parts have {items:,} items, and it has {overall.items:,}", False)
     else:
         yield Finding(claim, recomputed, overall.printed.meets(low, high))
+
+
+def _on_leaderboards(claims: Claims) -> Iterator[Finding]:
+    """What is sent to the Hub's leaderboards against the card's table, each rounded by itself."""
+    shares = {accuracy.label: accuracy.printed for accuracy in claims.accuracies}
+    for label, percent in claims.on_leaderboards:
+        claim = f"{label} {percent.text} % for the Hub's leaderboard"
+        if (share := shares.get(label)) is None:
+            yield Finding(claim, "the card's table has no such set", None)
+        else:
+            agrees = share.meets(percent.low / 100, percent.high / 100)
+            yield Finding(claim, f"{share.text} in the card's table", agrees)
 
 
 def _perplexities(perplexities: Perplexities, claims: Claims) -> Iterator[Finding]:

@@ -7,16 +7,17 @@ not what we meant.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
+from ant_hf.card.eval_results import read_entries
 from ant_hf.card.markdown import read_tables
 from ant_hf.errors import AntError, missing_file
 from ant_hf.evaluation.benchmarks import ARITHMARK, ARITHMARK_GENERATED, ARITHMARK_SLICES, benchmark_table
 from ant_hf.published import PublishedModel
-from ant_hf.utils.names import CARD
+from ant_hf.utils.names import CARD, EVAL_RESULTS
 
 
 @dataclass
@@ -122,6 +123,8 @@ class Claims:
     dynamics: tuple[Moment, ...] = ()
     accuracies: tuple[Accuracy, ...] = ()
     sliced: tuple[Sliced, ...] = ()
+    on_leaderboards: tuple[tuple[str, Printed], ...] = ()
+    """Label and accuracy in %, as the files for the Hub's leaderboards beside the card have them."""
     perplexities: tuple[Perplexities, ...] = ()
 
 
@@ -201,12 +204,17 @@ def read_card(path: Path) -> Claims:
     """The figures of a README.md, or of the one in a folder.
 
     Raises:
-        AntError: it is not there, or no card of ours.
+        AntError: it is not there, or no card of ours; or a file for leaderboards beside it is damaged.
     """
     file = path / CARD if path.is_dir() else path
     if not file.is_file():
         raise missing_file(file, "card", "Make one: ant-hf card MODEL_FOLDER --repo OWNER/NAME")
-    return card_claims(file.read_text(encoding="utf-8"), str(path))
+    claims = card_claims(file.read_text(encoding="utf-8"), str(path))
+    labels, listed = {name: row["label"] for name, row in benchmark_table().items()}, []
+    for each in sorted((file.parent / EVAL_RESULTS).glob("*.yaml")):
+        entries = read_entries(each)
+        listed += [(labels.get(each.stem, each.stem), Printed(f"{entry.value:.2f}")) for entry in entries]
+    return replace(claims, on_leaderboards=tuple(listed))
 
 
 def card_claims(text: str, name: str) -> Claims:

@@ -18,6 +18,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ant_hf.card.claims import PART_OF
+from ant_hf.card.eval_results import SETS
 from ant_hf.card.inputs import CardInputs
 from ant_hf.card.markdown import Safe, code, escape, fenced, plain, quote, table
 from ant_hf.errors import AntError
@@ -517,26 +518,13 @@ KEYS = {
 _TAGS = ["llama", "small-language-model", "trained-from-scratch", "ant-hf"]
 _DATASET_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 _LICENSE_ID = re.compile(r"^[a-z0-9][a-z0-9.+-]*$")
-# Where the Hub keeps each set: dataset, configuration, split.
-_SETS: dict[str, tuple[str, str | None, str]] = {
-    "arc_challenge": ("allenai/ai2_arc", "ARC-Challenge", "test"),
-    "arc_easy": ("allenai/ai2_arc", "ARC-Easy", "test"),
-    "piqa": ("ybisk/piqa", None, "validation"),
-    "winogrande": ("allenai/winogrande", "winogrande_xl", "validation"),
-    "mmlu": ("cais/mmlu", "all", "test"),
-    "sciq": ("allenai/sciq", None, "test"),
-    "boolq": ("google/boolq", None, "validation"),
-    "hellaswag": ("Rowan/hellaswag", None, "validation"),
-    "blimp": ("nyu-mll/blimp", None, "train"),
-    "lambada_openai": ("EleutherAI/lambada_openai", None, "test"),
-    "openbookqa": ("allenai/openbookqa", "main", "test"),
-    "arithmark_2.0": ("AxiomicLabs/ArithMark-2.0", None, "train"),
-    "wikitext": ("EleutherAI/wikitext_document_level", "wikitext-2-raw-v1", "test"),
-}
 
 
 def card_data(inputs: CardInputs, scores: list[Score]) -> ModelCardData:
-    """The metadata; only complete sets that exist on the Hub enter the `model-index`."""
+    """The metadata; only complete sets that exist on the Hub enter the `model-index`.
+
+    Those that it lists as benchmarks have a file of their own, and are not shown twice.
+    """
     if not _LICENSE_ID.match(inputs.license):
         example = "for example apache-2.0 or mit"
         raise AntError("the licence is no Hub licence id", seen=inputs.license, expected=example)
@@ -544,7 +532,7 @@ def card_data(inputs: CardInputs, scores: list[Score]) -> ModelCardData:
     dataset = corpus["path"] if corpus["source"] == "hub" and _DATASET_ID.match(corpus["path"]) else None
     results = []
     for score in scores:
-        if score.complete and score.task in _SETS:
+        if score.complete and score.task in SETS and score.task not in inputs.listed:
             kind = "standard error" if score.stderr else "95 % interval"
             what = f"{score.metric} ({kind} {score.error()})"
             harness = "Zero-shot, lm-evaluation-harness"
@@ -582,7 +570,7 @@ def _language(inputs: CardInputs) -> str | None:
 
 
 def _result(task: str, kind: str, label: str, metric: str, what: str, value: float) -> EvalResult:
-    dataset, config, split = _SETS[task]
+    dataset, config, split = SETS[task]
     return EvalResult(
         task_type="text-generation",
         task_name=kind,

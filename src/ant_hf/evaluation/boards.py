@@ -1,6 +1,6 @@
 """Public boards of small models: their sets and metrics, our row among those that authors publish.
 
-`boards.yaml` beside this file defines them. A row is measured here or published by its authors, never a mixture.
+`boards.yaml` beside this file defines them. A row is measured here or published by its authors, never both.
 Nothing is converted by a constant: bytes and tokens are those of the text that was scored.
 """
 
