@@ -50,6 +50,8 @@ def results_table(results: dict[str, Any], published: list[PublishedModel]) -> T
         pad_edge=False,
         collapse_padding=True,
     )
+    # A long name goes on below; a number is never cut.
+    table.columns[0].no_wrap, table.columns[0].max_width = False, 20
     for row in _rows(results, published):
         table.add_row(*row)
     return table
