@@ -12,7 +12,6 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
-from ant_hf.card.eval_results import read_entries
 from ant_hf.card.markdown import read_tables
 from ant_hf.errors import AntError, missing_file
 from ant_hf.evaluation.benchmarks import ARITHMARK, ARITHMARK_GENERATED, ARITHMARK_SLICES, benchmark_table
@@ -206,6 +205,9 @@ def read_card(path: Path) -> Claims:
     Raises:
         AntError: it is not there, or no card of ours; or a file for leaderboards beside it is damaged.
     """
+    # Brings the Hub's client, which no command line starts with.
+    from ant_hf.card.eval_results import read_entries
+
     file = path / CARD if path.is_dir() else path
     if not file.is_file():
         raise missing_file(file, "card", "Make one: ant-hf card MODEL_FOLDER --repo OWNER/NAME")
