@@ -67,8 +67,10 @@ def test_our_row_stands_among_the_published_ones_by_the_metric_of_the_board(tiny
 def test_the_first_documents_of_a_set_are_no_place_on_a_board(tiny_run):
     results = complete(tiny_run / "final")
     results["tasks"]["blimp"] |= {"n": 100, "complete": False}
-    (own,) = (row for row in board_rows(load_board("tiny-ml"), results, "mine") if row.is_measured)
-    assert (own.score, "blimp" in own.shown) == (None, False)
+    rows = board_rows(load_board("tiny-ml"), results, "mine")
+    (own,) = (row for row in rows if row.is_measured)
+    assert (own.score, own.shown["blimp"].split(" ")[0]) == (None, "60.00*")
+    assert markdown_row(load_board("tiny-ml"), rows) is None
 
 
 def test_every_published_row_says_where_it_is_from():
@@ -117,6 +119,11 @@ def test_only_what_is_missing_is_measured(tiny_run, tmp_path, capsys):
     [
         ((), "tiny", "unknown board; saw 'tiny'.*tiny-ml or open-slm.*Did you mean --board tiny-ml"),
         (("piqa",), "tiny-ml", "--board and --tasks were both given"),
+        (
+            (),
+            "open-slm",
+            "there is nothing to measure: .* has no file of these sets; saw 'hellaswag, arc_easy",
+        ),
     ],
 )
 def test_a_wrong_choice_of_board_is_refused(tiny_run, tmp_path, tasks, board, message):

@@ -238,7 +238,8 @@ def _show_board(name: str, results: dict[str, Any], folder: Path) -> None:
     show(board_table(board, rows))
     for line in filter(None, [incomplete_line(results), counted_line(board, results), *board.notes]):
         say(line)
-    say(f"To paste:\n{markdown_row(board, rows)}")
+    row = markdown_row(board, rows)
+    say(f"To paste:\n{row}" if row else "No row to paste: it needs every set that counts, and all of each.")
     # A release holds what its record names and nothing else.
     place = Path() if (folder / RELEASE).is_file() else folder
     say(f"plot: {plot_board(rows, board.title, board.score, place / f'board-{name}.png')}")

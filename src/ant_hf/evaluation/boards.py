@@ -143,19 +143,23 @@ def board_rows(board: Board, results: dict[str, Any], name: str) -> list[Row]:
 
 
 def _own_row(board: Board, results: dict[str, Any], name: str) -> Row:
-    """Of complete sets alone: the first documents of a set are no sample of it."""
+    """The first documents of a set are no sample of it: such a figure is marked, and gives no score."""
     shown, values = {}, {}
     for figure in board.figures:
         record = {**results["tasks"], **results["perplexity"]}.get(figure.task)
-        if record is None or record["complete"] is False:
+        if record is None:
             continue
         if figure.is_perplexity:
             value, error = record[figure.metric], record[f"{figure.metric}_stderr"]
-            shown[figure.task] = f"{value:.3f} ± {error:.3f}"
+            text = f"{value:.3f} ± {error:.3f}"
         else:
             value, error = record["metrics"][figure.metric].values()
-            shown[figure.task] = f"{100 * value:.2f}" + (f" ± {100 * error:.2f}" if error else "")
-        values[figure.task] = value
+            text = f"{100 * value:.2f}" + (f" ± {100 * error:.2f}" if error else "")
+        if record["complete"] is False:
+            text = text.replace(" ", "* ", 1) if " " in text else f"{text}*"
+        else:
+            values[figure.task] = value
+        shown[figure.task] = text
     parameters = results["model"]["parameters"]
     return Row(name, parameters, shown, board.score_of(values, parameters), is_measured=True)
 
@@ -196,15 +200,16 @@ def counted_line(board: Board, results: dict[str, Any]) -> str | None:
     )
 
 
-def markdown_row(board: Board, rows: Sequence[Row]) -> str:
-    """Our row with its heading, to paste where boards take rows: figures without errors."""
+def markdown_row(board: Board, rows: Sequence[Row]) -> str | None:
+    """Our row with its heading, to paste where boards take rows, without errors; None if it has no score."""
     (own,) = (row for row in rows if row.is_measured)
+    if own.score is None:
+        return None
     figures = [own.shown.get(task, "-").partition(" ")[0] for task in board.tasks]
-    score = "-" if own.score is None else f"{own.score:.2f}"
     labels = [f"{figure.label} {figure.metric}" for figure in board.figures]
     lines = [
         ["model", "parameters", *labels, board.score],
         ["---", *["---:"] * (len(labels) + 2)],
-        [own.name, f"{own.parameters:,}", *figures, score],
+        [own.name, f"{own.parameters:,}", *figures, f"{own.score:.2f}"],
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

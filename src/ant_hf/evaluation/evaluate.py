@@ -130,6 +130,12 @@ def evaluate(
         say(f"not measured, {line}")
         loops = False
     if not pending and not loops:
+        if not old:
+            raise AntError(
+                f"there is nothing to measure: {data_dir} has no file of these sets",
+                seen=", ".join(absent),
+                hint="Put files of them there (docs/evaluation.md names them), or leave --data-dir out.",
+            )
         return old, folder / RESULTS
     started = time.perf_counter()
     store = _open_store(folder, loaded, conditions, fresh)

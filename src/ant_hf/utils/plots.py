@@ -166,7 +166,7 @@ def plot_board(rows: Sequence[Any], title: str, score: str, path: Path) -> Path:
         (False, True, "published, tuned on a set's training questions", "^", "#F0E442"),
     )
     drawn = sorted((row for row in rows if row.score is not None), key=lambda row: row.score)
-    with _figure(path, 6.5, 5.5) as figure:
+    with _figure(path, 6, 5.5) as figure:
         axes = figure.subplots()
         axes.set_title(title)
         axes.set_xscale("log")
@@ -174,6 +174,7 @@ def plot_board(rows: Sequence[Any], title: str, score: str, path: Path) -> Path:
         axes.set_ylabel(score)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}")
+        axes.tick_params(axis="x", which="minor", labelsize=10)
         for measured, tuned, label, marker, fill in groups:
             own = [row for row in drawn if row.is_measured is measured and bool(row.tuned_on) is tuned]
             if own:
@@ -187,7 +188,7 @@ def plot_board(rows: Sequence[Any], title: str, score: str, path: Path) -> Path:
             is_large = row.parameters**2 > min(sizes) * max(sizes)
             axes.annotate(
                 row.name.rpartition("/")[2], (row.parameters / 1e6, row.score),
-                xytext=(-7 if is_large else 7, 5), textcoords="offset points", fontsize=9,
+                xytext=(-7 if is_large else 7, 5), textcoords="offset points", fontsize=10,
                 ha="right" if is_large else "left", fontweight="bold" if row.is_measured else "normal",
             )  # fmt: skip
         axes.margins(x=0.25, y=0.1)
