@@ -119,7 +119,8 @@ def recorded_results(board: Board, folder: Path) -> dict[str, Any] | None:
     """
     if not (folder / RESULTS).is_file() or not (folder / WEIGHTS).is_file():
         return None
-    results = read_sealed(folder / RESULTS, "evaluation results", "Measure again: --fresh")
+    hint = "Measure again: --fresh"
+    results = read_sealed(folder / RESULTS, "evaluation results", hint, unsealed_format=None)
     records = {**results["tasks"], **results["perplexity"]}
     is_current = results["schema"] == SCHEMA
     is_current &= results["model"]["weights_sha256"] == file_sha256(folder / WEIGHTS)
