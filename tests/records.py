@@ -17,7 +17,7 @@ TASKS = {
     "lambada_openai": ("LAMBADA", "acc", 5153, 310, 0.0),
     "arithmark_2.0": ("Arithmark-2.0", "acc", 2500, 640, 0.25),
 }
-SLICES = {"1": (1250, 330), "2": (750, 205), "3": (500, 105)}
+SLICES = {"1 operator": (1250, 330), "2 operators": (750, 205), "3 operators": (500, 105)}
 
 
 def accuracy(right: int, items: int) -> dict:
@@ -57,13 +57,17 @@ def results_for(final: Path) -> dict:
     tasks = {name: task(*values) for name, values in TASKS.items()}
     # An exact continuation has no floor.
     tasks["lambada_openai"] |= {"floor": None, "floor_kind": None, "verdict": None}
-    tasks["arithmark_2.0"]["slices"] = {key: accuracy(right, n) for key, (n, right) in SLICES.items()}
+    tasks["arithmark_2.0"]["slice_title"] = "number of operators"
+    tasks["arithmark_2.0"]["slices"] = {
+        key: accuracy(right, n) | {"floor": 0.25, "verdict": "indistinguishable"}
+        for key, (n, right) in SLICES.items()
+    }
     loops = {
         "loop_rate": 0.9, "stderr": 0.02, "distinct_1": 0.1, "distinct_2": 0.3, "distinct_3": 0.5,
         "longest_repeated_span": 64, "looped_words": [["the", 12]], "invalid_utf8_share": 0.0,
     }  # fmt: skip
     return {
-        "schema": 1,
+        "schema": 2,
         "model": {
             "name": "final",
             "weights_sha256": file_sha256(final / "model.safetensors"),

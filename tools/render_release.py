@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from ant_hf.card.eval_results import HubTask
 from ant_hf.errors import AntError
 from ant_hf.release.build import finish
 from ant_hf.utils.files import read_json
@@ -21,7 +22,8 @@ def render(folder: Path) -> None:
         AntError: the folder is no release, or its card contradicts itself.
     """
     release = read_json(folder / RELEASE, "release record", "Make a release first: ant-hf card")
-    finish(folder, release["repository"], release["license"], release["made_of"])
+    listed = {name: HubTask(**task) for name, task in release.get("benchmarks", {}).items()}
+    finish(folder, release["repository"], release["license"], release["made_of"], listed)
 
 
 if __name__ == "__main__":

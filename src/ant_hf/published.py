@@ -28,10 +28,34 @@ class PublishedModel:
     """The card's other figures, as printed."""
 
 
+@dataclass(frozen=True)
+class PublishedRow:
+    """What the authors of a model print for the sets of public boards."""
+
+    name: str
+    parameters: int
+    results: dict[str, dict[str, str]]
+    """As printed, accuracies in %: lm-eval's task name, then the metric."""
+    source: str
+    looked_up: str
+    tokens: str | None = None
+    tuned_on: list[str] | None = None
+    """Sets whose own training questions were trained on; None where the authors say nothing."""
+
+
 def published_models() -> list[PublishedModel]:
-    """Every entry of model_card/published.yaml."""
-    entries = yaml.safe_load(shipped_file("model_card/published.yaml").read_text(encoding="utf-8"))
-    return [PublishedModel(**entry) for entry in entries]
+    """The public cards of model_card/published.yaml."""
+    return [PublishedModel(**entry) for entry in _published()["models"]]
+
+
+def published_rows() -> list[PublishedRow]:
+    """The rows for boards of model_card/published.yaml."""
+    return [PublishedRow(**entry) for entry in _published()["rows"]]
+
+
+def _published() -> dict[str, list[dict[str, Any]]]:
+    text = shipped_file("model_card/published.yaml").read_text(encoding="utf-8")
+    return dict(yaml.safe_load(text))
 
 
 def published_counterpart(config: Any) -> PublishedModel | None:

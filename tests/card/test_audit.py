@@ -7,7 +7,16 @@ import re
 import pytest
 
 from ant_hf.card.audit import audit, count_parameters
-from ant_hf.card.claims import Accuracy, Claims, Moment, Perplexities, Printed, Schedule, published_claims
+from ant_hf.card.claims import (
+    Accuracy,
+    Claims,
+    Moment,
+    Perplexities,
+    Printed,
+    Schedule,
+    Sliced,
+    published_claims,
+)
 from ant_hf.published import published_models
 
 
@@ -35,7 +44,7 @@ ANT_10M = [
 ANT_5M = [
     ("arc_challenge 24.42% of 1,172", "no whole number"),
     ("winogrande 48.85% of 1,267", "no whole number"),
-    ("arithmark_2.0, 1 operators 23.40% of 1,250", "no whole number"),
+    ("arithmark_2.0, 1 operator 23.40% of 1,250", "no whole number"),
     ("arithmark_2.0, 2 operators 21.90% of 750", "no whole number"),
     ("arithmark_2.0, 3 operators 20.10% of 500", "no whole number"),
     ("arithmark_2.0 22.10% of 2,500", "no whole number"),
@@ -56,13 +65,18 @@ def test_what_is_right_on_the_public_card_is_not_accused():
     # Beyond the counts: its slices do not average to its total, and 48.91 is above the uniform guess.
     assert len(disagreements("Ant-5M")) == len(ANT_5M) + 2
     right = {f.claim for f in findings("Ant-10M") if f.verdict == "agrees"}
-    assert "arithmark_2.0, 1 operators 26.40% of 1,250" in right
+    assert "arithmark_2.0, 1 operator 26.40% of 1,250" in right
     assert "arithmark_2.0 25.44% overall" in right
     assert "perplexity 161.37 at step 80" in right
     assert any(claim.startswith("WikiText-2 word perplexity") for claim in right)
     shown = {f.claim: f.recomputed for f in findings("Ant-10M")}
     assert "2,482,679 tokens a step" in shown["tokens a step (not printed)"]
     assert "636 right" in shown["arithmark_2.0 25.44% of 2,500"]
+
+
+def sliced(overall, items):
+    parts = Accuracy("one", Printed("0.2640"), 1250), Accuracy("two", Printed("0.2080"), 500)
+    return Sliced(Accuracy("all", Printed(overall), items), parts)
 
 
 CONSISTENT = Claims(
@@ -84,8 +98,7 @@ CONSISTENT = Claims(
         Moment(300, Printed("4.0"), Printed("4.10"), Printed("60.3"), Printed("1.59e-2")),
     ),
     accuracies=(Accuracy("piqa", Printed("0.5033"), 1838),),
-    slices=(Accuracy("one", Printed("0.2640"), 1250), Accuracy("two", Printed("0.2080"), 500)),
-    slices_overall=Accuracy("all", Printed("0.2480"), 1750),
+    sliced=(sliced("0.2480", 1750),),
     perplexities=(Perplexities("WikiText-2", Printed("4.540"), Printed("3,264"), 5.347, 3.085),),
 )  # fmt: skip
 
@@ -125,7 +138,8 @@ def test_only_the_last_block_of_a_pass_may_be_missing():
         {"dynamics": (Moment(10, Printed("6.5619"), None, Printed("708.6")),)},
         {"dynamics": (Moment(300, None, None, None, Printed("1.80e-2")),)},
         {"accuracies": (Accuracy("piqa", Printed("0.5032"), 1838),)},
-        {"slices_overall": Accuracy("all", Printed("0.2491"), 1750)},
+        {"sliced": (sliced("0.2491", 1750),)},
+        {"sliced": (sliced("0.2480", 1751),)},
         {"perplexities": (Perplexities("w", Printed("4.540"), Printed("4,264"), 5.347, 3.085),)},
         {"perplexities": (Perplexities("w", Printed("15.540"), None, 5.347, 3.085),)},
         {"perplexities": (Perplexities("w", Printed("4.54"), bits_per_byte=Printed("2.283")),)},

@@ -44,7 +44,7 @@ def test_card_has_every_part(inputs):
     card = render_card(inputs)
     for part in (
         "Disclaimer and evaluation frame", "perplexity trap", "Architecture", "Hardware and training",
-        "Training dynamics", "Perplexity", "Benchmarks, zero-shot", "Arithmetic by number of operators",
+        "Training dynamics", "Perplexity", "Benchmarks, zero-shot", "Arithmark-2.0 by number of operators",
         "Key takeaways", "Use the model", "Release gate", "Reproduce", "Data and licence", "Limits",
         "plots/loss.png", "plots/learning_rate.png", "plots/fragmentation.png", "plots/benchmarks.png",
         "Ant-5M (published)", "Ant-10M (published)", "Ant-10M (measured)", f'model_id = "{REPO}"', "CO2",
@@ -90,10 +90,25 @@ def test_our_own_card_has_no_finding(inputs):
 def test_slices_belong_to_the_benchmark_of_the_table_and_to_no_name_like_it(inputs):
     tasks = inputs.results["tasks"]
     other = {**tasks["arithmark_2.0"], "label": "Algorithms", "slices": None}
+    half = {"n": 586, "value": 0.25, "stderr": 0.02, "floor": 0.25, "verdict": "indistinguishable"}
+    tasks["arc_challenge"] |= {"value": 293 / 1172, "slice_title": "phenomenon"}
+    tasks["arc_challenge"]["slices"] = {
+        "binding": half | {"value": 146 / 586},
+        "ellipsis": half | {"value": 147 / 586},
+    }
     inputs.results["tasks"] = {"algorithms": other, **tasks}
-    claims = card_claims(render_card(inputs), "card")
+    card = render_card(inputs)
+    claims = card_claims(card, "card")
     assert claims.accuracies[0].label == "Algorithms"
-    assert claims.slices_overall.label == "Arithmark-2.0"
+    assert [(each.overall.label, len(each.parts)) for each in claims.sliced] == [
+        ("ARC-Challenge", 2), ("Arithmark-2.0", 3)
+    ]  # fmt: skip
+    assert "### ARC-Challenge by phenomenon" in card
+    assert [finding for finding in audit(claims) if finding.agrees is False] == []
+    # One right answer more in one part, and the parts no longer make up the whole.
+    (row,) = re.findall(r"\| binding .*", card)
+    changed = audit(card_claims(card.replace(row, row.replace("0.2491", "0.2611")), "card"))
+    assert [f.claim for f in changed if f.agrees is False] == ["ARC-Challenge 25.00% overall"]
 
 
 @pytest.mark.parametrize(

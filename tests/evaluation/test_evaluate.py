@@ -5,16 +5,20 @@ import math
 import os
 import shutil
 
+import lm_eval
 import pytest
 import torch
-from benchmark_data import arc, write_benchmarks, write_jsonl
+from benchmark_data import arc, word, write_benchmarks, write_jsonl
 from commands import PLAIN, ROOT, in_a_process
+from lm_eval.models.huggingface import HFLM
 from safetensors.torch import load_file, save_file
 
 from ant_hf.cli.tables import incomplete_line, perplexity_lines
 from ant_hf.errors import AntError
+from ant_hf.evaluation.benchmarks import choose_benchmarks, known_benchmarks
 from ant_hf.evaluation.evaluate import evaluate
 from ant_hf.evaluation.language_model import LikelihoodStore
+from ant_hf.evaluation.tasks import load_tasks, write_definitions
 from ant_hf.train.checkpoints import damage
 from ant_hf.utils.files import file_sha256
 
@@ -60,7 +64,7 @@ def test_everything_is_measured_and_written_next_to_the_model(whole):
         assert len(record["data_sha256"]) == 64
         assert record["complete"] is False
     assert values["tasks"]["mmlu"]["n"] == 6
-    assert values["tasks"]["arithmark_generated"]["slices"]["1"]["n"] == 4
+    assert values["tasks"]["arithmark_generated"]["slices"]["1 operator"]["n"] == 4
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     arc_samples = [sample for sample in samples if sample["task"] == "arc_easy"]
     assert len(arc_samples) == 4
@@ -125,6 +129,51 @@ def test_lm_evals_own_file_is_what_leaderboards_read_and_holds_no_path(whole, da
     for path in (str(data_dir), str(whole[1]), str(ROOT), "/tmp"):
         assert path not in text
         assert path not in (whole[1] / "results.json").read_text()
+
+
+def test_blimp_is_scored_as_by_plain_lm_eval(model, tmp_path):
+    """Paradigms of different sizes and lengths, by the group's own task files: every pair and total."""
+    terms = {
+        "causative": "argument_structure",
+        "npi_present_1": "npi_licensing",
+        "principle_A_c_command": "binding",
+    }
+    pairs = [
+        {
+            "sentence_good": f"{word(i)} {'saw the ' * (i + n)}{word(i + 1)}.",
+            "UID": paradigm,
+            "linguistics_term": term,
+        }
+        for n, (paradigm, term) in enumerate(terms.items())
+        for i in range(2 + 2 * n)
+    ]
+    for pair in pairs:
+        pair["sentence_bad"] = " ".join(reversed(pair["sentence_good"].split()))
+    write_jsonl(tmp_path / "blimp.jsonl", pairs)
+    results, _ = measure(model, tmp_path, ["blimp"])
+    record = results["tasks"]["blimp"]
+
+    chosen, _ = choose_benchmarks(["blimp"], known_benchmarks(), tmp_path)
+    write_definitions(chosen, tmp_path / "definitions")
+    plain = HFLM(pretrained=str(model), dtype="float32", batch_size=1, device="cpu")
+    expected = lm_eval.evaluator.evaluate(plain, load_tasks(chosen, tmp_path / "definitions")["blimp"])
+    assert record["value"] == expected["results"]["blimp"]["acc,none"]
+    assert record["stderr"] == pytest.approx(expected["results"]["blimp"]["acc_stderr,none"])
+    assert {name: part["n"] for name, part in record["slices"].items()} == {
+        "NPI licensing": 4, "argument structure": 2, "binding": 6
+    }  # fmt: skip
+    for paradigm, term in terms.items():
+        part = record["slices"][chosen[0].slice_of({"linguistics_term": term})]
+        assert part["value"] == expected["results"][f"blimp_{paradigm}"]["acc,none"]
+    found = {
+        (line["task"], line["doc_id"]): line["log_likelihoods"]
+        for line in map(json.loads, (model / "samples.jsonl").read_text().splitlines())
+    }
+    for task, samples in expected["samples"].items():
+        for sample in samples:
+            nats = [nats for nats, _ in sample["filtered_resps"]]
+            assert found.pop((task, sample["doc_id"])) == pytest.approx(nats, abs=1e-4)
+    assert found == {}
 
 
 def test_measured_sets_are_kept_and_new_ones_added(model, data_dir, capsys):

@@ -1,14 +1,16 @@
 """Floors, verdicts and perplexities, against figures worked out by hand."""
 
+import collections
 import math
 
 import pytest
-from benchmark_data import write_jsonl
+from benchmark_data import arc, blimp, boolq, hellaswag, mmlu, piqa, winogrande, write_jsonl
 from lm_eval.api.model import LM
 
 from ant_hf.errors import AntError
 from ant_hf.evaluation.benchmarks import choose_benchmarks, known_benchmarks
 from ant_hf.evaluation.results import (
+    Choices,
     accuracy_floor,
     accuracy_record,
     against_floor,
@@ -40,6 +42,7 @@ class Oracle(LM):
 
 def measure(name, documents, nats, tmp_path):
     table = known_benchmarks()
+    tmp_path.mkdir(exist_ok=True)
     write_jsonl(tmp_path / table[name].file, documents)
     (benchmark,), _ = choose_benchmarks([name], table, tmp_path)
     write_definitions([benchmark], tmp_path / "definitions")
@@ -59,6 +62,10 @@ def test_accuracies_of_known_likelihoods(tmp_path):
     # Sample standard deviation of (0, 1, 1, 0) over the root of 4.
     assert values["stderr"] == pytest.approx(math.sqrt(1 / 3) / 2)
     assert (values["floor"], values["floor_kind"]) == (0.5, "majority class")
+    # Of documents with texts of their own the position of the answer is no help.
+    documents[0]["choices"] = {**choices, "text": ["never", "no way", "yes", "perhaps"]}
+    values = accuracy_record(measure("arc_easy", documents, nats, tmp_path / "other"))
+    assert (values["floor"], values["floor_kind"]) == (0.25, "uniform guess")
     assert (values["verdict"], values["n"], values["expected_n"]) == ("indistinguishable", 4, 2376)
     assert values["complete"] is False
 
@@ -103,22 +110,85 @@ def test_figures_that_disagree_are_refused():
         check_identity(figures, {**harness, "byte_perplexity": 30.62}, "wikitext")
 
 
+YES_NO, LETTERS = ("no", "yes"), ("A", "B", "C", "D")
+
+
+def asked(texts, answers):
+    """Documents that have the same choices, or none of their choices in common where `texts` is a number."""
+    return [
+        Choices(tuple(f"{n}-{k}" for k in range(texts)) if isinstance(texts, int) else texts, answer)
+        for n, answer in enumerate(answers)
+    ]
+
+
 @pytest.mark.parametrize(
-    ("choices", "answers", "floor", "kind"),
+    ("documents", "floor", "kind"),
     [
-        ([2] * 10, [0] * 6 + [1] * 4, 0.6, "majority class"),
-        ([4] * 8, [0, 1, 2, 3] * 2, 0.25, "uniform guess"),
-        ([4] * 8, [3] * 8, 0.25, "uniform guess"),
-        ([3, 4], [0, 1], 0.5, "majority class"),
+        # 2,033 of BoolQ's 3,270 answers are yes.
+        (asked(YES_NO, [1] * 2033 + [0] * 1237), 2033 / 3270, "majority class"),
+        (asked(LETTERS, [3] * 5 + [0, 1, 2]), 0.625, "majority class"),
+        (asked(LETTERS, [0, 1, 2, 3] * 2), 0.25, "uniform guess"),
+        # Nobody sees where the right one stands when its text is another one each time.
+        (asked(4, [3] * 5 + [0, 1, 2]), 0.25, "uniform guess"),
+        (asked(2, [0] * 60 + [1] * 40), 0.5, "uniform guess"),
+        (asked(3, [0, 1]) + asked(4, [0]), (1 / 3 + 1 / 3 + 1 / 4) / 3, "uniform guess"),
+        # One answer in all documents says nothing of other documents.
+        (asked(YES_NO, [1] * 8), 0.5, "uniform guess"),
     ],
 )
-def test_floor(choices, answers, floor, kind):
-    assert accuracy_floor(choices, answers) == (pytest.approx(floor), kind)
+def test_floor(documents, floor, kind):
+    assert accuracy_floor(documents) == (pytest.approx(floor), kind)
 
 
-def test_always_no_on_boolq_is_its_floor():
-    """2,033 of BoolQ's 3,270 answers are yes: always saying so scores 62.17 %."""
-    assert accuracy_floor([2] * 3270, [1] * 2033 + [0] * 1237)[0] == pytest.approx(0.6217, abs=1e-4)
+# By set: how its documents are asked for here, and the floor of twelve of which seven have one answer.
+@pytest.mark.parametrize(
+    ("name", "document", "floor"),
+    [
+        ("boolq", lambda i: boolq(i) | {"label": int(i < 7)}, 7 / 12),
+        ("mmlu", lambda i: mmlu(i) | {"answer": max(0, i - 6) % 4}, 8 / 12),
+        ("arc_easy", lambda i: arc(3 * i) | {"answerKey": "ABC"[max(0, i - 6) % 3]}, 1 / 3),
+        ("piqa", lambda i: piqa(i) | {"label": int(i < 7)}, 1 / 2),
+        ("winogrande", lambda i: winogrande(i) | {"answer": "1" if i < 7 else "2"}, 1 / 2),
+        ("hellaswag", lambda i: hellaswag(i) | {"label": str(max(0, i - 6) % 4)}, 1 / 4),
+        ("blimp", blimp, 1 / 2),
+    ],
+)
+def test_the_floor_of_a_set_follows_from_its_documents(name, document, floor, tmp_path):
+    if name == "mmlu":
+        write_jsonl(tmp_path / "mmlu_dev.jsonl", [mmlu(i) for i in range(3)])
+    measured = measure(name, [document(i) for i in range(12)], collections.defaultdict(float), tmp_path)
+    assert accuracy_record(measured)["floor"] == pytest.approx(floor)
+
+
+def test_a_set_is_scored_in_the_parts_that_its_documents_name(tmp_path):
+    """Four paradigms of three phenomena; s-selection is argument structure to the authors."""
+    terms = {
+        "adjunct_island": "island_effects", "causative": "argument_structure",
+        "animate_subject_trans": "s-selection", "npi_present_1": "npi_licensing",
+    }  # fmt: skip
+    documents, nats = [], {}
+    for paradigm, right in zip(terms, (4, 3, 1, 0), strict=True):
+        for k in range(4):
+            good, bad = f"{paradigm} {k}", f"{paradigm} not {k}"
+            documents.append(
+                {"sentence_good": good, "sentence_bad": bad, "UID": paradigm}
+                | {"linguistics_term": terms[paradigm]}
+            )
+            nats |= {good: -1.0 if k < right else -3.0, bad: -2.0}
+    values = accuracy_record(measure("blimp", documents, nats, tmp_path))
+    assert (values["value"], values["n"], values["slice_title"]) == (0.5, 16, "phenomenon")
+    parts = values["slices"]
+    assert {name: (part["value"], part["n"]) for name, part in parts.items()} == {
+        "NPI licensing": (0.0, 4), "argument structure": (0.5, 8), "island effects": (1.0, 4),
+    }  # fmt: skip
+    assert sum(part["value"] * part["n"] for part in parts.values()) == values["value"] * values["n"]
+    assert parts["argument structure"]["stderr"] == pytest.approx(math.sqrt(0.25 / 7))
+    assert parts["NPI licensing"]["interval"] == pytest.approx([0.0, 1 - 0.025**0.25])
+    assert {part["floor"] for part in parts.values()} == {0.5}
+    # Documents that do not say it are one whole.
+    for document in documents:
+        del document["linguistics_term"]
+    assert "slices" not in accuracy_record(measure("blimp", documents, nats, tmp_path / "bare"))
 
 
 @pytest.mark.parametrize(

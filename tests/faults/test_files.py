@@ -17,7 +17,7 @@ from faultlog import tried
 from ant_hf.data.packing import make_tokens
 from ant_hf.data.tokenizer import make_tokenizer
 from ant_hf.errors import AntError
-from ant_hf.evaluation.results import previous_results, write_results
+from ant_hf.evaluation.results import SCHEMA, previous_results, write_results
 from ant_hf.model.architecture import load_config
 from ant_hf.model.loading import load_final
 from ant_hf.model.scoring import score_folder
@@ -74,7 +74,7 @@ def read_results(run, recipe):
 def write_evaluation(folder):
     """The three files of an evaluation, which the tiny run does not have."""
     tasks = {f"set {i}": {"value": 0.5, "stderr": 0.01} for i in range(20)}
-    values = {"schema": 1, "model": IDENTITY, "conditions": CONDITIONS, "tasks": tasks}
+    values = {"schema": SCHEMA, "model": IDENTITY, "conditions": CONDITIONS, "tasks": tasks}
     samples, harness = [{"task": "boolq", "acc": 1.0}], {"results": {"boolq": {"acc,none": 1.0}}}
     write_results(folder, values, samples, harness, keep=False)
 

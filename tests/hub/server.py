@@ -58,6 +58,8 @@ class Hub:
         self.received_bytes = 0
         """Of large files."""
         self.endpoint = ""
+        self.benchmarks: list[str] = []
+        """Data sets that it lists as benchmarks."""
         self._signatures = itertools.count()
         self._expired: set[str] = set()
         self._routes = [(m, re.compile(p), getattr(self, f"_{f}")) for m, p, f in ROUTES]
@@ -269,6 +271,11 @@ class Hub:
             }
         )  # fmt: skip
 
+    def _datasets(self, request: Request, body: bytes) -> Response:
+        if request.query_params.getlist("filter") != ["benchmark:official"]:
+            raise HubError(400, "only benchmarks are listed here")
+        return JSONResponse([{"_id": git_oid(each.encode())[:24], "id": each} for each in self.benchmarks])
+
     def _tree(
         self,
         request: Request,
@@ -377,6 +384,7 @@ ROUTES = [
     ("PUT", rf"/lfs/(?P<kind>datasets/|spaces/)?{_ID}/(?P<oid>[0-9a-f]{{64}})", "lfs_put"),
     ("POST", rf"/lfs/(?P<kind>datasets/|spaces/)?{_ID}/(?P<oid>[0-9a-f]{{64}})/verify", "lfs_verify"),
     ("POST", rf"/api/(?P<kind>models|datasets|spaces)/{_ID}/commit/(?P<revision>[^/]+)", "commit"),
+    ("GET", r"/api/datasets", "datasets"),
     ("GET", rf"/api/(?P<kind>models|datasets|spaces)/{_ID}", "info"),
     ("GET", rf"/api/(?P<kind>models|datasets|spaces)/{_ID}/revision/(?P<revision>[^/]+)", "info"),
     ("GET", rf"/api/(?P<kind>models|datasets|spaces)/{_ID}/tree/(?P<revision>[^/]+)(/(?P<path>.+))?", "tree"),

@@ -9,8 +9,11 @@ import sys
 import time
 
 import pytest
+import yaml
 from commands import ANT_HF, stop_command
+from huggingface_hub import ModelCard, parse_eval_result_entries
 
+from ant_hf.card.eval_results import eval_result_problems, listed_benchmarks
 from ant_hf.hub import HubClient, is_transient
 from ant_hf.release.publish import fetch_model
 from hub.conftest import READ_TOKEN, WRITE_TOKEN
@@ -66,6 +69,51 @@ def test_from_dry_run_to_a_repository_that_verifies(hub, session, run):
     assert hub.count("PUT", "/lfs/") == sum(name.endswith((".safetensors", ".png")) for name in release)
 
 
+EVAL_YAML = """
+name: ARC
+evaluation_framework: inspect-ai
+tasks:
+  - {id: easy, config: ARC-Easy, split: test}
+  - {id: challenge, config: ARC-Challenge, split: test}
+"""
+
+
+def test_results_of_sets_that_the_hub_lists_go_to_its_leaderboards(hub, session, run, quick_gate, capsys):
+    """ARC's data set is listed with two tasks, of which one was measured; PIQA's is not listed."""
+    hub.benchmarks = ["cais/hle", "allenai/ai2_arc"]
+    data = hub.repository("allenai/ai2_arc", "datasets")
+    data.create(private=False)
+    data.commit("main", "as it is", {"eval.yaml": EVAL_YAML.encode()})
+    publish = ["publish", run / "final", "--repo", REPO, "--yes"]
+    first, verified, audited = session(publish, ["verify", run / "release"], ["audit", run / "release"])
+    assert first[0] == 0, first[1]
+    repository = hub.repository(REPO)
+    (name,) = (path for path in repository.files() if path.startswith(".eval_results/"))
+    (entry,) = parse_eval_result_entries(yaml.safe_load(repository.content(name)))
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("allenai/ai2_arc", "challenge", 23.98)
+    assert (entry.source_url, "acc_norm" in entry.notes) == (f"https://huggingface.co/{REPO}", True)
+    card = ModelCard(repository.content("README.md").decode())
+    shown = {result.dataset_name for result in card.data.eval_results}
+    assert ("PIQA" in shown, "ARC-Challenge" in shown) == (True, False)
+    assert "1 in .eval_results, as in results.json" in verified[1]
+    assert re.search(r"ARC-Challenge 23\.98 %.*0\.2398 in the card's table.*agrees", audited[1])
+
+    path = run / "release" / name
+    path.write_text(path.read_text().replace("23.98", "32.98"))
+    (wrong,) = session(["audit", run / "release"])
+    assert (wrong[0], "DISAGREES" in wrong[1]) == (2, True)
+    results = json.loads((run / "release" / "results.json").read_text())
+    assert "32.98, and results.json has 23.98" in eval_result_problems(run / "release", results)[0]
+    path.write_text("- dataset: {id: allenai/ai2_arc}\n")
+    assert "is not what the Hub's client reads" in eval_result_problems(run / "release", results)[0]
+
+    # A Hub that does not say which sets it lists: the dated list counts, which has none of ours.
+    hub.faults.add("GET", r"/api/datasets$", 403, 1)
+    assert listed_benchmarks(HubClient()) == {}
+    assert re.search(r"the Hub does not say .*the list of 2026-\d\d-\d\d counts", capsys.readouterr().out)
+    assert set(listed_benchmarks(HubClient())) == {"arc_easy", "arc_challenge"}
+
+
 def test_a_tag_is_made_or_there_already_or_refused(hub, session, run):
     publish = ["publish", run / "final", "--repo", REPO, "--yes"]
     (first,) = session([*publish, "--tag", "v1"])
@@ -101,7 +149,8 @@ def test_the_plan_needs_no_token(hub, session, run, monkeypatch):
     files = {"run.json": (run / "release" / "run.json").read_bytes(), "[/odd]\x1b[2J.md": b"x"}
     hub.repository(REPO).commit("main", "earlier", files)
     (known,) = session([*publish, "--dry-run"], HF_TOKEN=None)
-    sent = [request for request in hub.requests if request[0] != "GET" and "validate" not in request[1]]
+    reading = ("GET", "HEAD")
+    sent = [request for request in hub.requests if request[0] not in reading and "validate" not in request[1]]
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     (silent,) = session([*publish, "--attempts", "1"], HF_TOKEN=None)
     assert [each[0] for each in (new, refused, known, silent)] == [0, 2, 0, 0]

@@ -132,6 +132,9 @@ def test_the_table_of_the_evaluation_is_that_of_the_release():
     row = f"| WikiText-2 | byte_perplexity | {measured} | {uniform} | better | 30.62 | 48.91 |"
     assert row in README, row
     assert re.search(rf"WikiText-2[^|\n]* {text['byte_perplexity']:.2f}\b", README)
+    parts = results["tasks"]["blimp"]["slices"]
+    for choose, word in ((max, "best"), (min, "worst")):
+        assert f"{word} ({100 * choose(part['value'] for part in parts.values()):.1f} %)" in README
     for way in ("greedy", "sampled"):
         values = results["degeneration"][way]
         assert re.search(rf"\b{100 * values['loop_rate']:.1f} %[^.]* {way}\b", README), way

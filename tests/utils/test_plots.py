@@ -1,10 +1,12 @@
 """Figures as they are seen in a README and on a phone."""
 
+from types import SimpleNamespace
+
 import matplotlib as mpl
 import pytest
 from matplotlib.figure import Figure
 
-from ant_hf.utils.plots import plot_benchmarks, plot_fragmentation, plot_run
+from ant_hf.utils.plots import plot_benchmarks, plot_board, plot_fragmentation, plot_run
 
 # Points that a phone has for a picture, and letters that can be read on it.
 _PHONE, _LEGIBLE = 366, 8
@@ -40,7 +42,18 @@ def test_letters_can_be_read_on_a_phone(drawn, tmp_path):
     plot_fragmentation(
         {"vocab_size": 9, "bytes_per_token": 3.0, "words_kept_whole": 0.5, **counts}, tmp_path / "f.png"
     )
-    assert len(drawn) == 5
+    rows = [
+        SimpleNamespace(name="a/b", parameters=9_000_000, score=70.0, is_measured=True, tuned_on=None),
+        SimpleNamespace(name="c/d", parameters=6_000_000, score=71.0, is_measured=False, tuned_on=["blimp"]),
+        SimpleNamespace(name="e/f", parameters=8_000_000, score=None, is_measured=False, tuned_on=None),
+    ]
+    plot_board(rows, "Board", "score", tmp_path / "board.png")
+    # A row without a score has no place; the others have their names, and kinds of their own.
+    texts = {text.get_text() for text in drawn[-1].findobj(mpl.text.Text)}
+    assert {"b", "d"} <= texts
+    assert "f" not in texts
+    assert len({line.get_marker() for line in drawn[-1].axes[0].get_lines()}) == 2
+    assert len(drawn) == 6
     for figure in drawn:
         letters = [text.get_size() for text in figure.findobj(mpl.text.Text) if text.get_text()]
         assert min(letters) / (figure.get_figwidth() * 72) * _PHONE >= _LEGIBLE

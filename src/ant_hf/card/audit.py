@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ant_hf.card.claims import Accuracy, Claims, Moment, Perplexities, Printed, Schedule
+from ant_hf.card.claims import Accuracy, Claims, Moment, Perplexities, Printed, Schedule, Sliced
 
 # WikiText counts differ a little between versions of the harness.
 _TEXT_TOLERANCE = 0.005
@@ -39,7 +39,10 @@ def audit(claims: Claims) -> list[Finding]:
     findings = [*_parameters(claims), *_speed(claims), *_dynamics(claims)]
     if claims.schedule:
         findings += _schedule(claims.schedule, claims.dynamics, claims.steps)
-    findings += [*map(_whole_count, claims.accuracies), *_slices(claims)]
+    findings += map(_whole_count, claims.accuracies)
+    for sliced in claims.sliced:
+        findings += _sliced(sliced, claims.accuracies)
+    findings += _on_leaderboards(claims)
     for perplexities in claims.perplexities:
         findings += _perplexities(perplexities, claims)
     return findings
@@ -162,17 +165,31 @@ def _whole_count(accuracy: Accuracy) -> Finding:
     return Finding(claim, f"no whole number of items: {near}", False)
 
 
-def _slices(claims: Claims) -> Iterator[Finding]:
-    yield from map(_whole_count, claims.slices)
-    if not (claims.slices and claims.slices_overall):
-        return
-    overall, items = claims.slices_overall, sum(part.items for part in claims.slices)
-    if overall not in claims.accuracies:
+def _sliced(sliced: Sliced, accuracies: tuple[Accuracy, ...]) -> Iterator[Finding]:
+    yield from map(_whole_count, sliced.parts)
+    overall, items = sliced.overall, sum(part.items for part in sliced.parts)
+    if overall not in accuracies:
         yield _whole_count(overall)
-    low = sum(part.printed.low * part.items for part in claims.slices) / items
-    high = sum(part.printed.high * part.items for part in claims.slices) / items
+    low = sum(part.printed.low * part.items for part in sliced.parts) / items
+    high = sum(part.printed.high * part.items for part in sliced.parts) / items
     claim = f"{overall.label} {overall.printed.value:.2%} overall"
-    yield Finding(claim, f"average of its slices {(low + high) / 2:.2%}", overall.printed.meets(low, high))
+    recomputed = f"average of its parts {(low + high) / 2:.2%}"
+    if items != overall.items:
+        yield Finding(claim, f"its parts have {items:,} items, and it has {overall.items:,}", False)
+    else:
+        yield Finding(claim, recomputed, overall.printed.meets(low, high))
+
+
+def _on_leaderboards(claims: Claims) -> Iterator[Finding]:
+    """What is sent to the Hub's leaderboards against the card's table, each rounded by itself."""
+    shares = {accuracy.label: accuracy.printed for accuracy in claims.accuracies}
+    for label, percent in claims.on_leaderboards:
+        claim = f"{label} {percent.text} % for the Hub's leaderboard"
+        if (share := shares.get(label)) is None:
+            yield Finding(claim, "the card's table has no such set", None)
+        else:
+            agrees = share.meets(percent.low / 100, percent.high / 100)
+            yield Finding(claim, f"{share.text} in the card's table", agrees)
 
 
 def _perplexities(perplexities: Perplexities, claims: Claims) -> Iterator[Finding]:

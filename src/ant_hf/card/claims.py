@@ -7,7 +7,7 @@ not what we meant.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from ant_hf.card.markdown import read_tables
 from ant_hf.errors import AntError, missing_file
 from ant_hf.evaluation.benchmarks import ARITHMARK, ARITHMARK_GENERATED, ARITHMARK_SLICES, benchmark_table
 from ant_hf.published import PublishedModel
-from ant_hf.utils.names import CARD
+from ant_hf.utils.names import CARD, EVAL_RESULTS
 
 
 @dataclass
@@ -47,6 +47,14 @@ class Accuracy:
     label: str
     printed: Printed
     items: int
+
+
+@dataclass(frozen=True)
+class Sliced:
+    """A benchmark's accuracy beside those of its parts, which hold all of its items."""
+
+    overall: Accuracy
+    parts: tuple[Accuracy, ...]
 
 
 @dataclass(frozen=True)
@@ -113,12 +121,14 @@ class Claims:
     schedule: Schedule | None = None
     dynamics: tuple[Moment, ...] = ()
     accuracies: tuple[Accuracy, ...] = ()
-    slices: tuple[Accuracy, ...] = ()
-    """Parts of `slices_overall`."""
-    slices_overall: Accuracy | None = None
+    sliced: tuple[Sliced, ...] = ()
+    on_leaderboards: tuple[tuple[str, Printed], ...] = ()
+    """Label and accuracy in %, as the files for the Hub's leaderboards beside the card have them."""
     perplexities: tuple[Perplexities, ...] = ()
 
 
+# How the table of a benchmark's parts begins, before the benchmark's label.
+PART_OF = "part of "
 # Bytes and words of WikiText-2's test pages, counted as lm-eval counts them.
 WIKITEXT_BYTES_PER_WORD = 1_290_527 / 241_335
 
@@ -142,14 +152,15 @@ def published_claims(model: PublishedModel) -> Claims:
         # Arithmark is claimed with its slices; WikiText is no share of right answers.
         if task in results and task not in (ARITHMARK, ARITHMARK_GENERATED, "wikitext")
     )
-    slices: tuple[Accuracy, ...] = ()
-    overall = None
+    sliced: tuple[Sliced, ...] = ()
     if arithmark := results.get(ARITHMARK):
-        overall = _share(ARITHMARK, arithmark["acc"], sum(ARITHMARK_SLICES.values()))
-        slices = tuple(
-            _share(f"{ARITHMARK}, {operators} operators", arithmark[f"slice_{operators}"], count)
+        names = benchmark_table()[ARITHMARK]["slice_names"]
+        parts = (
+            _share(f"{ARITHMARK}, {names[operators]}", arithmark[names[operators]], count)
             for operators, count in ARITHMARK_SLICES.items()
         )
+        overall = _share(ARITHMARK, arithmark["acc"], sum(ARITHMARK_SLICES.values()))
+        sliced = (Sliced(overall, tuple(parts)),)
     perplexities: tuple[Perplexities, ...] = ()
     if texts := claims.get("wikitext"):
         byte, word = Printed(texts["byte_perplexity"]), _printed(texts.get("word_perplexity"))
@@ -170,8 +181,7 @@ def published_claims(model: PublishedModel) -> Claims:
             for values in claims.get("dynamics", ())
         ),
         accuracies=accuracies,
-        slices=slices,
-        slices_overall=overall,
+        sliced=sliced,
         perplexities=perplexities,
     )
 
@@ -193,12 +203,20 @@ def read_card(path: Path) -> Claims:
     """The figures of a README.md, or of the one in a folder.
 
     Raises:
-        AntError: it is not there, or no card of ours.
+        AntError: it is not there, or no card of ours; or a file for leaderboards beside it is damaged.
     """
+    # Brings the Hub's client, which no command line starts with.
+    from ant_hf.card.eval_results import read_entries
+
     file = path / CARD if path.is_dir() else path
     if not file.is_file():
         raise missing_file(file, "card", "Make one: ant-hf card MODEL_FOLDER --repo OWNER/NAME")
-    return card_claims(file.read_text(encoding="utf-8"), str(path))
+    claims = card_claims(file.read_text(encoding="utf-8"), str(path))
+    labels, listed = {name: row["label"] for name, row in benchmark_table().items()}, []
+    for each in sorted((file.parent / EVAL_RESULTS).glob("*.yaml")):
+        entries = read_entries(each)
+        listed += [(labels.get(each.stem, each.stem), Printed(f"{entry.value:.2f}")) for entry in entries]
+    return replace(claims, on_leaderboards=tuple(listed))
 
 
 def card_claims(text: str, name: str) -> Claims:
@@ -214,8 +232,8 @@ def card_claims(text: str, name: str) -> Claims:
     if missing:
         raise AntError(f"{name} is no card of ours: no table of {', '.join(missing)}")
     architecture, training = _facts(by_title["architecture"][0]), _facts(by_title["training"][0])
-    scores = [_accuracies(table) for table in by_title.get("benchmark", [])]
-    accuracies, slices = scores[0] if scores else (), sum(scores[1:], ())
+    accuracies = tuple(share for table in by_title.get("benchmark", ()) for share in _accuracies(table))
+    by_label = {accuracy.label: accuracy for accuracy in accuracies}
     speed = training.get("Throughput, tokens/s")
     return Claims(
         name=name,
@@ -240,8 +258,11 @@ def card_claims(text: str, name: str) -> Claims:
         ),
         dynamics=_moments(by_title["training dynamics"][0]),
         accuracies=accuracies,
-        slices=slices,
-        slices_overall=_overall(accuracies, slices),
+        sliced=tuple(
+            Sliced(by_label[whole], _accuracies(tables[0]))
+            for title, tables in by_title.items()
+            if (whole := title.removeprefix(PART_OF)) != title and whole in by_label
+        ),
         perplexities=_perplexities(by_title["text"][0]),
     )
 
@@ -273,13 +294,6 @@ def _accuracies(table: list[list[str]]) -> tuple[Accuracy, ...]:
     return tuple(
         Accuracy(row[0], Printed(row[own]), _count(row[items].partition(" ")[0])) for row in table[1:]
     )
-
-
-def _overall(accuracies: tuple[Accuracy, ...], slices: tuple[Accuracy, ...]) -> Accuracy | None:
-    """The benchmark whose items the slices divide."""
-    table, total = benchmark_table(), sum(part.items for part in slices)
-    sliced = {table[task]["label"] for task in (ARITHMARK, ARITHMARK_GENERATED)}
-    return next((a for a in accuracies if a.items == total and a.label in sliced), None)
 
 
 def _perplexities(table: list[list[str]]) -> tuple[Perplexities, ...]:

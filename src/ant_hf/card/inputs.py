@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ant_hf.card.eval_results import HubTask
 from ant_hf.errors import AntError
 from ant_hf.utils import names
 from ant_hf.utils.files import check_hash, read_json, read_sealed
@@ -64,6 +66,8 @@ class CardInputs:
     """Size in bytes and sha256 by file name."""
     exported: dict[str, Any] | None = None
     """The record of the GGUF files' verification."""
+    listed: Mapping[str, HubTask] = field(default_factory=dict)
+    """The sets that the Hub lists as benchmarks, by our name."""
 
     @property
     def name(self) -> str:
@@ -80,7 +84,11 @@ class CardInputs:
 
 
 def read_inputs(
-    folder: Path, repository: str, license_id: str, files: dict[str, dict[str, Any]]
+    folder: Path,
+    repository: str,
+    license_id: str,
+    files: dict[str, dict[str, Any]],
+    listed: Mapping[str, HubTask] | None = None,
 ) -> CardInputs:
     """Read a release folder's records.
 
@@ -102,7 +110,9 @@ def read_inputs(
     ):
         check_hash(f"{what} is about other weights than {folder / names.WEIGHTS}", seen, weights, hint)
     exported = _read(folder / names.VERIFIED) if names.VERIFIED in files else None
-    return CardInputs(repository, license_id, run, results, gate, fragments, tokens, metrics, files, exported)
+    return CardInputs(
+        repository, license_id, run, results, gate, fragments, tokens, metrics, files, exported, listed or {}
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -17,10 +17,12 @@ import jinja2
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ant_hf.card.claims import PART_OF
+from ant_hf.card.eval_results import SETS
 from ant_hf.card.inputs import CardInputs
 from ant_hf.card.markdown import Safe, code, escape, fenced, plain, quote, table
 from ant_hf.errors import AntError
-from ant_hf.evaluation.results import ABOVE, BELOW, UNCLEAR, against_floor, interval
+from ant_hf.evaluation.results import ABOVE, BELOW, UNCLEAR, interval
 from ant_hf.published import PublishedModel, published_models
 from ant_hf.utils.hardware import known_gpu
 from ant_hf.utils.names import shipped_file
@@ -56,7 +58,7 @@ def render_card(inputs: CardInputs) -> str:
 def _context(inputs: CardInputs) -> dict[str, Any]:
     """What the template knows by name."""
     published = compared_models(inputs)
-    scores, slices = measured_rows(inputs), _slices(inputs, published)
+    scores, parts = measured_rows(inputs), _parts(inputs, published)
     data, data_license = _data_source(inputs.recipe["corpus"])
     run, recipe = inputs.run, json.loads(json.dumps(inputs.recipe))
     return {
@@ -74,8 +76,7 @@ def _context(inputs: CardInputs) -> dict[str, Any]:
         "tokens_seen": _tokens_seen(inputs),
         "co2": co2_estimate(run),
         "rows": scores,
-        "slices": slices,
-        "takeaways": _takeaways(inputs, scores, slices),
+        "takeaways": _takeaways(inputs, scores, parts),
         "recipe_yaml": yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True),
         "tables": {
             "architecture": _architecture_table(inputs),
@@ -83,7 +84,10 @@ def _context(inputs: CardInputs) -> dict[str, Any]:
             "dynamics": _dynamics_table(inputs),
             "perplexity": _perplexity_table(inputs),
             "benchmarks": _benchmark_table(scores, published, inputs.name),
-            "slices": _benchmark_table(slices, published, inputs.name),
+            "parts": {
+                title: _benchmark_table(own, published, inputs.name, f"{PART_OF}{label}")
+                for (label, title), own in parts.items()
+            },
             "published_wikitext": _published_wikitext(published),
             **_tables_of_records(inputs),
         },
@@ -144,17 +148,19 @@ def measured_rows(inputs: CardInputs) -> list[Score]:
     return [_score(task, values, values["metric"], published) for task, values in tasks.items()]
 
 
-def _slices(inputs: CardInputs, published: list[PublishedModel]) -> list[Score]:
-    """The slices of Arithmark; the floor is the task's."""
-    scores = []
+def _parts(inputs: CardInputs, published: list[PublishedModel]) -> dict[tuple[str, str], list[Score]]:
+    """The scores of a benchmark's parts, by its label and a title that says what they differ in."""
+    parts = {}
     for task, values in inputs.results["tasks"].items():
-        for key, part in (values.get("slices") or {}).items():
-            label = f"{key} operator{'' if key == '1' else 's'}"
-            merged = {**values, "expected_n": None, **part, "label": label}
-            bounds = interval(merged["value"], merged["stderr"], merged["n"])
-            merged["verdict"] = against_floor(bounds, merged["floor"])
-            scores.append(_score(task, merged, f"slice_{key}", published))
-    return scores
+        if slices := values.get("slices"):
+            same = {key: values[key] for key in ("metric", "complete")} | {"expected_n": None}
+            title = f"{values['label']} by {values['slice_title']}"
+            keys = ("value", "stderr", "n", "floor", "verdict")
+            parts[values["label"], title] = [
+                _score(task, {**same, "label": name, **{key: part[key] for key in keys}}, name, published)
+                for name, part in slices.items()
+            ]
+    return parts
 
 
 def _score(task: str, values: dict[str, Any], figure: str, published: list[PublishedModel]) -> Score:
@@ -169,9 +175,12 @@ def _score(task: str, values: dict[str, Any], figure: str, published: list[Publi
     )
 
 
-def _benchmark_table(scores: list[Score], published: list[PublishedModel], own_name: str) -> Safe:
-    names = [model.name for model in published]
-    header = ["benchmark", "metric", *(f"{name} (published)" for name in names)]
+def _benchmark_table(
+    scores: list[Score], published: list[PublishedModel], own_name: str, title: str = "benchmark"
+) -> Safe:
+    # Of a benchmark's parts nearly nobody publishes figures.
+    names = [model.name for model in published if any(model.name in score.published for score in scores)]
+    header = [title, "metric", *(f"{name} (published)" for name in names)]
     header += [f"{own_name} (measured)", "standard error", "floor"]
     header += ["against the floor, standard errors", "items"]
     words = {ABOVE: "above", BELOW: "below", UNCLEAR: "no difference"}
@@ -207,24 +216,22 @@ def _number(value: float | None, form: str = ".4f", missing: str = NOT_MEASURED)
 # --- Takeaways: sentences by rule. Nothing here explains why a number is as it is.
 
 
-def _takeaways(inputs: CardInputs, scores: list[Score], slices: list[Score]) -> list[str]:
+def _takeaways(
+    inputs: CardInputs, scores: list[Score], parts: dict[tuple[str, str], list[Score]]
+) -> list[str]:
     """The list under "Key takeaways"; a difference is one from two standard errors on."""
     lines = []
-    if parts := [
-        f"{words} on {_listed(group, None if found == UNCLEAR else _from_floor)}"
-        for found, words in _WORDS.items()
-        if (group := [score for score in scores if score.verdict == found])
-    ]:
-        lines.append(f"Against the floor of each benchmark, at two standard errors: {'; '.join(parts)}.")
+    if sentence := _against_floors(scores):
+        lines.append(f"Against the floor of each benchmark, at two standard errors: {sentence}.")
     # The first documents of a set are no sample of it, so they stand beside no published figure.
     complete = [score for score in scores if score.complete]
     names = dict.fromkeys(name for score in complete for name in score.published)
     lines += [_against([score for score in complete if name in score.published], name) for name in names]
     if partial := [score for score in scores if not score.complete]:
         lines.append(f"Not the complete set, so not compared with published figures: {_listed(partial)}.")
-    if slices:
-        parts = [f"{one.label}: {one.value:.2%}, {_WORDS[one.verdict]}{_from_floor(one)}" for one in slices]
-        lines.append(f"Arithmetic, against a floor of {slices[0].floor:.1%}: {'; '.join(parts)}.")
+    for (_, title), own in parts.items():
+        if sentence := _against_floors(own):
+            lines.append(f"{title}, against the floor of each part: {sentence}.")
     if wikitext := inputs.wikitext:
         uniform, byte = wikitext["uniform_guess_byte_perplexity"], wikitext["byte_perplexity"]
         broken = "on this text the model is broken"
@@ -244,6 +251,14 @@ def _takeaways(inputs: CardInputs, scores: list[Score], slices: list[Score]) -> 
 
 
 _WORDS: dict[str | None, str] = {ABOVE: "above it", UNCLEAR: "not distinguishable from it", BELOW: "below it"}
+
+
+def _against_floors(scores: list[Score]) -> str:
+    return "; ".join(
+        f"{words} on {_listed(group, None if found == UNCLEAR else _from_floor)}"
+        for found, words in _WORDS.items()
+        if (group := [score for score in scores if score.verdict == found])
+    )
 
 
 def _against(scores: list[Score], name: str) -> str:
@@ -503,26 +518,13 @@ KEYS = {
 _TAGS = ["llama", "small-language-model", "trained-from-scratch", "ant-hf"]
 _DATASET_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 _LICENSE_ID = re.compile(r"^[a-z0-9][a-z0-9.+-]*$")
-# Where the Hub keeps each set: dataset, configuration, split.
-_SETS: dict[str, tuple[str, str | None, str]] = {
-    "arc_challenge": ("allenai/ai2_arc", "ARC-Challenge", "test"),
-    "arc_easy": ("allenai/ai2_arc", "ARC-Easy", "test"),
-    "piqa": ("ybisk/piqa", None, "validation"),
-    "winogrande": ("allenai/winogrande", "winogrande_xl", "validation"),
-    "mmlu": ("cais/mmlu", "all", "test"),
-    "sciq": ("allenai/sciq", None, "test"),
-    "boolq": ("google/boolq", None, "validation"),
-    "hellaswag": ("Rowan/hellaswag", None, "validation"),
-    "blimp": ("nyu-mll/blimp", None, "train"),
-    "lambada_openai": ("EleutherAI/lambada_openai", None, "test"),
-    "openbookqa": ("allenai/openbookqa", "main", "test"),
-    "arithmark_2.0": ("AxiomicLabs/ArithMark-2.0", None, "train"),
-    "wikitext": ("EleutherAI/wikitext_document_level", "wikitext-2-raw-v1", "test"),
-}
 
 
 def card_data(inputs: CardInputs, scores: list[Score]) -> ModelCardData:
-    """The metadata; only complete sets that exist on the Hub enter the `model-index`."""
+    """The metadata; only complete sets that exist on the Hub enter the `model-index`.
+
+    Those that it lists as benchmarks have a file of their own, and are not shown twice.
+    """
     if not _LICENSE_ID.match(inputs.license):
         example = "for example apache-2.0 or mit"
         raise AntError("the licence is no Hub licence id", seen=inputs.license, expected=example)
@@ -530,7 +532,7 @@ def card_data(inputs: CardInputs, scores: list[Score]) -> ModelCardData:
     dataset = corpus["path"] if corpus["source"] == "hub" and _DATASET_ID.match(corpus["path"]) else None
     results = []
     for score in scores:
-        if score.complete and score.task in _SETS:
+        if score.complete and score.task in SETS and score.task not in inputs.listed:
             kind = "standard error" if score.stderr else "95 % interval"
             what = f"{score.metric} ({kind} {score.error()})"
             harness = "Zero-shot, lm-evaluation-harness"
@@ -568,7 +570,7 @@ def _language(inputs: CardInputs) -> str | None:
 
 
 def _result(task: str, kind: str, label: str, metric: str, what: str, value: float) -> EvalResult:
-    dataset, config, split = _SETS[task]
+    dataset, config, split = SETS[task]
     return EvalResult(
         task_type="text-generation",
         task_name=kind,

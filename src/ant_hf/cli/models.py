@@ -7,12 +7,12 @@ import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Argument, Option
 
 from ant_hf.cli.options import Model, switch_libraries
-from ant_hf.cli.tables import incomplete_line, perplexity_lines, results_table, verified_table
+from ant_hf.cli.tables import board_table, incomplete_line, perplexity_lines, results_table, verified_table
 from ant_hf.errors import AntError
 from ant_hf.utils.console import progress_bar, quiet_libraries, remark, say, show, write
 
@@ -154,6 +154,14 @@ def evaluate(
             "Default: the public card's table, BLiMP, LAMBADA and degeneration."
         ),
     ] = None,
+    board: Annotated[
+        str | None,
+        Option(
+            metavar="NAME",
+            help="Measure what a public board counts, tiny-ml or open-slm, and show the model among the "
+            "board's rows, with a plot. Sets that are measured already are not measured again.",
+        ),
+    ] = None,
     limit: Annotated[int | None, Option(help="Only the first N documents a task: for trying.")] = None,
     batch_size: Annotated[
         int | None,
@@ -182,6 +190,13 @@ def evaluate(
 
     Run again after an interruption, it goes on.
     """
+    if board is not None and tasks is None and not fresh:
+        from ant_hf.evaluation.boards import load_board, recorded_results
+
+        folder = output_dir or Path(model)
+        if results := recorded_results(load_board(board), folder):
+            _show_board(board, results, folder)
+            return
     if data_dir is not None:
         switch_libraries("HF_DATASETS_OFFLINE", *(["HF_HUB_OFFLINE"] if Path(model).is_dir() else []))
     else:
@@ -194,6 +209,7 @@ def evaluate(
     results, path = measure(
         model,
         [name.strip() for name in (tasks or "").split(",") if name.strip()],
+        board=board,
         data_dir=data_dir,
         output_dir=output_dir,
         limit=limit,
@@ -202,12 +218,31 @@ def evaluate(
         device=device,
         fresh=fresh,
     )
-    show(results_table(results, published_models()))
-    if line := incomplete_line(results):
-        say(line)
-    for line in perplexity_lines(results):
-        say(line)
+    if board:
+        _show_board(board, results, path.parent)
+    else:
+        show(results_table(results, published_models()))
+        for line in filter(None, [incomplete_line(results), *perplexity_lines(results)]):
+            say(line)
     say(f"results: {path}")
+
+
+def _show_board(name: str, results: dict[str, Any], folder: Path) -> None:
+    """The board with our row in it, that row to paste, and the plot: beside the results, or here."""
+    from ant_hf.evaluation.boards import board_rows, counted_line, load_board, markdown_row, own_name
+    from ant_hf.utils.names import RELEASE
+    from ant_hf.utils.plots import plot_board
+
+    board = load_board(name)
+    rows = board_rows(board, results, own_name(results, folder))
+    show(board_table(board, rows))
+    for line in filter(None, [incomplete_line(results), counted_line(board, results), *board.notes]):
+        say(line)
+    row = markdown_row(board, rows)
+    say(f"To paste:\n{row}" if row else "No row to paste: it needs every set that counts, and all of each.")
+    # A release holds what its record names and nothing else.
+    place = Path() if (folder / RELEASE).is_file() else folder
+    say(f"plot: {plot_board(rows, board.title, board.score, place / f'board-{name}.png')}")
 
 
 def inspect(

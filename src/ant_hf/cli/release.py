@@ -138,7 +138,7 @@ def publish(
         from ant_hf.export.exporting import export
 
         gguf, _ = export(str(model), "gguf", repository=repo, license_id=license_id)
-    folder = make_release(model, repo, license_id, tokens, gguf)
+    folder = make_release(model, repo, license_id, tokens, gguf, client)
     gate_report(folder)
     space_folder = None
     if space:

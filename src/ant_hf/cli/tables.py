@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ant_hf.card.audit import Finding
+from ant_hf.evaluation.boards import Board, Row
 from ant_hf.evaluation.results import ABOVE, BELOW, UNCLEAR
 from ant_hf.published import PublishedModel
 from ant_hf.utils.console import show
@@ -41,13 +42,16 @@ def results_table(results: dict[str, Any], published: list[PublishedModel]) -> T
         f"{results['model']['name']}: measured here, in {results['conditions']['dtype']}",
         ["set", "metric", ">measured", ">floor", "", *(f">publ.\n{other.name}" for other in published)],
         caption="Accuracies in %, ± one standard error; where none or all are right, the exact 95 % "
-        "interval. Floor: what guessing, or always giving the most frequent answer, scores; above or below "
-        "it by more than two standard errors, or with the whole interval. "
+        "interval. Floor: what guessing scores, or, where all questions have the same answers to choose "
+        "from, always giving the most frequent one; above or below it by more than two standard errors, or "
+        "with the whole interval. "
         "publ.: printed by the authors, not measured here.",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         collapse_padding=True,
     )
+    # A long name goes on below; a number is never cut.
+    table.columns[0].no_wrap, table.columns[0].max_width = False, 20
     for row in _rows(results, published):
         table.add_row(*row)
     return table
@@ -63,11 +67,15 @@ def _rows(results: dict[str, Any], published: list[PublishedModel]) -> Iterator[
             _VERDICTS[values["verdict"]],
             *(_percent(other.results.get(name, {}).get(values["metric"])) for other in published),
         ]
-        for operators, part in values.get("slices", {}).items():
-            claims = [other.results.get(name, {}).get(f"slice_{operators}") for other in published]
-            label = f"  {operators} operator{'s' if operators != '1' else ''}"
-            value = _percent(part["value"], part["stderr"], part.get("interval"))
-            yield [label, "acc", value, _percent(values["floor"]), "", *map(_percent, claims)]
+        for part, own in values.get("slices", {}).items():
+            yield [
+                f"  {part}",
+                values["metric"],
+                _percent(own["value"], own["stderr"], own.get("interval")),
+                _percent(own["floor"]),
+                _VERDICTS[own["verdict"]],
+                *(_percent(other.results.get(name, {}).get(part)) for other in published),
+            ]
     for name, values in results["perplexity"].items():
         uniform = _number(values["uniform_guess_byte_perplexity"])
         # Said once, beside the first of them.
@@ -81,6 +89,38 @@ def _rows(results: dict[str, Any], published: list[PublishedModel]) -> Iterator[
         if isinstance(values, dict):
             rate = _percent(values["loop_rate"], values["stderr"], values.get("interval"))
             yield [f"Loops, {way}", "loop_rate", rate, "", "", *("" for _ in published)]
+
+
+def board_table(board: Board, rows: Sequence[Row]) -> Table:
+    """A board with our row in it, best first."""
+    metrics = ", ".join(f"{figure.label} {figure.metric}" for figure in board.figures)
+    table = _table(
+        f"{board.title}, looked up {board.looked_up}\n{board.address}",
+        ["", "model", ">params", *(f">{figure.label}" for figure in board.figures), ">score", "tuned on"],
+        no_wrap=False,
+        caption=f"{metrics}; accuracies in %. score: {board.score}. here: measured on this model, ± one "
+        "standard error. publ.: published by its authors, not measured here; without a score where a figure "
+        "that counts was not published. tuned on: sets whose own training questions were trained on; ?: the "
+        "authors do not say.",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    table.columns[1].overflow = "fold"
+    labels = {figure.task: figure.label for figure in board.figures}
+    for row in rows:
+        tuned = "?" if row.tuned_on is None else ", ".join(labels[task] for task in row.tuned_on) or "none"
+        table.add_row(
+            "here" if row.is_measured else "publ.",
+            escape(row.name.rpartition("/")[2]),
+            f"{row.parameters / 1e6:.2f}M",
+            # Within 80 columns: the error goes below its value.
+            *(row.shown.get(task, "").replace(" ± ", "\n±") for task in board.tasks),
+            "" if row.score is None else f"{row.score:.2f}",
+            "" if row.is_measured else tuned,
+            style="bold" if row.is_measured else None,
+        )
+    return table
 
 
 def perplexity_lines(results: dict[str, Any]) -> list[str]:

@@ -5,5 +5,6 @@ harness's own `lm_eval_results.json`, and `samples.jsonl` with every answer.
 
 Read `evaluate.py` first. `benchmarks.yaml` names the sets and `benchmarks.py` finds their documents;
 `tasks.py` gives them to lm-eval; `language_model.py` scores its requests in shared contexts, to the same
-numbers; `results.py` writes what came out; `degeneration.py` counts loops in generated text.
+numbers; `results.py` writes what came out; `degeneration.py` counts loops in generated text; `boards.py` and
+`boards.yaml` put it beside the rows of public boards.
 """

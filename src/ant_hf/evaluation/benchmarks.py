@@ -55,6 +55,12 @@ class Benchmark:
     """The field that holds the right answer; None: none does alone, or it is not known."""
     split_by: str | None = None
     extra: dict[str, str] = field(default_factory=dict)
+    slice_by: str | None = None
+    """The field of a document, or a.b inside one, by whose values the set is also scored in parts."""
+    slice_title: str | None = None
+    """What the parts differ in; default: the field."""
+    slice_names: dict[Any, str] = field(default_factory=dict)
+    """By value of that field, the name of its part; default: the value, with spaces for underscores."""
     default: bool = True
     source: Path | None = None
     """Its documents on this disk; None: the Hub's, or generated."""
@@ -63,6 +69,14 @@ class Benchmark:
     def remote(self) -> bool:
         """Whether its documents come from the Hub."""
         return self.source is None and self.name != ARITHMARK_GENERATED
+
+    def slice_of(self, document: Any) -> str | None:
+        """The part that a document belongs to; None where the set has none, or the document does not say."""
+        if self.slice_by is None:
+            return None
+        for key in self.slice_by.split("."):
+            document = document.get(key) if isinstance(document, Mapping) else None
+        return None if document is None else self.slice_names.get(document, str(document).replace("_", " "))
 
 
 def known_benchmarks(data_dir: Path | None = None) -> dict[str, Benchmark]:
@@ -89,15 +103,16 @@ def benchmark_table() -> dict[str, dict[str, Any]]:
 
 
 def choose_benchmarks(
-    names: Sequence[str], table: dict[str, Benchmark], data_dir: Path | None
+    names: Sequence[str], table: dict[str, Benchmark], data_dir: Path | None, must_have: bool = True
 ) -> tuple[list[Benchmark], list[str]]:
-    """The sets to run, with their documents, and, of the default ones, those whose local file is absent.
+    """The sets to run, with their documents, and those whose local file is absent.
 
-    With a data folder but no `arithmark_2.0.jsonl`, the generated stand-in takes its place under
-    its own name.
+    Among the default ones, with a data folder but no `arithmark_2.0.jsonl`, the generated stand-in takes its
+    place under its own name.
 
     Args:
         names: none: the default ones.
+        must_have: an absent file of a named set is an error.
 
     Raises:
         AntError: a name is unknown (with the nearest ones), or its local file is missing.
@@ -106,7 +121,7 @@ def choose_benchmarks(
     chosen, absent = [], []
     for benchmark in wanted or [benchmark for benchmark in table.values() if benchmark.default]:
         found = _with_documents(benchmark, data_dir)
-        if found is None and names:
+        if found is None and names and must_have:
             assert data_dir is not None
             kind = "is a folder" if (data_dir / benchmark.file).is_dir() else "is missing"
             raise AntError(
@@ -114,7 +129,7 @@ def choose_benchmarks(
                 hint=f"Put a file {benchmark.file} (or .jsonl.gz) there, or leave --data-dir out to take the "
                 "documents from the Hub.",
             )
-        if found is None and benchmark.name == ARITHMARK:
+        if found is None and benchmark.name == ARITHMARK and not names:
             found = _with_documents(table[ARITHMARK_GENERATED], data_dir)
         if found is None:
             absent.append(benchmark.name)

@@ -12,6 +12,7 @@ import torch
 
 from ant_hf.errors import AntError
 from ant_hf.evaluation.benchmarks import Benchmark, choose_benchmarks, known_benchmarks
+from ant_hf.evaluation.boards import load_board
 from ant_hf.evaluation.degeneration import Continuation, generate, no_room, prompts, summary
 from ant_hf.evaluation.language_model import BatchedLM, LikelihoodStore
 from ant_hf.evaluation.results import (
@@ -50,6 +51,7 @@ def evaluate(
     model: str | Path,
     tasks: Sequence[str] = (),
     *,
+    board: str | None = None,
     data_dir: str | Path | None = None,
     output_dir: str | Path | None = None,
     limit: int | None = None,
@@ -63,6 +65,7 @@ def evaluate(
     Args:
         model: a model folder, or a Hub id.
         tasks: names of sets; none: everything in the public card's table, and degeneration.
+        board: in place of tasks, the name of a public board: its sets, as far as there are files of them.
         data_dir: folder of the documents as JSONL; default: the Hub.
         output_dir: default: the model's folder, or evaluations/NAME for a Hub id or a checkpoint.
         limit: only the first so many documents a task.
@@ -84,8 +87,16 @@ def evaluate(
             raise AntError(f"{option} is too small", seen=value, expected="1 or more")
     data_dir = None if data_dir is None else Path(expand_home(data_dir))
     table = known_benchmarks(data_dir)
+    if board:
+        if tasks:
+            raise AntError(
+                "--board and --tasks were both given", hint="A board says which sets: leave one out."
+            )
+        tasks = load_board(board).tasks
     names = [name for name in tasks if name != DEGENERATION]
-    chosen, absent = choose_benchmarks(names, table, data_dir) if names or not tasks else ([], [])
+    chosen, absent = (
+        choose_benchmarks(names, table, data_dir, must_have=not board) if names or not tasks else ([], [])
+    )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     # Small batches stay in a CPU's cache; a GPU wants to be filled.
     batch_size = batch_size or (2 if device == "cpu" else 64)
@@ -119,6 +130,12 @@ def evaluate(
         say(f"not measured, {line}")
         loops = False
     if not pending and not loops:
+        if not old:
+            raise AntError(
+                f"there is nothing to measure: {data_dir} has no file of these sets",
+                seen=", ".join(absent),
+                hint="Put files of them there (docs/evaluation.md names them), or leave --data-dir out.",
+            )
         return old, folder / RESULTS
     started = time.perf_counter()
     store = _open_store(folder, loaded, conditions, fresh)

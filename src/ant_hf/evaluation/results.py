@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ant_hf.errors import AntError
-from ant_hf.evaluation.benchmarks import ARITHMARK, ARITHMARK_GENERATED, ARITHMARK_SLICES, Benchmark
+from ant_hf.evaluation.benchmarks import Benchmark
 from ant_hf.utils.files import (
     check_file,
     file_sha256,
@@ -32,7 +32,8 @@ from ant_hf.utils.names import RESULTS
 ABOVE, BELOW, UNCLEAR = "above", "below", "indistinguishable"
 HARNESS_RESULTS = "lm_eval_results.json"
 SAMPLES = "samples.jsonl"
-SCHEMA = 1
+# 2: floors are what a model that scores texts could reach, and parts have floors of their own.
+SCHEMA = 2
 # What must agree before new figures may stand beside old ones.
 _FIXED = ("dtype", "device", "context_length", "bos_policy", "limit", "data", "versions")
 _PREFERRED = ("acc_norm", "acc")
@@ -77,8 +78,8 @@ def accuracy_record(measurement: Measurement) -> dict[str, Any]:
     n = len(measurement.samples)
     # Of other metrics nobody can say how they are spread.
     bounds = interval(value, stderr, n) if metric in _PREFERRED else None
-    choices, answers = _choices_and_answers(measurement)
-    floor, kind = accuracy_floor(choices, answers) if choices and metric in _PREFERRED else (None, None)
+    choices = _choices(measurement) if metric in _PREFERRED else None
+    floor, kind = accuracy_floor(choices) if choices else (None, None)
     values = _conditions(measurement) | {
         "metric": metric,
         "value": value,
@@ -89,8 +90,8 @@ def accuracy_record(measurement: Measurement) -> dict[str, Any]:
         "verdict": against_floor(bounds, floor),
         "metrics": metrics,
     }
-    if benchmark.name in (ARITHMARK, ARITHMARK_GENERATED):
-        values["slices"] = _arithmark_slices(measurement.samples)
+    if slices := _slices(measurement, metric, choices) if metric in _PREFERRED else {}:
+        values |= {"slice_title": benchmark.slice_title or benchmark.slice_by, "slices": slices}
     return values
 
 
@@ -151,39 +152,52 @@ def _metrics(own: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _choices_and_answers(measurement: Measurement) -> tuple[list[int], list[int]]:
-    """Number of choices and index of the right one, for every multiple-choice document."""
-    choices, answers = [], []
-    for name, task in measurement.tasks.items():
-        if task.OUTPUT_TYPE != "multiple_choice":
-            return [], []
-        for sample in measurement.results["samples"][name]:
-            # WinoGrande-like tasks vary the context: there lm-eval gives the answer as the "text".
-            answer = task.doc_to_text(sample["doc"]) if task.multiple_input else sample["target"]
-            if isinstance(answer, str):
-                answer = task.doc_to_choice(sample["doc"]).index(answer)
-            if not isinstance(answer, int):
-                return [], []
-            choices.append(len(sample["filtered_resps"]))
-            answers.append(answer)
-    return choices, answers
+def _choices(measurement: Measurement) -> list[Choices] | None:
+    """What a model is asked to choose from in every document; None where a task asks something else."""
+    choices = []
+    for name, sample in measurement.samples_by_task():
+        task = measurement.tasks[name]
+        if task.OUTPUT_TYPE != "multiple_choice" or task.multiple_target:
+            return None
+        # WinoGrande-like tasks vary the context: there the "target" is the text behind it.
+        place = 0 if task.multiple_input else 1
+        # lm-eval asks more for some metrics, after these.
+        asked = sample["arguments"][: len(sample["filtered_resps"])]
+        answer = None if task.multiple_input else sample["target"]
+        choices.append(Choices(tuple(arguments[place] for arguments in asked), answer))
+    return choices
 
 
-def _arithmark_slices(samples: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    slices = {}
-    for operators in ARITHMARK_SLICES:
-        correct = [s["acc"] for s in samples if s["doc"]["metadata"]["operator_count"] == operators]
-        if n := len(correct):
-            value = sum(correct) / n
-            # lm-eval's own: the sample standard deviation over the root of n.
-            stderr = math.sqrt(value * (1 - value) / (n - 1)) if n > 1 else None
-            slices[str(operators)] = {
-                "value": value,
-                "stderr": stderr,
-                "interval": interval(value, stderr, n),
-                "n": n,
-            }
-    return slices
+def _slices(
+    measurement: Measurement, metric: str, choices: list[Choices] | None
+) -> dict[str, dict[str, Any]]:
+    """The accuracy of each part of a set, in the order of their names; empty for a set without parts."""
+    parts: dict[str, list[int]] = {}
+    samples = measurement.samples
+    for index, sample in enumerate(samples):
+        if (name := measurement.benchmark.slice_of(sample["doc"])) is None:
+            return {}
+        parts.setdefault(name, []).append(index)
+    return {
+        name: _part([samples[i][metric] for i in parts[name]], choices and [choices[i] for i in parts[name]])
+        for name in sorted(parts)
+    }
+
+
+def _part(correct: list[float], choices: list[Choices] | None) -> dict[str, Any]:
+    n = len(correct)
+    value = sum(correct) / n
+    # lm-eval's own: the sample standard deviation over the root of n.
+    stderr = math.sqrt(value * (1 - value) / (n - 1)) if n > 1 else None
+    bounds, floor = interval(value, stderr, n), accuracy_floor(choices)[0] if choices else None
+    return {
+        "value": value,
+        "stderr": stderr,
+        "interval": bounds,
+        "n": n,
+        "floor": floor,
+        "verdict": against_floor(bounds, floor),
+    }
 
 
 def sample_lines(measurement: Measurement) -> Iterator[dict[str, Any]]:
@@ -208,21 +222,30 @@ def sample_lines(measurement: Measurement) -> Iterator[dict[str, Any]]:
         yield line
 
 
-def accuracy_floor(choices: Sequence[int], answers: Sequence[Any]) -> tuple[float, str]:
-    """The accuracy that takes no model, and how: a uniform guess, or always the most frequent class.
+@dataclass(frozen=True)
+class Choices:
+    """What one document lets a model choose from."""
 
-    Where the answer stands at one position in every document (SciQ, BLiMP), the position was given by
-    whoever wrote the task file and is no class: then only the uniform guess counts.
+    texts: tuple[str, ...]
+    """As the model reads them."""
+    answer: int | str | None
+    """Index of the right one, or the text itself; None where it is not known."""
 
-    Args:
-        choices: number of choices of each document.
-        answers: index of the right choice of each document.
+
+def accuracy_floor(documents: Sequence[Choices]) -> tuple[float, str]:
+    """The accuracy that takes no knowledge, and how: a uniform guess, or always the most frequent answer.
+
+    A model that scores texts can only prefer a text. So the second counts where all documents have the same
+    choices (yes and no, or the letters A to D) and the position of the right one means the same everywhere;
+    elsewhere the position is invisible to it.
     """
-    uniform = sum(1 / count for count in choices) / len(choices)
-    counts = Counter(answers)
-    majority = max(counts.values()) / len(answers)
-    if len(counts) > 1 and majority > uniform:
-        return majority, "majority class"
+    uniform = sum(1 / len(document.texts) for document in documents) / len(documents)
+    counts = Counter(document.answer for document in documents)
+    # Where all have one answer nobody can tell that there are others.
+    if len({document.texts for document in documents}) == 1 and len(counts) > 1:
+        majority = max(counts.values()) / len(documents)
+        if majority > uniform:
+            return majority, "majority class"
     return uniform, "uniform guess"
 
 

@@ -10,9 +10,11 @@ from typing import Any
 
 from ant_hf.card.audit import audit
 from ant_hf.card.claims import card_claims
+from ant_hf.card.eval_results import HubTask, listed_benchmarks, write_eval_results
 from ant_hf.card.inputs import read_inputs
 from ant_hf.card.rendering import TEMPLATE, compared_models, measured_rows, render_card
 from ant_hf.errors import AntError, missing_file
+from ant_hf.hub import HubClient
 from ant_hf.release.files import read_release
 from ant_hf.release.publish import check_repository
 from ant_hf.release.verify import PASSED, ask_gate, check_files, refusal, tokens_of
@@ -48,6 +50,8 @@ class Sources:
     gguf: Path | None
     repository: str
     license_id: str
+    listed: dict[str, HubTask]
+    """The sets that the Hub lists as benchmarks."""
 
     @property
     def run_dir(self) -> Path:
@@ -64,7 +68,10 @@ class Sources:
             *([self.gguf / names.VERIFIED] if self.gguf else []),
         ]
         hashes = {path.name: file_sha256(path) for path in paths if path.is_file()}
-        return fingerprint([hashes, self.run["sha256"], self.repository, self.license_id, source_commit()])
+        listed = {name: vars(task) for name, task in self.listed.items()}
+        return fingerprint(
+            [hashes, self.run["sha256"], self.repository, self.license_id, listed, source_commit()]
+        )
 
 
 @phase("making the release", "One that was there before is kept. Run the same command again.")
@@ -74,6 +81,7 @@ def make_release(
     license_id: str = "apache-2.0",
     tokens: str | Path | None = None,
     gguf: str | Path | None = None,
+    client: HubClient | None = None,
 ) -> Path:
     """Write `release/` beside a run's `final/`, whole or not at all.
 
@@ -85,6 +93,7 @@ def make_release(
         license_id: licence of the model, as the Hub spells it.
         tokens: folder of the packed tokens, when it is not where the run left it.
         gguf: a verified GGUF export of the same weights, which becomes part of the release.
+        client: asks the Hub which sets it lists as benchmarks; default: a dated list of this package counts.
 
     Returns:
         The release folder.
@@ -103,7 +112,8 @@ def make_release(
     if (status := run.get("status")) != "finished":
         raise AntError(f"the run in {run_dir} is not finished", seen=status, hint="Finish it: run it again.")
     packed = Path(tokens) if tokens else tokens_of(run, run_dir)
-    sources = Sources(final, run, packed, Path(gguf) if gguf else None, repo, license_id)
+    listed = listed_benchmarks(client)
+    sources = Sources(final, run, packed, Path(gguf) if gguf else None, repo, license_id, listed)
     target, made_of = run_dir / "release", sources.fingerprint()
     if (target / names.RELEASE).is_file():
         there = read_release(target, f"Remove {target} to make it anew.")
@@ -116,7 +126,7 @@ def make_release(
         if report["verdict"] != PASSED:
             write_json(run_dir / names.GATE, report)
             raise refusal(final, report["checks"], run_dir / names.GATE)
-        finish(folder, repo, license_id, made_of)
+        finish(folder, repo, license_id, made_of, listed)
     return target
 
 
@@ -182,18 +192,21 @@ def _gate_report(sources: Sources, folder: Path, release: Path) -> dict[str, Any
     return ask_gate(folder, sources.run, sources.tokens, owner) | {"made_of": made_of}
 
 
-def finish(folder: Path, repository: str, license_id: str, made_of: str) -> None:
+def finish(folder: Path, repository: str, license_id: str, made_of: str, listed: dict[str, HubTask]) -> None:
     """Draw the figures, render and audit the card, and write release.json over all of it."""
-    # Without the figures, so that a folder which has them already gets the same card.
+    # Without what is made here, so that a folder which has it already gets the same card.
+    shutil.rmtree(folder / names.EVAL_RESULTS, ignore_errors=True)
     records = inventory(folder, without=(names.CARD, names.RELEASE))
     files = {name: values for name, values in records.items() if not name.startswith(f"{names.PLOTS}/")}
-    inputs = read_inputs(folder, repository, license_id, files)
+    inputs = read_inputs(folder, repository, license_id, files, listed)
     plots = folder / names.PLOTS
     for path in plot_run(inputs.metrics, plots, inputs.name):
         if path.name not in ("loss.png", "learning_rate.png"):
             path.unlink()
     plot_fragmentation(inputs.fragmentation, plots / "fragmentation.png")
-    if rows := [vars(row) for row in measured_rows(inputs)]:
+    scores = measured_rows(inputs)
+    write_eval_results(inputs, scores, folder)
+    if rows := [vars(score) for score in scores]:
         others = [model.name for model in compared_models(inputs)]
         plot_benchmarks(rows, others, plots / "benchmarks.png", inputs.name)
     card = render_card(inputs)
@@ -210,6 +223,7 @@ def finish(folder: Path, repository: str, license_id: str, made_of: str) -> None
         "license": license_id,
         "made": now(),
         "made_of": made_of,
+        "benchmarks": {name: vars(task) for name, task in listed.items()},
         "ant_hf_commit": source_commit(),
         "files": inventory(folder, without=(names.RELEASE,)),
     }

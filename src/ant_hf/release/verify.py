@@ -15,6 +15,7 @@ from huggingface_hub.repocard import metadata_load
 from pydantic import BaseModel
 from yaml import YAMLError
 
+from ant_hf.card.eval_results import eval_result_problems
 from ant_hf.data.tokenizer import END_OF_TEXT, load_tokenizer
 from ant_hf.data.tokens import VALIDATION, PackedTokens, read_manifest, verify_shards
 from ant_hf.errors import AntError, missing_file
@@ -24,6 +25,7 @@ from ant_hf.release.publish import fetch_model
 from ant_hf.utils.files import check_hash, file_sha256, inventory, read_json, read_sealed, write_text
 from ant_hf.utils.names import (
     CARD,
+    EVAL_RESULTS,
     FINAL,
     GATE,
     MANIFEST,
@@ -248,6 +250,8 @@ def verify(
         checks.insert(-2, vars(Check("held-out loss", None, seen)))
     if (folder / RELEASE).is_file():
         checks.append(vars(_hashes(folder)))
+    if (folder / EVAL_RESULTS).is_dir() and (folder / RESULTS).is_file():
+        checks.append(vars(_leaderboards(folder)))
     if left_out:
         seen = f"not safe beside a model: {', '.join(left_out)}"
         checks.append(vars(Check("files not downloaded", False, seen)))
@@ -270,6 +274,14 @@ def _run_of(folder: Path) -> tuple[dict[str, Any] | None, Path | None]:
         own = beside if named == file_sha256(folder / WEIGHTS) else None
     packed = tokens_of(beside, run_dir) if beside and beside.get("status") == "finished" else None
     return own, packed if packed and packed.is_dir() else None
+
+
+def _leaderboards(folder: Path) -> Check:
+    """The files for the Hub's leaderboards against the results."""
+    problems = eval_result_problems(folder, read_json(folder / RESULTS, "results", ""))
+    count = len([*(folder / EVAL_RESULTS).iterdir()])
+    seen = "; ".join(problems) or f"{count} in {EVAL_RESULTS}, as in {RESULTS}"
+    return Check("results for leaderboards", not problems, seen)
 
 
 def _hashes(folder: Path) -> Check:

@@ -34,6 +34,8 @@ CARD = "README.md"
 GATE = "gate.json"
 RELEASE = "release.json"
 RELEASED_MANIFEST = "tokens.json"
+# Where the Hub looks for results of sets that it keeps a leaderboard of.
+EVAL_RESULTS = ".eval_results"
 
 
 def shipped_file(name: str) -> Path:

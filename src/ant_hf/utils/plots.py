@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -150,4 +150,47 @@ def plot_benchmarks(rows: list[dict[str, Any]], names: list[str], path: Path, ti
         axes.set_xlim(left=0)
         axes.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
         figure.legend(frameon=False, loc="outside lower center", ncols=2)
+    return path
+
+
+def plot_board(rows: Sequence[Any], title: str, score: str, path: Path) -> Path:
+    """Write the score of every model against its parameters; ours filled, published ones hollow.
+
+    Args:
+        rows: with `name`, `parameters`, `score` (None: not drawn), `is_measured` and `tuned_on`.
+        score: what the number is called.
+    """
+    groups = (
+        (True, False, "measured here", "D", BLUE),
+        (False, False, "published by the authors", "o", "white"),
+        (False, True, "published, tuned on a set's training questions", "^", "#F0E442"),
+    )
+    drawn = sorted((row for row in rows if row.score is not None), key=lambda row: row.score)
+    with _figure(path, 6, 5.5) as figure:
+        axes = figure.subplots()
+        axes.set_title(title)
+        axes.set_xscale("log")
+        axes.set_xlabel("parameters (millions)")
+        axes.set_ylabel(score)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}")
+        axes.tick_params(axis="x", which="minor", labelsize=10)
+        for measured, tuned, label, marker, fill in groups:
+            own = [row for row in drawn if row.is_measured is measured and bool(row.tuned_on) is tuned]
+            if own:
+                axes.plot(
+                    [row.parameters / 1e6 for row in own], [row.score for row in own], marker, label=label,
+                    color=fill, markeredgecolor="black", markersize=9,
+                )  # fmt: skip
+        sizes = [row.parameters for row in drawn]
+        for row in drawn:
+            # Towards the middle, where there is room.
+            is_large = row.parameters**2 > min(sizes) * max(sizes)
+            axes.annotate(
+                row.name.rpartition("/")[2], (row.parameters / 1e6, row.score),
+                xytext=(-7 if is_large else 7, 5), textcoords="offset points", fontsize=10,
+                ha="right" if is_large else "left", fontweight="bold" if row.is_measured else "normal",
+            )  # fmt: skip
+        axes.margins(x=0.25, y=0.1)
+        figure.legend(frameon=False, loc="outside lower center", ncols=1)
     return path
