@@ -180,7 +180,13 @@ def evaluate(
             "checkpoint."
         ),
     ] = None,
-    dtype: Annotated[str, Option(help="float32, bfloat16 or float16.")] = "float32",
+    dtype: Annotated[
+        str,
+        Option(
+            help="float32, bfloat16 or float16. In 16 bits, a set is scored in float32 all the same where "
+            "rounding would move its score by more than a third of the standard error, or where it is small."
+        ),
+    ] = "float32",
     device: Annotated[str | None, Option(help="cpu or cuda. Default: the GPU if there is one.")] = None,
     fresh: Annotated[bool, Option("--fresh", help="Measure anew what is already there.")] = False,
 ) -> None:

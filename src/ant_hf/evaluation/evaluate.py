@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from ant_hf.evaluation.results import (
     sample_lines,
     write_results,
 )
+from ant_hf.evaluation.rounding import check_rounding
 from ant_hf.evaluation.tasks import (
     check_documents,
     harness_results,
@@ -70,7 +72,8 @@ def evaluate(
         output_dir: default: the model's folder, or evaluations/NAME for a Hub id or a checkpoint.
         limit: only the first so many documents a task.
         batch_size: full-length sequences a batch; shorter ones fill up to as many tokens.
-        dtype: float32, bfloat16 or float16.
+        dtype: float32, bfloat16 or float16. In 16 bits, sets for which that is not exact enough are scored in
+            float32 all the same, and small ones (see `rounding.py`).
         device: default: the GPU if there is one.
         fresh: measure anew what is already there.
 
@@ -141,7 +144,12 @@ def evaluate(
     store = _open_store(folder, loaded, conditions, fresh)
     with quiet_libraries():
         language_model = BatchedLM(loaded.model, loaded.tokenizer, store, batch_size)
-        measured = _measure(pending, language_model, limit)
+        exact = language_model
+        if pending and dtype != "float32":
+            exact = BatchedLM(
+                load_subject(str(model), "float32", device).model, loaded.tokenizer, store, batch_size
+            )
+        measured = _measure(pending, exact, language_model, limit)
         outputs = _continuations(loaded, limit) if loops else {}
     # What was scored before an interruption is not in that time.
     conditions["wall_time_seconds"] = round(time.perf_counter() - started, 1)
@@ -190,14 +198,24 @@ def _open_store(folder: Path, loaded: Subject, conditions: dict[str, Any], fresh
     return store
 
 
-def _measure(benchmarks: list[Benchmark], language_model: BatchedLM, limit: int | None) -> list[Measurement]:
+def _measure(
+    benchmarks: list[Benchmark], exact: BatchedLM, asked: BatchedLM, limit: int | None
+) -> list[Measurement]:
+    """Score every set, in the dtype that was asked for if that is exact enough for it."""
     with tempfile.TemporaryDirectory() as folder:
         write_definitions(benchmarks, Path(folder))
         loaded = load_tasks(benchmarks, Path(folder))
-        check_documents(benchmarks, loaded, language_model, limit)
+        check_documents(benchmarks, loaded, exact, limit)
         measured = []
         for item in benchmarks:
-            measured.append(run_benchmark(item, loaded[item.name], language_model, limit))
+            rounding = (
+                None if asked is exact else check_rounding(item, loaded[item.name]["tasks"], exact, asked)
+            )
+            if rounding:
+                say(rounding.line(item.label))
+            scorer = asked if rounding and rounding.is_exact_enough else exact
+            found = run_benchmark(item, loaded[item.name], scorer, limit)
+            measured.append(replace(found, rounding=rounding.record() if rounding else None))
             n = len(measured[-1].samples)
             say(f"{item.label}: {n:,} document{'s' if n > 1 else ''}, {measured[-1].seconds:.1f} s")
         return measured

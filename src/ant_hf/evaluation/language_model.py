@@ -153,10 +153,10 @@ class Layout:
         return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
 
 
-def request_key(context: list[int], continuation: list[int]) -> str:
-    """Hash of a request's token ids; lm-eval's results follow from it and the model alone."""
+def request_key(dtype: torch.dtype, context: list[int], continuation: list[int]) -> str:
+    """Hash of a request's token ids; lm-eval's results follow from it, the model and its dtype alone."""
     ids = array("q", [len(context), *context, *continuation])
-    return hashlib.sha256(ids.tobytes()).hexdigest()[:24]
+    return hashlib.sha256(str(dtype).encode() + ids.tobytes()).hexdigest()[:24]
 
 
 class LikelihoodStore:
@@ -382,7 +382,7 @@ class BatchedLM(HFLM):
         disable_tqdm: bool = True,
         override_bs: int | None = None,
     ) -> list[Score]:
-        keys = [request_key(context, continuation) for _, context, continuation in requests]
+        keys = [request_key(self.model.dtype, context, continuation) for _, context, continuation in requests]
         scores = [self.store.get(key) for key in keys]
         self.progress(sum(score is not None for score in scores), len(requests))
         pending = [index for index, score in enumerate(scores) if score is None]

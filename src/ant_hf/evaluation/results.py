@@ -50,6 +50,8 @@ class Measurement:
     seconds: float
     file_sha256: str | None
     """Of the local documents; None when they came from the Hub."""
+    rounding: dict[str, Any] | None = None
+    """What a check of 16 bits found, with the dtype that the set was scored in; None: float32, unchecked."""
 
     @property
     def samples(self) -> list[dict[str, Any]]:
@@ -137,6 +139,7 @@ def _conditions(measurement: Measurement) -> dict[str, Any]:
         "data_sha256": digest.hexdigest(),
         "file_sha256": measurement.file_sha256,
         "wall_time_seconds": round(measurement.seconds, 2),
+        **({"rounding": measurement.rounding} if measurement.rounding else {}),
     }
 
 
