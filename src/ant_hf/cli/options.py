@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from decimal import Decimal
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -83,7 +84,7 @@ def whole_number(option: str, text: str) -> int:
         AntError: it is none, or is not whole and above 0.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmbt]?)", text.strip().replace(",", "").replace("_", "").lower())
-    value = float(match[1]) * _FACTORS[match[2]] if match else 0.0
+    value = Decimal(match[1]) * _FACTORS[match[2]] if match else 0
     if value < 1 or value != int(value):
         raise AntError(
             f"{option} is {text!r}", expected="a whole number above 0, such as 20M, 1.5B, 400k or 8192"

@@ -18,7 +18,7 @@ TOLERANCE = 0.03
 _WIDTHS = (32, 48, 64, 96, 128, 192, *range(256, 4097, 128))
 _MOST_LAYERS = 64
 # Ant-10M has 12 layers at 256 wide. Deep and thin is better below a billion parameters (Liu et al. 2024,
-# MobileLLM, arXiv 2402.14905). SmolLM2 has 30 layers at 135M, 576 wide, and no more than 32 at 360M, 960 wide.
+# MobileLLM, arXiv 2402.14905). SmolLM2 has 30 layers at 135M, 576 wide, and only 32 at 360M, 960 wide.
 _WIDTH_PER_LAYER, _USUAL_MOST_LAYERS = 256 / 12, 32
 # The MLP's width in widths of the model: Ant-10M's, and how far it is bent to meet a number of parameters.
 _USUAL_MLP, _LEAST_MLP, _MOST_MLP = 11 / 4, 2, 4

@@ -180,7 +180,8 @@ class _Draft:
             "output_dir": f"runs/{wish.name}",
             "sample_prompt": self._prompt,
             "corpus": self._corpus,
-            "tokenizer": {"vocab_size": wish.vocabulary},
+            # The embedded text has too few distinct words for a large one, and is there to try things with.
+            "tokenizer": {"vocab_size": wish.vocabulary} if wish.data else {},
             "training": training_section(
                 steps, scaled_rates(steps, shape.width), Saving(_EVALUATED, _EVALUATIONS, _SAVES)
             ),
@@ -234,9 +235,9 @@ def _comment(wish: Wish, shape: Shape, steps: Steps) -> str:
         length += f", about {wish.hours:g} hours {where}"
     lines = [
         f"{wish.name}: {shape.parameters(wish.vocabulary):,} parameters, {length}.",
-        f"Made by ant-hf new. Batch and rates are those of {MEASURED} (docs/recipe.md), scaled by the rules of",
-        "docs/new.md and not measured: batch x tokens^0.383; both rates x tokens^-0.32 x batch^0.5; learning_rate",
-        "(AdamW's) also x width^-0.5; weight_decay such that rate x decay x steps stays the same.",
+        f"Made by ant-hf new. Batch and rates are those of {MEASURED} (docs/recipe.md), scaled by the rules",
+        "of docs/new.md and not measured: batch x tokens^0.383; both rates x tokens^-0.32 x batch^0.5;",
+        "learning_rate (AdamW's) also x width^-0.5; weight_decay such that rate x decay x steps is the same.",
     ]
     if not wish.data:
         lines.append("The text is the embedded one, to try it with. For yours: --data FILE when you train.")
@@ -248,25 +249,23 @@ def _shapes_table(wish: Wish, chosen: Shape, shapes: list[Shape]) -> Table:
     table = Table(
         title=f"Shapes of about {wish.parameters:,} parameters with a vocabulary of {wish.vocabulary:,}",
         title_justify="left",
-        caption="narrower and deeper above, wider and shallower below; for another one: --width N",
+        caption="* chosen; above it narrower and deeper, below it wider and shallower: --width N",
         caption_justify="left",
     )
-    names = ("width", "layers", "heads", "kv", "head_dim", "MLP", "parameters", "off", "embeddings", "")
+    names = ("width", "layers", "heads (kv)", "head_dim", "MLP", "parameters", "off", "embeddings")
     for name in names:
         table.add_column(name, justify="right")
     for shape in sorted({chosen, *shown}, key=lambda shape: shape.width):
         count = shape.parameters(wish.vocabulary)
         table.add_row(
-            str(shape.width),
+            f"* {shape.width}" if shape == chosen else str(shape.width),
             str(shape.layers),
-            str(shape.heads),
-            str(shape.key_value_heads),
+            f"{shape.heads} ({shape.key_value_heads})",
             str(shape.head_dim),
             str(shape.mlp),
             f"{count:,}",
             f"{count / wish.parameters - 1:+.1%}",
             f"{wish.vocabulary * shape.width / count:.0%}",
-            "chosen" if shape == chosen else "",
             style="bold" if shape == chosen else None,
         )
     return table
@@ -274,11 +273,7 @@ def _shapes_table(wish: Wish, chosen: Shape, shapes: list[Shape]) -> Table:
 
 def _show_choices(wish: Wish, setup: Setup) -> None:
     training, plan, ledger = setup.recipe.training, setup.plan, setup.ledger
-    why = (
-        "as asked for"
-        if wish.tokens
-        else "20 for each parameter, best for the compute (Hoffmann et al. 2022)"
-    )
+    why = "as asked for" if wish.tokens else "the best use of the compute (Hoffmann et al. 2022)"
     if wish.hours is not None:
         why = f"{_TRAINING_SHARE:.0%} of {wish.hours:g} hours "
         why += f"on a {wish.device.upper()}" if wish.device else "at the speed of this machine"
@@ -308,7 +303,9 @@ def _show_choices(wish: Wish, setup: Setup) -> None:
 
 def _tell_what_it_takes(recipe: Recipe, setup: Setup) -> None:
     if recipe.corpus.source == "embedded":
-        say("note        the recipe reads the embedded text, to try it with; yours: --data FILE")
+        say(
+            "note        the recipe reads the embedded text, 4 MB to try it with; name yours with --data FILE"
+        )
     if shortage := _shortage(setup):
         say(f"note        not timed on this machine: {shortage}")
         return
