@@ -106,7 +106,7 @@ def new(
         Option(metavar="N", help="Tokens to train on, for example 400M. Default: 20 for each parameter."),
     ] = None,
     hours: Annotated[
-        float | None, Option(min=0.01, help="How long the run may take, instead of --tokens.")
+        float | None, Option(min=0.01, max=100_000, help="How long the run may take, instead of --tokens.")
     ] = None,
     device: Annotated[
         str | None,

@@ -41,7 +41,9 @@ _TOKENS_A_PARAMETER = 20
 _TRAINING_SHARE = 0.9
 # Weight, gradient and two moments in fp32.
 _BYTES_A_PARAMETER = 16
-_EVALUATED, _EVALUATIONS, _SAVES = 65_536, 20, 30
+_EVALUATIONS, _SAVES = 20, 30
+# Held-out tokens scored each time: so few that all evaluations take about a twentieth of the training.
+_EVALUATED, _FEWEST_EVALUATED, _EVALUATED_SHARE = 65_536, 2000, 1 / 150
 _SHOWN_SHAPES, _OUT_OF_PROPORTION = 4, 1.8
 
 
@@ -173,6 +175,7 @@ class _Draft:
     def text(self, steps: Steps) -> str:
         """The recipe's file."""
         wish, shape = self._wish, self._shape
+        evaluated = min(_EVALUATED, max(_FEWEST_EVALUATED, round(_EVALUATED_SHARE * steps.tokens)))
         values = {
             "name": wish.name,
             # Beside the recipe's own folder, so that it is found from any other.
@@ -183,7 +186,7 @@ class _Draft:
             # The embedded text has too few distinct words for a large one, and is there to try things with.
             "tokenizer": {"vocab_size": wish.vocabulary} if wish.data else {},
             "training": training_section(
-                steps, scaled_rates(steps, shape.width), Saving(_EVALUATED, _EVALUATIONS, _SAVES)
+                steps, scaled_rates(steps, shape.width), Saving(evaluated, _EVALUATIONS, _SAVES)
             ),
         }
         return _comment(wish, shape, steps) + as_yaml(values)
