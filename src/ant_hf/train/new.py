@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ant_hf.model.shapes import Shape, shapes_for
 from ant_hf.recipe import NAME, Recipe, load_recipe
 from ant_hf.train.estimates import arithmetic, choose_compilation, in_words, measure_training, seconds_on
 from ant_hf.train.pretrain import dry_run
-from ant_hf.train.setup import Setup, ratio, set_up
+from ant_hf.train.setup import Setup, ratio, set_up, show_plan
 from ant_hf.train.sizing import (
     FEWEST_STEPS,
     MEASURED,
@@ -90,11 +90,19 @@ def new_recipe(wish: Wish, overwrite: bool = False) -> Path:
         steps = steps_for(tokens, wish.context)
         setup = draft.set_up(steps)
     show(_shapes_table(wish, shape, shapes))
-    _show_choices(wish, setup)
+    shortage = _shortage(setup)
+    _show_choices(wish, setup, wish.device or ("t4" if shortage else None))
     write_json(files.architecture, shape.architecture(wish.vocabulary, wish.context))
     write_text(files.recipe, draft.text(steps))
     say(f"recipe      {files.recipe}, with {files.architecture}")
-    _tell_what_it_takes(load_recipe(files.recipe), setup)
+    recipe = load_recipe(files.recipe)
+    if not wish.data:
+        say("note        the recipe reads the embedded text, 4 MB to try it with; yours: --data FILE")
+    if shortage:
+        show_plan(replace(setup, recipe=recipe), None, is_counted=False)
+        say(f"note        not timed on this machine: {shortage}")
+    else:
+        dry_run(recipe)
     return files.recipe
 
 
@@ -274,12 +282,12 @@ def _shapes_table(wish: Wish, chosen: Shape, shapes: list[Shape]) -> Table:
     return table
 
 
-def _show_choices(wish: Wish, setup: Setup) -> None:
+def _show_choices(wish: Wish, setup: Setup, gpu_name: str | None) -> None:
     training, plan, ledger = setup.recipe.training, setup.plan, setup.ledger
     why = "as asked for" if wish.tokens else "the best use of the compute (Hoffmann et al. 2022)"
     if wish.hours is not None:
         why = f"{_TRAINING_SHARE:.0%} of {wish.hours:g} hours "
-        why += f"on a {wish.device.upper()}" if wish.device else "at the speed of this machine"
+        why += f"on one {wish.device.upper()}" if wish.device else "at the speed of this machine"
     share = f"{ledger.embedding_share:.0%} of the parameters are its embeddings"
     if ledger.embedding_share > 0.5:
         share += "; a smaller one leaves more for the layers"
@@ -287,32 +295,16 @@ def _show_choices(wish: Wish, setup: Setup) -> None:
         ("vocabulary", f"{setup.config.vocab_size:,} entries; {share}"),
         ("tokens", f"{plan.total_tokens:,}, {ratio(plan.tokens_per_parameter)} for each parameter: {why}"),
         (
-            "a step",
-            f"{training.sequences_per_step} x {training.sequence_length} = {plan.tokens_per_step:,} tokens; "
-            f"{training.max_steps:,} steps",
-        ),
-        (
             "rates",
             f"Muon {training.muon_learning_rate:g}, AdamW {training.learning_rate:g}, weight decay "
             f"{training.weight_decay:g}: those of {MEASURED}, scaled by a rule (docs/new.md), not measured",
         ),
     ]
-    if wish.device:
-        gpu = gpu_named(wish.device)
+    if gpu_name:
+        gpu = gpu_named(gpu_name)
         told = f"{in_words(seconds_on(gpu, setup))} of training, {arithmetic(gpu)}"
-        facts.append((f"on one {wish.device.upper()}", told))
+        facts.append((f"on one {gpu_name.upper()}", told))
     show(facts_table(f"Chosen for {wish.name}", facts))
-
-
-def _tell_what_it_takes(recipe: Recipe, setup: Setup) -> None:
-    if recipe.corpus.source == "embedded":
-        say(
-            "note        the recipe reads the embedded text, 4 MB to try it with; name yours with --data FILE"
-        )
-    if shortage := _shortage(setup):
-        say(f"note        not timed on this machine: {shortage}")
-        return
-    dry_run(recipe)
 
 
 def _shortage(setup: Setup) -> str:
