@@ -125,6 +125,9 @@ def test_files_are_written_over_only_when_that_is_said(unlooked, here):
     with pytest.raises(AntError, match=r"mine\.yaml is there already"):
         new_recipe(Wish("mine", 2_000_000))
     assert file.read_text() == before
+    # The same command, interrupted and run again.
+    new_recipe(Wish("mine", 1_000_000))
+    assert file.read_text() == before
     new_recipe(Wish("mine", 2_000_000), overwrite=True)
     assert file.read_text() != before
 

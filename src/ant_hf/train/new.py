@@ -78,7 +78,7 @@ def new_recipe(wish: Wish, overwrite: bool = False) -> Path:
             at the text and this machine when they are written.
     """
     files = _Files(Path("configs"), wish.name)
-    _check(wish, files, overwrite)
+    _check(wish)
     shapes = shapes_for(wish.parameters, wish.vocabulary)
     shape = _chosen(wish, shapes)
     corpus = _corpus(wish)
@@ -89,11 +89,10 @@ def new_recipe(wish: Wish, overwrite: bool = False) -> Path:
             tokens = draft.tokens_in(3600 * _TRAINING_SHARE * wish.hours)
         steps = steps_for(tokens, wish.context)
         setup = draft.set_up(steps)
+        files.take(draft.files, overwrite)
     show(_shapes_table(wish, shape, shapes))
     shortage = _shortage(setup)
     _show_choices(wish, setup, wish.device or ("t4" if shortage else None))
-    write_json(files.architecture, shape.architecture(wish.vocabulary, wish.context))
-    write_text(files.recipe, draft.text(steps))
     say(f"recipe      {files.recipe}, with {files.architecture}")
     recipe = load_recipe(files.recipe)
     if not wish.data:
@@ -112,8 +111,23 @@ class _Files:
     def __init__(self, configs: Path, name: str) -> None:
         self.architecture, self.recipe = configs / f"llama_{name}.json", configs / "recipes" / f"{name}.yaml"
 
+    def take(self, draft: _Files, overwrite: bool) -> None:
+        """Become what the draft holds; the recipe last, which needs the other.
 
-def _check(wish: Wish, files: _Files, overwrite: bool) -> None:
+        Raises:
+            AntError: one of the files is there, and is not of the same command, interrupted and run again.
+        """
+        pairs = [(self.architecture, draft.architecture), (self.recipe, draft.recipe)]
+        for file, new in pairs:
+            if file.exists() and not overwrite and file.read_bytes() != new.read_bytes():
+                raise AntError(
+                    f"{file} is there already", hint="Choose another name, or write over it: --overwrite"
+                )
+        for file, new in pairs:
+            write_text(file, new.read_text(encoding="utf-8"))
+
+
+def _check(wish: Wish) -> None:
     if not re.fullmatch(NAME, wish.name):
         raise AntError(
             "the recipe cannot have that name",
@@ -139,11 +153,6 @@ def _check(wish: Wish, files: _Files, overwrite: bool) -> None:
             raise AntError(
                 f"{wish.name!r} is the name of a recipe or model that comes with the package",
                 hint="Choose another one.",
-            )
-    for file in (files.architecture, files.recipe):
-        if file.exists() and not overwrite:
-            raise AntError(
-                f"{file} is there already", hint="Choose another name, or write over it: --overwrite"
             )
 
 
@@ -172,7 +181,7 @@ class _Draft:
     """Recipe and architecture while the length of the run is open, in a folder that does not last."""
 
     def __init__(self, wish: Wish, shape: Shape, corpus: dict[str, Any], files: _Files) -> None:
-        self._wish, self._shape, self._corpus, self._files = wish, shape, corpus, files
+        self._wish, self._shape, self._corpus, self.files = wish, shape, corpus, files
         self._prompt = "In the beginning"
         write_json(files.architecture, shape.architecture(wish.vocabulary, wish.context))
         if wish.data:
@@ -187,7 +196,7 @@ class _Draft:
         values = {
             "name": wish.name,
             # Beside the recipe's own folder, so that it is found from any other.
-            "architecture": f"../{self._files.architecture.name}",
+            "architecture": f"../{self.files.architecture.name}",
             "output_dir": f"runs/{wish.name}",
             "sample_prompt": self._prompt,
             "corpus": self._corpus,
@@ -200,11 +209,11 @@ class _Draft:
         return _comment(wish, shape, steps) + as_yaml(values)
 
     def _recipe(self, steps: Steps) -> Recipe:
-        write_text(self._files.recipe, self.text(steps))
-        return load_recipe(self._files.recipe)
+        write_text(self.files.recipe, self.text(steps))
+        return load_recipe(self.files.recipe)
 
     def set_up(self, steps: Steps) -> Setup:
-        return set_up(self._recipe(steps), self._files.recipe.parent)
+        return set_up(self._recipe(steps), self.files.recipe.parent)
 
     def tokens_in(self, seconds: float) -> int:
         """Tokens that so many seconds of training allow, on the device of the wish.
