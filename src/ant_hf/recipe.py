@@ -77,6 +77,7 @@ def _as_list(value: Any) -> Any:
 
 ReportTo = Annotated[list[Integration], BeforeValidator(_as_list)]
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 # All bytes and two special tokens.
 SMALLEST_VOCABULARY = 258
 Count = Annotated[int, Field(gt=0)]
@@ -285,7 +286,7 @@ class TrainingRecipe(_Section):
 class Recipe(_Section):
     """One run from text to checkpoint."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=NAME)]
     """Short name, used in reports and cards."""
     architecture: PathText
     """LlamaConfig JSON, a model folder for its shape alone, or the name of one of configs/: ant10m, ant5m."""

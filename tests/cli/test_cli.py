@@ -6,6 +6,9 @@ import yaml
 from commands import in_a_process, run_here
 from conftest import tiny_values
 
+from ant_hf.cli.options import whole_number
+from ant_hf.errors import AntError
+
 
 @pytest.fixture
 def recipe_file(shared, tmp_path):
@@ -29,7 +32,7 @@ def test_flags_of_pretrain_are_few_and_frozen():
 def test_every_command_explains_itself():
     # As a user meets it; the others need no process of their own.
     text = in_a_process("ant-hf", "--help").stdout
-    names = ("tokenizer", "pack", "params", "generate", "perplexity", "evaluate", "plots")
+    names = ("new", "tokenizer", "pack", "params", "generate", "perplexity", "evaluate", "plots")
     for name in (*names, "audit", "card", "verify", "publish", "inspect", "export"):
         assert name in text
         result = run_here("ant-hf", name, "--help")
@@ -166,3 +169,24 @@ def test_plots_are_drawn_from_metrics_alone(tiny_run, tmp_path):
     result = run_here("ant-hf", "plots", str(tmp_path))
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "plots" / "loss.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("20M", 20_000_000),
+        ("1.1B", 1_100_000_000),
+        ("400k", 400_000),
+        ("8,192", 8192),
+        ("3_000", 3000),
+        ("1t", 10**12),
+    ],
+)
+def test_numbers_are_read_as_people_write_them(text, value):
+    assert whole_number("--tokens", text) == value
+
+
+@pytest.mark.parametrize("text", ["", "many", "-3", "0", "1.5", "0.0001k", "20MB", "1e6", "nan"])
+def test_what_is_no_whole_number_is_named(text):
+    with pytest.raises(AntError, match=r"--tokens is .*such as 20M"):
+        whole_number("--tokens", text)

@@ -40,8 +40,8 @@ COMMANDS = [line.partition("#")[0].strip() for block in blocks("bash") for line 
 
 
 # Publishing needs a Hub: tests/hub/test_journey.py runs that line.
-# Publishing, training on a text, and the demo, which serves until it is ended, have tests of their own.
-ELSEWHERE = ("ant-hf publish", "ant-hf demo", "ant-hf train")
+# Publishing, training on a text, new recipes, and the demo, which serves until it is ended, have their own.
+ELSEWHERE = ("ant-hf publish", "ant-hf demo", "ant-hf train", "ant-hf new")
 LOCAL = [c for c in COMMANDS if c.startswith(("ant-hf", "python")) and not c.startswith(ELSEWHERE)]
 
 

@@ -8,6 +8,7 @@ from conftest import tiny_recipe
 
 from ant_hf.data.survey import Survey
 from ant_hf.errors import AntError
+from ant_hf.model.architecture import load_config
 from ant_hf.train import estimates
 from ant_hf.train.estimates import (
     Batch,
@@ -16,17 +17,21 @@ from ant_hf.train.estimates import (
     Timing,
     TrainingRate,
     affordable,
+    arithmetic,
     check_rooms,
     choose_compilation,
     in_words,
     measure_training,
+    muon_flops,
     room_for,
+    seconds_on,
     show_estimates,
     step_seconds,
     training_phases,
 )
 from ant_hf.train.run_folder import RunFolder
 from ant_hf.train.setup import ratio, set_up
+from ant_hf.utils.hardware import Gpu
 
 
 @pytest.fixture
@@ -201,3 +206,23 @@ def test_what_the_recipe_says_of_compilation_is_not_tried(setup_of, monkeypatch)
     on, off = setup_of(torch_compile="on"), setup_of(torch_compile="off")
     assert choose_compilation(on) is on
     assert choose_compilation(off) is off
+
+
+def test_a_gpu_that_is_not_here_is_told_by_arithmetic(setup_of):
+    gpu = Gpu(peak_flops=1e9, watts=1)
+    setup, with_muon = (
+        setup_of(max_steps=100),
+        setup_of(max_steps=100, optimizer="muon", muon_learning_rate=0.02),
+    )
+    # A fifth of the peak.
+    assert seconds_on(gpu, setup) == pytest.approx(setup.plan.total_flops / 0.2e9)
+    muon = 100 * muon_flops(setup.config)
+    assert seconds_on(gpu, with_muon) == pytest.approx((setup.plan.total_flops + muon) / 0.2e9)
+    # A GPU that is never the limit still starts kernels.
+    assert seconds_on(Gpu(peak_flops=1e30, watts=1), setup) == pytest.approx(100 * 0.03)
+    assert "1 TFLOP/s" in arithmetic(Gpu(1e12, 1))
+
+
+def test_muons_arithmetic_is_that_of_its_iterations():
+    # Of the squares of 256, 6 x 256^3 an iteration; docs/performance.md has 54 GFLOP for Ant-10M.
+    assert muon_flops(load_config("ant10m")) == pytest.approx(54e9, rel=0.01)

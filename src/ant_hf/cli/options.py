@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
+from decimal import Decimal
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
+from ant_hf.errors import AntError
 from ant_hf.utils.names import expand_home
 
 if TYPE_CHECKING:
     from ant_hf.recipe import Recipe
 
+_FACTORS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 # Options that hold a text and may name a place; those of type Path always do.
 _PLACES = {"model", "other", "text"}
 
@@ -71,6 +75,21 @@ def read_recipe(
     if output_dir is not None:
         changes["output_dir"] = output_dir
     return load_recipe(config, overrides or (), changes)
+
+
+def whole_number(option: str, text: str) -> int:
+    """A number as people write it: 20M, 1.5B, 400k, 8,192.
+
+    Raises:
+        AntError: it is none, or is not whole and above 0.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmbt]?)", text.strip().replace(",", "").replace("_", "").lower())
+    value = Decimal(match[1]) * _FACTORS[match[2]] if match else 0
+    if value < 1 or value != int(value):
+        raise AntError(
+            f"{option} is {text!r}", expected="a whole number above 0, such as 20M, 1.5B, 400k or 8192"
+        )
+    return int(value)
 
 
 def switch_libraries(*more: str) -> None:

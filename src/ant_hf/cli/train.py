@@ -1,4 +1,4 @@
-"""`pretrain.py`, `train_tokenizer.py`, and `ant-hf train`, `tokenizer`, `pack`, `params`, `plots`."""
+"""`pretrain.py`, `train_tokenizer.py`, and `ant-hf train`, `new`, `tokenizer`, `pack`, `params`, `plots`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from ant_hf.cli.options import Config, Data, OutputDir, Set, read_recipe
+from ant_hf.cli.options import Config, Data, OutputDir, Set, read_recipe, whole_number
 from ant_hf.errors import AntError, missing_file
 from ant_hf.utils.console import say, show
 
@@ -92,6 +92,53 @@ def train(
         pretrain(recipe, None, folder, overrides, report_to, fresh, dry_run)
         if not dry_run:
             say(f"            change it:              edit {recipe}, and run this again with --fresh")
+
+
+def new(
+    name: Annotated[str, Argument(help="Name of the recipe and of its architecture, for example my-20m.")],
+    parameters: Annotated[
+        str, Option("--parameters", "-p", metavar="N", help="Size of the model, for example 20M.")
+    ],
+    vocab: Annotated[int, Option(min=300, max=65536, help="Entries of the vocabulary.")] = 4096,
+    context: Annotated[int, Option(min=16, max=8192, help="Tokens that the model reads at once.")] = 1024,
+    tokens: Annotated[
+        str | None,
+        Option(metavar="N", help="Tokens to train on, for example 400M. Default: 20 for each parameter."),
+    ] = None,
+    hours: Annotated[
+        float | None, Option(min=0.01, max=100_000, help="How long the run may take, instead of --tokens.")
+    ] = None,
+    device: Annotated[
+        str | None,
+        Option(help="GPU of the hours, for example t4: by arithmetic. Default: this machine, measured."),
+    ] = None,
+    width: Annotated[
+        int | None, Option(help="Width of the model, out of the table that this command shows.")
+    ] = None,
+    data: Data = None,
+    overwrite: Annotated[bool, Option("--overwrite", help="Write over the files of that name.")] = False,
+) -> None:
+    """Make a recipe from a wish: ant-hf new my-20m --parameters 20M --tokens 400M.
+
+    Chooses shape, batch, steps and learning rates, writes configs/llama_my-20m.json and
+    configs/recipes/my-20m.yaml, and says what the run takes of time, memory and disk, as --dry-run does.
+    """
+    from ant_hf.train.new import Wish, new_recipe
+
+    wish = Wish(
+        name=name,
+        parameters=whole_number("--parameters", parameters),
+        vocabulary=vocab,
+        context=context,
+        tokens=whole_number("--tokens", tokens) if tokens is not None else None,
+        hours=hours,
+        device=device,
+        width=width,
+        data=data or [],
+    )
+    file = new_recipe(wish, overwrite)
+    say(f"train it    accelerate launch --quiet pretrain.py --config {file}")
+    say(f"            or: ant-hf train --config {file}")
 
 
 def tokenizer(config: Config, data: Data = None, output_dir: OutputDir = None, overrides: Set = None) -> None:

@@ -5,4 +5,5 @@ In: a `Recipe`. Out: a run folder with `run.json`, `metrics.jsonl`, `plots/`, ch
 Read `pretrain.py` first: it tells the whole story. `setup.py` decides everything before data is touched,
 `trainer.py` is Transformers' Trainer with our counters and guards, `checkpoints.py` keeps what a run goes on
 from, `run_folder.py` says whose a folder is, `uploads.py` sends checkpoints to the Hub.
+`own_text.py` makes a recipe for a text, `new.py` one for a size; `sizing.py` has what both need.
 """

@@ -18,7 +18,7 @@ import psutil
 import torch
 from accelerate.utils import broadcast_object_list
 from accelerate.utils.memory import clear_device_cache
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ant_hf.data.dataset import PackedDataset, TrainingOrder
 from ant_hf.data.survey import Survey
@@ -32,7 +32,7 @@ from ant_hf.train.setup import Setup
 from ant_hf.train.trainer import AntTrainer, RunData
 from ant_hf.utils.console import facts_table, is_first_process, say, show
 from ant_hf.utils.files import check_room, free_bytes, nearest
-from ant_hf.utils.hardware import peak_memory_bytes
+from ant_hf.utils.hardware import Gpu, gpu_named, peak_memory_bytes
 
 # What is tried first: a moment on any machine, whatever the model.
 _FIRST_TOKENS = 256
@@ -45,6 +45,9 @@ _NO_RATE = 1e-9
 _TOLD_AFTER_STEPS, _TOLD_AFTER_SECONDS = 3, 3.0
 # Tokens scored in the time of one that is trained, where that was not timed: while training, and in fp32.
 _SCORING_SPEED, _FINAL_SPEED = 2.5, 1.3
+# Guesses, for nothing here was measured on a GPU yet: a small model does not fill one, and the hundreds of
+# kernels of a step take their time to start.
+_ASSUMED_UTILISATION, _ASSUMED_STEP_SECONDS = 0.2, 0.03
 # Three samples of 64 tokens, one after the other.
 _SAMPLE_TOKENS = 192
 
@@ -346,6 +349,50 @@ def training_phases(
     return [*phases, Phase("at the end", at_end + rate.sample_seconds, how)]
 
 
+def seconds_on(gpu: Gpu, setup: Setup) -> float:
+    """Seconds of a run's training steps on a GPU that is not here, by arithmetic alone.
+
+    Forward, backward and Muon's iterations at an assumed share of the peak in the maker's data sheet; no
+    step is taken to be shorter than an assumed time.
+    """
+    assert gpu.peak_flops is not None
+    flops = setup.plan.total_flops
+    if setup.recipe.training.optimizer == "muon":
+        flops += setup.recipe.training.max_steps * muon_flops(setup.config)
+    steps = setup.recipe.training.max_steps
+    return max(flops / (gpu.peak_flops * _ASSUMED_UTILISATION), steps * _ASSUMED_STEP_SECONDS)
+
+
+def muon_flops(config: PreTrainedConfig) -> int:
+    """Floating-point operations of a Muon step: five Newton-Schulz iterations of each matrix.
+
+    One is two products of (m x n) with (m x m) or its transpose and one of (m x m) with (m x m), m <= n.
+    """
+    width, mlp = config.hidden_size, config.intermediate_size
+    inner, shared = (
+        heads * config.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads)
+    )
+    matrices = 2 * [(inner, width)] + 2 * [(shared, width)] + 3 * [(mlp, width)]
+    sides = [sorted(sizes) for sizes in matrices]
+    return config.num_hidden_layers * sum(5 * (4 * m * m * n + 2 * m**3) for m, n in sides)
+
+
+def _on_a_t4(setup: Setup) -> str:
+    """Training alone, as long as no T4 is there to be measured."""
+    gpu = gpu_named("T4")
+    return f"{in_words(seconds_on(gpu, setup))} of training, {arithmetic(gpu)}"
+
+
+def arithmetic(gpu: Gpu) -> str:
+    """Where the seconds of `seconds_on` are from, in words."""
+    assert gpu.peak_flops is not None
+    peak = f"{gpu.peak_flops / 1e12:g} TFLOP/s"
+    return (
+        f"by arithmetic and not measured: assumed are {_ASSUMED_UTILISATION:.0%} of its peak ({peak}) and at "
+        f"least {1000 * _ASSUMED_STEP_SECONDS:.0f} ms per step"
+    )
+
+
 class Room(NamedTuple):
     """What a run will write beyond what is there, on one file system."""
 
@@ -399,6 +446,8 @@ def show_estimates(setup: Setup, folder: RunFolder, text: Survey, rate: Training
     rows = [("text", text.what), *((phase.name, str(phase)) for phase in phases)]
     if rate:
         rows.append(("in all", _in_all(phases, setup.recipe.training.max_hours)))
+        if setup.execution.device != "cuda":
+            rows.append(("on a T4", _on_a_t4(setup)))
     for room in room_for(setup, folder, text):
         needed, free = sum(room.parts.values()), free_bytes(room.folder)
         rows.append(

@@ -13,26 +13,34 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from ant_hf.data.corpus import Corpus
-from ant_hf.data.sources import Source, open_source
+from ant_hf.data.sources import open_source
 from ant_hf.data.survey import Survey, survey
 from ant_hf.errors import AntError
 from ant_hf.model.architecture import load_architecture
+from ant_hf.model.shapes import Shape, usual_shape
 from ant_hf.recipe import CorpusRecipe, Recipe, load_recipe, parsed_override
 from ant_hf.train.estimates import TrainingRate, in_words, measure_training, without_compilation
 from ant_hf.train.setup import ratio, set_up
+from ant_hf.train.sizing import (
+    MOST_HELD_OUT,
+    Saving,
+    Steps,
+    as_yaml,
+    first_words,
+    held_out_share,
+    rates_of,
+    training_section,
+)
 from ant_hf.utils.console import facts_table, say, show
-from ant_hf.utils.files import read_json, write_json, write_text
+from ant_hf.utils.files import write_json, write_text
 from ant_hf.utils.locks import check_free, check_usable
-from ant_hf.utils.names import RUN_RECORD, expand_home, shipped_file
+from ant_hf.utils.names import RUN_RECORD, expand_home
 
 RECIPE, MINUTES = "recipe.yaml", 10.0
 _ARCHITECTURE = "architecture.json"
 # How these were found: docs/decisions.md, "A text of one's own".
 _BYTES_AN_ENTRY, _VOCABULARIES = 256, (1024, 2048, 4096)
-_HELD_OUT_BYTES, _HELD_OUT_SHARES = 200_000, (0.001, 0.1)
 _MOST_PASSES, _DECAY_A_PASS = 10, 0.1
 _STEPS, _FEWEST_STEPS, _BLOCKS_A_STEP = 1000, 20, 8
 _BLOCK, _LONGEST_BLOCK, _MOST_TOKENS_A_STEP = 256, 1024, 1 << 16
@@ -42,24 +50,14 @@ _FIRST_GUESS, _TIMED_SECONDS = 2_000_000, 3.0
 _EVALUATION_SECONDS = 2.0
 
 
-class _Shape(NamedTuple):
-    """A Llama's sizes."""
-
-    width: int
-    head_dim: int
-    layers: int
-
-    @property
-    def needed(self) -> int:
-        """Tokens to train on, below which a smaller model does as well in less time; the least needs none."""
-        # Attention with half as many key-value heads, and an MLP 2.75 times as wide.
-        weights = self.layers * self.width**2 * (3 + 3 * 2.75)
-        return 0 if self == _SHAPES[0] else round(_TOKENS_A_WEIGHT * weights)
-
-
 # The last is Ant-10M's.
-_SHAPES = (_Shape(128, 32, 4), _Shape(192, 32, 6), _Shape(256, 64, 6), _Shape(256, 64, 12))
+_SHAPES = (usual_shape(128, 4), usual_shape(192, 6), usual_shape(256, 6), usual_shape(256, 12))
 _TOKENS_A_WEIGHT = 1.0
+
+
+def _needed(shape: Shape) -> int:
+    """Tokens to train on, below which a smaller model does as well in less time; the least needs none."""
+    return 0 if shape == _SHAPES[0] else round(_TOKENS_A_WEIGHT * shape.matrices)
 
 
 class _Sizes(NamedTuple):
@@ -69,8 +67,8 @@ class _Sizes(NamedTuple):
     tokens: int = 1_000_000
     """That are trained on, all passes together."""
     passes: float = 1.0
-    shape: _Shape = _SHAPES[0]
-    held_out: float = _HELD_OUT_SHARES[1]
+    shape: Shape = _SHAPES[0]
+    held_out: float = MOST_HELD_OUT
     limit: int | None = None
     """Training tokens to pack, where the text has more than there is time for."""
     tokenizer_bytes: int = 200_000_000
@@ -94,53 +92,25 @@ class _Sizes(NamedTuple):
         """With all that follows from the tokens trained on, of a text of so many tokens and bytes."""
         passes = tokens / there
         used = min(size, max(_READ_WHOLE_BYTES, size * passes))
-        least, most = _HELD_OUT_SHARES
         return self._replace(
             tokens=tokens,
             passes=passes,
-            held_out=round(min(most, max(least, _HELD_OUT_BYTES / used)), 3),
+            held_out=held_out_share(used),
             limit=round(there * used / size) if used < size else None,
             tokenizer_bytes=max(_LEAST_TOKENIZER_BYTES, round(used)),
         )
 
-    def architecture(self, vocabulary: int, block: int) -> dict[str, Any]:
-        """As a LlamaConfig JSON holds it: Ant-10M's but for the sizes."""
-        heads = self.shape.width // self.shape.head_dim
-        return read_json(shipped_file("configs/llama_ant10m.json"), "model config", "") | {
-            "vocab_size": vocabulary,
-            "hidden_size": self.shape.width,
-            "intermediate_size": self.shape.width * 11 // 4,
-            "num_hidden_layers": self.shape.layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": heads // 2,
-            "head_dim": self.shape.head_dim,
-            "max_position_embeddings": block,
-        }
-
     def recipe(self, steps: int) -> dict[str, dict[str, Any]]:
         """As a recipe's YAML holds it, for a run of so many steps and without what names files."""
+        decay = round(min(1.0, _DECAY_A_PASS * max(1.0, self.passes)), 2)
         return {
             "corpus": {"validation_fraction": self.held_out, "max_tokens": self.limit},
             "tokenizer": {"max_bytes": self.tokenizer_bytes},
-            "training": {
-                "sequence_length": self.block,
-                "sequences_per_step": self.tokens_per_step // self.block,
-                "max_steps": steps,
-                # Rates and schedule are the quickstart's.
-                "optimizer": "muon",
-                "muon_learning_rate": 0.03,
-                "learning_rate": 0.02,
-                "lr_scheduler_type": "warmup_stable_decay",
-                "warmup_steps": steps // 20,
-                "stable_fraction": 0.5,
-                "min_lr_rate": 0.0,
-                "weight_decay": round(min(1.0, _DECAY_A_PASS * max(1.0, self.passes)), 2),
-                "logging_steps": max(1, steps // 80),
-                "eval_steps": max(1, steps // 5),
-                "eval_max_tokens": self.evaluated,
-                "save_steps": max(1, steps // 4),
-                "save_total_limit": 1,
-            },
+            "training": training_section(
+                Steps(steps, self.tokens_per_step // self.block, self.block),
+                rates_of("quickstart")._replace(weight_decay=decay),
+                Saving(evaluated=self.evaluated),
+            ),
         }
 
 
@@ -196,7 +166,7 @@ def own_recipe(
         recipe = draft.choose(60 * (minutes or MINUTES))
         values = recipe.model_dump(exclude_unset=True) | {"output_dir": str(folder.absolute())}
         if look_only:
-            write_text(draft.file, _as_yaml(values))
+            write_text(draft.file, as_yaml(values))
             yield draft.file
             return
         if recipe.architecture == str(draft.architecture_file):
@@ -205,7 +175,7 @@ def own_recipe(
     for made in ("tokenizer", "tokens") if is_chosen else ():
         # Perhaps of another text or vocabulary.
         shutil.rmtree(folder / made, ignore_errors=True)
-    write_text(file, _sealed(_as_yaml(values)))
+    write_text(file, _sealed(as_yaml(values)))
     say(f"recipe      {file}: edit it as you like, and the architecture beside it")
     yield file
 
@@ -233,10 +203,10 @@ class _Draft:
         steps = self._steps if isinstance(self._steps, int) and self._steps > 0 else sizes.steps
         values = self._names | sizes.recipe(steps)
         values["corpus"] = self._corpus | values["corpus"]
-        write_text(self.file, _as_yaml(values))
+        write_text(self.file, as_yaml(values))
         recipe = load_recipe(self.file, self._overrides)
         entries = recipe.tokenizer.vocab_size or sizes.vocabulary
-        write_json(self.architecture_file, sizes.architecture(entries, recipe.training.sequence_length))
+        write_json(self.architecture_file, sizes.shape.architecture(entries, recipe.training.sequence_length))
         return recipe
 
     def choose(self, seconds: float) -> Recipe:
@@ -250,7 +220,7 @@ class _Draft:
         size = source.text_bytes() or _VOCABULARIES[0] * _BYTES_AN_ENTRY
         fitting = [entries for entries in _VOCABULARIES if entries * _BYTES_AN_ENTRY <= size]
         sizes = _Sizes(max(fitting, default=_VOCABULARIES[0])).trained_on(size, size, size)
-        self._names["sample_prompt"] = _first_words(source)
+        self._names["sample_prompt"] = first_words(source)
         say(f"text        {size / 1e6:,.2f} MB: reading some of it, and timing some steps")
         text = survey(self._recipe(sizes), _BLOCK)
         if not text.train_tokens:
@@ -260,7 +230,7 @@ class _Draft:
         most = _MOST_PASSES * there
         preparing = (text.tokenizer_seconds or 0.0) + (text.packing_seconds or 0.0)
         tokens = min(most, _FIRST_GUESS)
-        for shape in [shape for shape in reversed(_SHAPES) if shape.needed <= most]:
+        for shape in [shape for shape in reversed(_SHAPES) if _needed(shape) <= most]:
             # Again where the batch that follows from the speed is quite another than the one that was timed.
             for _ in range(2):
                 sizes = sizes.trained_on(tokens, there, size)._replace(shape=shape)
@@ -279,7 +249,7 @@ class _Draft:
                 timed, tokens = tokens, min(most, round(left * rate.tokens_per_second))
                 if 1 / 4 < tokens / timed < 4:
                     break
-            if tokens >= shape.needed:
+            if tokens >= _needed(shape):
                 break
         sizes = sizes.trained_on(tokens, there, size)
         # One file is read in documents of a megabyte, and a small share of few may be none.
@@ -336,17 +306,6 @@ def _has_held_out(recipe: CorpusRecipe, size: float) -> bool:
         if document.is_validation or size < 0:
             return document.is_validation
     return True
-
-
-def _first_words(source: Source) -> str:
-    """The beginning of the text, to be continued."""
-    text = " ".join(next((text for text in source.documents() if text.strip()), "").split())
-    words = text[:40].split(" ")
-    return " ".join(words[:4]) if len(words) > 4 else text[:10] or "The"
-
-
-def _as_yaml(values: dict[str, Any]) -> str:
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def _sealed(text: str) -> str:

@@ -41,6 +41,8 @@ _LARGE_GPU_BYTES, _MOST_TOKENS_LARGE_GPU = 40e9, 131072
 _USABLE_MEMORY = 0.8
 # The first process may tokenise a whole corpus while the others wait for it.
 _WAIT_SECONDS = 24 * 3600
+# Muennighoff et al. 2023, arXiv 2305.16264: four passes are nearly as good as new text, 16 are not.
+_MANY_PASSES = 16
 _PROJECT = "ant-hf"
 # Keys of the recipe that are also Trainer's.
 _SAME_NAME = (
@@ -467,6 +469,8 @@ def show_plan(setup: Setup, train_tokens: int | None, is_counted: bool) -> None:
     if train_tokens:
         about = "" if is_counted else "about "
         passes = f"{ratio(plan.total_tokens / train_tokens)} over {about}{train_tokens:,} tokens"
+        if plan.total_tokens > _MANY_PASSES * train_tokens:
+            passes += f": after {_MANY_PASSES} there is little left to learn from a text"
     threads = f", {torch.get_num_threads()} threads a process" if execution.device == "cpu" else ""
     facts = []
     if any(config_file(recipe.architecture).parent.glob("*.safetensors")):

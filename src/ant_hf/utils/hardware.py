@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import psutil
 
+from ant_hf.errors import AntError
+
 # From malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEEP_UP_TO_BYTES = 2**31 - 1
@@ -85,6 +87,24 @@ def known_gpu(name: str) -> Gpu | None:
     if words & _OTHERS:
         return None
     return next((gpu for key, gpu in _GPUS.items() if set(key.split()) <= words), None)
+
+
+def gpu_named(name: str) -> Gpu:
+    """The data sheet of a GPU that is not here.
+
+    Raises:
+        AntError: it is not in the table, or its peak is not; lists those that are.
+    """
+    known = {key: gpu for key, gpu in _GPUS.items() if gpu.peak_flops}
+    for key, gpu in known.items():
+        if key.lower() == name.strip().lower():
+            return gpu
+    raise AntError(
+        "no such device is known",
+        seen=name,
+        expected=f"one of {', '.join(key.lower() for key in known)}",
+        hint="Leave --device out for this machine.",
+    )
 
 
 def cpu_flags() -> set[str]:
