@@ -526,8 +526,9 @@ def _keys_at(location: tuple[Any, ...]) -> list[str]:
         if field is None:
             # The name of a part.
             continue
-        candidates = [field.annotation, *get_args(field.annotation)]
-        candidates += [inner for each in candidates for inner in get_args(each)]
+        candidates = [field.annotation]
+        for candidate in candidates:
+            candidates += get_args(candidate)
         models = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
         if not models:
             return []

@@ -64,13 +64,17 @@ def text_bytes(file: Path, column: str) -> int:
     return unpacked_bytes(file)
 
 
-def decoded(file: Path, encoding: str = "utf-8") -> Iterator[str]:
+def decoded(file: Path, encoding: str | None = None) -> Iterator[str]:
     """A file as text, a megabyte at a time.
+
+    Args:
+        encoding: None for a kind of file that has no other than UTF-8.
 
     Raises:
         AntError: bytes that are not of that encoding, with their offset, or far too many zeros for UTF-8.
     """
-    if codecs.lookup(encoding).name != "utf-8":
+    key = "corpus.encoding" if encoding else ""
+    if encoding and codecs.lookup(encoding).name != "utf-8":
         yield from _decoded_from(file, encoding)
         return
     decoder, offset = codecs.getincrementaldecoder("utf-8-sig")(), 0
@@ -79,11 +83,11 @@ def decoded(file: Path, encoding: str = "utf-8") -> Iterator[str]:
             chunk = handle.read(_READ_BYTES)
             pending = len(decoder.getstate()[0])
             if chunk.count(0) > max(_FEW_ZEROS, len(chunk) // _BYTES_A_ZERO):
-                raise not_utf8(file, offset + chunk.index(0))
+                raise not_utf8(file, offset + chunk.index(0), key)
             try:
                 yield decoder.decode(chunk, final=not chunk)
             except UnicodeDecodeError as error:
-                raise not_utf8(file, offset - pending + error.start) from None
+                raise not_utf8(file, offset - pending + error.start, key) from None
             if not chunk:
                 return
             offset += len(chunk)
