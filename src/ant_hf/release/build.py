@@ -136,7 +136,9 @@ def _gather(sources: Sources, folder: Path) -> None:
     corpus = copy.deepcopy(sources.run["recipe"]["corpus"])
     texts = [corpus, *(corpus.get("mix") or {}).values(), corpus.get("replay") or {}]
     for text in [text for text in texts if text.get("source") == "files" and text.get("path")]:
-        text["path"] = Path(text["path"]).name
+        paths = text["path"]
+        names_alone = [Path(path).name for path in ([paths] if isinstance(paths, str) else paths)]
+        text["path"] = names_alone[0] if isinstance(paths, str) else names_alone
     if corpus.get("decontaminate"):
         corpus["decontaminate"] = Path(corpus["decontaminate"]).name
     run = sources.run | {"recipe": sources.run["recipe"] | {"corpus": corpus}}
