@@ -215,8 +215,11 @@ class CorpusRecipe(TextPlace):
 
     @model_validator(mode="after")
     def _one_text_or_a_mix(self) -> CorpusRecipe:
-        if self.mix and (self.path or self.source == "embedded"):
-            raise ValueError("corpus names a text beside corpus.mix; make it a part of the mix")
+        for key, field in TextPlace.model_fields.items() if self.mix else ():
+            if getattr(self, key) != field.default:
+                raise ValueError(
+                    f"corpus.{key} is set beside corpus.mix; set it for a part: corpus.mix.NAME.{key}"
+                )
         if self.mix and self.replay:
             raise ValueError("corpus.replay is set beside corpus.mix; make it a part of the mix")
         return self
