@@ -16,7 +16,7 @@ from ant_hf.recipe import TrainingRecipe
 from ant_hf.utils.console import say
 from ant_hf.utils.names import WEIGHTS
 
-# Of the format safetensors; by that suffix whoever loads the checkpoint would take it for a part of the model.
+# Safetensors inside; with that suffix whoever loads the checkpoint would take it for a part of the model.
 _MEAN = "mean.st"
 
 
