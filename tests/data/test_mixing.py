@@ -42,7 +42,10 @@ def mixed(make_recipe, texts, prepared):
 
 
 def decoded(recipe, split, part):
-    tokenizer, tokens = load_tokenizer(recipe.tokenizer_dir), PackedTokens(recipe.tokens_dir, split, part)
+    tokenizer, tokens = (
+        load_tokenizer(recipe.tokenizer_dir),
+        PackedTokens(recipe.tokens_dir, split, part=part),
+    )
     pieces = np.split(tokens.slice(0, len(tokens)), np.flatnonzero(tokens.slice(0, len(tokens)) == 0) + 1)
     return [tokenizer.decode(piece.tolist()) for piece in pieces if len(piece)]
 
@@ -55,7 +58,7 @@ def test_each_part_is_packed_for_itself_with_text_held_out(mixed, chapters, caps
         for key in ("documents", "tokens", "bytes"):
             assert splits[split][key] == sum(part[split][key] for part in parts.values())
         whole = PackedTokens(recipe.tokens_dir, split)
-        of_parts = [PackedTokens(recipe.tokens_dir, split, name) for name in parts]
+        of_parts = [PackedTokens(recipe.tokens_dir, split, part=name) for name in parts]
         assert np.array_equal(
             whole.slice(0, len(whole)), np.concatenate([part.slice(0, len(part)) for part in of_parts])
         )

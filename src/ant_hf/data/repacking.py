@@ -228,7 +228,7 @@ def training_order(recipe: Recipe, pad_token_id: int) -> TrainingOrder:
             PackedDataset(tokens, training.sequence_length, pad_token_id), length, training.seed
         )
     blocks = RepackedBlocks(
-        [PackedTokens(recipe.tokens_dir, TRAIN, name) for name in parts or [None]],
+        [PackedTokens(recipe.tokens_dir, TRAIN, part=name) for name in parts or [None]],
         [part.weight for part in parts.values()] or [1.0],
         training.sequence_length,
         training.seed,

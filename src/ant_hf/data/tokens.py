@@ -128,7 +128,7 @@ class PackedTokens:
         part: the name of a part of the mix, to have its tokens alone.
     """
 
-    def __init__(self, folder: Path, split: str, part: str | None = None) -> None:
+    def __init__(self, folder: Path, split: str, *, part: str | None = None) -> None:
         manifest = read_manifest(folder)
         values, shards = manifest["splits"][split], manifest["splits"][split]["shards"]
         if part is not None:

@@ -253,7 +253,8 @@ def _read_data(setup: Setup) -> RunData:
     order, tokens = training_order(recipe, pad), len(PackedTokens(recipe.tokens_dir, TRAIN))
     say(f"training    {len(order) * training.sequence_length / tokens:.2f} passes over {tokens:,} tokens")
     # What a text is trained on beside its replay is to be judged by that text alone.
-    held_out = PackedTokens(recipe.tokens_dir, VALIDATION, OWN_TEXT if recipe.corpus.replay else None)
+    own = OWN_TEXT if recipe.corpus.replay else None
+    held_out = PackedTokens(recipe.tokens_dir, VALIDATION, part=own)
     return RunData(order, held_out, byte_lengths)
 
 
@@ -308,7 +309,7 @@ def _finish(trainer: AntTrainer, record: RunRecord) -> None:
         "weights_sha256": file_sha256(final / WEIGHTS),
     }
     for name in recipe.corpus.parts:
-        part = PackedTokens(recipe.tokens_dir, VALIDATION, name)
+        part = PackedTokens(recipe.tokens_dir, VALIDATION, part=name)
         # The first token is not scored and an end of text counts no bytes.
         if len(part) > 2:
             of_part = scored(part, recipe.training.eval_max_tokens)
