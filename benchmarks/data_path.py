@@ -7,15 +7,19 @@ Repeats the embedded text with numbered headings, so that no document is a dupli
 
 - baseline: `tokenizers.encode_batch_fast` over the same documents already in memory;
 - ours: jsonl on disk to hashed shards and manifest (reading, NFC, deduplication, split, encoding,
-  writing), with the largest memory of this process and its workers together.
+  writing), with the largest memory of this process and its workers together;
+- a batch of 64 blocks of 1,024 tokens for a training: of fixed blocks, and of documents that are packed
+  afresh each pass, with the first one, which shuffles them.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
+import statistics
 import tempfile
 import threading
 import time
@@ -25,9 +29,10 @@ import psutil
 from tokenizers import Tokenizer
 
 from ant_hf.data.packing import make_tokens
+from ant_hf.data.repacking import training_order
 from ant_hf.data.sources import EmbeddedBible, LocalFiles
 from ant_hf.data.tokenizer import make_tokenizer
-from ant_hf.recipe import load_recipe
+from ant_hf.recipe import Recipe, load_recipe
 from ant_hf.utils.hardware import available_cores
 
 RECIPE = Path(__file__).parents[1] / "configs/recipes/quickstart.yaml"
@@ -93,6 +98,24 @@ def measure_baseline(tokenizer_file: Path, source: LocalFiles) -> float:
     return size / 1e6 / min(seconds)
 
 
+def measure_batches(recipe: Recipe) -> dict[str, float]:
+    """Milliseconds of a batch, median of 100, and of the first one, without the hashes of the shards."""
+    figures = {}
+    for name in ("fixed", "repacked"):
+        options = {"sequence_length": 1024, "sequences_per_step": 64, "max_steps": 100}
+        options["repack_each_pass"] = name == "repacked"
+        training = recipe.training.model_copy(update=options)
+        times = [time.perf_counter()]
+        order = training_order(recipe.model_copy(update={"training": training}), 0)
+        for first in range(0, len(order), 64):
+            order.__getitems__(range(first, first + 64))
+            times.append(time.perf_counter())
+        seconds = [after - before for before, after in itertools.pairwise(times)]
+        figures[f"{name}_first_batch_milliseconds"] = round(1000 * seconds[0], 2)
+        figures[f"{name}_batch_milliseconds"] = round(1000 * statistics.median(seconds[1:]), 2)
+    return figures
+
+
 def main() -> None:
     # Here and not above: packing's worker processes import this file and need no torch.
     from ant_hf.utils.hardware import cpu_name
@@ -125,6 +148,7 @@ def main() -> None:
             start = time.perf_counter()
             manifest = make_tokens(recipe)
             seconds = time.perf_counter() - start
+        batches = measure_batches(recipe)
     tokens = sum(split["tokens"] for split in manifest["splits"].values())
     size = sum(split["bytes"] for split in manifest["splits"].values())
     figures = {
@@ -139,6 +163,7 @@ def main() -> None:
         "pack_megabytes_per_second": round(size / 1e6 / seconds, 2),
         "pack_ratio_to_baseline": round(size / 1e6 / seconds / baseline, 3),
         "pack_peak_memory_gigabytes": round(memory.peak_bytes / 1e9, 2),
+        **batches,
     }
     for name, value in figures.items():
         print(f"{name:<45} {value}")

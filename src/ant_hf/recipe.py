@@ -103,12 +103,22 @@ def _blocks(value: object) -> object:
 def _paths(value: object) -> object:
     for path in value if isinstance(value, list) and value else [value]:
         if path is not None and not (isinstance(path, str) and re.match(_PATH, path)):
-            raise ValueError(
-                f"corpus.path is {path!r}; must be text, and must not be empty or hold control characters"
-            )
+            raise ValueError(f"is {path!r}; must be text, and must not be empty or hold control characters")
     if isinstance(value, list):
         return [expand_home(path) for path in value]
     return expand_home(value) if isinstance(value, str) else value
+
+
+def _known_encoding(name: str) -> str:
+    try:
+        "".encode(name)
+    except (LookupError, UnicodeError):
+        raise ValueError(f"is {name!r}, which Python does not know; try latin-1, cp1252 or utf-16") from None
+    return name
+
+
+# Also a word of the keys that --set takes.
+PartName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
 class _Section(BaseModel):
@@ -128,8 +138,12 @@ class TextSource(_Section):
     """Where it is from."""
 
 
-class CorpusRecipe(_Section):
-    """Where the text comes from and how it is split."""
+# Of the parts that a text and its replay are.
+OWN_TEXT, REPLAY = "text", "replay"
+
+
+class TextPlace(_Section):
+    """A text, and how it is read."""
 
     source: Literal["hub", "files", "embedded"] = "hub"
     """`hub`: a dataset of the Hugging Face Hub; `files`: local files; `embedded`: the World English Bible."""
@@ -143,10 +157,54 @@ class CorpusRecipe(_Section):
     """Commit, tag or branch of the Hub dataset."""
     streaming: bool = True
     """Read the Hub dataset as it downloads instead of storing all of it first."""
+    text_column: str = "text"
+    """Column of jsonl, json, csv, tsv, parquet or Hub rows that holds the text."""
+    encoding: Annotated[str, AfterValidator(_known_encoding)] = "utf-8"
+    """Of txt, md, csv and tsv files: a name that Python knows, such as latin-1, cp1251 or utf-16."""
+
+    @model_validator(mode="after")
+    def _path_where_needed(self) -> TextPlace:
+        if self.source != "embedded" and not self.path and not getattr(self, "mix", None):
+            raise ValueError(f"path is missing; source {self.source!r} needs it")
+        if self.source == "hub" and isinstance(self.path, list):
+            raise ValueError("path is a list; source 'hub' needs one dataset id")
+        return self
+
+
+class _NamedText(TextPlace):
+    source: Literal["hub", "files", "embedded"] = "files"
+    """As of the corpus; `files` if left out."""
+    name: str | None = None
+    """What the text is, for the card; if left out, the name of the part."""
+    license: str | None = None
+    """For the card, for example CC BY-SA 3.0."""
+    url: str | None = None
+    """Where the text is from, for the card."""
+
+
+class MixPart(_NamedText):
+    """A part of a mix."""
+
+    weight: Annotated[float, Field(gt=0.0)]
+    """Its share of the training tokens, beside the weights of the other parts; they need not add up to 1."""
+
+
+class Replay(_NamedText):
+    """General text that a training goes on seeing beside its own."""
+
+    share: Annotated[float, Field(gt=0.0, lt=1.0)]
+    """Of the training tokens."""
+
+
+class CorpusRecipe(TextPlace):
+    """Where the text comes from and how it is split."""
+
+    mix: Annotated[dict[PartName, MixPart], Field(min_length=2)] | None = None
+    """Several texts instead of one, by name and weight: {fiction: {path: books/, weight: 0.4}, wiki: ...}"""
+    replay: Replay | None = None
+    """Another text mixed into the training: {path: general.jsonl, share: 0.1}"""
     language: Annotated[str, Field(pattern=r"^[a-z]{2,3}$")] | None = None
     """ISO 639 code of the text's language, for the card and for checks in that language; for example en."""
-    text_column: str = "text"
-    """Column of jsonl, parquet or Hub rows that holds the text."""
     validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.001
     """Share of documents held out, chosen by content hash."""
     decontaminate: PathText | None = None
@@ -157,12 +215,34 @@ class CorpusRecipe(_Section):
     """Stop packing once the training split holds this many tokens."""
 
     @model_validator(mode="after")
-    def _path_where_needed(self) -> CorpusRecipe:
-        if self.source != "embedded" and not self.path:
-            raise ValueError(f"corpus.path is missing; source {self.source!r} needs it")
-        if self.source == "hub" and isinstance(self.path, list):
-            raise ValueError("corpus.path is a list; source 'hub' needs one dataset id")
+    def _one_text_or_a_mix(self) -> CorpusRecipe:
+        for key, field in TextPlace.model_fields.items() if self.mix else ():
+            if getattr(self, key) != field.default:
+                raise ValueError(
+                    f"corpus.{key} is set beside corpus.mix; set it for a part: corpus.mix.NAME.{key}"
+                )
+        if self.mix and self.replay:
+            raise ValueError("corpus.replay is set beside corpus.mix; make it a part of the mix")
         return self
+
+    @property
+    def texts(self) -> list[TextPlace]:
+        """All texts that are read."""
+        return [*self.parts.values()] or [self]
+
+    @property
+    def parts(self) -> dict[str, MixPart]:
+        """The parts of a mix, or a text and its replay; none of a text alone. The weights add up to 1."""
+        if self.replay:
+            share = self.replay.share
+            own, again = dict(self), dict(self.replay)
+            return {
+                OWN_TEXT: MixPart(**{key: own[key] for key in TextPlace.model_fields}, weight=1 - share),
+                REPLAY: MixPart(**{key: again[key] for key in _NamedText.model_fields}, weight=share),
+            }
+        mix = self.mix or {}
+        total = sum(part.weight for part in mix.values())
+        return {name: part.model_copy(update={"weight": part.weight / total}) for name, part in mix.items()}
 
 
 class TokenizerRecipe(_Section):
@@ -222,6 +302,9 @@ class TrainingRecipe(_Section):
     """`auto` compiles on CUDA only."""
     attn_implementation: Literal["auto", "causal_sdpa", "causal_blocks", "sdpa", "eager"] = "auto"
     """`auto` takes causal_sdpa; on a CPU causal_blocks in bf16, and in fp32 eager for at most 256 tokens."""
+    repack_each_pass: bool = False
+    """Shuffle the documents and cut new blocks in each pass over the text, instead of the same blocks in
+    another order. A mix is always read so."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Initialisation and data order."""
     logging_steps: Count = 10
@@ -234,6 +317,8 @@ class TrainingRecipe(_Section):
     """Steps between two checkpoints."""
     save_total_limit: Count = 2
     """Checkpoints kept; the oldest goes when the new one is complete."""
+    average_last: Annotated[int, Field(ge=2)] | None = None
+    """Export the mean of the weights of so many last checkpoints, at any save_total_limit; null: the last."""
     max_hours: Annotated[float, Field(gt=0.0)] | None = None
     """Save and leave before the process is this old, with room for a save; for sessions of limited length."""
     max_skipped_steps: Count = 20
@@ -263,6 +348,7 @@ class TrainingRecipe(_Section):
     @model_validator(mode="after")
     def _consistent(self) -> TrainingRecipe:
         muon, rate = self.optimizer == "muon", self.muon_learning_rate
+        saves = -(-self.max_steps // self.save_steps)
         rules = {
             f"training.warmup_steps is {self.warmup_steps}; must be below max_steps ({self.max_steps})": (
                 self.warmup_steps < self.max_steps
@@ -274,6 +360,8 @@ class TrainingRecipe(_Section):
                 not muon or rate is not None
             ),
             "training.muon_learning_rate is set; optimizer adamw does not use it": muon or rate is None,
+            f"training.average_last is {self.average_last}; the run saves {saves} checkpoints, one each "
+            f"{self.save_steps} steps (save_steps)": (self.average_last or 0) <= saves,
             "training.hub_model_id is missing; push_to_hub needs it, as owner/name": (
                 not self.push_to_hub or self.hub_model_id is not None
             ),
@@ -355,6 +443,13 @@ def _find_beside(folder: Path, values: dict[str, Any]) -> None:
         # The path of another source is no file's.
         places += [(corpus, "path")] if corpus.get("source") == "files" else []
         places.append((corpus, "decontaminate"))
+        mix = corpus.get("mix")
+        parts = [*(mix.values() if isinstance(mix, dict) else ()), corpus.get("replay")]
+        places += [
+            (part, "path")
+            for part in parts
+            if isinstance(part, dict) and part.get("source", "files") == "files"
+        ]
     for section, key in places:
         if isinstance(section.get(key), list):
             section[key] = [_beside(folder, path) for path in section[key]]
@@ -407,7 +502,9 @@ def _explained(item: Any) -> str:
         return f"{location} is missing"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error":
-        return message
+        # Of keys and sections that stand in several places.
+        begins = message.partition(" ")[0]
+        return {"path": f"{location}.{message}", "is": f"{location} {message}"}.get(begins, message)
     if item["type"] == "string_pattern_mismatch" and not (item["input"] and item["input"].isprintable()):
         message = "must not be empty or hold control characters"
     return f"{location} is {item['input']!r}; {message[0].lower()}{message[1:]}"
@@ -430,7 +527,12 @@ def _keys_at(location: tuple[Any, ...]) -> list[str]:
     section: type[BaseModel] = Recipe
     for name in location:
         field = section.model_fields.get(name)
-        candidates = [field.annotation, *get_args(field.annotation)] if field else []
+        if field is None:
+            # The name of a part.
+            continue
+        candidates = [field.annotation]
+        for candidate in candidates:
+            candidates += get_args(candidate)
         models = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
         if not models:
             return []

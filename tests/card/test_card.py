@@ -313,6 +313,32 @@ def test_sources_and_contamination_are_named_where_they_are_known(inputs):
     assert "not measured" not in card.partition("## Data and licence")[2]
 
 
+def test_the_parts_of_a_mix_are_told_with_what_they_gave(inputs):
+    part = {"source": "files", "path": "a.txt", "name": HOSTILE, "license": HOSTILE, "url": HOSTILE}
+    hub = part | {"source": "hub", "path": "owner/texts", "name": None, "license": None, "url": None}
+    inputs.run["recipe"]["corpus"] |= {"source": "hub", "path": None, "mix": {"books": part, "wiki": hub}}
+    given = {"share": 0.4, "tokens": 4000, "documents": 9, "tokens_of_text": 1000, "passes": 4.0}
+    inputs.run["mix"] = {"books": given, "wiki": given | {"share": 0.6}}
+    inputs.run["final"] |= {"parts": {"wiki": {"bits_per_byte": 1.25}}}
+    inputs.run["final"]["averaged"] = {"steps": [40, 50, 60], "last": {"loss": 3.25}}
+    card = render_card(inputs)
+    assert problems(card) == []
+    rows = [row for rows in read_tables(card) for row in rows]
+    wiki = ["wiki", "not recorded", "owner/texts", "60.0%", "4,000", "1,000", "4.00", "1.2500"]
+    assert wiki in rows
+    assert ["Weights", "the mean of the checkpoints at steps 40, 50, 60"] in rows
+    assert ["Validation loss of the last checkpoint alone", "3.2500"] in rows
+    assert "see the table of its parts" in card
+    assert yaml.safe_load(card.split("---")[1])["datasets"] == ["owner/texts"]
+    # A text and its replay are two parts.
+    corpus = part | {"sources": [{"name": "Own text", "license": "MIT", "url": None}], "mix": None}
+    inputs.run["recipe"]["corpus"] |= corpus | {"replay": {**hub, "share": 0.6}}
+    inputs.run["mix"] = {"text": given, "replay": given | {"share": 0.6}}
+    rows = [row for rows in read_tables(render_card(inputs)) for row in rows]
+    assert ["replay", *wiki[1:-1], "-"] in rows
+    assert any(row[0] == "Own text" and row[3] == "40.0%" for row in rows if len(row) > 3)
+
+
 def test_release_json_holds_every_file(released):
     release = json.loads((released / "release" / "release.json").read_text())
     assert release["files"] == inventory(released / "release", without=("release.json",))

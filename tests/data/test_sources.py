@@ -234,6 +234,28 @@ def test_what_to_do_with_other_bytes_is_said(tmp_path, content, hint):
         list(LocalFiles.find(str(file)).documents())
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.md", "a.csv", "a.tsv.xz"])
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "cp1251"])
+def test_a_named_encoding_is_read(tmp_path, name, encoding):
+    texts = [RUSSIAN.strip() if encoding == "cp1251" else "caf\u00e9 \u00e0 la carte", "second"]
+    kind, _, packed = name.removeprefix("a").rpartition(".") if name.count(".") > 1 else (name[1:], "", "")
+    content = {".csv": table(texts), ".tsv": table(texts, "\t")}.get(kind, "<|endoftext|>\n".join(
+        text + "\n" for text in texts).encode()).decode().encode(encoding)  # fmt: skip
+    (tmp_path / name).write_bytes(PACKED[f".{packed}" if packed else ""](content))
+    place = CorpusRecipe(source="files", path=str(tmp_path), encoding=encoding)
+    assert [text.strip() for text in open_source(place).documents()] == texts
+    assert open_source(place).identity()["encoding"] == encoding
+
+
+def test_a_wrong_encoding_is_refused_and_utf8_is_the_usual_one(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"half of a letter" + "\u00e9".encode()[:1])
+    with pytest.raises(AntError, match=r"a\.txt is not utf-16.*corpus\.encoding"):
+        list(LocalFiles.find(str(tmp_path), encoding="utf-16").documents())
+    with pytest.raises(AntError, match=r"(?i:or have it read as it is): --set corpus\.encoding=\S+$"):
+        list(LocalFiles.find(str(tmp_path)).documents())
+    assert "encoding" not in LocalFiles.find(str(tmp_path), encoding="UTF8").identity()
+
+
 def test_rows_in_utf16_are_named_as_that(tmp_path):
     (tmp_path / "a.jsonl").write_bytes('{"text": "plain text"}\n'.encode("utf-16-le") * 9)
     with pytest.raises(AntError, match="iconv -f UTF-16LE"):

@@ -336,3 +336,16 @@ def test_results_of_other_weights_are_refused(run, quick_gate):
     path.write_text(json.dumps(values))
     with pytest.raises(AntError, match=r"results\.json is about other weights"):
         release(run)
+
+
+def test_of_several_texts_the_release_has_the_names_alone(run, quick_gate):
+    record = read_sealed(run / "run.json", "run record", "")
+    text = {"source": "files", "path": ["data one/a.txt", "/volume7/jo/data two/b.txt"]}
+    corpus = record["recipe"]["corpus"] | text | {"replay": {"source": "files", "path": "my texts/c.txt"}}
+    given = {"share": 0.5, "tokens": 9, "tokens_of_text": 3, "passes": 3.0}
+    recipe = record["recipe"] | {"corpus": corpus}
+    write_sealed(run / "run.json", record | {"recipe": recipe, "mix": {"text": given, "replay": given}})
+    release(run)
+    public = read_sealed(run / "release" / "run.json", "run record", "")["recipe"]["corpus"]
+    assert public["path"] == ["a.txt", "b.txt"]
+    assert public["replay"]["path"] == "c.txt"

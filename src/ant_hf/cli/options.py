@@ -71,7 +71,7 @@ def read_recipe(
     if data:
         changes |= {"corpus.source": "files", "corpus.path": data[0] if len(data) == 1 else data}
         # What the recipe says of its own text is not true of this one; --set may say it again.
-        overrides = ["corpus.language=null", "corpus.sources=[]", *(overrides or ())]
+        overrides = ["corpus.language=null", "corpus.sources=[]", "corpus.mix=null", *(overrides or ())]
     if output_dir is not None:
         changes["output_dir"] = output_dir
     return load_recipe(config, overrides or (), changes)

@@ -1,7 +1,8 @@
 """A source becomes a stream of documents: NFC, no duplicates, each on a fixed side of the split.
 
-The side is decided by the document's own hash, so that adding text to a corpus never moves a
-validation document into the training split; a corpus of too few documents for that is cut (`cutting.py`).
+A mix takes them in turn from its parts. The side is decided by the document's own hash, so that adding text
+never moves a validation document into the training split; a corpus of too few documents for that is cut
+(`cutting.py`).
 Documents that quote an evaluation set are left out where the recipe names such sets. Duplicates, equal but
 for line ends and white space around them, are found through a private SQLite database that spills to disk:
 slower than a set, but its memory does not grow with the corpus.
@@ -10,10 +11,11 @@ slower than a set, but its memory does not grow with the corpus.
 from __future__ import annotations
 
 import hashlib
+import heapq
 import sqlite3
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -38,6 +40,8 @@ class Document(NamedTuple):
 
     text: str
     split: str
+    part: int = 0
+    """Number of the part of a mix that it is from."""
 
     @property
     def characters(self) -> int:
@@ -152,7 +156,24 @@ class Corpus:
     @classmethod
     def from_recipe(cls, recipe: CorpusRecipe) -> Corpus:
         sets = EvaluationSets.find(recipe.decontaminate)
-        return cls(open_source(recipe), recipe.validation_fraction, sets, is_cut=None)
+        if not recipe.parts:
+            return cls(open_source(recipe), recipe.validation_fraction, sets, is_cut=None)
+        parts = {
+            name: Corpus(open_source(part), recipe.validation_fraction, is_cut=None)
+            for name, part in recipe.parts.items()
+        }
+        weights = [part.weight for part in recipe.parts.values()] if recipe.max_tokens else None
+        return MixedCorpus(parts, weights, sets)
+
+    @property
+    def members(self) -> Sequence[Corpus]:
+        """The corpora of one source each that this is made of."""
+        return [self]
+
+    def text_bytes(self) -> int | None:
+        """About how much text there is, where that is known without reading it."""
+        sizes = [member.source.text_bytes() for member in self.members]
+        return None if None in sizes else sum(size or 0 for size in sizes)
 
     @property
     def is_cut(self) -> bool:
@@ -182,20 +203,21 @@ class Corpus:
     def __iter__(self) -> Iterator[Document]:
         intake = Intake(self.validation_fraction, self.sets.files)
         self.counts = intake.counts
-        for raw, is_held_out in self._cut_documents() if self.is_cut else self._documents():
+        for part, raw, is_held_out in self._documents(intake.counts):
             digest, text = identified(raw)
             if intake.is_new(digest) and (
                 split := intake.split_of(digest, self.sets.sharing(text), is_held_out)
             ):
-                yield Document(text, split)
+                yield Document(text, split, part)
 
-    def _documents(self) -> Iterator[tuple[str, None]]:
-        return ((raw, None) for raw in self.source.documents())
-
-    def _cut_documents(self) -> Iterator[tuple[str, bool]]:
+    def _documents(self, counts: CorpusCounts) -> Iterator[tuple[int, str, bool | None]]:
+        """Each document with its part's number, and its side where that is decided already."""
+        if not self.is_cut:
+            return ((0, raw, None) for raw in self.source.documents())
         cut = self._cut
-        self.counts.cut = {"characters": cut.characters, "held_out": cut.held_out, "repeated": cut.repeated}
-        return cut.documents(self._different_texts(self.counts))
+        for name in ("characters", "held_out", "repeated"):
+            counts.cut[name] = counts.cut.get(name, 0) + getattr(cut, name)
+        return ((0, raw, side) for raw, side in cut.documents(self._different_texts(counts)))
 
     @cached_property
     def _cut(self) -> Cut:
@@ -235,6 +257,56 @@ class Corpus:
                 counts.read += 1
                 counts.empty += digest == NO_TEXT
                 counts.duplicate += digest != NO_TEXT
+
+
+class MixedCorpus(Corpus):
+    """The documents of several corpora, taken from them in turn.
+
+    A document that is in two of them counts for the one that gives it first.
+
+    Args:
+        parts: by name, in the order of their numbers.
+        weights: of their characters in what is read, as long as none of them has come to its end; None for
+            equal ones. They matter where the text is not read to its end.
+    """
+
+    def __init__(
+        self, parts: Mapping[str, Corpus], weights: Sequence[float] | None, sets: EvaluationSets | None = None
+    ) -> None:
+        self.parts, self._weights = parts, weights
+        first = self.members[0]
+        super().__init__(first.source, first.validation_fraction, sets)
+
+    @property
+    def members(self) -> Sequence[Corpus]:
+        return list(self.parts.values())
+
+    def identity(self, made_before: Any = None) -> dict[str, Any]:
+        before = made_before.get("parts", {}) if made_before else {}
+        parts = {name: part.identity(before.get(name)) for name, part in self.parts.items()}
+        values: dict[str, Any] = {"source": "mix", "parts": parts}
+        values |= {"weights": list(self._weights)} if self._weights else {}
+        return values | ({"decontaminate": self.sets.identity()} if self.sets.files else {})
+
+    def _documents(self, counts: CorpusCounts) -> Iterator[tuple[int, str, bool | None]]:
+        weights = self._weights or [1.0] * len(self.parts)
+        # By the text that a part has given for its weight, least first.
+        waiting = [(0.0, part) for part in range(len(weights))]
+        streams = [self._named(name, counts) for name in self.parts]
+        while waiting:
+            given, part = waiting[0]
+            document = next(streams[part], None)
+            if document is None:
+                heapq.heappop(waiting)
+                continue
+            heapq.heapreplace(waiting, (given + len(document[1]) / weights[part], part))
+            yield part, *document[1:]
+
+    def _named(self, name: str, counts: CorpusCounts) -> Iterator[tuple[int, str, bool | None]]:
+        try:
+            yield from self.parts[name]._documents(counts)
+        except AntError as error:
+            raise AntError(f"part {name!r} of the mix: {error}") from None
 
 
 def normalised(raw: str) -> bytes:

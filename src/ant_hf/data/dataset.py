@@ -1,4 +1,7 @@
-"""Packed tokens as a map-style dataset, and the order in which a run reads it."""
+"""Packed tokens as a map-style dataset, and the order in which a run reads it.
+
+Here the blocks are fixed and only their order changes; `repacking.py` cuts new ones each pass.
+"""
 
 from __future__ import annotations
 

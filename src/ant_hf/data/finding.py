@@ -22,7 +22,7 @@ _NAMES_SHOWN = 6
 _ANOTHER_KIND, _NO_ROWS = "", "no rows with this text column"
 
 
-def find_files(patterns: Iterable[str], column: str) -> tuple[list[Path], list[str]]:
+def find_files(patterns: Iterable[str], column: str, encoding: str = "utf-8") -> tuple[list[Path], list[str]]:
     """The files to read, sorted, and the names of those left out, with the reason where there is another.
 
     Args:
@@ -49,13 +49,13 @@ def find_files(patterns: Iterable[str], column: str) -> tuple[list[Path], list[s
             if match.is_dir():
                 # A link to a folder above it would bring in what lies beside it.
                 for file in _files_below(match, set(match.resolve().parents)):
-                    here[file] = _reason(file, file.relative_to(match).parts, column)
+                    here[file] = _reason(file, file.relative_to(match).parts, column, encoding)
             else:
-                here[match] = None if match in named else _reason(match, (), column)
+                here[match] = None if match in named else _reason(match, (), column, encoding)
         if None not in here.values():
             for file in [file for file, reason in here.items() if reason == _NO_ROWS]:
                 # Its own error says which columns there are.
-                next(read_texts(file, column), None)
+                next(read_texts(file, column, encoding), None)
             seen = listed([_shown(file, reason) for file, reason in sorted(here.items())]) or "no file"
             raise AntError(f"no file matches {pattern}", seen=seen, expected=_READ)
         found |= here
@@ -100,7 +100,7 @@ def _files_below(folder: Path, seen: set[Path]) -> Iterator[Path]:
             yield from _files_below(link, seen)
 
 
-def _reason(file: Path, parts: tuple[str, ...], column: str) -> str | None:
+def _reason(file: Path, parts: tuple[str, ...], column: str, encoding: str) -> str | None:
     """Why a file is left out; None for one that is read.
 
     Args:
@@ -117,7 +117,7 @@ def _reason(file: Path, parts: tuple[str, ...], column: str) -> str | None:
         return "empty"
     if kind in _SOMETIMES_TEXT:
         try:
-            next(read_texts(file, column), None)
+            next(read_texts(file, column, encoding), None)
         except AntError:
             return _NO_ROWS
     return None

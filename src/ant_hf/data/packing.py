@@ -8,7 +8,7 @@ import itertools
 import os
 import shutil
 from collections import Counter, deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
@@ -47,6 +47,8 @@ class EncodedDocument(NamedTuple):
     size: int
     """Bytes of its text."""
     split: str
+    part: int = 0
+    """Number of the part of a mix that it is from."""
 
 
 class EncodedChunk(NamedTuple):
@@ -101,7 +103,7 @@ class Encoder:
                 ids += next(encodings).ids
             tokens = np.array([*ids, self._end_of_text], dtype="<u2").tobytes()
             size = len(document.text.encode())
-            encoded.append(EncodedDocument(tokens, document.characters, size, document.split))
+            encoded.append(EncodedDocument(tokens, document.characters, size, document.split, document.part))
         return encoded
 
 
@@ -203,7 +205,7 @@ def make_tokens(recipe: Recipe) -> dict[str, Any]:
         reused = packed_before(folder, inputs)
         if not reused:
             with closing(encoded(corpus, recipe.tokenizer_dir / TOKENIZER)) as stream:
-                manifest = write_tokens(recipe, inputs, stream, corpus.source.text_bytes())
+                manifest = write_tokens(recipe, inputs, stream, corpus.text_bytes())
             if problem := unfit(recipe, manifest):
                 # Nothing can be trained on them, and with another share they would be in the way.
                 shutil.rmtree(folder)
@@ -218,6 +220,12 @@ def make_tokens(recipe: Recipe) -> dict[str, Any]:
         say(
             f"            {name:<10} {split['documents']:>9,} documents {split['tokens']:>13,} tokens "
             f"{split['bytes']:>14,} bytes"
+        )
+    for name, of_part in manifest.get("parts", {}).items():
+        train, held_out = of_part[TRAIN], of_part[VALIDATION]
+        say(
+            f"            part {name}: {train['documents']:,} documents {train['tokens']:,} tokens, and "
+            f"{held_out['documents']:,} documents {held_out['tokens']:,} tokens held out"
         )
     say(
         f"            {counts['read']:,} documents read: {counts['empty']:,} empty, "
@@ -237,7 +245,14 @@ def make_tokens(recipe: Recipe) -> dict[str, Any]:
 
 
 def unfit(recipe: Recipe, manifest: dict[str, Any]) -> AntError | None:
-    """What is wrong with a validation split that cannot be scored."""
+    """What is wrong with a validation split that cannot be scored, or a part that cannot be trained on."""
+    for name, part in manifest.get("parts", {}).items():
+        if not part[TRAIN]["tokens"]:
+            return AntError(
+                f"part {name!r} of the mix gives no text to train on",
+                hint="Its documents are empty, held out, or the same as those of another part. Look into "
+                f"its path, or leave it out. If {recipe.tokens_dir} is there, remove it.",
+            )
     held_out, counts = manifest["splits"][VALIDATION], manifest["documents"]
     # The first token is not scored and an end of text counts no bytes: of two tokens, none are left.
     if held_out["tokens"] > 2:
@@ -282,6 +297,8 @@ def write_tokens(
     """
     limit = recipe.corpus.max_tokens
     counts = CorpusCounts({})
+    # A text alone is a mix of one.
+    parts = list(recipe.corpus.parts)
     splits: dict[str, _SplitWriter] = {}
 
     def room_needed() -> int:
@@ -315,7 +332,7 @@ def write_tokens(
         partial = stack.enter_context(whole_folder(recipe.tokens_dir))
         advance = stack.enter_context(progress_bar("packing", "B"))
         for name in (TRAIN, VALIDATION):
-            splits[name] = stack.enter_context(_SplitWriter(partial, name))
+            splits[name] = stack.enter_context(_SplitWriter(partial, name, parts))
         for document in within_limit():
             splits[document.split].add(document)
             advance(document.size, bytes_expected())
@@ -327,6 +344,11 @@ def write_tokens(
             "documents": counts.as_written(sum(split.documents for split in splits.values())),
             "splits": {name: split.finish() for name, split in splits.items()},
         }
+        if parts:
+            manifest["parts"] = {
+                part: {name: split.of_parts[number].counts() for name, split in splits.items()}
+                for number, part in enumerate(parts)
+            }
         write_sealed(partial / MANIFEST, manifest)
     for name, count in counts.spelled.items():
         say(f"warning     the text has {count:,} times {_hardly_meant(name)}")
@@ -344,18 +366,60 @@ def _hardly_meant(name: str) -> str:
 
 
 class _SplitWriter:
-    """Appends documents to shards of at most `SHARD_TOKENS`, hashing and counting as it goes."""
+    """The documents of a split, each part's in shards of its own, so that the parts follow one another.
 
-    def __init__(self, folder: Path, split: str) -> None:
-        self.documents = self.tokens = self.bytes = 0
-        self._shards: list[dict[str, Any]] = []
-        self._folder, self._split = folder, split
-        self._handle: BinaryIO | None = None
+    Args:
+        parts: names of the parts of a mix; none for a text alone.
+    """
+
+    def __init__(self, folder: Path, split: str, parts: Sequence[str]) -> None:
+        names = (f"{split}-{number:05d}.bin" for number in itertools.count())
+        self.of_parts = [_PartWriter(folder, names, part) for part in parts or [""]]
+
+    @property
+    def documents(self) -> int:
+        return sum(part.documents for part in self.of_parts)
+
+    @property
+    def tokens(self) -> int:
+        return sum(part.tokens for part in self.of_parts)
+
+    @property
+    def bytes(self) -> int:
+        return sum(part.bytes for part in self.of_parts)
 
     def __enter__(self) -> _SplitWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for part in self.of_parts:
+            part.close()
+
+    def add(self, document: EncodedDocument) -> None:
+        self.of_parts[document.part].add(document)
+
+    def finish(self) -> dict[str, Any]:
+        """What the split holds; `tokens` counts one end-of-text token a document."""
+        shards = [shard for part in self.of_parts for shard in part.finish()]
+        return {"documents": self.documents, "tokens": self.tokens, "bytes": self.bytes, "shards": shards}
+
+
+class _PartWriter:
+    """Appends documents to shards of at most `SHARD_TOKENS`, hashing and counting as it goes.
+
+    Args:
+        names: of the files, one after the other.
+    """
+
+    def __init__(self, folder: Path, names: Iterator[str], part: str) -> None:
+        self.documents = self.tokens = self.bytes = 0
+        self._shards: list[dict[str, Any]] = []
+        self._folder, self._names = folder, names
+        self._part = {"part": part} if part else {}
+        self._handle: BinaryIO | None = None
+
+    def close(self) -> None:
+        """Let go of a file that was not finished."""
         if self._handle is not None:
             # Left open by an error; closing flushes, which on a full disk fails once more.
             with suppress(OSError):
@@ -368,8 +432,7 @@ class _SplitWriter:
         ids = document.ids
         while ids:
             if self._handle is None:
-                name = f"{self._split}-{len(self._shards):05d}.bin"
-                self._handle = (self._folder / name).open("wb")
+                self._handle = (self._folder / next(self._names)).open("wb")
                 self._digest, self._room = hashlib.sha256(), 2 * SHARD_TOKENS
             piece, ids = ids[: self._room], ids[self._room :]
             self._handle.write(piece)
@@ -378,15 +441,13 @@ class _SplitWriter:
             if not self._room:
                 self._finish_shard()
 
-    def finish(self) -> dict[str, Any]:
-        """What the split holds; `tokens` counts one end-of-text token a document."""
+    def counts(self) -> dict[str, int]:
+        return {"documents": self.documents, "tokens": self.tokens, "bytes": self.bytes}
+
+    def finish(self) -> list[dict[str, Any]]:
+        """The shards."""
         self._finish_shard()
-        return {
-            "documents": self.documents,
-            "tokens": self.tokens,
-            "bytes": self.bytes,
-            "shards": self._shards,
-        }
+        return self._shards
 
     def _finish_shard(self) -> None:
         if self._handle is None:
@@ -399,6 +460,7 @@ class _SplitWriter:
                 "file": Path(self._handle.name).name,
                 "tokens": SHARD_TOKENS - self._room // 2,
                 "sha256": self._digest.hexdigest(),
+                **self._part,
             }
         )
         self._handle = None

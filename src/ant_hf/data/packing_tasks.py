@@ -87,6 +87,7 @@ class Packing:
         corpus = self.inputs["corpus"]
         made_of = [PART_FORMAT, corpus["files"][index]["sha256"], corpus["text_column"]]
         made_of.append(self.inputs["tokenizer_sha256"])
+        made_of += [corpus["encoding"]] if "encoding" in corpus else []
         if "decontaminate" in corpus:
             made_of.append(corpus["decontaminate"])
         return self.folder / "parts" / f"{index:05d}-{fingerprint(made_of)[:12]}"
@@ -119,7 +120,8 @@ class Packing:
 
     def _encode(self, index: int, encoder: Encoder, sets: EvaluationSets) -> None:
         """Write the part of one file; documents that share text with evaluation sets are not encoded."""
-        source = LocalFiles((self.files[index],), self.recipe.corpus.text_column)
+        form = self.recipe.corpus
+        source = LocalFiles((self.files[index],), form.text_column, encoding=form.encoding)
         part, intake, tokens = self.part(index), Intake(0.0), 0
         rows: list[tuple[bytes, int, int, int, int]] = []
 
@@ -165,8 +167,14 @@ def plan_packing(recipe: Recipe) -> Packing:
     Reads the corpus once, for the hashes in the manifest.
 
     Raises:
-        AntError: the corpus is not local files, or the tokenizer is missing.
+        AntError: the corpus is a mix or not local files, or the tokenizer is missing.
     """
+    if recipe.corpus.parts:
+        raise AntError(
+            "packing by tasks hands out the files of one text",
+            seen=f"the parts {', '.join(recipe.corpus.parts)}",
+            hint="Pack a mix in one process: ant-hf pack --config RECIPE",
+        )
     corpus = Corpus.from_recipe(recipe.corpus)
     if not isinstance(corpus.source, LocalFiles):
         raise AntError(
@@ -240,11 +248,14 @@ def _start_worker(bytes_done: Any) -> None:
 def pack_with_workers(recipe: Recipe, workers: int) -> dict[str, Any]:
     """Pack a recipe's files by tasks of this machine, or go on where an earlier attempt ended.
 
-    A corpus of too few documents is packed by this process alone.
+    A mix, or a corpus of too few documents, is packed by this process alone.
 
     Raises:
         AntError: files that cannot be read, after all others were encoded; or see `plan_packing`.
     """
+    if recipe.corpus.parts:
+        say("packing     by one process, which takes the documents of a mix from its parts in turn")
+        return make_tokens(recipe)
     packing = plan_packing(recipe)
     if packing.is_cut:
         say("packing     by one process: the documents are so few that they are cut, all of them together")

@@ -37,15 +37,18 @@ def kind_of(file: Path) -> str:
     return Path(name.stem if name.suffix in COMPRESSIONS else name).suffix
 
 
-def read_texts(file: Path, column: str) -> Iterator[str]:
+def read_texts(file: Path, column: str, encoding: str = "utf-8") -> Iterator[str]:
     """The texts in a file of one of `KINDS`, or without a suffix.
+
+    Args:
+        encoding: of a file that does not say it by its kind: JSON and Parquet are UTF-8.
 
     Raises:
         AntError: it is empty, damaged, in another encoding, or has no text in that column.
     """
     if file.stat().st_size == 0:
         raise AntError(f"{file} is empty", hint="Remove it or fill it.")
-    return _READERS.get(kind_of(file), read_txt)(file, column)
+    return _READERS.get(kind_of(file), read_txt)(file, column, encoding)
 
 
 def text_bytes(file: Path, column: str) -> int:
@@ -61,36 +64,63 @@ def text_bytes(file: Path, column: str) -> int:
     return unpacked_bytes(file)
 
 
-def decoded(file: Path) -> Iterator[str]:
-    """A file of UTF-8, a megabyte at a time.
+def decoded(file: Path, encoding: str | None = None) -> Iterator[str]:
+    """A file as text, a megabyte at a time.
+
+    Args:
+        encoding: None for a kind of file that has no other than UTF-8.
 
     Raises:
-        AntError: bytes that are not UTF-8, with their offset, or far too many zeros for a text.
+        AntError: bytes that are not of that encoding, with their offset, or far too many zeros for UTF-8.
     """
+    key = "corpus.encoding" if encoding else ""
+    if encoding and codecs.lookup(encoding).name != "utf-8":
+        yield from _decoded_from(file, encoding)
+        return
     decoder, offset = codecs.getincrementaldecoder("utf-8-sig")(), 0
     with opened(file) as handle:
         while True:
             chunk = handle.read(_READ_BYTES)
             pending = len(decoder.getstate()[0])
             if chunk.count(0) > max(_FEW_ZEROS, len(chunk) // _BYTES_A_ZERO):
-                raise not_utf8(file, offset + chunk.index(0))
+                raise not_utf8(file, offset + chunk.index(0), key)
             try:
                 yield decoder.decode(chunk, final=not chunk)
             except UnicodeDecodeError as error:
-                raise not_utf8(file, offset - pending + error.start) from None
+                raise not_utf8(file, offset - pending + error.start, key) from None
             if not chunk:
                 return
             offset += len(chunk)
 
 
-def read_txt(file: Path, column: str = "") -> Iterator[str]:
+def _decoded_from(file: Path, encoding: str) -> Iterator[str]:
+    """A file of another encoding than UTF-8, a megabyte at a time."""
+    decoder, offset = codecs.getincrementaldecoder(encoding)(), 0
+    with opened(file) as handle:
+        while True:
+            chunk = handle.read(_READ_BYTES)
+            try:
+                # Some decoders leave the mark of the byte order in the text.
+                yield decoder.decode(chunk, final=not chunk).removeprefix("\ufeff" if not offset else "")
+            except UnicodeError as error:
+                raise AntError(
+                    f"{file} is not {encoding}: {error}",
+                    seen=f"about byte {offset + getattr(error, 'start', 0):,}",
+                    hint="Set corpus.encoding to what the file is, or leave it out for UTF-8.",
+                ) from None
+            if not chunk:
+                return
+            offset += len(chunk)
+
+
+def read_txt(file: Path, column: str = "", encoding: str = "utf-8") -> Iterator[str]:
     """The documents of a txt file: one, or those between separator lines.
 
     Raises:
         AntError: as `decoded`.
     """
     text = ""
-    for chunk in decoded(file):
+    for chunk in decoded(file, encoding):
         *complete, text = _SEPARATOR_LINE.split(text + chunk)
         yield from complete
         while len(text) > MAX_DOCUMENT_CHARACTERS and chunk:
@@ -101,7 +131,7 @@ def read_txt(file: Path, column: str = "") -> Iterator[str]:
     yield from _SEPARATOR_LINE.split(text + "\n" if text.endswith(DOCUMENT_SEPARATOR) else text)
 
 
-def read_jsonl(file: Path, column: str) -> Iterator[str]:
+def read_jsonl(file: Path, column: str, encoding: str = "utf-8") -> Iterator[str]:
     """The texts of a jsonl file; blank lines are skipped.
 
     Raises:
@@ -110,7 +140,7 @@ def read_jsonl(file: Path, column: str) -> Iterator[str]:
     return texts_of(read_json_rows(file), column)
 
 
-def read_json(file: Path, column: str) -> Iterator[str]:
+def read_json(file: Path, column: str, encoding: str = "utf-8") -> Iterator[str]:
     """The texts of a JSON array of objects, or of objects one after the other.
 
     Raises:
@@ -146,24 +176,25 @@ def _json_objects(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield where, value
 
 
-def read_csv(file: Path, column: str) -> Iterator[str]:
+def read_csv(file: Path, column: str, encoding: str = "utf-8") -> Iterator[str]:
     """The texts of a table with a first line of names, separated by commas, semicolons, tabs or bars.
 
     Raises:
         AntError: a line that is none of such a table, with its number; or as `decoded` and `texts_of`.
     """
-    return texts_of(_csv_rows(file, column), column)
+    return texts_of(_csv_rows(file, column, encoding), column)
 
 
-def _csv_rows(file: Path, column: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    names = next(decoded(file)).partition("\n")[0]
+def _csv_rows(file: Path, column: str, encoding: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    names = next(decoded(file, encoding)).partition("\n")[0]
     tables = {mark: next(csv.reader([names], delimiter=mark)) for mark in ",;\t|"}
     mark = next((mark for mark, found in tables.items() if column in found), ",")
     if column not in tables[mark]:
         raise missing_column(str(file), column, max(tables.values(), key=len))
     csv.field_size_limit(2**31 - 1)
+    marked = "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
     with opened(file) as handle:
-        text = io.TextIOWrapper(handle, "utf-8-sig", newline="")  # type: ignore[type-var]
+        text = io.TextIOWrapper(handle, marked, newline="")  # type: ignore[type-var]
         rows = csv.DictReader(text, delimiter=mark, strict=True)
         try:
             for row in rows:
@@ -173,13 +204,13 @@ def _csv_rows(file: Path, column: str) -> Iterator[tuple[str, dict[str, Any]]]:
                 f"{file}, line {rows.reader.line_num:,}, is no line of a table: {error}",
                 hint="Mend or remove it.",
             ) from None
-        except UnicodeDecodeError:
+        except UnicodeError:
             # Names the place in the file; this error knows that of a buffer.
-            for _ in decoded(file):
+            for _ in decoded(file, encoding):
                 pass
 
 
-def read_parquet(file: Path, column: str) -> Iterator[str]:
+def read_parquet(file: Path, column: str, encoding: str = "utf-8") -> Iterator[str]:
     """The texts of a Parquet file, 512 rows at a time.
 
     Raises:
@@ -210,7 +241,7 @@ def _parquet_rows(file: Path, column: str) -> Iterator[tuple[str, dict[str, Any]
             raise AntError(f"{file} is no readable Parquet file: {' '.join(str(error).split())}") from None
 
 
-_READERS: dict[str, Callable[[Path, str], Iterator[str]]] = {
+_READERS: dict[str, Callable[[Path, str, str], Iterator[str]]] = {
     ".txt": read_txt,
     ".text": read_txt,
     ".md": read_txt,

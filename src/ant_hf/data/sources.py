@@ -5,6 +5,7 @@ Another text is one class with `identity()` and `documents()`, and one line in `
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import importlib
 import itertools
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 from ant_hf.data.finding import find_files
 from ant_hf.data.readers import kind_of, read_texts, text_bytes, texts_of
 from ant_hf.errors import AntError
-from ant_hf.recipe import CorpusRecipe
+from ant_hf.recipe import TextPlace
 from ant_hf.utils.files import check_hash, file_sha256
 
 
@@ -34,18 +35,18 @@ class Source(Protocol):
         """About how much text there is, where that is known without reading it."""
 
 
-def open_source(recipe: CorpusRecipe) -> Source:
-    """The source a recipe asks for.
+def open_source(place: TextPlace) -> Source:
+    """The source of a text, which is a recipe's only one or a part of its mix.
 
     Raises:
         AntError: nothing is there, or an extra is not installed.
     """
-    if recipe.source == "embedded":
+    if place.source == "embedded":
         return EmbeddedBible()
-    assert recipe.path is not None
-    if recipe.source == "files":
-        return LocalFiles.find(recipe.path, recipe.text_column)
-    return HubDataset(recipe)
+    assert place.path is not None
+    if place.source == "files":
+        return LocalFiles.find(place.path, place.text_column, place.encoding)
+    return HubDataset(place)
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class EmbeddedBible:
 class HubDataset:
     """A dataset of the Hugging Face Hub through `datasets`, streamed unless told otherwise."""
 
-    recipe: CorpusRecipe
+    recipe: TextPlace
 
     def identity(self) -> dict[str, Any]:
         # Streaming or not yields the same documents, so it is no part of the identity.
@@ -137,21 +138,26 @@ class LocalFiles:
     text_column: str = "text"
     left_out: tuple[str, ...] = ()
     """Names of what lies beside them and is not read."""
+    encoding: str = "utf-8"
 
     @classmethod
-    def find(cls, path: str | Sequence[str], text_column: str = "text") -> LocalFiles:
+    def find(
+        cls, path: str | Sequence[str], text_column: str = "text", encoding: str = "utf-8"
+    ) -> LocalFiles:
         """The files behind one name or several.
 
         Raises:
             AntError: as `find_files`.
         """
-        files, left_out = find_files([path] if isinstance(path, str) else path, text_column)
-        return cls(tuple(files), text_column, tuple(left_out))
+        files, left_out = find_files([path] if isinstance(path, str) else path, text_column, encoding)
+        return cls(tuple(files), text_column, tuple(left_out), encoding)
 
     def identity(self) -> dict[str, Any]:
         # Names without folders: moving a corpus does not change it, and paths are nobody's business.
         files = [{"name": file.name, "sha256": file_sha256(file)} for file in self.files]
-        return {"source": "files", "text_column": self.text_column, "files": files}
+        # Absent where it is UTF-8, so that tokens packed before keep their identity.
+        other = {} if codecs.lookup(self.encoding).name == "utf-8" else {"encoding": self.encoding}
+        return {"source": "files", "text_column": self.text_column, "files": files, **other}
 
     def text_bytes(self) -> int | None:
         # By the largest file of each kind: a look into each of thousands would take long.
@@ -166,4 +172,4 @@ class LocalFiles:
 
     def documents(self) -> Iterator[str]:
         for file in self.files:
-            yield from read_texts(file, self.text_column)
+            yield from read_texts(file, self.text_column, self.encoding)

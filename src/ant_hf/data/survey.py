@@ -7,9 +7,9 @@ import math
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +51,8 @@ class Survey:
     """Of the tokenizer."""
     train_tokens: int | None = None
     validation_tokens: int | None = None
+    tokens_by_part: dict[str, int] = field(default_factory=dict)
+    """Of the training split, where the text is a mix and they can be told."""
     tokenizer_seconds: float | None = None
     """0 where the tokenizer is there and fits."""
     packing_seconds: float | None = None
@@ -89,29 +91,36 @@ def survey(
         size = train["bytes"] + held_out["bytes"]
         what = f"{size:,} bytes of text, packed in {recipe.tokens_dir}"
         entries = tokenizer.get_vocab_size()
-        return Survey(what, size, size, True, entries, train["tokens"], held_out["tokens"], 0.0, 0.0)
-    _look_into_every_file(corpus.source, seconds)
+        by_part = {name: part[TRAIN]["tokens"] for name, part in packed.get("parts", {}).items()}
+        return Survey(what, size, size, True, entries, train["tokens"], held_out["tokens"], by_part, 0.0, 0.0)
+    for member in corpus.members:
+        _look_into_every_file(member.source, seconds / len(corpus.members))
     # Here and not while the clock runs: the evaluation sets are read when the first text is compared.
     corpus.sets.sharing("")
-    beginning = corpus.source = _Beginning(corpus.source, seconds, sample_bytes)
-    with hub_or_cache() if isinstance(beginning.source, HubDataset) else nullcontext():
+    beginnings = []
+    for member in corpus.members:
+        member.source = _Beginning(member.source, seconds, sample_bytes)
+        beginnings.append(member.source)
+    is_of_hub = any(isinstance(beginning.source, HubDataset) for beginning in beginnings)
+    with hub_or_cache() if is_of_hub else nullcontext():
         sample = _Sample(corpus, sample_bytes)
+    read = _Read(beginnings)
     counts = corpus.counts
     what = (
-        f"{beginning.bytes:,} bytes of text in {counts.read:,} documents "
+        f"{read.bytes:,} bytes of text in {counts.read:,} documents "
         f"({counts.empty:,} empty, {counts.duplicate:,} duplicates, {counts.contaminated:,} shared with "
         "evaluation sets)"
     )
-    if not beginning.is_whole:
-        of = f", of about {beginning.text_bytes():,} bytes" if beginning.text_bytes() else ""
+    if not read.is_whole:
+        of = f", of about {read.text_bytes():,} bytes" if read.text_bytes() else ""
         what = f"the first {what}{of}"
     try:
-        return _estimated(recipe, sample, beginning, tokenizer, what)
+        return _estimated(recipe, sample, read, tokenizer, what)
     except AntError as error:
-        if beginning.is_whole:
+        if read.is_whole:
             raise
         # All of the text may do where its beginning does not.
-        return Survey(f"{what}; no estimate from them: {error}", beginning.text_bytes())
+        return Survey(f"{what}; no estimate from them: {error}", read.text_bytes())
 
 
 def _look_into_every_file(source: Source, seconds: float) -> None:
@@ -159,34 +168,58 @@ class _Beginning:
         self.is_whole = True
 
 
+class _Read:
+    """What was read of all sources of a corpus."""
+
+    def __init__(self, parts: list[_Beginning]) -> None:
+        self.parts = parts
+        self.bytes = sum(part.bytes for part in parts)
+        # They were read in turn, in the same seconds.
+        self.seconds = max(part.seconds for part in parts)
+        self.is_whole = all(part.is_whole for part in parts)
+
+    def text_bytes(self) -> int | None:
+        sizes = [part.text_bytes() for part in self.parts]
+        return None if None in sizes else sum(size or 0 for size in sizes)
+
+
 class _Sample(Corpus):
     """The first documents of a corpus, and the bytes of all that were read by split."""
 
     def __init__(self, corpus: Corpus, most_bytes: int) -> None:
         self._kept: list[Document] = []
         self.sizes: Counter[str] = Counter()
+        self.sizes_of_parts: Counter[tuple[int, str]] = Counter()
         for document in corpus:
             if self.sizes.total() < most_bytes:
                 self._kept.append(document)
-            self.sizes[document.split] += len(document.text.encode())
+            size = len(document.text.encode())
+            self.sizes[document.split] += size
+            self.sizes_of_parts[document.part, document.split] += size
         self.source, self.validation_fraction, self.counts = (
             corpus.source,
             corpus.validation_fraction,
             corpus.counts,
         )
+        self._corpus = corpus
+
+    @property
+    def members(self) -> Sequence[Corpus]:
+        return self._corpus.members
 
     def __iter__(self) -> Iterator[Document]:
         return iter(self._kept)
 
 
 def _estimated(
-    recipe: Recipe, sample: _Sample, read: _Beginning, tokenizer: Tokenizer | None, what: str
+    recipe: Recipe, sample: _Sample, read: _Read, tokenizer: Tokenizer | None, what: str
 ) -> Survey:
     """What the tokenizer, the tokens and the time will be."""
     began = time.perf_counter()
     trained = tokenizer or train_on(sample, recipe.tokenizer, most_entries(recipe))[0]
     training_seconds = time.perf_counter() - began
     documents, tokens, encoded = Counter[str](), Counter[str](), Counter[str]()
+    parts = Counter[int]()
     with tempfile.TemporaryDirectory() as scratch:
         trained.save(str(file := Path(scratch, TOKENIZER)))
         encoder = Encoder(file)
@@ -196,6 +229,7 @@ def _estimated(
             documents[document.split] += 1
             tokens[document.split] += len(document.ids) // 2
             encoded[document.split] += document.size
+            parts[document.part] += len(document.ids) // 2 if document.split == TRAIN else 0
     rates = Rates(
         reading=read.bytes / max(read.seconds, 1e-9),
         training=encoded[TRAIN] / max(training_seconds, 1e-9),
@@ -228,9 +262,29 @@ def _estimated(
         trained.get_vocab_size() if tokenizer or is_counted else None,
         known.get(TRAIN),
         known.get(VALIDATION, 0) if known else None,
+        _tokens_by_part(
+            recipe, sample, read, tokens.total() / encoded.total(), parts if is_counted else None
+        ),
         0.0 if tokenizer else learnt / rates.reading + learnt / rates.training,
         packing_seconds(rates, packed, available_cores()) if known else None,
     )
+
+
+def _tokens_by_part(
+    recipe: Recipe, sample: _Sample, read: _Read, density: float, counted: Counter[int] | None
+) -> dict[str, int]:
+    """Of the training split of a mix, with so many tokens in a byte; nothing where they cannot be told."""
+    found, limit = {}, recipe.corpus.max_tokens
+    for number, (name, part) in enumerate(recipe.corpus.parts.items()):
+        source = read.parts[number]
+        if counted:
+            found[name] = counted[number]
+        elif source.bytes and (size := source.text_bytes() or limit):
+            there = size * density * sample.sizes_of_parts[number, TRAIN] / source.bytes
+            found[name] = round(min(there, limit * part.weight if limit else there))
+        else:
+            return {}
+    return found
 
 
 def packing_seconds(rates: Rates, size: float, cores: int) -> float:

@@ -71,7 +71,8 @@ def make_tokenizer(recipe: Recipe, model_max_length: int) -> Tokenizer:
             vocabulary that the recipe asks for.
     """
     corpus, folder = Corpus.from_recipe(recipe.corpus), recipe.tokenizer_dir
-    if isinstance(corpus.source, LocalFiles) and (left_out := corpus.source.left_out):
+    sources = [member.source for member in corpus.members]
+    if left_out := [name for source in sources if isinstance(source, LocalFiles) for name in source.left_out]:
         say(f"left out    {len(left_out):,} of the files there: {listed(left_out)}")
     kept = "Nothing is written yet. Run the same command again to start over."
     with locked(folder.parent, "data", wait=True), phase("making the tokenizer", kept):
@@ -163,7 +164,7 @@ def train_on(corpus: Corpus, recipe: TokenizerRecipe, entries: int) -> tuple[Tok
     """A tokenizer of so many entries, or fewer where that is left open, and held-out texts to measure it."""
     held_out: list[str] = []
     with progress_bar("tokenizer", "B") as advance:
-        size = corpus.source.text_bytes()
+        size = corpus.text_bytes()
         expected = min(size, recipe.max_bytes) if size else None
         texts = _training_texts(corpus, recipe, held_out, lambda done: advance(done, expected))
         settings = recipe.model_copy(update={"vocab_size": entries})

@@ -26,6 +26,8 @@ class _Shard(BaseModel):
     file: Annotated[str, Field(pattern=rf"^({TRAIN}|{VALIDATION})-[0-9]{{5,}}\.bin$")]
     tokens: NonNegativeInt
     sha256: str
+    part: str | None = None
+    """Of the mix, whose parts follow one another in a split."""
 
 
 class _Split(BaseModel):
@@ -120,24 +122,44 @@ def verify_shards(folder: Path, splits: tuple[str, ...] = (TRAIN, VALIDATION)) -
 
 
 class PackedTokens:
-    """The tokens of one split as one sequence, memory-mapped from its shards."""
+    """The tokens of one split as one sequence, memory-mapped from its shards.
 
-    def __init__(self, folder: Path, split: str) -> None:
+    Args:
+        part: the name of a part of the mix, to have its tokens alone.
+    """
+
+    def __init__(self, folder: Path, split: str, *, part: str | None = None) -> None:
         manifest = read_manifest(folder)
-        values = manifest["splits"][split]
+        values, shards = manifest["splits"][split], manifest["splits"][split]["shards"]
+        if part is not None:
+            values = manifest["parts"][part][split]
+            shards = [shard for shard in shards if shard["part"] == part]
         self.split = split
         self.documents: int = values["documents"]
         self.bytes: int = values["bytes"]
-        self._files = [folder.absolute() / shard["file"] for shard in values["shards"]]
+        self._files = [folder.absolute() / shard["file"] for shard in shards]
         self._starts = list(itertools.accumulate(map(len, self._shards), initial=0))
 
     @cached_property
     def _shards(self) -> list[np.memmap[Any, np.dtype[np.uint16]]]:
         return [np.memmap(file, dtype="<u2", mode="r") for file in self._files]
 
+    @cached_property
+    def document_ends(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Where each document ends, its end-of-text token included: ascending, shape (documents,).
+
+        Read from the tokens: every document ends with that token, and no text has it inside (`Encoder`). A
+        look at 100M tokens takes about 0.1 s.
+        """
+        found = [
+            start + 1 + np.flatnonzero(shard == self._shards[-1][-1])
+            for start, shard in zip(self._starts, self._shards, strict=False)
+        ]
+        return np.concatenate(found, dtype=np.int64)
+
     def __getstate__(self) -> dict[str, Any]:
         """Without the maps, whose pickle is all their bytes: a data worker that is spawned opens its own."""
-        return {name: value for name, value in vars(self).items() if name != "_shards"}
+        return {name: value for name, value in vars(self).items() if name not in ("_shards", "document_ends")}
 
     def __len__(self) -> int:
         return self._starts[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from dataclasses import dataclass
@@ -142,10 +143,14 @@ def _gather(sources: Sources, folder: Path) -> None:
     fragmentation = sources.tokens.parent / "tokenizer" / names.FRAGMENTATION
     report = read_json(fragmentation, "fragmentation report", "Train the tokenizer anew.")
     # Of local texts the name alone, also where their place is relative.
-    corpus = dict(sources.run["recipe"]["corpus"])
-    for key in ("path", "decontaminate") if corpus["source"] == "files" else ("decontaminate",):
-        if corpus.get(key):
-            corpus[key] = Path(corpus[key]).name
+    corpus = copy.deepcopy(sources.run["recipe"]["corpus"])
+    texts = [corpus, *(corpus.get("mix") or {}).values(), corpus.get("replay") or {}]
+    for text in [text for text in texts if text.get("source") == "files" and text.get("path")]:
+        paths = text["path"]
+        names_alone = [Path(path).name for path in ([paths] if isinstance(paths, str) else paths)]
+        text["path"] = names_alone[0] if isinstance(paths, str) else names_alone
+    if corpus.get("decontaminate"):
+        corpus["decontaminate"] = Path(corpus["decontaminate"]).name
     run = sources.run | {"recipe": sources.run["recipe"] | {"corpus": corpus}}
     records = {names.RUN_RECORD: run, names.RESULTS: results, names.RELEASED_MANIFEST: manifest}
     for name, values in records.items():

@@ -12,6 +12,7 @@ import psutil
 from rich.table import Table
 
 from ant_hf.data.sources import open_source
+from ant_hf.data.survey import Survey
 from ant_hf.errors import AntError
 from ant_hf.model.shapes import Shape, shapes_for
 from ant_hf.recipe import NAME, Recipe, load_recipe
@@ -98,7 +99,7 @@ def new_recipe(wish: Wish, overwrite: bool = False) -> Path:
     if not wish.data:
         say("note        the recipe reads the embedded text, 4 MB to try it with; yours: --data FILE")
     if shortage:
-        show_plan(replace(setup, recipe=recipe), None, is_counted=False)
+        show_plan(replace(setup, recipe=recipe), Survey("nothing"))
         say(f"note        not timed on this machine: {shortage}")
     else:
         dry_run(recipe)

@@ -13,8 +13,9 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
 
-from ant_hf.data.dataset import PackedDataset, TrainingOrder, check_one_block
+from ant_hf.data.dataset import check_one_block
 from ant_hf.data.packing import find_data, make_data
+from ant_hf.data.repacking import given_by_parts, training_order
 from ant_hf.data.sources import open_source
 from ant_hf.data.survey import Survey, survey
 from ant_hf.data.tokenizer import PAD, load_tokenizer, token_byte_lengths
@@ -24,7 +25,7 @@ from ant_hf.model.generation import generate_sample
 from ant_hf.model.loading import load_final
 from ant_hf.model.saving import export_final
 from ant_hf.model.scoring import SAME_LOSS, score_tokens
-from ant_hf.recipe import Recipe
+from ant_hf.recipe import OWN_TEXT, Recipe
 from ant_hf.train.checkpoints import checkpoint_name
 from ant_hf.train.distributed import check_run_folder_is_shared, is_first_on_another_machine
 from ant_hf.train.estimates import (
@@ -50,7 +51,7 @@ from ant_hf.utils.console import is_first_process, lasting_output, say
 from ant_hf.utils.files import file_sha256, writing
 from ant_hf.utils.hardware import peak_memory_bytes
 from ant_hf.utils.locks import check_free, check_usable, locked
-from ant_hf.utils.metrics import read_metrics
+from ant_hf.utils.metrics import TextScore, read_metrics
 from ant_hf.utils.names import FINAL, METRICS, PLOTS, RUN_RECORD, WEIGHTS
 from ant_hf.utils.plots import plot_run
 from ant_hf.utils.provenance import now
@@ -84,7 +85,7 @@ def pretrain(recipe: Recipe, fresh: bool = False) -> None:
             folder = open_run_folder(recipe, fresh and is_first_process())
             if not folder.is_finished and is_first_process():
                 text = _look_at_text(setup, folder, seconds=1.0, sample_bytes=1_000_000)
-                show_plan(setup, text.train_tokens, text.is_whole)
+                show_plan(setup, text)
                 show_estimates(setup, folder, text)
                 make_data(recipe, setup.config.max_position_embeddings)
         check_run_folder_is_shared(output_dir)
@@ -126,7 +127,7 @@ def dry_run(recipe: Recipe, fresh: bool = False) -> None:
                     text = _look_at_text(setup, folder)
                 except AntError as error:
                     # Without the network the rest can be told all the same.
-                    if recipe.corpus.source != "hub":
+                    if not any(each.source == "hub" for each in recipe.corpus.texts):
                         raise
                     problem, text = error, Survey("not read", train_tokens=recipe.corpus.max_tokens)
                 if text.packing_seconds == 0:
@@ -135,7 +136,7 @@ def dry_run(recipe: Recipe, fresh: bool = False) -> None:
         if entries:
             setup = fit_vocabulary(setup, entries)
         if text:
-            show_plan(setup, text.train_tokens, text.is_whole)
+            show_plan(setup, text)
             say("dry run     timing some steps on random tokens")
         rate = measure_training(choose_compilation(setup))
     if text:
@@ -160,7 +161,8 @@ def _check_beginning(recipe: Recipe, fresh: bool) -> None:
             hint=f"Name that folder; {data_dir / RUN_RECORD} tells it as data_dir.",
         )
     if is_first_process() and (fresh or not is_finished(output_dir)):
-        open_source(recipe.corpus)
+        for text in recipe.corpus.texts:
+            open_source(text)
 
 
 def _look_at_text(setup: Setup, folder: RunFolder, **limits: Any) -> Survey:
@@ -200,6 +202,12 @@ def _train(setup: Setup, folder: RunFolder) -> None:
     trainer.add_callback(TimeToGo(setup, len(data.validation)))
     uploads = start_uploads(recipe, trainer)
     if is_first_process():
+        record.mix = given_by_parts(data.order, recipe)
+        for name, given in (record.mix or {}).items():
+            say(
+                f"            part {name}: {given['tokens']:,} tokens ({given['share']:.1%}), "
+                f"{given['passes']:.2f} passes over {given['tokens_of_text']:,}"
+            )
         record.write(folder.path)
     trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
     meter = trainer.meter
@@ -242,11 +250,12 @@ def _read_data(setup: Setup) -> RunData:
     pad = tokenizer.token_to_id(PAD)
     assert pad is not None, "load_tokenizer checked it"
     byte_lengths = token_byte_lengths(tokenizer)
-    tokens = PackedTokens(recipe.tokens_dir, TRAIN)
-    blocks = PackedDataset(tokens, training.sequence_length, pad)
-    order = TrainingOrder(blocks, training.max_steps * training.sequences_per_step, training.seed)
-    say(f"training    {len(order) / len(blocks):.2f} passes over {len(tokens):,} tokens")
-    return RunData(order, PackedTokens(recipe.tokens_dir, VALIDATION), byte_lengths)
+    order, tokens = training_order(recipe, pad), len(PackedTokens(recipe.tokens_dir, TRAIN))
+    say(f"training    {len(order) * training.sequence_length / tokens:.2f} passes over {tokens:,} tokens")
+    # What a text is trained on beside its replay is to be judged by that text alone.
+    own = OWN_TEXT if recipe.corpus.replay else None
+    held_out = PackedTokens(recipe.tokens_dir, VALIDATION, part=own)
+    return RunData(order, held_out, byte_lengths)
 
 
 @phase("finishing the run", "Every checkpoint is kept. Run the same command again to finish it.")
@@ -257,7 +266,10 @@ def _finish(trainer: AntTrainer, record: RunRecord) -> None:
     """
     setup, data = trainer.setup, trainer.data
     recipe, final = setup.recipe, trainer.folder / FINAL
-    in_training = trainer.score()
+    in_training = last = trainer.score()
+    if recipe.training.average_last:
+        trainer.load_mean()
+        in_training = trainer.score()
     model, weights = trainer.whole_model()
     if not is_first_process():
         return
@@ -266,13 +278,13 @@ def _finish(trainer: AntTrainer, record: RunRecord) -> None:
         record.exported_sha256 = export_final(model, recipe.tokenizer_dir, final, weights, dtype)
     model, tokenizer = load_final(final)
     model.to(setup.arguments.device)  # type: ignore[arg-type]  # wrapped by a decorator of transformers
-    scores = score_tokens(
-        model,
-        data.validation,
-        token_byte_lengths(tokenizer.backend_tokenizer),
-        context=recipe.training.sequence_length,
-        batch_size=setup.plan.per_device_batch_size,
-    )
+    byte_lengths = token_byte_lengths(tokenizer.backend_tokenizer)
+
+    def scored(tokens: PackedTokens, most: int | None = None) -> TextScore:
+        length, at_once = recipe.training.sequence_length, setup.plan.per_device_batch_size
+        return score_tokens(model, tokens, byte_lengths, context=length, batch_size=at_once, max_tokens=most)
+
+    scores = scored(data.validation)
     if abs(scores.loss / in_training.loss - 1) > SAME_LOSS:
         raise AntError(
             f"{final}, reloaded, does not reproduce the trained model: validation loss "
@@ -296,6 +308,15 @@ def _finish(trainer: AntTrainer, record: RunRecord) -> None:
         "loss_in_training": in_training.loss,
         "weights_sha256": file_sha256(final / WEIGHTS),
     }
+    for name in recipe.corpus.parts:
+        part = PackedTokens(recipe.tokens_dir, VALIDATION, part=name)
+        # The first token is not scored and an end of text counts no bytes.
+        if len(part) > 2:
+            of_part = scored(part, recipe.training.eval_max_tokens)
+            values = {**of_part.metrics(), "tokens": of_part.tokens, "bytes": of_part.bytes}
+            record.final.setdefault("parts", {})[name] = values
+    if recipe.training.average_last:
+        record.final["averaged"] = {"steps": trainer.mean.steps, "last": last.metrics()}
     record.peak_memory_bytes = peak_memory_bytes()
 
 
@@ -330,3 +351,11 @@ def _say_result(final: dict[str, Any], path: Path) -> None:
         f"{final['uniform_byte_perplexity']:.2f}), {final['bits_per_byte']:.3f} bits per byte, "
         f"loss {final['loss']:.4f} (in training {final['loss_in_training']:.4f})"
     )
+    for name, part in final.get("parts", {}).items():
+        say(f"            part {name}: {part['bits_per_byte']:.3f} bits per byte of its held-out text")
+    if averaged := final.get("averaged"):
+        steps = ", ".join(f"{step:,}" for step in averaged["steps"])
+        say(
+            f"mean        of the checkpoints {steps}: loss {final['loss_in_training']:.4f}, "
+            f"of the last alone {averaged['last']['loss']:.4f}"
+        )

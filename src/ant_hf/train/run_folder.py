@@ -114,6 +114,9 @@ class RunRecord(BaseModel):
     tokens_per_second: float | None = None
     """Without the steps that compiled."""
     skipped_steps: int | None = None
+    mix: dict[str, dict[str, Any]] | None = None
+    """What each part of a mix gave: share and tokens of the training, documents and tokens of its text, and
+    passes over them."""
     exported_sha256: dict[str, str] | None = None
     final: dict[str, Any] | None = None
     """Scores of the reloaded model."""
@@ -225,6 +228,10 @@ def open_run_folder(recipe: Recipe, fresh: bool = False, look_only: bool = False
     values = _with_whole_paths(recipe.model_dump())
     is_open = recorded and record.status != "finished" and _length_is_open(path, recorded, recipe)
     free = _FREE_KEYS | _LENGTH_KEYS if is_open else _FREE_KEYS
+    if recipe.training.average_last:
+        # They say which checkpoints are averaged.
+        free = free - {"training.save_steps"}
+    free = free | {f"corpus.{part}.{key}" for part in _parts(values) for key in ("name", "license", "url")}
     if None in [each.get("tokenizer", {}).get("vocab_size") for each in (before, values)]:
         # Left open on one side; the tokenizer itself is compared by its hash.
         free = free | {"tokenizer.vocab_size"}
@@ -318,11 +325,27 @@ def room_needed(setup: Setup, folder: RunFolder) -> int:
 
 def _with_whole_paths(recipe: dict[str, Any]) -> dict[str, Any]:
     """A recipe's values with local text named from the root: by any of its names it is the same text."""
+
+    def whole(text: dict[str, Any]) -> dict[str, Any]:
+        if text.get("source") != "files" or not text.get("path"):
+            return text
+        paths = text["path"] if isinstance(text["path"], list) else [text["path"]]
+        return text | {"path": [str(Path(expand_home(path)).resolve()) for path in paths]}
+
     corpus = recipe.get("corpus")
-    if not isinstance(corpus, dict) or corpus.get("source") != "files" or not corpus.get("path"):
+    if not isinstance(corpus, dict):
         return recipe
-    paths = corpus["path"] if isinstance(corpus["path"], list) else [corpus["path"]]
-    return recipe | {"corpus": corpus | {"path": [str(Path(expand_home(path)).resolve()) for path in paths]}}
+    corpus = whole(corpus)
+    if replay := corpus.get("replay"):
+        corpus |= {"replay": whole(replay)}
+    if mix := corpus.get("mix"):
+        corpus |= {"mix": {name: whole(part) for name, part in mix.items()}}
+    return recipe | {"corpus": corpus}
+
+
+def _parts(recipe: dict[str, Any]) -> list[str]:
+    """The keys of the parts of a corpus, in the section `corpus`."""
+    return [f"mix.{name}" for name in recipe["corpus"].get("mix") or ()] + ["replay"]
 
 
 def _length_is_open(path: Path, recorded: Recipe, recipe: Recipe) -> bool:

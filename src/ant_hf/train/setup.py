@@ -16,6 +16,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import PreTrainedConfig, TrainingArguments
 
+from ant_hf.data.survey import Survey
 from ant_hf.errors import AntError
 from ant_hf.model.architecture import (
     Ledger,
@@ -87,7 +88,7 @@ class Plan:
     flops_per_token: float
     total_flops: float
     checkpoint_bytes: int
-    """One checkpoint: fp32 weights and two moments (Muon keeps one for its matrices)."""
+    """One checkpoint: fp32 weights and two moments (Muon keeps one for its matrices); their mean if asked."""
 
 
 @dataclass(frozen=True)
@@ -430,6 +431,7 @@ def make_plan(
     moments = 2 * ledger.total
     if recipe.optimizer == "muon":
         moments -= ledger.per_layer * ledger.num_hidden_layers
+    mean = ledger.total if recipe.average_last else 0
     return Plan(
         num_processes=num_processes,
         per_device_batch_size=at_once,
@@ -439,17 +441,12 @@ def make_plan(
         tokens_per_parameter=total_tokens / ledger.total,
         flops_per_token=flops,
         total_flops=flops * total_tokens,
-        checkpoint_bytes=4 * (ledger.total + moments),
+        checkpoint_bytes=4 * (ledger.total + moments + mean),
     )
 
 
-def show_plan(setup: Setup, train_tokens: int | None, is_counted: bool) -> None:
-    """Print the parameters and the plan.
-
-    Args:
-        train_tokens: of the training text, if that is known.
-        is_counted: whether they are counted and not estimated.
-    """
+def show_plan(setup: Setup, text: Survey) -> None:
+    """Print the parameters and the plan for a text."""
     recipe, execution, plan = setup.recipe, setup.execution, setup.plan
     show(ledger_table(setup.ledger))
     training = recipe.training
@@ -466,10 +463,10 @@ def show_plan(setup: Setup, train_tokens: int | None, is_counted: bool) -> None:
         batch += f"; the recipe's {training.per_device_batch_size} a device do not divide it"
     # How often each training token is seen.
     passes = "not known, as is the amount of text"
-    if train_tokens:
-        about = "" if is_counted else "about "
-        passes = f"{ratio(plan.total_tokens / train_tokens)} over {about}{train_tokens:,} tokens"
-        if plan.total_tokens > _MANY_PASSES * train_tokens:
+    about = "" if text.is_whole else "about "
+    if text.train_tokens:
+        passes = f"{ratio(plan.total_tokens / text.train_tokens)} over {about}{text.train_tokens:,} tokens"
+        if plan.total_tokens > _MANY_PASSES * text.train_tokens:
             passes += f": after {_MANY_PASSES} there is little left to learn from a text"
     threads = f", {torch.get_num_threads()} threads a process" if execution.device == "cpu" else ""
     facts = []
@@ -486,11 +483,22 @@ def show_plan(setup: Setup, train_tokens: int | None, is_counted: bool) -> None:
         ("a step", batch),
         ("the run", f"{training.max_steps:,} steps = {plan.total_tokens:,} tokens"),
         ("passes", passes),
+        *_part_facts(recipe, plan, text, about),
         ("tokens a parameter", ratio(plan.tokens_per_parameter)),
         ("training compute", f"{plan.flops_per_token / 1e6:.1f} MFLOP a token, {plan.total_flops:.3g} FLOP"),
         ("a checkpoint", f"{plan.checkpoint_bytes / 1e6:,.1f} MB, {training.save_total_limit} kept"),
     ]
     show(facts_table(f"Plan of {recipe.name}", facts))
+
+
+def _part_facts(recipe: Recipe, plan: Plan, text: Survey, about: str) -> list[tuple[str, str]]:
+    """What each part of a mix will give, and how often its text is passed over."""
+    facts = []
+    for name, part in recipe.corpus.parts.items():
+        tokens, there = part.weight * plan.total_tokens, text.tokens_by_part.get(name)
+        passes = f"{ratio(tokens / there)} passes over {about}{there:,}" if there else "passes not known"
+        facts.append((f"part {name}", f"{part.weight:.1%}: {tokens:,.0f} tokens, {passes}"))
+    return facts
 
 
 def ratio(value: float) -> str:

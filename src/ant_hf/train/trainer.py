@@ -30,8 +30,16 @@ from ant_hf.errors import AntError
 from ant_hf.model.architecture import build_model
 from ant_hf.model.loss import return_loss_only
 from ant_hf.model.scoring import score_tokens
+from ant_hf.train.averaging import RunningMean, load_mean
 from ant_hf.train.callbacks import REASONS, MetricsFile, Progress, StepGuard, StopRequest, ThroughputMeter
-from ant_hf.train.checkpoints import PROGRESS, checkpoint_name, checkpoints, remove_unsealed, seal, step_of
+from ant_hf.train.checkpoints import (
+    PROGRESS,
+    checkpoint_name,
+    checkpoints,
+    remove_unsealed,
+    seal,
+    step_of,
+)
 from ant_hf.train.distributed import check_fsdp
 from ant_hf.train.optimizers import muon_adamw
 from ant_hf.train.setup import Setup, ran_out_of_memory
@@ -77,10 +85,16 @@ class AntTrainer(Trainer):
             data_collator=whole_batch,  # type: ignore[arg-type]  # our batches come collated
         )
         check_fsdp(getattr(self.accelerator.state, "fsdp_plugin", None))
+        if self.is_fsdp_enabled and recipe.average_last:
+            raise AntError(
+                "training.average_last is set and the weights are spread over processes (FSDP)",
+                hint="Leave one of them out; with DDP it works: accelerate launch --multi_gpu",
+            )
         self.setup, self.data, self.made_of = setup, data, made_of
         self.folder = Path(str(setup.arguments.output_dir))
         self.meter = ThroughputMeter(setup.execution.torch_compile)
         self.metrics = MetricsFile(self.folder / METRICS)
+        self.mean = RunningMean(recipe)
         self.stop = StopRequest(recipe.max_hours, plan.checkpoint_bytes)
         self.guard = StepGuard(
             recipe,
@@ -120,6 +134,8 @@ class AntTrainer(Trainer):
             # Earlier checkpoints have no times.
             if "meter" in progress:
                 self.meter.restore(progress["meter"])
+            checkpoint = Path(resume_from_checkpoint)
+            self.mean.restore(checkpoint, step_of(checkpoint), progress.get("averaged_steps", []))
         if self.is_world_process_zero():
             self.metrics.begin(progress and progress["metrics"])
         try:
@@ -265,6 +281,12 @@ class AntTrainer(Trainer):
         nats, count, size = summed.tolist()
         return replace(scores, nats=nats, tokens=int(count), bytes=int(size))
 
+    def load_mean(self) -> None:
+        """Go over to the mean of the last checkpoints, which the newest one holds."""
+        # As in `score`, autocast stays.
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        load_mean(model, self.folder / checkpoint_name(self.state.global_step))
+
     def whole_model(self) -> tuple[PreTrainedModel, dict[str, torch.Tensor] | None]:
         """The bare model, and its weights where they are spread over processes, which all must ask for."""
         weights = self.accelerator.get_state_dict(self.model) if self.is_fsdp_enabled else None
@@ -307,7 +329,9 @@ class _Sealing(TrainerCallback):
         trainer.accelerator.wait_for_everyone()
         if args.should_save:
             folder = trainer.folder / checkpoint_name(state.global_step)
+            trainer.mean.add(folder, state.global_step)
             counters = {
+                "averaged_steps": trainer.mean.steps,
                 "guard": trainer.guard.state(),
                 "meter": trainer.meter.state(),
                 "metrics": trainer.metrics.state(),

@@ -244,11 +244,12 @@ def unpacked_bytes(file: Path) -> int:
     return size * max(read, len(head)) // len(head)
 
 
-def not_utf8(file: Path, offset: int) -> AntError:
+def not_utf8(file: Path, offset: int, key: str = "") -> AntError:
     """The error for a text file in another encoding, with what to type for the likely one.
 
     Args:
         offset: of a byte that no UTF-8 text has there.
+        key: of the recipe, that names the encoding of such a file, if there is one.
     """
     with opened(file) as handle:
         # Whole characters of any width, with the one in question amid them.
@@ -258,6 +259,8 @@ def not_utf8(file: Path, offset: int) -> AntError:
     if likely := _likely_encoding(head):
         name, description = likely
         hint = f"If it is {description}: {read} | iconv {name} -t UTF-8 > converted.txt"
+        if key and name.startswith("-f "):
+            hint += f". Or have it read as it is: --set {key}={name.removeprefix('-f ')}"
     else:
         hint = "It looks like a binary file and no text: leave it out."
     return AntError(f"{file} is not UTF-8: byte offset {offset:,}", hint=hint)

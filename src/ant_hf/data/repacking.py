@@ -1,0 +1,253 @@
+"""Blocks of documents that are shuffled afresh each pass, of one text or of several in given shares.
+
+Each part of a text is an endless stream: all its documents in an order of their own, then all of them in
+another order, and so on. The streams are merged so that at every place each part has given its share of the
+tokens, to within a document. The merged stream is cut into blocks, and the blocks are shuffled within rounds,
+so that a long document does not fill a step. All of it is a function of the seed and the place: any block of
+the run can be read without those before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+
+from ant_hf.data.dataset import PackedDataset, TrainingOrder, check_one_block
+from ant_hf.data.tokens import TRAIN, PackedTokens
+from ant_hf.recipe import Recipe
+
+# Blocks are shuffled among so many tokens, or among as many as there are: a longer round mixes long
+# documents better, and takes more memory, about 30 bytes a document.
+ROUND_TOKENS = 1 << 26
+# What is read lies in two rounds, or in two passes, where one ends.
+_KEPT = 3
+
+Array = np.ndarray[Any, Any]
+Made = TypeVar("Made")
+
+
+def _recent(kept: dict[int, Made], number: int, make: Callable[[int], Made]) -> Made:
+    """What `make` makes of a number, remembered for the latest few."""
+    if number not in kept:
+        if len(kept) >= _KEPT:
+            del kept[next(iter(kept))]
+        kept[number] = make(number)
+    return kept[number]
+
+
+class _Pass(NamedTuple):
+    """All documents of a part in the order of one pass; every array has the shape (documents,)."""
+
+    order: Array
+    ends: Array
+    """In tokens of this pass."""
+    middles: Array
+
+
+class _Stream:
+    """One part's documents, pass after pass."""
+
+    def __init__(self, tokens: PackedTokens, seed: int, number: int) -> None:
+        ends = tokens.document_ends
+        self.lengths = np.diff(ends, prepend=0)
+        self.starts = ends - self.lengths
+        self._size, self._seed, self._number = len(tokens), seed, number
+        self._passes: dict[int, _Pass] = {}
+
+    def _pass(self, number: int) -> _Pass:
+        # The last number sets these apart from the shuffles of blocks.
+        order = np.random.default_rng((self._seed, self._number, number, 1)).permutation(len(self.lengths))
+        ends = np.cumsum(self.lengths[order])
+        return _Pass(order, ends, ends - self.lengths[order] / 2)
+
+    def _at(self, place: float) -> tuple[int, _Pass, int]:
+        """The pass of a place in the stream, and how many of its documents have their middle before it."""
+        number = int(place // self._size)
+        of_pass = _recent(self._passes, number, self._pass)
+        return number, of_pass, int(np.searchsorted(of_pass.middles, place - number * self._size))
+
+    def tokens_before(self, place: float) -> int:
+        """Tokens of the documents whose middle is before a place."""
+        number, of_pass, rank = self._at(place)
+        return number * self._size + (int(of_pass.ends[rank - 1]) if rank else 0)
+
+    def between(self, start: float, stop: float) -> tuple[Array, Array]:
+        """The documents with their middle in [start, stop), and those middles."""
+        (first, _, begin), (last, _, end) = self._at(start), self._at(stop)
+        documents, middles = [], []
+        for number in range(first, last + 1):
+            of_pass = _recent(self._passes, number, self._pass)
+            chosen = slice(begin if number == first else 0, end if number == last else None)
+            documents.append(of_pass.order[chosen])
+            middles.append(number * self._size + of_pass.middles[chosen])
+        return np.concatenate(documents), np.concatenate(middles)
+
+
+class _Table(NamedTuple):
+    """Successive documents of the merged stream; every array has the shape (documents,)."""
+
+    start: int
+    """Where the first begins in the stream, in tokens."""
+    ends: Array
+    parts: Array
+    starts: Array
+    """Where each begins in the tokens of its part."""
+
+    @property
+    def end(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else self.start
+
+
+class RepackedBlocks:
+    """The blocks of `sequence_length` tokens that documents give which are shuffled each pass.
+
+    Block 7 is the eighth of the run, whatever the pass: there is no last one, and none is padded. `len()` is
+    the number of blocks that are shuffled together.
+
+    Args:
+        parts: the tokens of each part.
+        shares: of the tokens of the run, which add up to 1.
+
+    Raises:
+        AntError: there are fewer tokens than one block holds.
+    """
+
+    def __init__(
+        self, parts: Sequence[PackedTokens], shares: Sequence[float], sequence_length: int, seed: int
+    ) -> None:
+        self.parts, self.shares, self.sequence_length = parts, shares, sequence_length
+        self.tokens = sum(map(len, parts))
+        check_one_block(parts[0].split, self.tokens, sequence_length)
+        self._streams = [_Stream(tokens, seed, number) for number, tokens in enumerate(parts)]
+        self._tables: dict[int, _Table] = {}
+
+    def __len__(self) -> int:
+        return -(-min(self.tokens, ROUND_TOKENS) // self.sequence_length)
+
+    def _table(self, number: int) -> _Table:
+        """The documents of a span of the stream: each part's, merged by the share of it that was given."""
+        span = len(self) * self.sequence_length
+        start, found = 0, []
+        for part, (stream, share) in enumerate(zip(self._streams, self.shares, strict=True)):
+            begin, end = number * span * share, (number + 1) * span * share
+            documents, middles = stream.between(begin, end)
+            start += stream.tokens_before(begin)
+            of_part = np.full(len(documents), part)
+            found.append((middles / share, of_part, stream.starts[documents], stream.lengths[documents]))
+        keys, parts, starts, lengths = map(np.concatenate, zip(*found, strict=True))
+        order = np.argsort(keys, kind="stable")
+        return _Table(start, start + np.cumsum(lengths[order]), parts[order], starts[order])
+
+    def _table_at(self, place: int) -> tuple[int, _Table]:
+        # Documents that lie across its ends belong to the span of their middle.
+        number = place // (len(self) * self.sequence_length)
+        while (table := _recent(self._tables, number, self._table)).start > place:
+            number -= 1
+        while (table := _recent(self._tables, number, self._table)).end <= place:
+            number += 1
+        return number, table
+
+    def pieces(self, index: int) -> Iterator[tuple[int, int, int]]:
+        """What block `index` is made of: part, place in the part's tokens, and number of tokens."""
+        place, stop = index * self.sequence_length, (index + 1) * self.sequence_length
+        while place < stop:
+            _, table = self._table_at(place)
+            document = int(np.searchsorted(table.ends, place, side="right"))
+            begin = int(table.ends[document - 1]) if document else table.start
+            size = min(int(table.ends[document]), stop) - place
+            yield int(table.parts[document]), int(table.starts[document]) + place - begin, size
+            place += size
+
+    def given_before(self, index: int) -> Array:
+        """Tokens that each part gives to the blocks before `index` of the stream, shape (parts,)."""
+        place = index * self.sequence_length
+        number, table = self._table_at(place)
+        begin = number * len(self) * self.sequence_length
+        before = [s.tokens_before(begin * share) for s, share in zip(self._streams, self.shares, strict=True)]
+        sizes = np.diff(np.minimum(table.ends, place), prepend=table.start)
+        return before + np.bincount(table.parts, weights=sizes, minlength=len(before)).astype(np.int64)
+
+    def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Several blocks: `input_ids` and `labels`, one int64 tensor of shape (n, sequence_length)."""
+        ids = np.empty((len(indices), self.sequence_length), dtype=np.int64)
+        for row, index in zip(ids, indices, strict=True):
+            done = 0
+            for part, start, size in self.pieces(index):
+                self.parts[part].read_into(row[done : done + size], start)
+                done += size
+        input_ids = torch.from_numpy(ids)
+        return {"input_ids": input_ids, "labels": input_ids}
+
+
+class RepackedOrder(TrainingOrder):
+    """The blocks of a run where each pass is packed afresh; otherwise as `TrainingOrder`."""
+
+    blocks: RepackedBlocks  # type: ignore[assignment]
+
+    def __init__(self, blocks: RepackedBlocks, length: int, seed: int) -> None:
+        super().__init__(blocks, length, seed)  # type: ignore[arg-type]  # what it uses of them is the same
+
+    def block_index(self, position: int) -> int:
+        """Which block of the run's endless stream stands at `position`."""
+        return position - position % len(self.blocks) + super().block_index(position)
+
+    def tokens_before(self, position: int) -> int:
+        """Tokens in the first `position` blocks."""
+        return position * self.blocks.sequence_length
+
+    def tokens_by_part(self) -> list[int]:
+        """The tokens that each part gives to the whole run, shape (parts,)."""
+        whole = self.length - self.length % len(self.blocks)
+        counts = self.blocks.given_before(whole)
+        # Of a round that the run leaves early, each block counts for itself.
+        for position in range(whole, self.length):
+            for part, _, size in self.blocks.pieces(self.block_index(position)):
+                counts[part] += size
+        return list(map(int, counts))
+
+    def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
+        if not 0 <= position < self.length:
+            raise IndexError(position)
+        return {name: rows[0] for name, rows in self.__getitems__([position]).items()}
+
+
+def training_order(recipe: Recipe, pad_token_id: int) -> TrainingOrder:
+    """The blocks of a recipe's run, of packed tokens that are there, in their order.
+
+    Raises:
+        AntError: there are fewer tokens than one block holds.
+    """
+    training, parts = recipe.training, recipe.corpus.parts
+    length = training.max_steps * training.sequences_per_step
+    if not parts and not training.repack_each_pass:
+        tokens = PackedTokens(recipe.tokens_dir, TRAIN)
+        return TrainingOrder(
+            PackedDataset(tokens, training.sequence_length, pad_token_id), length, training.seed
+        )
+    blocks = RepackedBlocks(
+        [PackedTokens(recipe.tokens_dir, TRAIN, part=name) for name in parts or [None]],
+        [part.weight for part in parts.values()] or [1.0],
+        training.sequence_length,
+        training.seed,
+    )
+    return RepackedOrder(blocks, length, training.seed)
+
+
+def given_by_parts(order: TrainingOrder, recipe: Recipe) -> dict[str, dict[str, Any]] | None:
+    """What each part of a mix gives to a run: tokens, and how often its text is passed over."""
+    if not recipe.corpus.parts or not isinstance(order, RepackedOrder):
+        return None
+    given = zip(recipe.corpus.parts.items(), order.blocks.parts, order.tokens_by_part(), strict=True)
+    return {
+        name: {
+            "share": part.weight,
+            "tokens": tokens,
+            "documents": text.documents,
+            "tokens_of_text": len(text),
+            "passes": tokens / len(text),
+        }
+        for (name, part), text, tokens in given
+    }

@@ -1,0 +1,137 @@
+import pickle
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from ant_hf.data.repacking import RepackedBlocks, RepackedOrder
+from ant_hf.data.tokens import TRAIN, PackedTokens, TokensInMemory
+from ant_hf.errors import AntError
+
+
+class Text(TokensInMemory):
+    """Documents of one token again and again, each with its number, ended by a zero."""
+
+    split = TRAIN
+
+    def __init__(self, lengths, first=1):
+        documents = [[first + number] * (length - 1) + [0] for number, length in enumerate(lengths)]
+        super().__init__([token for document in documents for token in document])
+        self.document_ends = np.cumsum(lengths)
+
+    def read_into(self, row, start):
+        row[:] = self.slice(start, start + len(row))
+        return len(row)
+
+
+def lengths(count, mean, seed=0):
+    return np.random.default_rng(seed).integers(2, 2 * mean, count)
+
+
+def read(order):
+    return order.__getitems__(range(len(order)))["input_ids"].numpy()
+
+
+def stream(blocks, count):
+    """The first blocks as they were cut, before they were shuffled."""
+    return blocks.batch(range(count))["input_ids"].numpy().ravel()
+
+
+@pytest.mark.parametrize("round_tokens", [100, 1 << 26])
+def test_each_pass_has_every_document_once_in_an_order_of_its_own(monkeypatch, round_tokens):
+    monkeypatch.setattr("ant_hf.data.repacking.ROUND_TOKENS", round_tokens)
+    text = Text(lengths(60, 20))
+    blocks = RepackedBlocks([text], [1.0], 16, seed=3)
+    tokens = stream(blocks, 3 * len(text) // 16 + 1)
+    passes = [tokens[number * len(text) : (number + 1) * len(text)] for number in range(3)]
+    orders = []
+    for one in passes:
+        assert Counter(one.tolist()) == Counter(text.slice(0, len(text)).tolist())
+        found = [
+            document[0] for document in np.split(one, np.flatnonzero(one == 0) + 1)[:-1] if len(document)
+        ]
+        assert sorted(found) == list(range(1, 61))
+        orders.append(found)
+    assert orders[0] != orders[1] != orders[2] != sorted(orders[2])
+
+
+def test_a_run_reads_every_block_of_a_round_once_and_from_anywhere():
+    text = Text(lengths(300, 20))
+    blocks = RepackedBlocks([text], [1.0], 16, seed=3)
+    order = RepackedOrder(blocks, 2 * len(blocks) + 5, seed=3)
+    whole = read(order)
+    indices = [order.block_index(position) for position in range(len(order))]
+    assert sorted(indices[: len(blocks)]) == list(range(len(blocks))) != indices[: len(blocks)]
+    assert sorted(indices[: 2 * len(blocks)]) == list(range(2 * len(blocks)))
+    # As after a resume, and as the second of two processes, or a data worker, would.
+    again = RepackedOrder(RepackedBlocks([text], [1.0], 16, seed=3), len(order), seed=3)
+    for position in (len(order) - 1, 3, len(blocks), 0, len(blocks) - 1):
+        assert np.array_equal(again[position]["input_ids"], whole[position])
+        assert torch.equal(again[position]["labels"], again[position]["input_ids"])
+    other = RepackedOrder(RepackedBlocks([text], [1.0], 16, seed=4), len(order), seed=4)
+    assert not np.array_equal(read(other), whole)
+    assert order.tokens_before(7) == 7 * 16
+    with pytest.raises(IndexError):
+        order[len(order)]
+
+
+def test_a_long_document_does_not_fill_a_step():
+    text = Text([2000, *lengths(400, 20)])
+    blocks = RepackedBlocks([text], [1.0], 16, seed=0)
+    found = (read(RepackedOrder(blocks, len(blocks), seed=0)) == 1).mean(1)
+    assert (found == 1).sum() > 100
+    assert max(np.convolve(found == 1, np.ones(8), "valid")) < 8
+
+
+@pytest.mark.parametrize("round_tokens", [200, 1 << 26])
+def test_shares_come_out_everywhere_and_a_small_part_comes_again(monkeypatch, round_tokens):
+    monkeypatch.setattr("ant_hf.data.repacking.ROUND_TOKENS", round_tokens)
+    small, large, third = Text(lengths(10, 8)), Text(lengths(900, 20), 1000), Text(lengths(50, 12), 5000)
+    shares = [0.3, 0.5, 0.2]
+    blocks = RepackedBlocks([small, large, third], shares, 32, seed=1)
+    tokens = stream(blocks, 600)
+    # A document's end belongs to what stands before it.
+    names = np.array(
+        [np.nan if token == 0 else np.searchsorted([1000, 5000], token, "right") for token in tokens]
+    )
+    for window in np.split(names, 6):
+        counts = np.array([(window == part).sum() for part in range(3)])
+        assert np.abs(counts / counts.sum() - shares).max() < 0.05
+    # No part's documents come again before all of them have come.
+    for part, text in enumerate((small, large, third)):
+        starts = np.flatnonzero((names == part) & (np.append(0, tokens[:-1]) == 0))
+        found = tokens[starts].tolist()
+        documents = len(text.document_ends)
+        whole = [found[i : i + documents] for i in range(0, len(found) - documents, documents)]
+        assert all(len(set(one)) == documents for one in whole)
+        assert len(whole) > 20 or part
+
+
+def test_what_each_part_gives_is_counted():
+    parts = [Text(lengths(40, 8)), Text(lengths(200, 20), 1000)]
+    blocks = RepackedBlocks(parts, [0.4, 0.6], 32, seed=1)
+    for length in (3, len(blocks), 2 * len(blocks) + 7):
+        order = RepackedOrder(blocks, length, seed=1)
+        given = order.tokens_by_part()
+        counted = Counter(
+            part for position in range(length) for part, _, size in blocks.pieces(order.block_index(position))
+            for _ in range(size)
+        )  # fmt: skip
+        assert given == [counted[0], counted[1]]
+        assert sum(given) == length * 32
+    assert abs(given[0] / sum(given) - 0.4) < 0.02
+
+
+def test_documents_end_where_the_packed_tokens_say(tiny_run):
+    tokens = PackedTokens(tiny_run / "tokens", TRAIN)
+    ids = tokens.slice(0, len(tokens))
+    assert np.array_equal(tokens.document_ends, np.flatnonzero(ids == 0) + 1)
+    assert len(tokens.document_ends) == tokens.documents
+    # A data worker gets none of it.
+    assert len(pickle.dumps(tokens)) < 2000
+
+
+def test_less_than_a_block_is_refused():
+    with pytest.raises(AntError, match="smaller than one block"):
+        RepackedBlocks([Text([5, 6])], [1.0], 16, seed=0)
