@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -85,6 +85,7 @@ def _context(inputs: CardInputs) -> dict[str, Any]:
             "benchmarks": _benchmark_table(scores, published, inputs.name),
             "slices": _benchmark_table(slices, published, inputs.name),
             "published_wikitext": _published_wikitext(published),
+            "compared": [comparison_table(pair) for pair in (inputs.comparison or {}).get("pairs", ())],
             **_tables_of_records(inputs),
         },
     }
@@ -476,6 +477,24 @@ def _exported_table(record: dict[str, Any]) -> Safe:
             ])  # fmt: skip
     header = ["GGUF file", "bytes", "largest logit difference", "same tokens", "same greedy output"]
     return table([*header, "bits a byte in llama.cpp (difference)"], rows)
+
+
+def comparison_table(pair: Mapping[str, Any]) -> Safe:
+    """The figures of a pair in comparison.json; shares as fractions."""
+    rows = [
+        [
+            Safe(f"{escape(row['label'])} ({code(row['metric'])})"),
+            *(f"{row[key]:.4f}" for key in ("first", "second")),
+            f"{row['difference']:+.4f}",
+            " to ".join(f"{bound:+.4f}" for bound in row["interval"]),
+            f"{row['p_corrected']:.2g}",
+            f"{row['n']:,} {row['unit'] if row['how'] == 'unpaired' else row['how']}",
+            row["in_words"],
+        ]
+        for row in pair["figures"]
+    ]
+    header = ["figure", pair["first"], pair["second"], "difference", "95 % interval", "p, corrected", "of"]
+    return table([*header, f"{pair['first']} is"], rows)
 
 
 def _data_source(corpus: dict[str, Any]) -> tuple[str, str]:

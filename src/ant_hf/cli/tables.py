@@ -141,9 +141,9 @@ def comparison_table(pair: dict[str, Any]) -> Table:
     table = _table(
         escape(pair["answer"]),
         ["figure", f">{first}", f">{second}", ">difference (95 %)", f"{first} is"],
-        caption="Shares in %, differences in points. Unclear: the two cannot be told apart; about so many more "
-        "items would be needed. Better and worse hold for all rows at once: of many differences, some are "
-        "large by chance. \N{DOWNWARDS ARROW} less is better.",
+        caption="Shares in %, differences in points. Unclear: the two cannot be told apart; about so many "
+        "more items would be needed. Better and worse hold for all rows at once: of many differences, some "
+        "are large by chance. \N{DOWNWARDS ARROW} less is better.",
         no_wrap=False,
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -156,11 +156,12 @@ def comparison_table(pair: dict[str, Any]) -> Table:
         low, high = (f"{scale * bound:+{rough}}" for bound in row["interval"])
         # Told in full in the page and in comparison.json.
         verdict = row["in_words"].replace("cannot be told apart", "unclear").replace(": about", ":")
+        verdict = verdict.removesuffix(" would be needed").removesuffix(" items")
         table.add_row(
             escape(row["label"]) + ("" if row["higher_is_better"] else " \N{DOWNWARDS ARROW}"),
             *scores,
             f"{scale * row['difference']:+{form}} ({low} to {high})",
-            verdict.removesuffix(" would be needed"),
+            verdict,
             style="dim" if verdict.startswith("unclear") else None,
         )
     return table

@@ -98,6 +98,8 @@ def _bootstrap(units: Units, generator: np.random.Generator) -> _Floats:
 def sign_flip_p(differences: _Floats, generator: np.random.Generator) -> float:
     """How often signs drawn at random give a sum as far from 0 as this one, two-sided."""
     sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
+    if not len(sizes):
+        return 1.0
     seen = abs(float(differences.sum()))
     if len(sizes) == 1:
         positive = int((differences > 0).sum())
