@@ -151,7 +151,7 @@ def comparison_table(pair: dict[str, Any]) -> Table:
     )
     table.columns[0].no_wrap = table.columns[3].no_wrap = True
     for row in pair["figures"]:
-        scale, form, rough = (1, ".3f", ".2f") if row["metric"] == "bits_per_byte" else (100, ".2f", ".1f")
+        scale, form, rough = (1, ".4f", ".4f") if row["metric"] == "bits_per_byte" else (100, ".2f", ".1f")
         scores = (f"{scale * row[key]:{form}}" for key in ("first", "second"))
         low, high = (f"{scale * bound:+{rough}}" for bound in row["interval"])
         # Told in full in the page and in comparison.json.

@@ -99,6 +99,7 @@ def _draw_differences(figure: Any, pair: Pair, colours: Mapping[str, str]) -> No
         reach = 1.05 * max(abs(bound) for bound in axes.get_xlim())
         axes.set(xlim=(-reach, reach), ylim=(len(rows) - 0.4, -0.6), xlabel=unit)
         axes.set_yticks(range(len(rows)), [row.label for row in rows], parse_math=False)
+        axes.locator_params(axis="x", nbins=7)
         axes.grid(visible=False, axis="y")
 
 

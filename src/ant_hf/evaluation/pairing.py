@@ -87,6 +87,13 @@ class Row:
         return (self.difference, low, high) if self.higher_is_better else (-self.difference, -high, -low)
 
     @property
+    def labelled(self) -> str:
+        """The figure with the size of the difference."""
+        size = abs(self.difference)
+        by = f"{size:.2g} bits per byte" if self.metric == "bits_per_byte" else f"{100 * size:.1f} points"
+        return f"{self.label} (by {by})"
+
+    @property
     def in_words(self) -> str:
         """The verdict with what would change it."""
         if self.verdict != UNCLEAR:
@@ -119,7 +126,7 @@ class Pair:
             verdict: [row for row in self.rows if row.verdict == verdict] for verdict in (BETTER, WORSE)
         }
         wins = {
-            verdict: [row.label for row in rows if not row.neither_beats_guessing]
+            verdict: [row.labelled for row in rows if not row.neither_beats_guessing]
             for verdict, rows in groups.items()
         }
         names = {BETTER: self.first, WORSE: self.second}
@@ -129,7 +136,7 @@ class Pair:
             answer = f"Neither is better in everything: {told[0]}; {told[1]}."
         elif told:
             winner = names[next(verdict for verdict, labels in wins.items() if labels)]
-            answer = f"{winner} is better: {told[0].removeprefix(winner + ' ')}."
+            answer = f"{winner} is better {told[0].removeprefix(winner + ' ')}."
         else:
             answer = f"{self.first} and {self.second} cannot be told apart."
         if told and left:
