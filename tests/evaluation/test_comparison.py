@@ -406,6 +406,16 @@ def test_models_that_are_alike_are_rarely_told_apart(simulation, kind, monkeypat
     assert np.mean(np.array(p_values) < 0.05) < 0.05 + 3 * (0.05 * 0.95 / 150) ** 0.5
 
 
+def test_the_documented_tables_are_the_simulations(simulation):
+    values = json.loads((ROOT / "docs/comparison-simulation.json").read_text())
+    text = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
+    assert values["pairs"] == 1000
+    for table in simulation["tables"](values):
+        assert str(table) in text
+    for key in ("any_false", "any_false_uncorrected"):
+        assert f"{values['families'][key]:.1%}" in text
+
+
 def test_a_true_difference_is_found(simulation):
     draw, generator = simulation["documents"](2376, 0.1, 0.02), np.random.default_rng(4)
     p_values = [sign_flip_p(draw(generator).differences, generator) for _ in range(200)]

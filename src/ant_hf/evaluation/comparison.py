@@ -203,7 +203,9 @@ def _measure_missing(
     for each, lacking in missing:
         # Of models that nothing is known of, the first says which sets there are.
         todo = lacking or each.lacks(wanted)
-        say(f"measuring   {each.name}")
+        say(
+            f"measuring   ant-hf evaluate {each.given} --tasks {','.join(todo)} --output-dir {each.places[0]}"
+        )
         evaluate(each.given, todo, data_dir=data_dir, output_dir=each.places[0], limit=limit)
         each.read()
         wanted = wanted or list(dict.fromkeys(entry.task for entry in each.entries.values()))
