@@ -243,7 +243,7 @@ def test_a_folder_that_holds_something_else_is_not_replaced(two, here):
 
 
 def test_the_command_answers_in_a_sentence_and_a_table(two, here, pages):
-    result = run_here("ant-hf", "compare", *two, COLUMNS="120")
+    result = run_here("ant-hf", "compare", *two, cwd=here, COLUMNS="120")
     assert result.returncode == 0, result.stderr
     first, *_ = result.stdout.splitlines()
     assert first.startswith("Neither is better in everything")
@@ -256,7 +256,7 @@ def test_the_command_answers_in_a_sentence_and_a_table(two, here, pages):
         ((*two, "--tasks", "chemistry"), "nothing can be compared"),
         ((*two, "--for-card"), "holds no model"),
     ):
-        result = run_here("ant-hf", "compare", *words)
+        result = run_here("ant-hf", "compare", *words, cwd=here)
         assert result.returncode == 2
         assert message in result.stderr
         assert "Traceback" not in result.stderr
@@ -270,7 +270,7 @@ def test_names_from_outside_stay_text(two, here, pages):
     assert "&lt;script&gt;$x$[b]" in page
     for name in ("http://", "https://", "src="):
         assert name not in page
-    result = run_here("ant-hf", "compare", hostile, two[1])
+    result = run_here("ant-hf", "compare", hostile, two[1], cwd=here)
     assert "<script>$x$[b]" in result.stdout
 
 
@@ -290,21 +290,21 @@ def models(tiny_run, tmp_path_factory):
     return ours, theirs, write_benchmarks(folder / "benchmarks")
 
 
-def test_what_is_missing_is_measured_once_it_is_wanted(models, pages):
+def test_what_is_missing_is_measured_once_it_is_wanted(models, here, pages):
     ours, theirs, data = models
     words = ("ant-hf", "compare", ours, theirs, "--data-dir", data)
-    result = run_here(*words, "--tasks", "arc_easy,wikitext")
+    result = run_here(*words, "--tasks", "arc_easy,wikitext", cwd=here)
     assert result.returncode == 2
     assert "plain is not measured on arc_easy and wikitext; noisy is not measured on" in result.stderr
     assert "Add --yes to measure that first" in result.stderr
-    result = run_here(*words, "--tasks", "arc_easy,wikitext", "--yes", "--for-card")
+    result = run_here(*words, "--tasks", "arc_easy,wikitext", "--yes", "--for-card", cwd=here)
     assert result.returncode == 0, result.stderr
     values = read_sealed(ours / "comparison.json", "comparison", "")
     assert set(rows(values)) == {"arc_easy", "wikitext"}
     assert all(row["is_paired"] for row in rows(values).values())
     assert values["models"][0]["weight_bytes"] > 0
     # Without a question all is there now; and a set that one model alone has is asked for.
-    assert run_here(*words).returncode == 0
+    assert run_here(*words, cwd=here).returncode == 0
     ant_hf.evaluate(ours, ["boolq"], data_dir=data, device="cpu")
     asked = []
     values, folder = ant_hf.compare([ours, theirs], ask=lambda text: bool(asked.append(text)))
