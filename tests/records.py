@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ant_hf.data.corpus import Corpus
 from ant_hf.data.packing import encoded, packing_inputs, write_tokens
-from ant_hf.utils.files import file_sha256
+from ant_hf.utils.files import file_sha256, write_sealed
 from ant_hf.utils.metrics import read_metrics
 
 TASKS = {
@@ -111,3 +111,76 @@ def table_rows(text: str) -> list[list[str]]:
     """The cells of all rows of all tables in a Markdown text."""
     lines = (line.strip() for line in text.splitlines())
     return [[cell.strip() for cell in line[1:-1].split("|")] for line in lines if line.startswith("|")]
+
+
+def measured(folder: Path, sets: dict, *, text=(), loops=(), samples: bool = True, **conditions) -> Path:
+    """A folder of results as `ant-hf evaluate` writes it, of answers that are given.
+
+    Args:
+        sets: 0 and 1 for each document, by set; or a dictionary of them by task.
+        text: nats of each document of WikiText-2, all of 1,000 bytes.
+        loops: whether each greedy output loops; none of the sampled ones does.
+    """
+    lines, tasks, perplexity = [], {}, {}
+    for name, answers in sets.items():
+        groups = answers if isinstance(answers, dict) else {name: answers}
+        right = [answer for group in groups.values() for answer in group]
+        tasks[name] = task(name.upper(), "acc", len(right), sum(right), 0.25) | {"metric": "acc"}
+        for group, of_group in groups.items():
+            lines += [
+                {
+                    "set": name, "task": group, "doc_id": index, "doc_hash": f"{group} {index}",
+                    "prompt": f"question {index}", "choices": ["yes", "no"], "target": "0",
+                    "acc": float(answer),
+                }
+                for index, answer in enumerate(of_group)
+            ]  # fmt: skip
+    if len(text):
+        size = 1000 * len(text)
+        bits = float(sum(text)) / size / math.log(2)
+        perplexity["wikitext"] = wikitext(384) | {
+            "n": len(text), "bits_per_byte": bits, "bits_per_byte_stderr": 0.1, "wall_time_seconds": 1.0,
+        }  # fmt: skip
+        lines += [
+            {
+                "set": "wikitext", "task": "wikitext", "doc_id": index, "doc_hash": f"page {index}",
+                "target": None, "byte_perplexity": [-float(nats), 1000],
+            }
+            for index, nats in enumerate(text)
+        ]  # fmt: skip
+    degeneration = {}
+    if len(loops):
+        rates = {"greedy": loops, "sampled": [False] * len(loops)}
+        degeneration = {"prompts": len(loops), "max_new_tokens": 128, "loop": "a rule"} | {
+            way: {
+                "outputs": len(of_way), "loop_rate": sum(of_way) / len(of_way),
+                "stderr": accuracy(sum(of_way), len(of_way))["stderr"],
+            }
+            for way, of_way in rates.items()
+        }  # fmt: skip
+        lines += [
+            {
+                "set": "degeneration", "task": "degeneration", "generation": way, "prompt": f"prompt {index}",
+                "output": "", "loops": bool(each),
+            }
+            for way, of_way in rates.items()
+            for index, each in enumerate(of_way)
+        ]  # fmt: skip
+    folder.mkdir(parents=True)
+    if samples:
+        text_of = "".join(json.dumps(line) + "\n" for line in lines)
+        (folder / "samples.jsonl").write_text(text_of)
+    values = {
+        "schema": 1,
+        "model": {"name": "m", "weights_sha256": str(folder), "parameters": 1000, "vocab_size": 384},
+        "conditions": {
+            "dtype": "float32", "device": "CPU", "context_length": 64, "bos_policy": "none", "limit": None,
+            "versions": {"lm-eval": "0.4.13"}, **conditions,
+        },
+        "tasks": tasks,
+        "perplexity": perplexity,
+        "degeneration": degeneration,
+        "files": {"samples.jsonl": file_sha256(folder / "samples.jsonl")} if samples else {},
+    }  # fmt: skip
+    write_sealed(folder / "results.json", values)
+    return folder

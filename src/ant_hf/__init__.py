@@ -5,6 +5,7 @@ The public API, each name imported when it is first asked for. From text to Hub:
     recipe = ant_hf.load_recipe("quickstart")
     ant_hf.pretrain(recipe)                                        # train/
     results, file = ant_hf.evaluate("runs/quickstart/final")       # evaluation/
+    comparison, folder = ant_hf.compare(["runs/quickstart/final", "runs/other/final"])
     report = ant_hf.verify("runs/quickstart/final")                # release/
     release = ant_hf.make_release("runs/quickstart/final", "OWNER/NAME")
     ant_hf.publish(release, "OWNER/NAME", yes=True)
@@ -24,6 +25,7 @@ _PUBLIC = {
     "load_model": ("model.loading", "load_any"),
     "generate": ("model.generation", "generate_sample"),
     "evaluate": ("evaluation.evaluate", "evaluate"),
+    "compare": ("evaluation.comparison", "compare"),
     "verify": ("release.verify", "verify"),
     "make_release": ("release.build", "make_release"),
     "publish": ("release.publish", "publish"),

@@ -6,11 +6,13 @@ import re
 import shutil
 
 import markdown_it
+import numpy as np
 import pytest
 import yaml
 from conftest import ROOT
 from hub.metadata_rules import problems
 from huggingface_hub import ModelCard
+from records import measured, table_rows
 
 from ant_hf.card.audit import audit
 from ant_hf.card.claims import card_claims
@@ -18,7 +20,10 @@ from ant_hf.card.inputs import read_inputs
 from ant_hf.card.markdown import Safe, code, escape, quote, read_tables, table
 from ant_hf.card.rendering import KEYS, co2_estimate, render_card
 from ant_hf.errors import AntError
-from ant_hf.utils.files import inventory
+from ant_hf.evaluation.comparison import compare
+from ant_hf.release.build import make_release
+from ant_hf.release.files import read_release
+from ant_hf.utils.files import file_sha256, inventory, write_sealed
 
 REPO = "GODELEV/Ant-10M"
 
@@ -85,6 +90,35 @@ def test_our_own_card_has_no_finding(inputs):
     findings = audit(card_claims(render_card(inputs), "card"))
     assert len(findings) > 20
     assert [finding for finding in findings if finding.verdict == "DISAGREES"] == []
+
+
+def test_a_comparison_beside_the_model_is_in_the_card(released, tmp_path, monkeypatch):
+    run = shutil.copytree(released, tmp_path / "run")
+    passed = json.loads((run / "release" / "gate.json").read_text())
+    monkeypatch.setattr("ant_hf.release.build._gate_report", lambda *_: passed)
+    final = run / "final"
+    chance = np.random.default_rng(0)
+    right = (chance.random(300) < 0.6).astype(int)
+    ours = measured(tmp_path / "ours", {"logic": right})
+    base = measured(tmp_path / "<b>base|", {"logic": right * (chance.random(300) < 0.8)})
+    values, _ = compare([ours, base], output_dir=tmp_path / "comparison")
+    values["models"][0]["weights_sha256"] = file_sha256(final / "model.safetensors")
+    write_sealed(final / "comparison.json", values)
+    release = make_release(final, REPO)
+    card = (release / "README.md").read_text(encoding="utf-8")
+    assert "## Compared with &lt;b&gt;base\\|" in card
+    assert "ours is better on LOGIC (by" in card
+    (row,) = (row for row in table_rows(card) if row[0].startswith("LOGIC"))
+    assert row[-1] == "better"
+    assert "<b>" not in html(card)
+    findings = audit(card_claims(card, "card"))
+    assert [finding for finding in findings if finding.verdict == "DISAGREES"] == []
+    assert "comparison.json" in read_release(release, "")["files"]
+    assert str(tmp_path) not in (release / "comparison.json").read_text()
+    # Of other weights it says nothing about this model.
+    write_sealed(final / "comparison.json", values | {"models": [{"weights_sha256": "0" * 64}]})
+    with pytest.raises(AntError, match="is about another model"):
+        make_release(final, REPO)
 
 
 def test_slices_belong_to_the_benchmark_of_the_table_and_to_no_name_like_it(inputs):

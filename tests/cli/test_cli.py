@@ -32,7 +32,7 @@ def test_flags_of_pretrain_are_few_and_frozen():
 def test_every_command_explains_itself():
     # As a user meets it; the others need no process of their own.
     text = in_a_process("ant-hf", "--help").stdout
-    names = ("new", "tokenizer", "pack", "params", "generate", "perplexity", "evaluate", "plots")
+    names = ("new", "tokenizer", "pack", "params", "generate", "perplexity", "evaluate", "compare", "plots")
     for name in (*names, "audit", "card", "verify", "publish", "inspect", "export"):
         assert name in text
         result = run_here("ant-hf", name, "--help")

@@ -13,9 +13,12 @@ from benchmark_data import COPA, write_benchmarks
 from commands import ROOT, run_here
 from conftest import TINY_CONFIG
 
+from ant_hf.card.rendering import comparison_table
 from ant_hf.evaluation.benchmarks import known_benchmarks
+from ant_hf.evaluation.comparison import compare
 from ant_hf.published import published_models
 from ant_hf.recipe import load_recipe
+from ant_hf.utils.files import read_sealed
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RELEASE = ROOT / "release" / "Ant-10M"
@@ -66,6 +69,8 @@ def test_commands_run(command, tiny_run, released, tmp_path, quick_gate):
         words[-1] = "64"
     if words[1] == "inspect":
         words += ["--html", str(tmp_path / "inspection.html")]
+    if words[1] == "compare":
+        words += ["--output-dir", str(tmp_path / "comparison")]
     if words[1] == "evaluate":
         # The sets are on the Hub; here a few documents of each are enough.
         words += ["--data-dir", str(write_benchmarks(tmp_path / "benchmarks")), "--limit", "2"]
@@ -95,6 +100,16 @@ def test_make_targets_exist(command):
 def test_every_file_the_readme_links_to_is_there():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert "://" in target or (ROOT / target).exists(), target
+
+
+def test_what_is_said_of_the_two_models_is_what_compare_says(tmp_path):
+    folder = ROOT / "docs" / "recipe" / "Ant-10M-vs-Ant-5M"
+    kept = read_sealed(folder / "comparison.json", "comparison", "")
+    values, _ = compare([RELEASE, ROOT / "docs/recipe/Ant-5M"], output_dir=tmp_path / "comparison")
+    (pair,) = json.loads(json.dumps(values["pairs"]))
+    assert [pair] == kept["pairs"]
+    assert str(comparison_table(pair)) in (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
+    assert pair["answer"] in README.replace("\n> ", " ")
 
 
 def test_evaluation_notes_list_every_default_set_with_its_size():

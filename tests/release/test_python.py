@@ -48,6 +48,7 @@ def test_the_scripts_of_the_documentation_run(client_here, quick_gate, trained_r
     run = tmp_path / "run"
     shutil.copytree(trained_run, run)
     (run / "final" / "results.json").unlink()
+    other = shutil.copytree(run, tmp_path / "other")
     longer = {"max_steps": 60, "eval_steps": 20, "save_steps": 60, "logging_steps": 5, "learning_rate": 0.02}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tiny_values(shared, run, **longer)))
     write_benchmarks(tmp_path / "sets")
@@ -55,6 +56,7 @@ def test_the_scripts_of_the_documentation_run(client_here, quick_gate, trained_r
     replaced = {
         '"quickstart"': f'"{tmp_path}/recipe.yaml"',
         "runs/quickstart": str(run),
+        "runs/other": str(other),
         "my-sets": str(tmp_path / "sets"),
         "OWNER/NAME": REPO,
     }

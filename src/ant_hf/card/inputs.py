@@ -21,7 +21,10 @@ _RECORDS = {
     names.FRAGMENTATION: ("fragmentation report", "Train the tokenizer anew."),
     names.RELEASED_MANIFEST: ("token manifest", "Pack the tokens anew."),
     names.VERIFIED: ("record of the export", "Export anew: ant-hf export"),
+    names.COMPARISON: ("comparison", "Compare again: ant-hf compare MODEL_FOLDER BASE --for-card"),
 }
+# Records that a model need not have.
+_SEALED = (names.VERIFIED, names.COMPARISON)
 
 
 class Record(dict[str, Any]):
@@ -66,6 +69,8 @@ class CardInputs:
     """Size in bytes and sha256 by file name."""
     exported: dict[str, Any] | None = None
     """The record of the GGUF files' verification."""
+    comparison: dict[str, Any] | None = None
+    """With a base or a predecessor, by `ant-hf compare`."""
     listed: Mapping[str, HubTask] = field(default_factory=dict)
     """The sets that the Hub lists as benchmarks, by our name."""
 
@@ -95,9 +100,7 @@ def read_inputs(
     Raises:
         AntError: one is missing, damaged, or belongs to other weights than the rest.
     """
-    run, results, gate, fragments, tokens = (
-        _read(folder / name) for name in _RECORDS if name != names.VERIFIED
-    )
+    run, results, gate, fragments, tokens = (_read(folder / name) for name in _RECORDS if name not in _SEALED)
     log = folder / names.METRICS
     metrics: list[dict[str, Any]] = [Record(log, row) for row in read_metrics(log)]
     if not any("loss" in row and "learning_rate" in row for row in metrics):
@@ -109,16 +112,22 @@ def read_inputs(
         (names.GATE, gate.get("sha256", {}).get(names.WEIGHTS), None),
     ):
         check_hash(f"{what} is about other weights than {folder / names.WEIGHTS}", seen, weights, hint)
-    exported = _read(folder / names.VERIFIED) if names.VERIFIED in files else None
-    return CardInputs(
-        repository, license_id, run, results, gate, fragments, tokens, metrics, files, exported, listed or {}
-    )
+    exported, comparison = (_read(folder / name) if name in files else None for name in _SEALED)
+    if comparison is not None:
+        check_hash(
+            f"{folder / names.COMPARISON} is about another model",
+            comparison["models"][0]["weights_sha256"],
+            weights,
+            f"{_RECORDS[names.COMPARISON][1]} Or remove it.",
+        )
+    records = (run, results, gate, fragments, tokens, metrics, files, exported, comparison)
+    return CardInputs(repository, license_id, *records, listed=listed or {})
 
 
 def _read(path: Path) -> dict[str, Any]:
     """One record, which names itself where a key of it is missing."""
     what, hint = _RECORDS[path.name]
-    values = (read_sealed if path.name == names.VERIFIED else read_json)(path, what, hint)
+    values = (read_sealed if path.name in _SEALED else read_json)(path, what, hint)
     if path.name == names.RUN_RECORD and "sample" in values:
         # Earlier records have one, of seed 0.
         values = {"samples": [{"seed": 0, "text": values["sample"]}], **values}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -90,6 +90,7 @@ def _context(inputs: CardInputs) -> dict[str, Any]:
                 for (label, title), own in parts.items()
             },
             "published_wikitext": _published_wikitext(published),
+            "compared": [comparison_table(pair) for pair in (inputs.comparison or {}).get("pairs", ())],
             **_tables_of_records(inputs),
         },
     }
@@ -522,6 +523,24 @@ def _mix_table(inputs: CardInputs) -> Safe:
         from_where = part.get("url") or (part["path"] if part["source"] == "hub" else NOT_MEASURED)
         rows.append([part.get("name") or key, part.get("license") or "not recorded", from_where, *figures])
     return table(header, rows, numbers_from=3)
+
+
+def comparison_table(pair: Mapping[str, Any]) -> Safe:
+    """The figures of a pair in comparison.json; shares as fractions."""
+    rows = [
+        [
+            Safe(f"{escape(row['label'])} ({code(row['metric'])})"),
+            *(f"{row[key]:.4f}" for key in ("first", "second")),
+            f"{row['difference']:+.4f}",
+            " to ".join(f"{bound:+.4f}" for bound in row["interval"]),
+            f"{row['p_corrected']:.2g}",
+            f"{row['n']:,} {row['unit'] if row['how'] == 'unpaired' else row['how']}",
+            row["in_words"],
+        ]
+        for row in pair["figures"]
+    ]
+    header = ["figure", pair["first"], pair["second"], "difference", "95 % interval", "p, corrected", "of"]
+    return table([*header, f"{pair['first']} is"], rows)
 
 
 def _data_source(corpus: dict[str, Any]) -> tuple[str, str]:

@@ -30,7 +30,7 @@ for command in (
     *(release.audit, release.card, release.verify, release.publish),
     *(models.inspect, models.demo, models.export),
     *(train.train, train.new, train.tokenizer, train.pack, train.params),
-    *(models.generate, models.perplexity, models.evaluate),
+    *(models.generate, models.perplexity, models.evaluate, models.compare),
     train.plots,
 ):
     app.command()(_complete(command))

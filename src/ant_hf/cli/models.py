@@ -1,4 +1,4 @@
-"""`ant-hf generate`, `perplexity`, `evaluate`, `inspect`, `demo`, `export`: what is done with one model."""
+"""`ant-hf generate`, `perplexity`, `evaluate`, `compare`, `inspect`, `demo`, `export`: what models can do."""
 
 from __future__ import annotations
 
@@ -9,12 +9,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
+import typer
 from typer import Argument, Option
 
 from ant_hf.cli.options import Model, switch_libraries
-from ant_hf.cli.tables import board_table, incomplete_line, perplexity_lines, results_table, verified_table
+from ant_hf.cli.tables import (
+    board_table,
+    comparison_lines,
+    comparison_table,
+    incomplete_line,
+    perplexity_lines,
+    results_table,
+    verified_table,
+)
 from ant_hf.errors import AntError
 from ant_hf.utils.console import progress_bar, quiet_libraries, remark, say, show, write
+from ant_hf.utils.names import expand_home
 
 
 def _model_folder(model: str) -> Path:
@@ -214,7 +224,7 @@ def evaluate(
 
     results, path = measure(
         model,
-        [name.strip() for name in (tasks or "").split(",") if name.strip()],
+        _names(tasks),
         board=board,
         data_dir=data_dir,
         output_dir=output_dir,
@@ -249,6 +259,74 @@ def _show_board(name: str, results: dict[str, Any], folder: Path) -> None:
     # A release holds what its record names and nothing else.
     place = Path() if (folder / RELEASE).is_file() else folder
     say(f"plot: {plot_board(rows, board.title, board.score, place / f'board-{name}.png')}")
+
+
+def compare(
+    models: Annotated[
+        list[str],
+        Argument(
+            help="Two or more: model folders, checkpoints, Hub ids, or folders with a results.json. The "
+            "first is compared with each of the others."
+        ),
+    ],
+    tasks: Annotated[
+        str | None,
+        Option(help="Sets to compare, separated by commas. Default: all that one of them was measured on."),
+    ] = None,
+    data_dir: Annotated[
+        Path | None, Option(help="Where the documents of sets that must be measured first lie, as JSONL.")
+    ] = None,
+    limit: Annotated[
+        int | None, Option(help="Measure only the first N documents a task of what is missing: for trying.")
+    ] = None,
+    output_dir: Annotated[
+        Path | None, Option(help="Folder of the comparison. Default: comparisons/A-vs-B.")
+    ] = None,
+    for_card: Annotated[
+        bool,
+        Option("--for-card", help="Also put comparison.json beside the first model, for ant-hf card."),
+    ] = False,
+    yes: Annotated[bool, Option("--yes", help="Measure what is missing without asking.")] = False,
+) -> None:
+    """Which model is better? Set by set, on the same documents, with a verdict in words.
+
+    Uses what ant-hf evaluate has measured. Writes a page, figures, and comparison.json.
+    """
+    if data_dir is not None:
+        switch_libraries("HF_DATASETS_OFFLINE", *(["HF_HUB_OFFLINE"] if all(map(_is_folder, models)) else []))
+    else:
+        switch_libraries()
+    if importlib.util.find_spec("scipy") is None:
+        raise AntError("a comparison needs scipy", hint="pip install 'ant-hf[eval]'")
+    from ant_hf.evaluation.comparison import compare as compare_models
+
+    values, folder = compare_models(
+        models,
+        _names(tasks),
+        data_dir=data_dir,
+        output_dir=output_dir,
+        limit=limit,
+        yes=yes,
+        ask=_ask if sys.stdin.isatty() and sys.stderr.isatty() else None,
+        for_card=for_card,
+    )
+    for pair in values["pairs"]:
+        show(comparison_table(pair))
+    for line in comparison_lines(values):
+        say(line)
+    say(f"comparison: {folder}")
+
+
+def _is_folder(model: str) -> bool:
+    return Path(expand_home(model)).is_dir()
+
+
+def _names(tasks: str | None) -> list[str]:
+    return [name.strip() for name in (tasks or "").split(",") if name.strip()]
+
+
+def _ask(missing: str) -> bool:
+    return typer.confirm(f"{missing}. Measure that first? It can take minutes a set", default=True, err=True)
 
 
 def inspect(

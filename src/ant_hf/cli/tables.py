@@ -175,6 +175,49 @@ def _number(value: float | None, stderr: float | None = None) -> str:
     return f"{value:,.2f}" + ("" if stderr is None else f" ±{stderr:.2f}")
 
 
+def comparison_table(pair: dict[str, Any]) -> Table:
+    """One row a figure of two models, under the answer to which is better."""
+    first, second = escape(pair["first"]), escape(pair["second"])
+    table = _table(
+        escape(pair["answer"]),
+        ["figure", f">{first}", f">{second}", ">difference (95 %)", f"{first} is"],
+        caption="Shares in %, differences in points. Unclear: the two cannot be told apart; about so many "
+        "more items would be needed. Better and worse hold for all rows at once: of many differences, some "
+        "are large by chance. \N{DOWNWARDS ARROW} less is better.",
+        no_wrap=False,
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    table.columns[0].no_wrap = table.columns[3].no_wrap = True
+    for row in pair["figures"]:
+        scale, form, rough = (1, ".4f", ".4f") if row["metric"] == "bits_per_byte" else (100, ".2f", ".1f")
+        scores = (f"{scale * row[key]:{form}}" for key in ("first", "second"))
+        low, high = (f"{scale * bound:+{rough}}" for bound in row["interval"])
+        # Told in full in the page and in comparison.json.
+        verdict = row["in_words"].replace("cannot be told apart", "unclear").replace(": about", ":")
+        verdict = verdict.removesuffix(" would be needed").removesuffix(" items")
+        table.add_row(
+            escape(row["label"]) + ("" if row["higher_is_better"] else " \N{DOWNWARDS ARROW}"),
+            *scores,
+            f"{scale * row['difference']:+{form}} ({low} to {high})",
+            verdict,
+            style="dim" if verdict.startswith("unclear") else None,
+        )
+    return table
+
+
+def comparison_lines(values: dict[str, Any]) -> list[str]:
+    """What a reader of the table should know beside it."""
+    lines = []
+    for pair in values["pairs"]:
+        lines += [f"not compared: {label}: {reason}" for label, reason in pair["not_compared"].items()]
+        lines += [f"note: {remark}" for remark in pair["remarks"]]
+        lines += [f"note: {row['label']}, {remark}" for row in pair["figures"] for remark in row["remarks"]]
+    sizes = ", ".join(f"{model['name']} {model['parameters']:,}" for model in values["models"])
+    return [*lines, f"parameters: {sizes}"]
+
+
 def audit_table(title: str, findings: Sequence[Finding]) -> Table:
     """What a card claims, what arithmetic gives, and whether the two go together."""
     table = _table(escape(title), ("claim", "recomputed", "verdict"), no_wrap=False)

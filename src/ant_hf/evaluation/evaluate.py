@@ -14,7 +14,7 @@ import torch
 from ant_hf.errors import AntError
 from ant_hf.evaluation.benchmarks import Benchmark, choose_benchmarks, known_benchmarks
 from ant_hf.evaluation.boards import load_board
-from ant_hf.evaluation.degeneration import Continuation, generate, no_room, prompts, summary
+from ant_hf.evaluation.degeneration import Continuation, generate, loop_period, no_room, prompts, summary
 from ant_hf.evaluation.language_model import BatchedLM, LikelihoodStore
 from ant_hf.evaluation.results import (
     SCHEMA,
@@ -156,7 +156,14 @@ def evaluate(
     conditions["resumed_requests"] = store.resumed
     lines = [line for item in measured for line in sample_lines(item)]
     lines += [
-        {"task": DEGENERATION, "generation": name, "prompt": output.prompt, "output": output.text}
+        {
+            "set": DEGENERATION,
+            "task": DEGENERATION,
+            "generation": name,
+            "prompt": output.prompt,
+            "output": output.text,
+            "loops": loop_period(output.ids) is not None,
+        }
         for name, continuations in outputs.items()
         for output in continuations
     ]

@@ -204,9 +204,10 @@ def _part(correct: list[float], choices: list[Choices] | None) -> dict[str, Any]
 
 
 def sample_lines(measurement: Measurement) -> Iterator[dict[str, Any]]:
-    """Documents for samples.jsonl: prompt, choices, log-likelihoods, outcome."""
+    """Documents for samples.jsonl: set, task, prompt, choices, log-likelihoods, outcome."""
     for task, sample in measurement.samples_by_task():
         line = {
+            "set": measurement.benchmark.name,
             "task": task,
             "doc_id": sample["doc_id"],
             "doc_hash": sample["doc_hash"],

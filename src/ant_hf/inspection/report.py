@@ -1,21 +1,12 @@
-"""The report: one HTML file that needs nothing else, not even scripts, with its figures as inline SVG.
-
-Text and lines of figures are drawn in placeholder colours, which become variables of the page's style
-sheet, so that they follow its theme; no name from outside is ever drawn, so that nothing has to be escaped
-in them. Colours of data are Okabe and Ito's two and cividis: told apart with any colour vision, and in grey.
-"""
+"""The report: one HTML file, a page of ours. No name from outside is drawn in its figures."""
 
 from __future__ import annotations
 
-import io
-import itertools
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup
@@ -24,25 +15,13 @@ from matplotlib.figure import Figure
 from ant_hf.inspection.examination import CANDIDATES, Inspection, side_by_side
 from ant_hf.inspection.findings import findings
 from ant_hf.inspection.fragments import surprise_colours, surprise_step
-from ant_hf.utils.plots import STYLE
+from ant_hf.utils.page import PAGE_STYLE, A, B, render_page, svg
 
 TEMPLATE = "report.html.jinja"
 # Enough to read; each takes about half a kilobyte with its tip.
 SHOWN_FRAGMENTS = 500
-_INK, _FAINT, _A, _B = "#010101", "#020202", "#030303", "#040404"
-_VARIABLES = {_INK: "var(--ink)", _FAINT: "var(--faint)", _A: "var(--a)", _B: "var(--b)"}
 # Of the first model's curves and of the second's.
-_CURVES: tuple[dict[str, Any], ...] = ({"color": _A, "linestyle": "-"}, {"color": _B, "linestyle": "--"})
-_STYLE: dict[Any, Any] = STYLE | {
-    "svg.fonttype": "none",
-    # The same figure gets the same ids whenever it is drawn.
-    "svg.hashsalt": "inspection",
-    "font.family": "sans-serif",
-    "figure.dpi": 72,
-    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), _INK),
-    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), _FAINT),
-    **dict.fromkeys(("axes.facecolor", "figure.facecolor"), "none"),
-}
+_CURVES: tuple[dict[str, Any], ...] = ({"color": A, "linestyle": "-"}, {"color": B, "linestyle": "--"})
 _KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # Inches. A phone shows about as many, so that its letters are as large as they are drawn here.
 _WIDTH = 5.2
@@ -54,14 +33,10 @@ _DIGIT, _CELL = 10, 2.2
 
 def render_report(inspections: Sequence[Inspection]) -> str:
     """The HTML page of one or two models. Every name and text from outside is escaped by the template."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.globals.update(findings=findings, surprise_step=surprise_step, exp=math.exp, zip=zip)
-    template = environment.from_string(Path(__file__).with_name(TEMPLATE).read_text(encoding="utf-8"))
-    with mpl.rc_context(_STYLE):
-        page = template.render(
-            title=" and ".join(each.name for each in inspections),
+    with mpl.rc_context(PAGE_STYLE):
+        return render_page(
+            Path(__file__).with_name(TEMPLATE),
+            title=f"Inside {' and '.join(each.name for each in inspections)}",
             models=inspections,
             facts=side_by_side([each.facts for each in inspections]),
             ledger=side_by_side([dict(each.ledger.rows) for each in inspections]),
@@ -73,36 +48,11 @@ def render_report(inspections: Sequence[Inspection]) -> str:
             colours={theme: surprise_colours(theme) for theme in ("light", "dark")},
             shown=SHOWN_FRAGMENTS,
             candidates=CANDIDATES,
+            findings=findings,
+            surprise_step=surprise_step,
+            exp=math.exp,
+            zip=zip,
         )
-    numbers = itertools.count()
-
-    def numbered(figure: re.Match[str]) -> str:
-        # Equal figures have equal ids, and a page may have no two.
-        return re.sub(r'( id="| href="#|url\(#)', rf"\g<1>f{next(numbers)}-", figure[0])
-
-    return re.sub(r"<svg .*?</svg>", numbered, page, flags=re.DOTALL)
-
-
-def _svg(figure: Figure, magnified: float = 1) -> Markup:
-    """A figure as an inline element: no header, no ids that could clash, no addresses.
-
-    Args:
-        magnified: how large it is shown at least; where there is no room for that, it is moved sideways.
-    """
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = "<svg" + buffer.getvalue().partition("<svg")[2]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'<g id="[^"]*"', "<g", text)
-    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text).replace("xlink:href", "href")
-    width = f' style="min-width: {figure.get_figwidth() * 72 * magnified:.0f}px"' if magnified > 1 else ""
-    text = re.sub(
-        r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg \1{width} aria-hidden="true">', text, count=1
-    )
-    text = re.sub(r"font: [^;\"]*?([\d.]+)px [^;\"]*", r"font-size: \1px", text)
-    for colour, variable in _VARIABLES.items():
-        text = text.replace(colour, variable)
-    return Markup(re.sub(r">\s+<", "><", text))  # noqa: S704 (matplotlib escapes what it draws)
 
 
 def _axes(width: float, height: float, title: str, xlabel: str, ylabel: str) -> tuple[Figure, Any]:
@@ -121,13 +71,13 @@ def _component_figure(inspections: Sequence[Inspection]) -> Markup:
     names, counts = zip(*side_by_side([dict(each.ledger.rows) for each in inspections]), strict=True)
     figure, axes = _axes(_WIDTH, 0.8 + 0.36 * len(names), "Parameters by component", "millions", "")
     height = 0.8 / len(inspections)
-    for index, (millions, colour) in enumerate(zip(np.divide(counts, 1e6).T, (_A, _B), strict=False)):
+    for index, (millions, colour) in enumerate(zip(np.divide(counts, 1e6).T, (A, B), strict=False)):
         places = np.arange(len(names)) + (index - (len(inspections) - 1) / 2) * height
         axes.barh(places, millions, height * 0.9, color=colour)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
-    return _svg(figure)
+    return svg(figure)
 
 
 def _rank_figure(inspections: Sequence[Inspection]) -> Markup:
@@ -138,7 +88,7 @@ def _rank_figure(inspections: Sequence[Inspection]) -> Markup:
     axes.set_ylim(0, 1)
     _in_percent(axes.yaxis)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    return _svg(figure)
+    return svg(figure)
 
 
 def _kinds(inspections: Sequence[Inspection]) -> list[str]:
@@ -163,7 +113,7 @@ def _spectrum(inspections: Sequence[Inspection], kind: str) -> Markup:
     axes.set(xlim=(0, 1), ylim=(0, 1))
     _in_percent(axes.xaxis)
     _in_percent(axes.yaxis)
-    return _svg(figure)
+    return svg(figure)
 
 
 def _maps(inspections: Sequence[Inspection]) -> dict[str, list[Markup]]:
@@ -219,7 +169,7 @@ def _map(rows: dict[str, np.ndarray], title: str, ylabel: str, top: float) -> Ma
                 color="#000000" if value > top / 2 else "#ffffff",
             )  # fmt: skip
     figure.colorbar(mesh, ax=axes, pad=0.01).outline.set_visible(False)
-    return _svg(figure, magnified)
+    return svg(figure, magnified)
 
 
 def _embedding_figure(inspection: Inspection) -> Markup:
@@ -234,4 +184,4 @@ def _embedding_figure(inspection: Inspection) -> Markup:
         style: dict[str, Any] = {"s": 22, "marker": "x", "color": "#d55e00", "linewidths": 1}
         axes.scatter(counts[~seen], norms[~seen], **style, rasterized=True)
     axes.set(xlim=(-0.3, None), ylim=(0, None))
-    return _svg(figure)
+    return svg(figure)

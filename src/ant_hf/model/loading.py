@@ -334,17 +334,17 @@ def load_subject(model: str, dtype: str, device: str) -> Subject:
     parameters = sum(parameter.numel() for parameter in loaded.parameters())
     identity = {
         "name": name,
-        "weights_sha256": _hash(folder, "*.safetensors"),
-        "tokenizer_sha256": _hash(tokenizer_folder(folder), TOKENIZER),
-        "config_sha256": _hash(folder, CONFIG),
+        "weights_sha256": folder_sha256(folder, "*.safetensors"),
+        "tokenizer_sha256": folder_sha256(tokenizer_folder(folder), TOKENIZER),
+        "config_sha256": folder_sha256(folder, CONFIG),
         "parameters": parameters,
         "vocab_size": loaded.config.vocab_size,
     }
     return Subject(name, folder, loaded, tokenizer, identity)
 
 
-def _hash(folder: Path, pattern: str) -> str | None:
-    """sha256 of the one file, or of the hashes of several shards."""
+def folder_sha256(folder: Path, pattern: str) -> str | None:
+    """sha256 of the one file of a pattern, or of the hashes of several shards; None where there is none."""
     hashes = {path.name: file_sha256(path) for path in sorted(folder.glob(pattern))}
     if len(hashes) > 1:
         return fingerprint(hashes)

@@ -153,6 +153,9 @@ def _gather(sources: Sources, folder: Path) -> None:
         corpus["decontaminate"] = Path(corpus["decontaminate"]).name
     run = sources.run | {"recipe": sources.run["recipe"] | {"corpus": corpus}}
     records = {names.RUN_RECORD: run, names.RESULTS: results, names.RELEASED_MANIFEST: manifest}
+    if (comparison := sources.final / names.COMPARISON).is_file():
+        again = f"Compare again: ant-hf compare {sources.final} BASE --for-card"
+        records[names.COMPARISON] = read_sealed(comparison, "comparison", again)
     for name, values in records.items():
         write_sealed(folder / name, without_paths(values))
     write_json(folder / names.FRAGMENTATION, without_paths(report))

@@ -23,6 +23,8 @@ TOKENIZER = "tokenizer.json"
 MODEL_FILES = (CONFIG, "generation_config.json", WEIGHTS)
 TOKENIZER_FILES = (TOKENIZER, "tokenizer_config.json")
 RESULTS = "results.json"
+# Of a comparison's folder too.
+COMPARISON = "comparison.json"
 # In a checkpoint: its list of files, written last.
 SEAL = "checkpoint.json"
 # In a repository that a run pushes to: the state to go on from.

@@ -40,7 +40,7 @@ _CURVES = (
 
 
 @contextmanager
-def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
+def saved_figure(path: Path, width: float, height: float) -> Iterator[Figure]:
     """A figure of a size in inches, saved at the end of the block.
 
     A phone shows 5 inches at their size: the wider a figure, the smaller its letters there.
@@ -65,7 +65,7 @@ def plot_run(rows: list[dict[str, Any]], folder: Path, title: str) -> list[Path]
 
     training = [row for row in rows if "loss" in row]
     for key, name, label in _CURVES:
-        with _figure(folder / f"{name}.png", 6, 4) as figure:
+        with saved_figure(folder / f"{name}.png", 6, 4) as figure:
             axes = figure.subplots()
             axes.set_title(f"{title}: {label if key != 'loss' else key}")
             axes.set_xlabel("tokens seen (millions)")
@@ -86,7 +86,7 @@ def plot_run(rows: list[dict[str, Any]], folder: Path, title: str) -> list[Path]
 
 def plot_fragmentation(report: dict[str, Any], path: Path) -> Path:
     """Write how many tokens words need, and how long tokens are."""
-    with _figure(path, 6.5, 4) as figure:
+    with saved_figure(path, 6.5, 4) as figure:
         figure.suptitle(
             f"{report['vocab_size']:,} entries: {report['bytes_per_token']:.2f} bytes a token, "
             f"{report['words_kept_whole']:.1%} of words kept whole"
@@ -115,7 +115,7 @@ def plot_benchmarks(rows: list[dict[str, Any]], names: list[str], path: Path, ti
         rows: `label`, `value`, `interval`, `floor` and `published` (accuracy by model name), as fractions.
         names: the published models to show as points.
     """
-    with _figure(path, 6.5, 1.8 + 0.45 * len(rows)) as figure:
+    with saved_figure(path, 6.5, 1.8 + 0.45 * len(rows)) as figure:
         axes = figure.subplots()
         axes.set_title(f"{title}: accuracy, with two standard errors")
         places = list(range(len(rows)))
@@ -166,7 +166,7 @@ def plot_board(rows: Sequence[Any], title: str, score: str, path: Path) -> Path:
         (False, True, "published, tuned on a set's training questions", "^", "#F0E442"),
     )
     drawn = sorted((row for row in rows if row.score is not None), key=lambda row: row.score)
-    with _figure(path, 6, 5.5) as figure:
+    with saved_figure(path, 6, 5.5) as figure:
         axes = figure.subplots()
         axes.set_title(title)
         axes.set_xscale("log")
