@@ -7,6 +7,7 @@ Read `evaluate.py` first. `benchmarks.yaml` names the sets and `benchmarks.py` f
 `tasks.py` gives them to lm-eval; `language_model.py` scores its requests in shared contexts, to the same
 numbers; `results.py` writes what came out; `degeneration.py` counts loops in generated text.
 
-`comparison.py` tells two models apart: `entries.py` reads their results, `pairing.py` lines them up by document
-and gives the verdicts, `statistics.py` says how sure they are, and `comparison_report.py` draws and writes them.
+`comparison.py` tells two models apart: `entries.py` reads their results, `pairing.py` lines them up by
+document and gives the verdicts, `statistics.py` says how sure they are, and `comparison_report.py` draws and
+writes them.
 """
