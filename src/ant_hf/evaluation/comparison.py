@@ -20,7 +20,7 @@ from ant_hf.utils.console import say
 from ant_hf.utils.files import check_writable, whole_folder, write_sealed
 from ant_hf.utils.metrics import read_metrics
 from ant_hf.utils.names import COMPARISON, CONFIG, FINAL, METRICS, RELEASE, RESULTS, expand_home
-from ant_hf.utils.provenance import now, package_versions
+from ant_hf.utils.provenance import now, package_versions, without_paths
 from ant_hf.utils.stopping import phase
 
 SCHEMA = 1
@@ -107,7 +107,8 @@ def compare(
         reasons = [f"{label}: {why}" for pair in pairs for label, why in pair.refused.items()]
         listing = "".join(f"\n  - {reason}" for reason in reasons)
         raise AntError(f"nothing can be compared{':' if reasons else ': there are no results'}{listing}")
-    values = _values(subjects, pairs)
+    # It may be published with the model.
+    values = without_paths(_values(subjects, pairs))
     with whole_folder(target) as folder:
         write_sealed(folder / COMPARISON, values)
         write_report(folder, values, pairs, _curves(subjects))
