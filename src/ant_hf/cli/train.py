@@ -97,10 +97,11 @@ def train(
 def tokenizer(config: Config, data: Data = None, output_dir: OutputDir = None, overrides: Set = None) -> None:
     """Train the recipe's byte-level BPE tokenizer and measure how it fragments held-out text."""
     from ant_hf.data.tokenizer import make_tokenizer
-    from ant_hf.model.architecture import load_config
+    from ant_hf.model.base import architecture_of
 
     recipe = read_recipe(config, data, output_dir, overrides)
-    make_tokenizer(recipe, load_config(recipe.architecture).max_position_embeddings)
+    architecture, _, base = architecture_of(recipe)
+    make_tokenizer(recipe, architecture.max_position_embeddings, base.tokenizer if base else None)
 
 
 def pack(
@@ -121,10 +122,11 @@ def pack(
     from ant_hf.data.packing import make_tokens
     from ant_hf.data.packing_tasks import pack_with_workers
     from ant_hf.data.tokenizer import make_tokenizer
-    from ant_hf.model.architecture import load_config
+    from ant_hf.model.base import architecture_of
 
     recipe = read_recipe(config, data, output_dir, overrides)
-    make_tokenizer(recipe, load_config(recipe.architecture).max_position_embeddings)
+    architecture, _, base = architecture_of(recipe)
+    make_tokenizer(recipe, architecture.max_position_embeddings, base.tokenizer if base else None)
     if workers:
         pack_with_workers(recipe, workers)
     make_tokens(recipe)

@@ -120,9 +120,13 @@ def verify_shards(folder: Path, splits: tuple[str, ...] = (TRAIN, VALIDATION)) -
 
 
 class PackedTokens:
-    """The tokens of one split as one sequence, memory-mapped from its shards."""
+    """The tokens of one split as one sequence, memory-mapped from its shards.
 
-    def __init__(self, folder: Path, split: str) -> None:
+    Args:
+        limit: only so many of them, from the first on.
+    """
+
+    def __init__(self, folder: Path, split: str, limit: int | None = None) -> None:
         manifest = read_manifest(folder)
         values = manifest["splits"][split]
         self.split = split
@@ -130,6 +134,7 @@ class PackedTokens:
         self.bytes: int = values["bytes"]
         self._files = [folder.absolute() / shard["file"] for shard in values["shards"]]
         self._starts = list(itertools.accumulate(map(len, self._shards), initial=0))
+        self._length = self._starts[-1] if limit is None else min(limit, self._starts[-1])
 
     @cached_property
     def _shards(self) -> list[np.memmap[Any, np.dtype[np.uint16]]]:
@@ -140,7 +145,7 @@ class PackedTokens:
         return {name: value for name, value in vars(self).items() if name != "_shards"}
 
     def __len__(self) -> int:
-        return self._starts[-1]
+        return self._length
 
     def slice(self, start: int, stop: int) -> np.ndarray[Any, np.dtype[np.uint16]]:
         """Tokens [start, stop) as a copy, shape (stop - start,); shorter at the end of the split."""

@@ -19,7 +19,7 @@ from ant_hf.data.corpus import Corpus
 from ant_hf.data.sources import Source, open_source
 from ant_hf.data.survey import Survey, survey
 from ant_hf.errors import AntError
-from ant_hf.model.architecture import load_architecture
+from ant_hf.model.base import architecture_of
 from ant_hf.recipe import CorpusRecipe, Recipe, load_recipe, parsed_override
 from ant_hf.train.estimates import TrainingRate, in_words, measure_training, without_compilation
 from ant_hf.train.setup import ratio, set_up
@@ -235,7 +235,7 @@ class _Draft:
         values["corpus"] = self._corpus | values["corpus"]
         write_text(self.file, _as_yaml(values))
         recipe = load_recipe(self.file, self._overrides)
-        entries = recipe.tokenizer.vocab_size or sizes.vocabulary
+        entries = (recipe.tokenizer and recipe.tokenizer.vocab_size) or sizes.vocabulary
         write_json(self.architecture_file, sizes.architecture(entries, recipe.training.sequence_length))
         return recipe
 
@@ -294,7 +294,7 @@ class _Draft:
         return recipe
 
     def _show(self, recipe: Recipe, text: Survey, rate: TrainingRate, rest: float) -> None:
-        config, ledger = load_architecture(recipe.architecture)
+        config, ledger, _ = architecture_of(recipe)
         training = recipe.training
         step, there = training.sequences_per_step * training.sequence_length, text.train_tokens or 1
         tokens = training.max_steps * step
