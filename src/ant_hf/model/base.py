@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub.repocard import metadata_load
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 from yaml import YAMLError
 
 from ant_hf.data.tokenizer import load_tokenizer, token_byte_lengths
@@ -26,7 +27,7 @@ from ant_hf.model.loading import (
 from ant_hf.model.texts import ENGLISH, ROUND_TRIP
 from ant_hf.recipe import Recipe
 from ant_hf.utils.files import read_json
-from ant_hf.utils.names import CARD, CONFIG, RESULTS, RUN_RECORD, TOKENIZER, config_file
+from ant_hf.utils.names import CARD, CONFIG, RELEASE, RESULTS, RUN_RECORD, TOKENIZER, config_file
 
 # A hash of a Hub's commit, as its cache names folders.
 _COMMIT_LENGTH = 40
@@ -50,16 +51,15 @@ class Base:
         commit = self.folder.name
         return commit if self.folder.parent.name == "snapshots" and len(commit) == _COMMIT_LENGTH else None
 
-    def model(self, attn_implementation: str) -> PreTrainedModel:
-        """Its weights in fp32.
+    def weights(self) -> dict[str, torch.Tensor]:
+        """By name, in fp32.
 
         Raises:
             AntError: as `load_any`, or they hold NaN or infinity.
         """
         model, _ = load_any(self.folder)
         check_weights(model)
-        model.set_attn_implementation(attn_implementation)
-        return model
+        return model.state_dict()
 
     def described(self) -> dict[str, Any]:
         """What `run.json` and the card tell of it: licence and texts as its own card and record name them."""
@@ -67,8 +67,10 @@ class Base:
         record = _record(self.folder / RUN_RECORD) or _record(self.folder.parent / RUN_RECORD)
         corpus = (record.get("recipe") or {}).get("corpus") or {}
         datasets = card.get("datasets")
+        released = _record(self.folder / RELEASE).get("repository")
         return {
             "name": self.name,
+            "repository": self.name if self.revision else released,
             "revision": self.revision,
             "weights_sha256": self.sha256,
             "license": card.get("license"),

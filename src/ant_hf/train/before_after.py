@@ -17,7 +17,7 @@ from ant_hf.model.scoring import score_text, score_tokens
 from ant_hf.recipe import Recipe
 from ant_hf.train.setup import Setup
 from ant_hf.train.trainer import RunData
-from ant_hf.utils.metrics import TextScore
+from ant_hf.utils.metrics import TextScore, before_and_after
 
 # Shown as they come.
 SAMPLE_SEEDS = (0, 1, 2)
@@ -107,16 +107,6 @@ def before_after_table(base: str, before: dict[str, Any], now: dict[str, Any]) -
     table.add_column("text")
     for column in (base, "this model", "difference"):
         table.add_column(column, justify="right")
-    for label, old, new in compared(before, now):
+    for label, old, new in before_and_after(before, now):
         table.add_row(label, f"{old:.3f}", f"{new:.3f}", f"{new - old:+.3f}")
     return table
-
-
-def compared(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, float, float]]:
-    """Label and bits per byte of both models, of each text that was scored."""
-    label = "your text, trained on" if "split" in now["final"] else "your text, held out"
-    rows = [(label, before["final"]["bits_per_byte"], now["final"]["bits_per_byte"])]
-    if before.get("general") and now.get("general"):
-        old, new = before["general"], now["general"]
-        rows.append((f"general: {new['text']}", old["bits_per_byte"], new["bits_per_byte"]))
-    return rows

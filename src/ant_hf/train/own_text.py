@@ -168,8 +168,8 @@ def own_recipe(
             choose; or as `survey` and `measure_training`.
     """
     paths = [str(Path(expand_home(path)).resolve()) for path in data]
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(paths[0]).name.partition(".")[0]).strip("-._") or "text"
-    folder = Path(expand_home(output_dir)) if output_dir else Path("runs") / name
+    name = folder_for(data[0]).name
+    folder = Path(expand_home(output_dir)) if output_dir else folder_for(data[0])
     file = folder / RECIPE
     is_chosen = file.is_file() and _is_as_chosen(file)
     if file.is_file() and not (fresh and is_chosen):
@@ -208,6 +208,12 @@ def own_recipe(
     write_text(file, _sealed(_as_yaml(values)))
     say(f"recipe      {file}: edit it as you like, and the architecture beside it")
     yield file
+
+
+def folder_for(text: str) -> Path:
+    """Where a run on a text goes if nobody says: runs/ and the text's name."""
+    name = Path(expand_home(text)).resolve().name.partition(".")[0]
+    return Path("runs") / (re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "text")
 
 
 class _Draft:

@@ -71,10 +71,9 @@ class AntTrainer(Trainer):
     def __init__(self, setup: Setup, data: RunData, made_of: Mapping[str, str]) -> None:
         recipe, plan = setup.recipe.training, setup.plan
         attention = setup.execution.attn_implementation
+        model = build_model(setup.config, recipe.seed, attention)
         if setup.base:
-            model = setup.base.model(attention)
-        else:
-            model = build_model(setup.config, recipe.seed, attention)
+            model.load_state_dict(setup.base.weights())
         # Trainer's own compilation takes in what accelerate wraps around the model.
         return_loss_only(model, recipe.z_loss, setup.execution.torch_compile)
         super().__init__(
