@@ -8,6 +8,8 @@ import torch
 import yaml
 from commands import run_here
 from conftest import TINY_CONFIG, tiny_values
+from hub.metadata_rules import problems
+from records import write_results
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
@@ -15,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from ant_hf.errors import AntError
 from ant_hf.model.base import architecture_of
 from ant_hf.recipe import load_recipe
+from ant_hf.release.build import make_release
 from ant_hf.release.verify import verify
 from ant_hf.train.pretrain import dry_run, pretrain
 from ant_hf.train.run_folder import RunRecord
@@ -258,3 +261,38 @@ def test_the_command_takes_a_model(trained_run, shared, tmp_path):
     assert (missing.returncode, "model not found" in missing.stderr) == (2, True)
     both = run_here("ant-hf", "train", "--data", text, "--from", "x", "--config", "quickstart", cwd=tmp_path)
     assert "--from and --config" in both.stderr
+
+
+def test_the_card_names_the_base_its_licence_and_both_models_figures(
+    finetune, trained_run, tmp_path, quick_gate, monkeypatch
+):
+    monkeypatch.setattr("ant_hf.release.build.plot_run", lambda *_: [])
+    base = shutil.copytree(trained_run / "final", tmp_path / "base")
+    (base / "README.md").write_text("---\nlicense: mit\ndatasets:\n- some/data\n---\n# Base\n")
+    (base / "release.json").write_text(json.dumps({"repository": "someone/base"}))
+    record = json.loads((trained_run / "run.json").read_text())
+    record["recipe"]["corpus"]["sources"] = [{"name": "A text", "license": "CC0", "url": None}]
+    (base / "run.json").write_text(json.dumps(record))
+    recipe = finetune(base, max_steps=4)
+    pretrain(recipe)
+    final = run_folder(recipe) / "final"
+    write_results(final)
+    folder = make_release(final, "someone/tuned")
+    card = (folder / "README.md").read_text()
+    head = yaml.safe_load(card.split("---\n")[1])
+    assert (head["license"], head["base_model"]) == ("mit", "someone/base")
+    assert head["base_model_relation"] == "finetune"
+    assert "fine-tuned" in head["tags"]
+    for words in (
+        "fine-tuned from base", "Before and after", "general: World English Bible", "some/data",
+        "A text (of the base)", "base (measured before)",
+    ):  # fmt: skip
+        assert words in card, words
+    assert problems(card) == []
+    assert str(tmp_path) not in (folder / "run.json").read_text()
+    # A model without held-out text is released with a warning.
+    blind = finetune(base, "blind", corpus={"validation_fraction": 0}, max_steps=4, save_steps=4)
+    pretrain(blind)
+    write_results(run_folder(blind) / "final")
+    folder = make_release(run_folder(blind) / "final", "someone/blind")
+    assert "Nothing was held out" in (folder / "README.md").read_text()

@@ -454,7 +454,13 @@ def _base_table(base: dict[str, Any], scores: list[Score]) -> Safe:
             figures = [other["value"], score.value, score.value - other["value"]]
             error = math.hypot(other["stderr"] or 0.0, score.stderr)
             rows.append([score.label, code(score.metric), *map(_number, figures), f"{error:.4f}"])
-    header = ["benchmark", "metric", f"{base['name']} (measured before)", "this model", "difference"]
+    header = [
+        "set, of both models",
+        "metric",
+        f"{base['name']} (measured before)",
+        "this model",
+        "difference",
+    ]
     return table([*header, "error if independent"], rows, numbers_from=2)
 
 

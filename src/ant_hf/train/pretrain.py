@@ -353,3 +353,5 @@ def _say_result(record: RunRecord, path: Path) -> None:
     if record.before and record.base:
         now_here = {"final": final, "general": record.general}
         show(before_after_table(record.base["name"], record.before, now_here))
+        if final["bits_per_byte"] >= record.before["final"]["bits_per_byte"]:
+            say("warning     your text is no better read than before: try lower learning rates")
