@@ -166,7 +166,7 @@ def averaged_rows(folder: Path, base: Recipe, tokens_dir: Path) -> list[dict[str
     tokenizer = load_tokenizer(tokens_dir.parent / "tokenizer")
     validation = PackedTokens(tokens_dir, VALIDATION)
     # As the runs read it, wherever this was started.
-    model = build_model(load_config(ROOT / base.architecture), 0, "sdpa")
+    model = build_model(load_config(ROOT / str(base.architecture)), 0, "sdpa")
     scored = base.training.eval_max_tokens
     rows = []
     for count in _AVERAGED_CHECKPOINTS:

@@ -92,7 +92,7 @@ def main() -> None:
                     flush=True,
                 )
     medians = {processes: statistics.median(values) for processes, values in speeds.items()}
-    gradient_bytes = 4 * parameter_ledger(load_config(ROOT / recipe.architecture)).total
+    gradient_bytes = 4 * parameter_ledger(load_config(ROOT / str(recipe.architecture))).total
     figures: dict[str, Any] = {
         "cpu": cpu_name(),
         "cores": available_cores(),

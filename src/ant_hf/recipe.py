@@ -205,10 +205,13 @@ class CorpusRecipe(TextPlace):
     """Another text mixed into the training: {path: general.jsonl, share: 0.1}"""
     language: Annotated[str, Field(pattern=r"^[a-z]{2,3}$")] | None = None
     """ISO 639 code of the text's language, for the card and for checks in that language; for example en."""
-    validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.001
-    """Share of documents held out, chosen by content hash."""
+    validation_fraction: Fraction = 0.001
+    """Share of documents held out, chosen by content hash. With 0, nothing tells how good the model is."""
     decontaminate: PathText | None = None
     """Folder of evaluation sets as JSONL: documents sharing 13 words in a row with one are left out."""
+    general: PathText | None = None
+    """With training.init_from: file or folder of other text, to measure what the model forgets. Default: the
+    World English Bible, if it is installed."""
     sources: list[TextSource] = []
     """What the text is and its licences, for the card."""
     max_tokens: Count | None = None
@@ -260,12 +263,17 @@ class TokenizerRecipe(_Section):
 class TrainingRecipe(_Section):
     """Optimisation and hardware."""
 
+    init_from: PathText | None = None
+    """Folder or OWNER/NAME of a Llama to go on from, with its weights, architecture and tokenizer."""
     sequence_length: Annotated[int, Field(ge=8)] = 1024
     """Tokens a block."""
     sequences_per_step: Count
     """Blocks an optimizer step, over all processes and accumulation."""
     max_steps: Count
     """Optimizer steps."""
+    num_train_epochs: Annotated[float, Field(gt=0.0)] | None = None
+    """At most so many passes over the training text: for a small text, `max_steps` and all that is counted in
+    steps shrink in proportion."""
     per_device_batch_size: Annotated[int | Literal["auto"], BeforeValidator(_blocks)] = "auto"
     """Blocks one process handles at once, at most; the accumulation follows. `auto` tries what fits a GPU."""
     optimizer: Literal["adamw", "muon"] = "adamw"
@@ -319,6 +327,10 @@ class TrainingRecipe(_Section):
     """Checkpoints kept; the oldest goes when the new one is complete."""
     average_last: Annotated[int, Field(ge=2)] | None = None
     """Export the mean of the weights of so many last checkpoints, at any save_total_limit; null: the last."""
+    load_best_model_at_end: bool = False
+    """The final model is the checkpoint with the lowest held-out loss; that checkpoint is always kept."""
+    early_stopping_patience: Count | None = None
+    """End the run after so many evaluations in a row that are not better than the best; null for never."""
     max_hours: Annotated[float, Field(gt=0.0)] | None = None
     """Save and leave before the process is this old, with room for a save; for sessions of limited length."""
     max_skipped_steps: Count = 20
@@ -362,6 +374,16 @@ class TrainingRecipe(_Section):
             "training.muon_learning_rate is set; optimizer adamw does not use it": muon or rate is None,
             f"training.average_last is {self.average_last}; the run saves {saves} checkpoints, one each "
             f"{self.save_steps} steps (save_steps)": (self.average_last or 0) <= saves,
+            f"training.save_steps is {self.save_steps} and eval_steps {self.eval_steps}; with "
+            "load_best_model_at_end they must be equal": (
+                not self.load_best_model_at_end or self.save_steps == self.eval_steps
+            ),
+            "training.average_last and load_best_model_at_end exclude each other": (
+                not (self.average_last and self.load_best_model_at_end)
+            ),
+            "training.early_stopping_patience is set; it needs load_best_model_at_end": (
+                self.early_stopping_patience is None or self.load_best_model_at_end
+            ),
             "training.hub_model_id is missing; push_to_hub needs it, as owner/name": (
                 not self.push_to_hub or self.hub_model_id is not None
             ),
@@ -376,7 +398,7 @@ class Recipe(_Section):
 
     name: Annotated[str, Field(pattern=NAME)]
     """Short name, used in reports and cards."""
-    architecture: PathText
+    architecture: PathText | None = None
     """LlamaConfig JSON, a model folder for its shape alone, or the name of one of configs/: ant10m, ant5m."""
     output_dir: PathText
     """Folder of this run: checkpoints, metrics, plots, final model."""
@@ -387,8 +409,13 @@ class Recipe(_Section):
     export_dtype: Literal["float32", "float16"] = "float32"
     """Type of the weights in final/; float16 halves the download."""
     corpus: CorpusRecipe
-    tokenizer: TokenizerRecipe
+    tokenizer: TokenizerRecipe | None = None
     training: TrainingRecipe
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the checkpoint with the lowest held-out loss becomes the final model."""
+        return self.training.load_best_model_at_end and self.corpus.validation_fraction > 0
 
     @property
     def tokenizer_dir(self) -> Path:
@@ -397,6 +424,23 @@ class Recipe(_Section):
     @property
     def tokens_dir(self) -> Path:
         return Path(self.data_dir or self.output_dir) / "tokens"
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> Recipe:
+        given = {name: getattr(self, name) is not None for name in ("architecture", "tokenizer")}
+        if not self.training.init_from:
+            problems = [f"{name} is missing" for name, is_given in given.items() if not is_given]
+        else:
+            problems = [
+                f"{name} is set, and so is training.init_from, whose model brings its own; leave one out"
+                for name, is_given in given.items()
+                if is_given
+            ]
+        if self.corpus.general and not self.training.init_from:
+            problems.append("corpus.general is set; only a run with training.init_from measures it")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
 
 
 def load_recipe(
@@ -442,7 +486,7 @@ def _find_beside(folder: Path, values: dict[str, Any]) -> None:
     if isinstance(corpus, dict):
         # The path of another source is no file's.
         places += [(corpus, "path")] if corpus.get("source") == "files" else []
-        places.append((corpus, "decontaminate"))
+        places += [(corpus, "decontaminate"), (corpus, "general")]
         mix = corpus.get("mix")
         parts = [*(mix.values() if isinstance(mix, dict) else ()), corpus.get("replay")]
         places += [
@@ -450,6 +494,8 @@ def _find_beside(folder: Path, values: dict[str, Any]) -> None:
             for part in parts
             if isinstance(part, dict) and part.get("source", "files") == "files"
         ]
+    if isinstance(values.get("training"), dict):
+        places.append((values["training"], "init_from"))
     for section, key in places:
         if isinstance(section.get(key), list):
             section[key] = [_beside(folder, path) for path in section[key]]

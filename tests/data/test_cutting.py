@@ -221,3 +221,20 @@ def test_decomposed_letters_are_the_same_paragraph(recipe_for):
     corpus = Corpus.from_recipe(recipe_for(twice).corpus)
     assert list(corpus)
     assert corpus.counts.cut["repeated"] == pytest.approx(len(parts), rel=0.1)
+
+
+def test_few_documents_are_cut_where_whole_ones_would_be_another_share(recipe_for, chapters):
+    """One long document and nine short ones: its hash would hold out nearly all of the text."""
+    long = "\n\n".join(chapters[:30])
+    shares = []
+    for at, fraction in enumerate((0.05, 0.1, 0.3)):
+        recipe = recipe_for(long, *chapters[30:39], fraction=fraction, name=f"few-{at}")
+        corpus = Corpus.from_recipe(recipe.corpus)
+        sizes = {False: 0, True: 0}
+        for document in corpus:
+            sizes[document.is_validation] += document.characters
+        shares.append(sizes[True] / sum(sizes.values()) / fraction)
+    assert all(0.4 < share < 2.5 for share in shares), shares
+    # Of many, each stays whole.
+    many = recipe_for(*chapters, fraction=0.05, name="many")
+    assert not Corpus.from_recipe(many.corpus).is_cut

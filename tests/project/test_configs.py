@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 
 from ant_hf.errors import AntError
-from ant_hf.model.architecture import load_architecture, load_config
+from ant_hf.model.base import architecture_of
 from ant_hf.recipe import load_recipe
 from ant_hf.train.setup import choose_execution, choose_micro_batch, make_plan
 
@@ -21,7 +21,7 @@ def at_root(monkeypatch):
 
 def plan_of(name, num_processes=1):
     recipe = load_recipe(ROOT / "configs" / "recipes" / f"{name}.yaml")
-    config, ledger = load_architecture(recipe.architecture)
+    config, ledger, _ = architecture_of(recipe)
     execution = choose_execution(recipe.training)
     at_once = choose_micro_batch(recipe.training, config, execution, num_processes)
     return recipe, make_plan(recipe.training, config, ledger, num_processes, at_once)
@@ -30,9 +30,9 @@ def plan_of(name, num_processes=1):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_consistent(path):
     recipe, plan = plan_of(path.stem)
-    config = load_config(recipe.architecture)
+    config, _, base = architecture_of(recipe)
     assert recipe.name == path.stem
-    assert recipe.tokenizer.vocab_size in (None, config.vocab_size)
+    assert base or recipe.tokenizer.vocab_size in (None, config.vocab_size)
     assert recipe.training.sequence_length <= config.max_position_embeddings
     assert plan.total_tokens == recipe.training.max_steps * plan.tokens_per_step
 

@@ -40,7 +40,7 @@ def write(tmp_path, shared):
             lambda v: v["corpus"].update(validation_fraction=1.5),
             ["corpus.validation_fraction", "less than 1"],
         ),
-        (lambda v: v["corpus"].update(validation_fraction=0), ["validation_fraction is 0", "greater than 0"]),
+        (lambda v: v["corpus"].update(validation_fraction=-1), ["validation_fraction is -1", "equal to 0"]),
         (lambda v: v["corpus"].update(path=""), ["corpus.path is ''", "must not be empty"]),
         # As it is to be typed, from another section.
         (lambda v: v.update(max_steps=3), ["max_steps is no key", "did you mean training.max_steps"]),

@@ -26,6 +26,7 @@ from ant_hf.evaluation.results import ABOVE, BELOW, UNCLEAR, interval
 from ant_hf.published import PublishedModel, published_models
 from ant_hf.recipe import OWN_TEXT, REPLAY
 from ant_hf.utils.hardware import known_gpu
+from ant_hf.utils.metrics import before_and_after
 from ant_hf.utils.names import shipped_file
 
 TEMPLATE = "model_card/card.md.jinja"
@@ -77,6 +78,10 @@ def _context(inputs: CardInputs) -> dict[str, Any]:
         "tokens_seen": _tokens_seen(inputs),
         "co2": co2_estimate(run),
         "rows": scores,
+        "base": run.get("base"),
+        "before": run.get("before"),
+        "best": run.get("best"),
+        "is_held_out": "split" not in run["final"],
         "takeaways": _takeaways(inputs, scores, parts),
         "recipe_yaml": yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True),
         "tables": {
@@ -91,6 +96,8 @@ def _context(inputs: CardInputs) -> dict[str, Any]:
             },
             "published_wikitext": _published_wikitext(published),
             "compared": [comparison_table(pair) for pair in (inputs.comparison or {}).get("pairs", ())],
+            "before_after": _before_after_table(run) if run.get("before") else "",
+            "base": _base_table(run["base"], scores) if (run.get("base") or {}).get("results") else "",
             **_tables_of_records(inputs),
         },
     }
@@ -425,7 +432,7 @@ def _dynamics_table(inputs: CardInputs) -> Safe:
 def _perplexity_table(inputs: CardInputs) -> Safe:
     final = inputs.run["final"]
     held_out = {
-        "label": "held-out text of the training corpus",
+        "label": "text that was trained on" if "split" in final else "held-out text of the training corpus",
         "complete": True,
         "nats_per_token": final["loss"],
         "token_perplexity": final["perplexity"],
@@ -449,6 +456,37 @@ def _perplexity_table(inputs: CardInputs) -> Safe:
     return table(["text", *columns], rows)
 
 
+def _before_after_table(run: dict[str, Any]) -> Safe:
+    """Bits per byte of the model that the training began with and of this one."""
+    header = ["text, bits per byte", run["base"]["name"], "this model", "difference"]
+    rows = [
+        [label, f"{old:.4f}", f"{new:.4f}", f"{new - old:+.4f}"]
+        for label, old, new in before_and_after(
+            run["before"], {"final": run["final"], "general": run["general"]}
+        )
+    ]
+    return table(header, rows)
+
+
+def _base_table(base: dict[str, Any], scores: list[Score]) -> Safe:
+    """Complete benchmarks that both models have, each by its own results.json."""
+    rows = []
+    for score in scores:
+        other = base["results"].get(score.task)
+        if other and other["metric"] == score.metric and other["complete"] is not False and score.complete:
+            figures = [other["value"], score.value, score.value - other["value"]]
+            error = math.hypot(other["stderr"] or 0.0, score.stderr)
+            rows.append([score.label, code(score.metric), *map(_number, figures), f"{error:.4f}"])
+    header = [
+        "set, of both models",
+        "metric",
+        f"{base['name']} (measured before)",
+        "this model",
+        "difference",
+    ]
+    return table([*header, "error if independent"], rows, numbers_from=2)
+
+
 def _published_wikitext(published: list[PublishedModel]) -> Safe:
     rows = []
     for model in published:
@@ -466,9 +504,11 @@ def _tables_of_records(inputs: CardInputs) -> dict[str, str]:
         [code(name), f"{values['bytes']:,}", code(values["sha256"][:16])]
         for name, values in inputs.files.items()
     ]
+    of_base = (inputs.run.get("base") or {}).get("sources") or []
     sources = [
-        [source["name"], source["license"], source["url"] or NOT_MEASURED]
-        for source in inputs.recipe["corpus"].get("sources") or []
+        [f"{source['name']}{whose}", source["license"], source["url"] or NOT_MEASURED]
+        for listed, whose in ((inputs.recipe["corpus"].get("sources") or [], ""), (of_base, " (of the base)"))
+        for source in listed
     ]
     mixed = _mix_table(inputs) if _texts(inputs.recipe["corpus"]) else ""
     by_set = inputs.manifest["documents"].get("contaminated_by_set") or {}
@@ -566,9 +606,8 @@ def _data_source(corpus: dict[str, Any]) -> tuple[str, str]:
 # Keys of the Hub's model card specification that we use. ModelCardData would let a misspelt one pass.
 KEYS = {
     "language", "license", "license_name", "library_name", "pipeline_tag", "tags", "datasets", "metrics",
-    "co2_eq_emissions", "model-index",
+    "co2_eq_emissions", "model-index", "base_model", "base_model_relation",
 }  # fmt: skip
-_TAGS = ["llama", "small-language-model", "trained-from-scratch", "ant-hf"]
 _DATASET_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 _LICENSE_ID = re.compile(r"^[a-z0-9][a-z0-9.+-]*$")
 
@@ -596,14 +635,21 @@ def card_data(inputs: CardInputs, scores: list[Score]) -> ModelCardData:
         for key in ("byte_perplexity", "bits_per_byte"):
             what, label = key.replace("_", " "), wikitext["label"]
             results.append(_result("wikitext", "Language modelling", label, key, what, wikitext[key]))
+    base = inputs.run.get("base")
+    tags = ["llama", "small-language-model", "fine-tuned" if base else "trained-from-scratch", "ant-hf"]
+    # A folder's name means nothing on the Hub.
+    repository = (base or {}).get("repository")
+    is_linked = bool(repository and _DATASET_ID.match(repository))
     data = ModelCardData(
+        base_model=repository if is_linked else None,
+        base_model_relation="finetune" if is_linked else None,
         model_name=inputs.name,
         language=_language(inputs),
         license=inputs.license,
         license_name="see-card" if inputs.license == "other" else None,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=[*_TAGS, "gguf"] if inputs.exported else _TAGS,
+        tags=[*tags, "gguf"] if inputs.exported else tags,
         datasets=datasets or None,
         metrics=["accuracy", "perplexity"] if results else None,
         eval_results=results or None,
@@ -656,6 +702,6 @@ def co2_estimate(run: dict[str, Any]) -> dict[str, Any] | None:
             f"upper estimate: {devices} x {gpu.watts} W board power x {seconds / 3600:.2f} h x "
             f"{_GRAMS_PER_KWH} g/kWh (world average 2024)"
         ),
-        "training_type": "pre-training",
+        "training_type": "fine-tuning" if run.get("base") else "pre-training",
         "hardware_used": f"{devices} x {name}",
     }

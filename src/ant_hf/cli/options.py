@@ -49,7 +49,13 @@ Repo = Annotated[
     str, Option("--repo", metavar="OWNER/NAME", help="Hub repository, for example GODELEV/Ant-10M.")
 ]
 License = Annotated[
-    str, Option("--license", metavar="ID", help="Licence of the model, as the Hub spells it.")
+    str | None,
+    Option(
+        "--license",
+        metavar="ID",
+        help="Licence of the model, as the Hub spells it. Default: the one of the model it was trained from, "
+        "if any, else apache-2.0.",
+    ),
 ]
 Tokens = Annotated[
     Path | None,

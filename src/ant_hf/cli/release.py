@@ -40,7 +40,7 @@ def audit(
         raise AntError(f"{card} contradicts itself", seen=f"{wrong} figures")
 
 
-def card(model: Final, repo: Repo, license_id: License = "apache-2.0", tokens: Tokens = None) -> None:
+def card(model: Final, repo: Repo, license_id: License = None, tokens: Tokens = None) -> None:
     """Make the release folder of a run: gate, figures, card, hashes. Sends nothing.
 
     Needs results.json (ant-hf evaluate). Everything lies in release/ beside the final folder then.
@@ -94,7 +94,7 @@ def publish(
         bool, Option("--dry-run", help="Only show the plan (the default); asks the Hub what it holds.")
     ] = False,
     private: Annotated[bool, Option("--private", help="Create the repository as private.")] = False,
-    license_id: License = "apache-2.0",
+    license_id: License = None,
     tag: Annotated[str | None, Option(help="Name of this version; default: the next of v1, v2, ...")] = None,
     prune: Annotated[
         bool, Option("--prune", help="Remove files from the repository that the release does not have.")
@@ -117,7 +117,7 @@ def publish(
     continues.
     """
     from ant_hf.hub import HubClient
-    from ant_hf.release.build import make_release
+    from ant_hf.release.build import license_of, make_release
     from ant_hf.release.publish import check_repository
     from ant_hf.release.publish import publish as publish_release
 
@@ -137,7 +137,7 @@ def publish(
     if with_gguf:
         from ant_hf.export.exporting import export
 
-        gguf, _ = export(str(model), "gguf", repository=repo, license_id=license_id)
+        gguf, _ = export(str(model), "gguf", repository=repo, license_id=license_id or license_of(model))
     folder = make_release(model, repo, license_id, tokens, gguf, client)
     gate_report(folder)
     space_folder = None
@@ -145,7 +145,7 @@ def publish(
         from ant_hf.demo.space import make_space
 
         # Before the model is sent, so that a missing package stops both.
-        space_folder = make_space(folder.parent, repo, license_id)
+        space_folder = make_space(folder.parent, repo, license_id or license_of(model))
     send = partial(publish_release, repo=repo, private=private, prune=prune, yes=yes, client=client)
     send(folder, tag=tag)
     if space_folder:

@@ -57,6 +57,14 @@ def train(
         Option("--config", "-c", help="Recipe, to train as it says instead of choosing one for the text."),
     ] = None,
     data: Data = None,
+    base: Annotated[
+        str | None,
+        Option(
+            "--from",
+            metavar="MODEL",
+            help="Go on from this Llama, a folder or OWNER/NAME on the Hub, as the recipe finetune says.",
+        ),
+    ] = None,
     output_dir: OutputDir = None,
     minutes: Annotated[
         float | None,
@@ -75,9 +83,20 @@ def train(
     written as a recipe into the run's folder, runs/my, for you to edit. Run again, it goes on.
     """
     data = [*(data or ()), *(texts or ())]
+    if base is not None and config is not None:
+        hint = "With a recipe of your own: --set training.init_from=MODEL"
+        raise AntError("--from and --config were both given", hint=hint)
+    if base is not None and data:
+        from ant_hf.train.own_text import folder_for
+
+        config, output_dir = Path("finetune"), output_dir or str(folder_for(data[0]))
+        overrides = [f"training.init_from={base}", *(overrides or ())]
     if config is not None:
         if minutes is not None:
-            raise AntError("--minutes and --config were both given", hint="A recipe says training.max_steps.")
+            raise AntError(
+                f"--minutes and {'--from' if base else '--config'} were both given",
+                hint="A recipe says training.max_steps.",
+            )
         pretrain(config, data, output_dir, overrides, report_to, fresh, dry_run)
         return
     if not data:
@@ -144,10 +163,11 @@ def new(
 def tokenizer(config: Config, data: Data = None, output_dir: OutputDir = None, overrides: Set = None) -> None:
     """Train the recipe's byte-level BPE tokenizer and measure how it fragments held-out text."""
     from ant_hf.data.tokenizer import make_tokenizer
-    from ant_hf.model.architecture import load_config
+    from ant_hf.model.base import architecture_of
 
     recipe = read_recipe(config, data, output_dir, overrides)
-    make_tokenizer(recipe, load_config(recipe.architecture).max_position_embeddings)
+    architecture, _, base = architecture_of(recipe)
+    make_tokenizer(recipe, architecture.max_position_embeddings, base.tokenizer if base else None)
 
 
 def pack(
@@ -168,10 +188,11 @@ def pack(
     from ant_hf.data.packing import make_tokens
     from ant_hf.data.packing_tasks import pack_with_workers
     from ant_hf.data.tokenizer import make_tokenizer
-    from ant_hf.model.architecture import load_config
+    from ant_hf.model.base import architecture_of
 
     recipe = read_recipe(config, data, output_dir, overrides)
-    make_tokenizer(recipe, load_config(recipe.architecture).max_position_embeddings)
+    architecture, _, base = architecture_of(recipe)
+    make_tokenizer(recipe, architecture.max_position_embeddings, base.tokenizer if base else None)
     if workers:
         pack_with_workers(recipe, workers)
     make_tokens(recipe)

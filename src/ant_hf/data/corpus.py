@@ -33,6 +33,9 @@ DIGEST_BYTES = _TELLS_APART + _DECIDES
 # Stands for the digest of a document without text.
 NO_TEXT = bytes(DIGEST_BYTES)
 _DEDUPLICATION_CACHE_KIB = 128 * 1024
+# Held out by their hash, whole documents of so few may be any share of the text: it is cut where the share
+# is off by this factor.
+_FEW_DOCUMENTS, _FAR_OFF = 20, 2.5
 
 
 class Document(NamedTuple):
@@ -178,14 +181,24 @@ class Corpus:
     @property
     def is_cut(self) -> bool:
         if self._is_cut is None:
-            sides = set()
-            for digest in (identified(raw)[0] for raw in self.source.documents()):
-                if digest != NO_TEXT:
-                    sides.add(in_validation_split(digest[_TELLS_APART:], self.validation_fraction))
-                if len(sides) == 2:
-                    break
-            self._is_cut = len(sides) == 1 and self.validation_fraction > 0
+            self._is_cut = bool(self.validation_fraction) and self._is_split_badly()
         return self._is_cut
+
+    def _is_split_badly(self) -> bool:
+        """Whether a side of the split gets no document, or, of few, a share far from the one asked for."""
+        characters, count = {False: 0, True: 0}, 0
+        for digest, text in map(identified, self.source.documents()):
+            if digest != NO_TEXT:
+                count += 1
+                side = in_validation_split(digest[_TELLS_APART:], self.validation_fraction)
+                characters[side] += len(text)
+            if all(characters.values()) and count > _FEW_DOCUMENTS:
+                return False
+        if not all(characters.values()):
+            return count > 0
+        total, wanted = sum(characters.values()), self.validation_fraction
+        is_far = not wanted / _FAR_OFF < characters[True] / total < wanted * _FAR_OFF
+        return count <= _FEW_DOCUMENTS and is_far and total >= 2 * SMALLEST_TEXT
 
     def identity(self, made_before: Any = None) -> dict[str, Any]:
         """What decides the documents and their split, as JSON values.

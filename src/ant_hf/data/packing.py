@@ -18,7 +18,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from ant_hf.data.corpus import Corpus, CorpusCounts, Document
-from ant_hf.data.tokenizer import END_OF_TEXT, cut_long_runs, larger_share, make_tokenizer
+from ant_hf.data.tokenizer import END_OF_TEXT, cut_long_runs, end_of_text, larger_share, make_tokenizer
 from ant_hf.data.tokens import FORMAT_VERSION, TRAIN, VALIDATION, packed_before, read_manifest, verify_shards
 from ant_hf.errors import AntError
 from ant_hf.recipe import Recipe
@@ -70,7 +70,7 @@ _TRACES = {
 
 
 class Encoder:
-    """A tokenizer that puts an end-of-text token after each document.
+    """A tokenizer that puts an end-of-text token after each document, and what its own rule says before it.
 
     Args:
         tokenizer_file: a `tokenizer.json` that `load_tokenizer` accepts.
@@ -80,7 +80,10 @@ class Encoder:
         self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
         # A document that spells out a special token is text and not a command.
         self._tokenizer.encode_special_tokens = True
-        self._end_of_text = self._tokenizer.token_to_id(END_OF_TEXT)
+        self._end_of_text = self._tokenizer.token_to_id(end_of_text(tokenizer_file.parent))
+        plain, whole = (self._tokenizer.encode("a", add_special_tokens=added).ids for added in (False, True))
+        # Gemma's `<bos>`, Llama 2's `<s>`; often nothing.
+        self._before = whole[: whole.index(plain[0])]
         added = self._tokenizer.get_added_tokens_decoder().values()
         self._hardly_meant = [*(token.content for token in added if token.special), *_TRACES]
 
@@ -101,7 +104,7 @@ class Encoder:
             ids = next(encodings).ids
             for _ in of_document[1:]:
                 ids += next(encodings).ids
-            tokens = np.array([*ids, self._end_of_text], dtype="<u2").tobytes()
+            tokens = np.array([*self._before, *ids, self._end_of_text], dtype="<u2").tobytes()
             size = len(document.text.encode())
             encoded.append(EncodedDocument(tokens, document.characters, size, document.split, document.part))
         return encoded
@@ -167,17 +170,17 @@ def chunks(documents: Iterable[AnyDocument]) -> Iterator[list[AnyDocument]]:
     yield chunk
 
 
-def make_data(recipe: Recipe, model_max_length: int) -> None:
+def make_data(recipe: Recipe, model_max_length: int, base: Path | None = None) -> None:
     """Make or reuse tokenizer and tokens.
 
     Raises:
         AntError: see `make_tokenizer` and `make_tokens`.
     """
-    make_tokenizer(recipe, model_max_length)
+    make_tokenizer(recipe, model_max_length, base)
     make_tokens(recipe)
 
 
-def find_data(recipe: Recipe, model_max_length: int) -> None:
+def find_data(recipe: Recipe, model_max_length: int, base: Path | None = None) -> None:
     """On a machine that is not the first: check the tokens the first one made, or make them here too.
 
     Where data_dir is shared they are there already, and this machine needs no corpus.
@@ -186,7 +189,7 @@ def find_data(recipe: Recipe, model_max_length: int) -> None:
         AntError: a shard is damaged; or see `make_data`.
     """
     if not (recipe.tokens_dir / MANIFEST).exists():
-        make_data(recipe, model_max_length)
+        make_data(recipe, model_max_length, base)
     else:
         verify_shards(recipe.tokens_dir)
 
@@ -236,9 +239,11 @@ def make_tokens(recipe: Recipe) -> dict[str, Any]:
         say(f"            {counts['contaminated']:,} left out, sharing text with {shared or 'no set'}")
     if cut := counts.get("cut"):
         say(
-            f"            too few documents to hold one out: {cut['characters']:,} characters are cut at "
-            f"paragraphs, {cut['held_out']:,} blocks held out, {cut['repeated']:,} repeated ones left out"
+            f"            too few documents to hold whole ones out: {cut['characters']:,} characters are cut "
+            f"at paragraphs, {cut['held_out']:,} blocks held out, {cut['repeated']:,} repeated ones left out"
         )
+    if not recipe.corpus.validation_fraction:
+        say("warning     no text is held out: nothing can tell whether the model learns or only repeats")
     if problem := unfit(recipe, manifest):
         raise problem
     return manifest
@@ -255,9 +260,9 @@ def unfit(recipe: Recipe, manifest: dict[str, Any]) -> AntError | None:
             )
     held_out, counts = manifest["splits"][VALIDATION], manifest["documents"]
     # The first token is not scored and an end of text counts no bytes: of two tokens, none are left.
-    if held_out["tokens"] > 2:
-        return None
     fraction = recipe.corpus.validation_fraction
+    if held_out["tokens"] > 2 or not fraction:
+        return None
     hint = f"Raise the share: --set corpus.validation_fraction={larger_share(fraction):g}"
     if counts["past_limit"] or recipe.corpus.max_tokens:
         hint += ", or corpus.max_tokens, where the reading of the text ends"

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub import constants
-from tokenizers import Tokenizer
 
 from ant_hf.data.corpus import Corpus, Document
 from ant_hf.data.packing import (
@@ -26,11 +25,11 @@ from ant_hf.data.packing import (
     unfit,
 )
 from ant_hf.data.sources import HubDataset, LocalFiles, Source
-from ant_hf.data.tokenizer import most_entries, train_on, trained_before
+from ant_hf.data.tokenizer import load_tokenizer, most_entries, train_on, trained_before
 from ant_hf.data.tokens import TRAIN, VALIDATION, packed_before
 from ant_hf.errors import AntError
 from ant_hf.hub import hub_or_cache
-from ant_hf.recipe import Recipe
+from ant_hf.recipe import Recipe, TokenizerRecipe
 from ant_hf.utils.hardware import available_cores
 from ant_hf.utils.names import TOKENIZER
 
@@ -70,20 +69,25 @@ class Rates(NamedTuple):
 
 
 def survey(
-    recipe: Recipe, model_max_length: int, seconds: float = 3.0, sample_bytes: int = 5_000_000
+    recipe: Recipe,
+    model_max_length: int,
+    seconds: float = 3.0,
+    sample_bytes: int = 5_000_000,
+    base: Path | None = None,
 ) -> Survey:
     """Open a recipe's text, read it for some seconds, and prepare a part of it in memory.
 
     Args:
         sample_bytes: of text, of which a tokenizer is trained, and which is encoded: as given, two or three
             seconds on two cores.
+        base: as of `make_tokenizer`.
 
     Raises:
         AntError: what `make_data` would refuse, as far as it shows in that time: the text is missing, cannot
             be read, lacks the column, or is too small; or the folder holds other tokens or another tokenizer.
     """
     corpus = Corpus.from_recipe(recipe.corpus)
-    tokenizer, _ = trained_before(recipe, corpus, model_max_length)
+    tokenizer, _ = trained_before(recipe, corpus, model_max_length, base)
     if tokenizer and (packed := packed_before(recipe.tokens_dir, packing_inputs(recipe, corpus))):
         train, held_out = (packed["splits"][name] for name in (TRAIN, VALIDATION))
         if problem := unfit(recipe, packed):
@@ -115,7 +119,7 @@ def survey(
         of = f", of about {read.text_bytes():,} bytes" if read.text_bytes() else ""
         what = f"the first {what}{of}"
     try:
-        return _estimated(recipe, sample, read, tokenizer, what)
+        return _estimated(recipe, sample, read, base or (tokenizer and recipe.tokenizer_dir), what)
     except AntError as error:
         if read.is_whole:
             raise
@@ -211,18 +215,22 @@ class _Sample(Corpus):
         return iter(self._kept)
 
 
-def _estimated(
-    recipe: Recipe, sample: _Sample, read: _Read, tokenizer: Tokenizer | None, what: str
-) -> Survey:
-    """What the tokenizer, the tokens and the time will be."""
+def _estimated(recipe: Recipe, sample: _Sample, read: _Read, tokenizer: Path | None, what: str) -> Survey:
+    """What the tokenizer, the tokens and the time will be.
+
+    Args:
+        tokenizer: its folder, where it need not be trained.
+    """
+    settings = recipe.tokenizer or TokenizerRecipe()
     began = time.perf_counter()
-    trained = tokenizer or train_on(sample, recipe.tokenizer, most_entries(recipe))[0]
+    trained = load_tokenizer(tokenizer) if tokenizer else train_on(sample, settings, most_entries(recipe))[0]
     training_seconds = time.perf_counter() - began
     documents, tokens, encoded = Counter[str](), Counter[str](), Counter[str]()
     parts = Counter[int]()
     with tempfile.TemporaryDirectory() as scratch:
-        trained.save(str(file := Path(scratch, TOKENIZER)))
-        encoder = Encoder(file)
+        if not tokenizer:
+            trained.save(str(Path(scratch, TOKENIZER)))
+        encoder = Encoder((tokenizer or Path(scratch)) / TOKENIZER)
     began = time.perf_counter()
     for chunk in chunks(sample):
         for document in encoder.encode(chunk):
@@ -253,7 +261,7 @@ def _estimated(
     known = {name: round(packed * value) for name, value in density.items()} if packed < math.inf else {}
     if is_counted:
         known = dict(tokens)
-    learnt = min(recipe.tokenizer.max_bytes, (total or math.inf) * sample.sizes[TRAIN] / read.bytes)
+    learnt = min(settings.max_bytes, (total or math.inf) * sample.sizes[TRAIN] / read.bytes)
     return Survey(
         what,
         total,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -44,6 +45,10 @@ PAD = "<|pad|>"
 SPECIAL_TOKENS = (END_OF_TEXT, PAD)
 # In a folder that was trained here: what of, and the hashes of the files.
 _RECORD = "training.json"
+_SETTINGS = "tokenizer_config.json"
+_ONLY_NEW = "TokenizersBackend"
+# The space in a byte-level vocabulary, and a byte's name in others.
+_BYTE_LEVEL_SPACE, _BYTE = "\u0120", re.compile("<0x[0-9A-F]{2}>")
 # Pairs seen once would make merges out of single documents.
 _MIN_FREQUENCY = 2
 # Letters, with apostrophes inside: "king's" is one word, numbers and punctuation are none.
@@ -61,10 +66,13 @@ _RUN = re.compile(r"[^\W\d_]+|\d+|\s+|(?:[^\w\s]|_)+")
 _HELD_OUT_CHARACTERS = 4_000_000
 
 
-def make_tokenizer(recipe: Recipe, model_max_length: int) -> Tokenizer:
+def make_tokenizer(recipe: Recipe, model_max_length: int, base: Path | None = None) -> Tokenizer:
     """Train the recipe's tokenizer on the training split or reuse the one that is there, and say what it is.
 
     Where the recipe leaves the vocabulary open it is the architecture's, or less if the text gives less.
+
+    Args:
+        base: folder of a tokenizer that is taken as it is, instead of training one.
 
     Raises:
         AntError: the folder holds a tokenizer made of something else, there is no text, or too little for the
@@ -76,18 +84,21 @@ def make_tokenizer(recipe: Recipe, model_max_length: int) -> Tokenizer:
         say(f"left out    {len(left_out):,} of the files there: {listed(left_out)}")
     kept = "Nothing is written yet. Run the same command again to start over."
     with locked(folder.parent, "data", wait=True), phase("making the tokenizer", kept):
-        tokenizer, inputs = trained_before(recipe, corpus, model_max_length)
+        tokenizer, inputs = trained_before(recipe, corpus, model_max_length, base)
         how = "reused"
         if tokenizer is None:
             # Here and not above: matplotlib takes half a second, and few commands train a tokenizer.
             from ant_hf.utils.plots import plot_fragmentation
 
-            how = "trained"
-            tokenizer, held_out = train_on(corpus, recipe.tokenizer, most_entries(recipe))
+            how = f"taken from {base}" if base else "trained"
+            tokenizer, held_out = _tokenizer_for(recipe, corpus, base)
             # Files of about 40 bytes an entry and as much again for the report and its figure.
             room = 200_000 + 80 * tokenizer.get_vocab_size()
             with writing("the tokenizer", folder, room), whole_folder(folder) as partial:
-                save_tokenizer(tokenizer, partial, model_max_length)
+                if base:
+                    copy_tokenizer(base, partial)
+                else:
+                    save_tokenizer(tokenizer, partial, model_max_length)
                 report = fragmentation_report(tokenizer, held_out)
                 write_json(partial / FRAGMENTATION, report)
                 plot_fragmentation(report, partial / "fragmentation.png")
@@ -107,8 +118,20 @@ def make_tokenizer(recipe: Recipe, model_max_length: int) -> Tokenizer:
     return tokenizer
 
 
+def _tokenizer_for(recipe: Recipe, corpus: Corpus, base: Path | None) -> tuple[Tokenizer, list[str]]:
+    """The tokenizer of a recipe, and held-out texts to measure it."""
+    if not base:
+        assert recipe.tokenizer, "without a base the recipe has one"
+        return train_on(corpus, recipe.tokenizer, most_entries(recipe))
+    held_out: list[str] = []
+    # Read only for the held-out texts among them.
+    for _ in _training_texts(corpus, TokenizerRecipe(), held_out, lambda done: None):
+        pass
+    return load_tokenizer(base), held_out
+
+
 def trained_before(
-    recipe: Recipe, corpus: Corpus, model_max_length: int
+    recipe: Recipe, corpus: Corpus, model_max_length: int, base: Path | None = None
 ) -> tuple[Tokenizer | None, dict[str, Any]]:
     """The recipe's tokenizer if it is there, and what decides every file of it, as JSON values.
 
@@ -123,23 +146,26 @@ def trained_before(
             hint="Move it away, or set another data_dir: --set data_dir=FOLDER",
         )
     before = _read_record(folder)["inputs"]["corpus"] if is_there else None
-    inputs = {
-        "corpus": corpus.identity(made_before=before),
-        "tokenizer": recipe.tokenizer.model_dump() | {"vocab_size": most_entries(recipe)},
-        "model_max_length": model_max_length,
-    }
+    inputs: dict[str, Any] = {"corpus": corpus.identity(made_before=before)}
+    if recipe.tokenizer:
+        inputs["tokenizer"] = recipe.tokenizer.model_dump() | {"vocab_size": most_entries(recipe)}
+        inputs["model_max_length"] = model_max_length
+    elif base:
+        inputs["taken"] = {name: file_sha256(base / name) for name in (TOKENIZER, _SETTINGS)}
     if not is_there:
         return None, inputs
     tokenizer = load_tokenizer(folder)
     check_made_of(folder, "a tokenizer", _read_record(folder), inputs)
-    _check_size(tokenizer, recipe.tokenizer)
+    if recipe.tokenizer:
+        _check_size(tokenizer, recipe.tokenizer)
     return tokenizer, inputs
 
 
 def most_entries(recipe: Recipe) -> int:
     """The vocabulary of the recipe, or of the architecture where the recipe leaves it open."""
-    if recipe.tokenizer.vocab_size is not None:
+    if recipe.tokenizer and recipe.tokenizer.vocab_size is not None:
         return recipe.tokenizer.vocab_size
+    assert recipe.architecture, "without a base the recipe has one"
     values = read_json(config_file(recipe.architecture), "model config", "Set architecture.")
     return int(values["vocab_size"])
 
@@ -188,14 +214,17 @@ def train_on(corpus: Corpus, recipe: TokenizerRecipe, entries: int) -> tuple[Tok
 def _training_texts(
     corpus: Corpus, recipe: TokenizerRecipe, held_out: list[str], advance: Callable[[int], None]
 ) -> Iterator[str]:
-    """Texts of the training split, without long runs; the first held-out ones (or one) go to `held_out`."""
+    """Texts of the training split, without long runs; the first held-out ones (or one) go to `held_out`.
+
+    Where nothing is held out, those of the training split do too.
+    """
     read = held_out_characters = 0
     for document in corpus:
-        if document.is_validation:
-            if held_out_characters < _HELD_OUT_CHARACTERS:
-                held_out.append(document.text)
-                held_out_characters += document.characters
-        elif read < recipe.max_bytes:
+        measures = document.is_validation or not corpus.validation_fraction
+        if measures and held_out_characters < _HELD_OUT_CHARACTERS:
+            held_out.append(document.text)
+            held_out_characters += document.characters
+        if not document.is_validation and read < recipe.max_bytes:
             pieces = cut_long_runs(document.text)
             size = len(document.text.encode())
             read += size + _RUN_WEIGHT * _LONGEST_RUN * (len(pieces) - 1)
@@ -289,21 +318,52 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, model_max_length: int) ->
         clean_up_tokenization_spaces=False,
     )
     fast.save_pretrained(folder)
-    path = folder / "tokenizer_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    # transformers 5 writes `TokenizersBackend`, which 4.57 cannot import; both know this class.
-    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    # Only says on which kind of disk the files lay.
-    settings.pop("is_local", None)
-    settings.pop("local_files_only", None)
-    write_json(path, settings)
+    _write_settings(json.loads((folder / _SETTINGS).read_text(encoding="utf-8")), folder)
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy a tokenizer as Transformers reads it, of anyone's model."""
+    shutil.copyfile(source / TOKENIZER, folder / TOKENIZER)
+    settings = read_json(source / _SETTINGS, "tokenizer settings", "Copy the model's folder again.")
+    _write_settings(settings, folder)
+
+
+def _write_settings(settings: dict[str, Any], folder: Path) -> None:
+    if settings.get("tokenizer_class", _ONLY_NEW) == _ONLY_NEW:
+        # transformers 4.57 cannot import what 5 writes; both know this class.
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    # They only say where the files lay.
+    for key in ("is_local", "local_files_only", "name_or_path", "tokenizer_file", "special_tokens_map_file"):
+        settings.pop(key, None)
+    write_json(folder / _SETTINGS, settings)
+
+
+def end_of_text(folder: Path) -> str:
+    """The token that ends a text, by the settings beside a tokenizer; where there are none, that of ours.
+
+    Raises:
+        AntError: the settings name none, or are damaged.
+    """
+    if not (folder / _SETTINGS).is_file():
+        return END_OF_TEXT
+    settings = read_json(folder / _SETTINGS, "tokenizer settings", "Copy the model's folder again.")
+    found = settings.get("eos_token")
+    # As text, or with its properties.
+    token = found.get("content") if isinstance(found, dict) else found
+    if not isinstance(token, str):
+        raise AntError(
+            f"{folder / _SETTINGS} names no token that ends a text",
+            seen=f"eos_token {found!r}",
+            hint="Set eos_token there: it stands between the documents of the packed text.",
+        )
+    return token
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The `tokenizers` object of a saved folder, held to the hashes of its record if it was trained here.
 
     Raises:
-        AntError: no tokenizer is there, it is damaged, or lacks the end-of-text token.
+        AntError: no tokenizer is there, it is damaged, or lacks the token that ends a text.
     """
     path = folder / TOKENIZER
     if not path.is_file():
@@ -320,9 +380,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
         raise AntError(f"{path} is no readable tokenizer: {error}") from None
-    for token in SPECIAL_TOKENS:
-        if tokenizer.token_to_id(token) is None:
-            raise AntError(f"{path} has no {token} token", expected=" and ".join(SPECIAL_TOKENS))
+    if tokenizer.token_to_id(end := end_of_text(folder)) is None:
+        raise AntError(f"{path} has no {end} token, which ends a text")
     return tokenizer
 
 
@@ -335,15 +394,26 @@ def _read_record(folder: Path) -> dict[str, Any]:
     return read_sealed(folder / _RECORD, "tokenizer record", f"Remove {folder} to train it anew.")
 
 
-def token_byte_lengths(tokenizer: Tokenizer) -> list[int]:
+def token_byte_lengths(tokenizer: Tokenizer, rows: int = 0) -> list[int]:
     """Bytes of text each token id stands for, shape (vocab_size,); special tokens stand for none.
 
-    In a byte-level vocabulary each character of an entry is one byte.
+    In a byte-level vocabulary each character of an entry is one byte. Others (SentencePiece) hold text, with
+    a sign of their own for the space, and single bytes by their names.
+
+    Args:
+        rows: of the model's embedding, which may have more than the tokenizer has entries.
     """
-    special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
-    lengths = [0] * tokenizer.get_vocab_size()
-    for entry, index in tokenizer.get_vocab().items():
-        lengths[index] = 0 if entry in special else len(entry)
+    added = {token.content: token.special for token in tokenizer.get_added_tokens_decoder().values()}
+    vocabulary = tokenizer.get_vocab()
+    is_byte_level = _BYTE_LEVEL_SPACE in vocabulary
+    lengths = [0] * max(rows, *(index + 1 for index in vocabulary.values()))
+    for entry, index in vocabulary.items():
+        if entry in added:
+            lengths[index] = 0 if added[entry] else len(entry.encode())
+        elif is_byte_level:
+            lengths[index] = len(entry)
+        else:
+            lengths[index] = 1 if _BYTE.fullmatch(entry) else len(entry.replace("\u2581", " ").encode())
     return lengths
 
 

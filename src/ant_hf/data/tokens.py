@@ -126,9 +126,12 @@ class PackedTokens:
 
     Args:
         part: the name of a part of the mix, to have its tokens alone.
+        limit: only so many of them, from the first on.
     """
 
-    def __init__(self, folder: Path, split: str, *, part: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, split: str, *, part: str | None = None, limit: int | None = None
+    ) -> None:
         manifest = read_manifest(folder)
         values, shards = manifest["splits"][split], manifest["splits"][split]["shards"]
         if part is not None:
@@ -139,6 +142,7 @@ class PackedTokens:
         self.bytes: int = values["bytes"]
         self._files = [folder.absolute() / shard["file"] for shard in shards]
         self._starts = list(itertools.accumulate(map(len, self._shards), initial=0))
+        self._length = self._starts[-1] if limit is None else min(limit, self._starts[-1])
 
     @cached_property
     def _shards(self) -> list[np.memmap[Any, np.dtype[np.uint16]]]:
@@ -162,7 +166,7 @@ class PackedTokens:
         return {name: value for name, value in vars(self).items() if name not in ("_shards", "document_ends")}
 
     def __len__(self) -> int:
-        return self._starts[-1]
+        return self._length
 
     def slice(self, start: int, stop: int) -> np.ndarray[Any, np.dtype[np.uint16]]:
         """Tokens [start, stop) as a copy, shape (stop - start,); shorter at the end of the split."""

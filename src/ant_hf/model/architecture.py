@@ -55,8 +55,11 @@ def load_config(path: str | Path) -> PreTrainedConfig:
     return load_architecture(path)[0]
 
 
-def load_architecture(path: str | Path) -> tuple[PreTrainedConfig, Ledger]:
+def load_architecture(path: str | Path, is_foreign: bool = False) -> tuple[PreTrainedConfig, Ledger]:
     """A checked config, and its count of parameters.
+
+    Args:
+        is_foreign: of a model that others made: unknown keys are left out, as Transformers ignores them.
 
     Raises:
         AntError: missing or broken file, unknown keys (with the nearest valid name), values
@@ -68,6 +71,9 @@ def load_architecture(path: str | Path) -> tuple[PreTrainedConfig, Ledger]:
         # It would travel on into the config of what is trained.
         values.pop(key)
         say_once(f"config      {key} in {file} says how another model was made; it is left out")
+    if is_foreign:
+        known = set(AutoConfig.for_model("llama").to_dict()) | _ALSO_KNOWN
+        values = {key: value for key, value in values.items() if key in known and value is not None}
     problems = _problems(values)
     if problems:
         listing = "\n".join(f"  - {problem}" for problem in problems)

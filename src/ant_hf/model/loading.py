@@ -43,8 +43,7 @@ def load_any(
     Raises:
         AntError: no model is there, or a file is damaged (names it); weights are missing or of another
             shape; the tokenizer has more entries than the model. If strict also: files are not those that
-            were exported; keys are unexpected; tied weights are not tied; the tokenizer has fewer entries;
-            anything was warned about.
+            were exported; keys are unexpected; tied weights are not tied; anything was warned about.
     """
     folder = locate(str(folder))[1]
     if strict:
@@ -68,11 +67,11 @@ def load_any(
     if strict and model.config.tie_word_embeddings and head.weight.data_ptr() != embeddings.weight.data_ptr():
         raise AntError(f"{folder}: embeddings and output projection are tied in the config only")
     entries, places = len(tokenizer), model.config.get_text_config(decoder=True).vocab_size
-    if entries > places or (strict and entries < places):
+    if entries > places:
         raise AntError(
             f"{folder}: tokenizer and config differ in vocabulary",
             seen=f"{entries} entries",
-            expected=f"{'' if strict else 'at most '}vocab_size {places}",
+            expected=f"at most vocab_size {places}",
         )
     return model, tokenizer
 
@@ -86,8 +85,8 @@ def from_pretrained(folder: Path, dtype: torch.dtype) -> tuple[Any, Any, dict[st
         AntError: no tokenizer, a file that is missing, damaged or too small, or sizes that no model has.
         Exception: whatever else the libraries raise of files that they cannot read.
     """
-    _check_files(folder)
-    tokenizer = _read_tokenizer(tokenizer_folder(folder))
+    check_model_files(folder)
+    tokenizer = read_tokenizer(tokenizer_folder(folder))
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
@@ -101,7 +100,13 @@ def from_pretrained(folder: Path, dtype: torch.dtype) -> tuple[Any, Any, dict[st
     return loaded[0].eval(), tokenizer, loaded[1]
 
 
-def _read_tokenizer(folder: Path) -> Any:
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder, as `AutoTokenizer` reads it.
+
+    Raises:
+        AntError: there is none.
+        Exception: whatever the libraries raise of files that they cannot read.
+    """
     if not any((folder / name).is_file() for name in (*_TOKENIZERS, _SETTINGS)):
         raise _no_tokenizer(folder)
     try:
@@ -152,7 +157,7 @@ def load_final(folder: str | Path) -> tuple[PreTrainedModel, Any]:
     return load_any(folder, strict=True)
 
 
-def _check_files(folder: Path) -> None:
+def check_model_files(folder: Path) -> None:
     """Name the file that is damaged or missing: the libraries name none.
 
     Raises:
@@ -220,8 +225,8 @@ def _check_exported(folder: Path) -> None:
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Everything from_pretrained may need; pickles are left out.
-_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+# Everything from_pretrained may need, and the card; pickles are left out.
+_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]
 
 
 @dataclass(frozen=True)
@@ -334,13 +339,18 @@ def load_subject(model: str, dtype: str, device: str) -> Subject:
     parameters = sum(parameter.numel() for parameter in loaded.parameters())
     identity = {
         "name": name,
-        "weights_sha256": folder_sha256(folder, "*.safetensors"),
+        "weights_sha256": weights_hash(folder),
         "tokenizer_sha256": folder_sha256(tokenizer_folder(folder), TOKENIZER),
         "config_sha256": folder_sha256(folder, CONFIG),
         "parameters": parameters,
         "vocab_size": loaded.config.vocab_size,
     }
     return Subject(name, folder, loaded, tokenizer, identity)
+
+
+def weights_hash(folder: Path) -> str | None:
+    """sha256 of a model's weights."""
+    return folder_sha256(folder, "*.safetensors")
 
 
 def folder_sha256(folder: Path, pattern: str) -> str | None:

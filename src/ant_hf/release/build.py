@@ -79,7 +79,7 @@ class Sources:
 def make_release(
     model: str | Path,
     repo: str,
-    license_id: str = "apache-2.0",
+    license_id: str | None = None,
     tokens: str | Path | None = None,
     gguf: str | Path | None = None,
     client: HubClient | None = None,
@@ -91,7 +91,7 @@ def make_release(
     Args:
         model: the `final` folder of a finished run, with results.json.
         repo: `owner/name` on the Hub, for the card.
-        license_id: licence of the model, as the Hub spells it.
+        license_id: licence of the model, as the Hub spells it; default: as `license_of` finds it.
         tokens: folder of the packed tokens, when it is not where the run left it.
         gguf: a verified GGUF export of the same weights, which becomes part of the release.
         client: asks the Hub which sets it lists as benchmarks; default: a dated list of this package counts.
@@ -104,6 +104,7 @@ def make_release(
             (its report stays as `gate.json` beside `final/`), or the card contradicts itself.
     """
     check_repository(repo)
+    license_id = license_id or license_of(model)
     final, run_dir = Path(model), Path(model).resolve().parent
     if not (final / names.CONFIG).is_file():
         raise missing_file(final, "model folder", "Pass a run's final folder, as runs/quickstart/final.")
@@ -131,6 +132,14 @@ def make_release(
     return target
 
 
+def license_of(final: str | Path) -> str:
+    """The licence of the model that a run began with, if its card named one; else Apache-2.0."""
+    record = Path(final).resolve().parent / names.RUN_RECORD
+    run = read_json(record, "run record", "") if record.is_file() else {}
+    found = (run.get("base") or {}).get("license")
+    return found if isinstance(found, str) else "apache-2.0"
+
+
 def _gather(sources: Sources, folder: Path) -> None:
     """Model files as they are; records with paths cut down to names."""
     for name in (*names.MODEL_FILES, *names.TOKENIZER_FILES):
@@ -149,8 +158,9 @@ def _gather(sources: Sources, folder: Path) -> None:
         paths = text["path"]
         names_alone = [Path(path).name for path in ([paths] if isinstance(paths, str) else paths)]
         text["path"] = names_alone[0] if isinstance(paths, str) else names_alone
-    if corpus.get("decontaminate"):
-        corpus["decontaminate"] = Path(corpus["decontaminate"]).name
+    for key in ("decontaminate", "general"):
+        if corpus.get(key):
+            corpus[key] = Path(corpus[key]).name
     run = sources.run | {"recipe": sources.run["recipe"] | {"corpus": corpus}}
     records = {names.RUN_RECORD: run, names.RESULTS: results, names.RELEASED_MANIFEST: manifest}
     if (comparison := sources.final / names.COMPARISON).is_file():

@@ -30,7 +30,7 @@ from ant_hf.data.tokens import TokensInMemory
 from ant_hf.errors import AntError
 from ant_hf.evaluation.degeneration import generate, measure, prompts
 from ant_hf.model.causality import check_causal
-from ant_hf.model.encoding import context_length, decode, encode
+from ant_hf.model.encoding import added_ids, context_length, decode, encode
 from ant_hf.model.loading import from_pretrained
 from ant_hf.model.scoring import SAME_LOSS, check_finite, described_start, score_text, score_tokens
 from ant_hf.model.texts import ENGLISH, ROUND_TRIP
@@ -201,7 +201,7 @@ def score_documents(
     end = tokenizer.eos_token_id
     ids: list[int] = []
     for document in documents:
-        ids += encode(tokenizer, document)
+        ids += [*added_ids(tokenizer), *encode(tokenizer, document)]
         ids += [end] if end is not None else []
         if len(ids) > limit:
             break

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from yaml import YAMLError
 
 from ant_hf.card.eval_results import eval_result_problems
-from ant_hf.data.tokenizer import END_OF_TEXT, load_tokenizer
+from ant_hf.data.tokenizer import end_of_text, load_tokenizer
 from ant_hf.data.tokens import VALIDATION, PackedTokens, read_manifest, verify_shards
 from ant_hf.errors import AntError, missing_file
 from ant_hf.hub import HubClient
@@ -117,8 +117,8 @@ def write_held_out(run: dict[str, Any], tokens: Path, tokenizer: Path, target: P
     problem = f"{tokenizer} is not the tokenizer that packed {tokens}"
     check_hash(problem, file_sha256(tokenizer / TOKENIZER), packed_with)
     loaded = load_tokenizer(tokenizer)
-    end = loaded.token_to_id(END_OF_TEXT)
-    split = PackedTokens(tokens, VALIDATION)
+    end = loaded.token_to_id(end_of_text(tokenizer))
+    split = PackedTokens(tokens, run["final"].get("split", VALIDATION))
     wanted = min(len(split), run["final"]["tokens"] + 1)
     ids = split.slice(0, len(split)).tolist()
     # Where text was cut the last document has no end: with this one it is found like the others.

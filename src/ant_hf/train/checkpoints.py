@@ -58,12 +58,13 @@ def _folders(output_dir: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
-def seal(checkpoint: Path, made_of: Mapping[str, str], keep: int) -> None:
+def seal(checkpoint: Path, made_of: Mapping[str, str], keep: int, best: int | None = None) -> None:
     """Make a checkpoint of a folder whose files are all written, then remove older ones.
 
     Args:
         made_of: sha256 of config, tokenizer and tokens, kept in the seal.
         keep: how many checkpoints stay; none is removed before the new one is complete.
+        best: step of one that stays beside them.
     """
     strays = tuple(path.name for path in checkpoint.iterdir() if _is_stray(path.name))
     files = inventory(checkpoint, without=(SEAL, *strays))
@@ -73,7 +74,8 @@ def seal(checkpoint: Path, made_of: Mapping[str, str], keep: int) -> None:
     flush_folder(checkpoint)
     flush_folder(checkpoint.parent, files=False)
     for old in checkpoints(checkpoint.parent)[:-keep]:
-        _remove(old)
+        if step_of(old) != best:
+            _remove(old)
 
 
 def _remove(checkpoint: Path) -> None:

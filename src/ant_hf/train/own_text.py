@@ -17,7 +17,7 @@ from ant_hf.data.corpus import Corpus
 from ant_hf.data.sources import open_source
 from ant_hf.data.survey import Survey, survey
 from ant_hf.errors import AntError
-from ant_hf.model.architecture import load_architecture
+from ant_hf.model.base import architecture_of
 from ant_hf.model.shapes import Shape, usual_shape
 from ant_hf.recipe import CorpusRecipe, Recipe, load_recipe, parsed_override
 from ant_hf.train.estimates import TrainingRate, in_words, measure_training, without_compilation
@@ -138,8 +138,8 @@ def own_recipe(
             choose; or as `survey` and `measure_training`.
     """
     paths = [str(Path(expand_home(path)).resolve()) for path in data]
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(paths[0]).name.partition(".")[0]).strip("-._") or "text"
-    folder = Path(expand_home(output_dir)) if output_dir else Path("runs") / name
+    name = folder_for(data[0]).name
+    folder = Path(expand_home(output_dir)) if output_dir else folder_for(data[0])
     file = folder / RECIPE
     is_chosen = file.is_file() and _is_as_chosen(file)
     if file.is_file() and not (fresh and is_chosen):
@@ -180,6 +180,12 @@ def own_recipe(
     yield file
 
 
+def folder_for(text: str) -> Path:
+    """Where a run on a text goes if nobody says: runs/ and the text's name."""
+    name = Path(expand_home(text)).resolve().name.partition(".")[0]
+    return Path("runs") / (re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "text")
+
+
 class _Draft:
     """A recipe while its sizes are chosen.
 
@@ -205,7 +211,7 @@ class _Draft:
         values["corpus"] = self._corpus | values["corpus"]
         write_text(self.file, as_yaml(values))
         recipe = load_recipe(self.file, self._overrides)
-        entries = recipe.tokenizer.vocab_size or sizes.vocabulary
+        entries = (recipe.tokenizer and recipe.tokenizer.vocab_size) or sizes.vocabulary
         write_json(self.architecture_file, sizes.shape.architecture(entries, recipe.training.sequence_length))
         return recipe
 
@@ -264,7 +270,7 @@ class _Draft:
         return recipe
 
     def _show(self, recipe: Recipe, text: Survey, rate: TrainingRate, rest: float) -> None:
-        config, ledger = load_architecture(recipe.architecture)
+        config, ledger, _ = architecture_of(recipe)
         training = recipe.training
         step, there = training.sequences_per_step * training.sequence_length, text.train_tokens or 1
         tokens = training.max_steps * step

@@ -18,14 +18,14 @@ from ant_hf.data.packing import find_data, make_data
 from ant_hf.data.repacking import given_by_parts, training_order
 from ant_hf.data.sources import open_source
 from ant_hf.data.survey import Survey, survey
-from ant_hf.data.tokenizer import PAD, load_tokenizer, token_byte_lengths
-from ant_hf.data.tokens import TRAIN, VALIDATION, PackedTokens, verify_shards
+from ant_hf.data.tokenizer import end_of_text, load_tokenizer, token_byte_lengths
+from ant_hf.data.tokens import TRAIN, VALIDATION, PackedTokens, read_manifest, verify_shards
 from ant_hf.errors import AntError, RunStopped
-from ant_hf.model.generation import generate_sample
-from ant_hf.model.loading import load_final
+from ant_hf.model.loading import load_any, load_final
 from ant_hf.model.saving import export_final
-from ant_hf.model.scoring import SAME_LOSS, score_tokens
+from ant_hf.model.scoring import SAME_LOSS
 from ant_hf.recipe import OWN_TEXT, Recipe
+from ant_hf.train.before_after import before_after_table, measure
 from ant_hf.train.checkpoints import checkpoint_name
 from ant_hf.train.distributed import check_run_folder_is_shared, is_first_on_another_machine
 from ant_hf.train.estimates import (
@@ -44,21 +44,21 @@ from ant_hf.train.run_folder import (
     is_finished,
     open_run_folder,
 )
-from ant_hf.train.setup import Setup, fit_vocabulary, set_up, show_plan
+from ant_hf.train.setup import Setup, fit_length, fit_vocabulary, set_up, show_plan, with_recipe
 from ant_hf.train.trainer import AntTrainer, RunData
 from ant_hf.train.uploads import checked_client, fetch_checkpoint, finish_uploads, start_uploads
-from ant_hf.utils.console import is_first_process, lasting_output, say
+from ant_hf.utils.console import is_first_process, lasting_output, say, show
 from ant_hf.utils.files import file_sha256, writing
 from ant_hf.utils.hardware import peak_memory_bytes
 from ant_hf.utils.locks import check_free, check_usable, locked
-from ant_hf.utils.metrics import TextScore, read_metrics
-from ant_hf.utils.names import FINAL, METRICS, PLOTS, RUN_RECORD, WEIGHTS
+from ant_hf.utils.metrics import read_metrics
+from ant_hf.utils.names import FINAL, MANIFEST, METRICS, PLOTS, RUN_RECORD, WEIGHTS
 from ant_hf.utils.plots import plot_run
 from ant_hf.utils.provenance import now
 from ant_hf.utils.stopping import phase
 
-# Shown as they come.
-_SAMPLE_SEEDS = (0, 1, 2)
+# Tokens of the training text, where no text is held out.
+_SCORED_INSTEAD = 65_536
 
 
 @lasting_output()
@@ -75,6 +75,7 @@ def pretrain(recipe: Recipe, fresh: bool = False) -> None:
     _quiet_trainer()
     output_dir = Path(recipe.output_dir)
     _check_beginning(recipe, fresh)
+    recipe = _fitted(recipe)
     setup = set_up(recipe, output_dir)
     with ExitStack() as held:
         # The first process alone removes and makes files; the others come after and find them.
@@ -85,20 +86,21 @@ def pretrain(recipe: Recipe, fresh: bool = False) -> None:
             folder = open_run_folder(recipe, fresh and is_first_process())
             if not folder.is_finished and is_first_process():
                 text = _look_at_text(setup, folder, seconds=1.0, sample_bytes=1_000_000)
-                show_plan(setup, text)
-                show_estimates(setup, folder, text)
-                make_data(recipe, setup.config.max_position_embeddings)
+                planned = with_recipe(setup, _fitted(recipe, _own_tokens(recipe, text)))
+                show_plan(planned, text)
+                show_estimates(planned, folder, text)
+                make_data(recipe, setup.config.max_position_embeddings, setup.tokenizer_from)
         check_run_folder_is_shared(output_dir)
         with setup.arguments.main_process_first(local=True, desc="preparing data"):
             if not folder.is_finished and is_first_on_another_machine():
-                find_data(recipe, setup.config.max_position_embeddings)
+                find_data(recipe, setup.config.max_position_embeddings, setup.tokenizer_from)
         if folder.record and folder.record.final and folder.is_finished:
             say(f"finished    {output_dir / FINAL} is there already ({folder.record.finished})")
-            _say_result(folder.record.final, output_dir)
+            _say_result(folder.record, output_dir)
             finish_uploads(start_uploads(recipe), output_dir / FINAL)
         else:
             entries = load_tokenizer(recipe.tokenizer_dir).get_vocab_size()
-            _train(fit_vocabulary(setup, entries), folder)
+            _train(fit_vocabulary(with_recipe(setup, _fitted(recipe)), entries), folder)
 
 
 def dry_run(recipe: Recipe, fresh: bool = False) -> None:
@@ -109,6 +111,7 @@ def dry_run(recipe: Recipe, fresh: bool = False) -> None:
     """
     _quiet_trainer()
     _check_beginning(recipe, fresh)
+    recipe = _fitted(recipe)
     folder = open_run_folder(recipe, fresh, look_only=True)
     text: Survey | None = None
     problem: AntError | None = None
@@ -132,9 +135,12 @@ def dry_run(recipe: Recipe, fresh: bool = False) -> None:
                     problem, text = error, Survey("not read", train_tokens=recipe.corpus.max_tokens)
                 if text.packing_seconds == 0:
                     verify_shards(recipe.tokens_dir)
-        (entries,) = broadcast_object_list([text and text.vocab_size])
+        entries, length = broadcast_object_list(
+            [text and text.vocab_size, text and _own_tokens(recipe, text)]
+        )
         if entries:
             setup = fit_vocabulary(setup, entries)
+        setup = with_recipe(setup, _fitted(recipe, length))
         if text:
             show_plan(setup, text)
             say("dry run     timing some steps on random tokens")
@@ -144,6 +150,22 @@ def dry_run(recipe: Recipe, fresh: bool = False) -> None:
         say("dry run     nothing was written")
     if problem:
         raise problem
+
+
+def _fitted(recipe: Recipe, own_tokens: int | None = None) -> Recipe:
+    """The recipe with the length for so many tokens, or for those that are packed, if that is known."""
+    replay = recipe.corpus.replay
+    if own_tokens is None and (recipe.tokens_dir / MANIFEST).exists() and recipe.training.num_train_epochs:
+        manifest = read_manifest(recipe.tokens_dir)
+        own_tokens = (manifest["parts"][OWN_TEXT] if replay else manifest["splits"])[TRAIN]["tokens"]
+    # With replay, a pass over one's own text takes so much longer.
+    share = 1 - replay.share if replay else 1
+    return fit_length(recipe, round(own_tokens / share)) if own_tokens else recipe
+
+
+def _own_tokens(recipe: Recipe, text: Survey) -> int | None:
+    """Tokens of the text that passes are counted over."""
+    return text.tokens_by_part.get(OWN_TEXT) if recipe.corpus.replay else text.train_tokens
 
 
 def _check_beginning(recipe: Recipe, fresh: bool) -> None:
@@ -176,7 +198,7 @@ def _look_at_text(setup: Setup, folder: RunFolder, **limits: Any) -> Survey:
             in the folder; or the disk has no room.
     """
     recipe = setup.recipe
-    text = survey(recipe, setup.config.max_position_embeddings, **limits)
+    text = survey(recipe, setup.config.max_position_embeddings, base=setup.tokenizer_from, **limits)
     if text.is_whole:
         check_one_block(TRAIN, text.train_tokens or 0, recipe.training.sequence_length)
     if text.packing_seconds == 0:
@@ -242,20 +264,24 @@ def _train(setup: Setup, folder: RunFolder) -> None:
 def _read_data(setup: Setup) -> RunData:
     recipe, training = setup.recipe, setup.recipe.training
     tokenizer = load_tokenizer(recipe.tokenizer_dir)
-    if tokenizer.get_vocab_size() != setup.config.vocab_size:
+    if tokenizer.get_vocab_size() != setup.config.vocab_size and not setup.base:
         raise AntError(
             f"{recipe.tokenizer_dir} has {tokenizer.get_vocab_size()} entries and {recipe.architecture} has "
             f"vocab_size {setup.config.vocab_size}"
         )
-    pad = tokenizer.token_to_id(PAD)
-    assert pad is not None, "load_tokenizer checked it"
-    byte_lengths = token_byte_lengths(tokenizer)
-    order, tokens = training_order(recipe, pad), len(PackedTokens(recipe.tokens_dir, TRAIN))
+    # Fills up the last block, where it is no target.
+    end = tokenizer.token_to_id(end_of_text(recipe.tokenizer_dir))
+    assert end is not None, "load_tokenizer checked it"
+    byte_lengths = token_byte_lengths(tokenizer, setup.config.vocab_size)
+    order, tokens = training_order(recipe, end), len(PackedTokens(recipe.tokens_dir, TRAIN))
     say(f"training    {len(order) * training.sequence_length / tokens:.2f} passes over {tokens:,} tokens")
     # What a text is trained on beside its replay is to be judged by that text alone.
     own = OWN_TEXT if recipe.corpus.replay else None
-    held_out = PackedTokens(recipe.tokens_dir, VALIDATION, part=own)
-    return RunData(order, held_out, byte_lengths)
+    if recipe.corpus.validation_fraction:
+        return RunData(order, PackedTokens(recipe.tokens_dir, VALIDATION, part=own), byte_lengths)
+    # Then only what was exported is held to what was trained, on text that says nothing about either.
+    scored = PackedTokens(recipe.tokens_dir, TRAIN, part=own, limit=_SCORED_INSTEAD)
+    return RunData(order, scored, byte_lengths)
 
 
 @phase("finishing the run", "Every checkpoint is kept. Run the same command again to finish it.")
@@ -276,15 +302,8 @@ def _finish(trainer: AntTrainer, record: RunRecord) -> None:
     with writing("the final model", trainer.folder, 4 * setup.ledger.total):
         dtype = getattr(torch, recipe.export_dtype)
         record.exported_sha256 = export_final(model, recipe.tokenizer_dir, final, weights, dtype)
-    model, tokenizer = load_final(final)
-    model.to(setup.arguments.device)  # type: ignore[arg-type]  # wrapped by a decorator of transformers
-    byte_lengths = token_byte_lengths(tokenizer.backend_tokenizer)
-
-    def scored(tokens: PackedTokens, most: int | None = None) -> TextScore:
-        length, at_once = recipe.training.sequence_length, setup.plan.per_device_batch_size
-        return score_tokens(model, tokens, byte_lengths, context=length, batch_size=at_once, max_tokens=most)
-
-    scores = scored(data.validation)
+    now_here = measure(*load_final(final), setup, data)
+    scores = now_here.held_out
     if abs(scores.loss / in_training.loss - 1) > SAME_LOSS:
         raise AntError(
             f"{final}, reloaded, does not reproduce the trained model: validation loss "
@@ -292,31 +311,29 @@ def _finish(trainer: AntTrainer, record: RunRecord) -> None:
             expected=f"a difference of at most {SAME_LOSS:.1%}",
             hint="Do not use it; please report this run's run.json",
         )
-    record.samples = [
-        {"seed": seed, "text": generate_sample(model, tokenizer, recipe.sample_prompt, seed)}
-        for seed in _SAMPLE_SEEDS
-    ]
+    record.samples, record.general = now_here.samples, now_here.general
+    if setup.base:
+        before = measure(*load_any(setup.base.folder), setup, data)
+        record.before = {
+            "final": before.final(setup),
+            "general": before.general,
+            "samples": before.samples,
+        }
+    state = trainer.state
+    if recipe.keeps_best and state.best_global_step:
+        best = {"step": state.best_global_step, "loss": state.best_metric, "last_step": state.global_step}
+        record.best = best
     plot_run(read_metrics(trainer.folder / METRICS), trainer.folder / PLOTS, recipe.name)
     record.status, record.finished = "finished", now()
     record.final = {
-        **scores.metrics(),
-        "uniform_byte_perplexity": scores.uniform_byte_perplexity,
-        "tokens": scores.tokens,
-        "bytes": scores.bytes,
-        "context_tokens": recipe.training.sequence_length,
-        "dtype": "float32",
+        **now_here.final(setup),
         "loss_in_training": in_training.loss,
         "weights_sha256": file_sha256(final / WEIGHTS),
     }
-    for name in recipe.corpus.parts:
-        part = PackedTokens(recipe.tokens_dir, VALIDATION, part=name)
-        # The first token is not scored and an end of text counts no bytes.
-        if len(part) > 2:
-            of_part = scored(part, recipe.training.eval_max_tokens)
-            values = {**of_part.metrics(), "tokens": of_part.tokens, "bytes": of_part.bytes}
-            record.final.setdefault("parts", {})[name] = values
     if recipe.training.average_last:
         record.final["averaged"] = {"steps": trainer.mean.steps, "last": last.metrics()}
+    if not recipe.corpus.validation_fraction:
+        record.final["split"] = TRAIN
     record.peak_memory_bytes = peak_memory_bytes()
 
 
@@ -325,7 +342,7 @@ def _say_finished(recipe: Recipe, record: RunRecord) -> None:
     assert record.final
     assert record.samples
     assert record.peak_memory_bytes
-    _say_result(record.final, folder)
+    _say_result(record, folder)
     say(
         f"speed       {record.tokens_per_second:,.0f} tokens a second, "
         f"{record.training_seconds:,.0f} s of training"
@@ -337,17 +354,24 @@ def _say_finished(recipe: Recipe, record: RunRecord) -> None:
         + ", "
         f"{record.peak_memory_bytes['process'] / 1e9:.2f} GB of memory at most"
     )
-    say(f"\nsample      {record.samples[0]['text']}\n")
+    if record.before:
+        say(f"\nbefore      {record.before['samples'][0]['text']}")
+    say(f"\n{'after ' if record.before else 'sample'}      {record.samples[0]['text']}\n")
     final, prompt = shlex.quote(str(folder / FINAL)), shlex.quote(recipe.sample_prompt)
     say(f"next        look at the curves:     {folder / PLOTS / 'loss.png'}")
     say(f"            let it write:           ant-hf generate {final} --prompt {prompt}")
     say(f"            measure it:             ant-hf evaluate {final}")
 
 
-def _say_result(final: dict[str, Any], path: Path) -> None:
+def _say_result(record: RunRecord, path: Path) -> None:
+    final, best = record.final or {}, record.best
+    if best:
+        why = "held-out loss was not lower after it" if best["step"] < best["last_step"] else "the last one"
+        say(f"best        the model of step {best['step']:,} of {best['last_step']:,}: {why}")
     say(f"final       {path / FINAL}")
+    text = "training text" if final.get("split") == TRAIN else "validation"
     say(
-        f"reloaded    validation byte perplexity {final['byte_perplexity']:.3f} (uniform guess "
+        f"reloaded    {text} byte perplexity {final['byte_perplexity']:.3f} (uniform guess "
         f"{final['uniform_byte_perplexity']:.2f}), {final['bits_per_byte']:.3f} bits per byte, "
         f"loss {final['loss']:.4f} (in training {final['loss_in_training']:.4f})"
     )
@@ -359,3 +383,8 @@ def _say_result(final: dict[str, Any], path: Path) -> None:
             f"mean        of the checkpoints {steps}: loss {final['loss_in_training']:.4f}, "
             f"of the last alone {averaged['last']['loss']:.4f}"
         )
+    if record.before and record.base:
+        now_here = {"final": final, "general": record.general}
+        show(before_after_table(record.base["name"], record.before, now_here))
+        if final["bits_per_byte"] >= record.before["final"]["bits_per_byte"]:
+            say("warning     your text is no better read than before: try lower learning rates")

@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ant_hf.errors import AntError
+from ant_hf.model.base import config_source
 from ant_hf.recipe import Recipe
 from ant_hf.train.checkpoints import INCOMPLETE, check_trained_with, checkpoints, newest_checkpoint, step_of
 from ant_hf.train.distributed import check_equal_inputs
@@ -35,7 +36,6 @@ from ant_hf.utils.names import (
     PLOTS,
     RUN_RECORD,
     TOKENIZER,
-    config_file,
     expand_home,
 )
 from ant_hf.utils.provenance import now, package_versions, source_commit
@@ -51,6 +51,7 @@ _PACKAGES = (
 # not the weights. What the config and the tokens hold is compared by hash.
 _FREE_KEYS = {
     "architecture",
+    "corpus.general",
     "corpus.language",
     "corpus.sources",
     "data_dir",
@@ -65,6 +66,8 @@ _FREE_KEYS = {
     "training.hub_model_id",
     "training.hub_private_repo",
     "training.hub_strategy",
+    # By the hash of its weights.
+    "training.init_from",
     "training.logging_steps",
     "training.max_hours",
     "training.max_skipped_steps",
@@ -102,7 +105,9 @@ class RunRecord(BaseModel):
     environment: dict[str, Any]
     """Versions, commit and hardware."""
     sha256: dict[str, str] = {}
-    """Of config, tokenizer and tokens."""
+    """Of config, tokenizer and tokens, and of the weights it began with, if any."""
+    base: dict[str, Any] | None = None
+    """The model that the training began with: name, revision, licence, texts, benchmarks."""
     resumed_from_steps: list[int]
     changes: list[dict[str, Any]] = []
     """When, at which step, and what of recipe and machine was not as before."""
@@ -118,8 +123,14 @@ class RunRecord(BaseModel):
     """What each part of a mix gave: share and tokens of the training, documents and tokens of its text, and
     passes over them."""
     exported_sha256: dict[str, str] | None = None
+    best: dict[str, Any] | None = None
+    """Step and held-out loss of the checkpoint that became the final model, and the last step of the run."""
     final: dict[str, Any] | None = None
     """Scores of the reloaded model."""
+    general: dict[str, Any] | None = None
+    """Scores of it on text that is not the user's."""
+    before: dict[str, Any] | None = None
+    """The same of the model that the training began with: `final`, `general`, `samples`."""
     samples: list[dict[str, Any]] | None = None
     peak_memory_bytes: dict[str, int] | None = None
     train_and_finish_seconds: float | None = None
@@ -231,8 +242,11 @@ def open_run_folder(recipe: Recipe, fresh: bool = False, look_only: bool = False
     if recipe.training.average_last:
         # They say which checkpoints are averaged.
         free = free - {"training.save_steps"}
+    if recipe.keeps_best:
+        # They decide which checkpoints there are to choose from.
+        free = free - {"training.eval_max_tokens", "training.eval_steps", "training.save_steps"}
     free = free | {f"corpus.{part}.{key}" for part in _parts(values) for key in ("name", "license", "url")}
-    if None in [each.get("tokenizer", {}).get("vocab_size") for each in (before, values)]:
+    if None in [(each.get("tokenizer") or {}).get("vocab_size") for each in (before, values)]:
         # Left open on one side; the tokenizer itself is compared by its hash.
         free = free | {"tokenizer.vocab_size"}
     if refused := differences(before, values, free):
@@ -265,8 +279,9 @@ def begin_or_go_on(setup: Setup, folder: RunFolder) -> RunRecord:
         parameters={"total": setup.ledger.total, "by_component": dict(setup.ledger.rows)},
         environment=now_here,
         resumed_from_steps=[],
+        base=setup.base.described() if setup.base else None,
     )
-    hashes = _input_hashes(setup.recipe)
+    hashes = _input_hashes(setup)
     check_equal_inputs(hashes)
     _check_inputs(setup, folder, record, hashes)
     check_room("the checkpoints", folder.path, room_needed(setup, folder))
@@ -284,9 +299,12 @@ def begin_or_go_on(setup: Setup, folder: RunFolder) -> RunRecord:
     return record
 
 
-def _input_hashes(recipe: Recipe) -> dict[str, str]:
+def _input_hashes(setup: Setup) -> dict[str, str]:
+    recipe = setup.recipe
     return {
-        "config": file_sha256(config_file(recipe.architecture)),
+        # First: with another model to begin with, all the others differ too.
+        **({"base": setup.base.sha256} if setup.base else {}),
+        "config": file_sha256(config_source(recipe, setup.base)),
         "tokenizer": file_sha256(recipe.tokenizer_dir / TOKENIZER),
         "tokens": file_sha256(recipe.tokens_dir / MANIFEST),
     }
@@ -294,11 +312,12 @@ def _input_hashes(recipe: Recipe) -> dict[str, str]:
 
 def _check_inputs(setup: Setup, folder: RunFolder, record: RunRecord, hashes: dict[str, str]) -> None:
     record.sha256 = record.sha256 or hashes
-    for name, seen in hashes.items():
+    for name in {**record.sha256, **hashes}:
         changed = differences(record.config, setup.config_values) if name == "config" else []
         listing = "".join(f"\n  - {line}" for line in changed)
         problem = f"{folder.path} was made with different {name}{listing}"
-        check_hash(problem, seen, record.sha256[name], "Put the old one back, or start over with --fresh")
+        hint = "Put the old one back, or start over with --fresh"
+        check_hash(problem, hashes.get(name), record.sha256.get(name), hint)
     if folder.checkpoint:
         check_trained_with(folder.checkpoint, hashes)
 
@@ -310,7 +329,7 @@ def check_can_go_on(setup: Setup, folder: RunFolder) -> None:
         AntError: as `begin_or_go_on`, or they are not there any more.
     """
     if folder.record:
-        _check_inputs(setup, folder, folder.record, _input_hashes(setup.recipe))
+        _check_inputs(setup, folder, folder.record, _input_hashes(setup))
 
 
 def room_needed(setup: Setup, folder: RunFolder) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,19 +19,13 @@ from transformers import PreTrainedConfig, TrainingArguments
 
 from ant_hf.data.survey import Survey
 from ant_hf.errors import AntError
-from ant_hf.model.architecture import (
-    Ledger,
-    build_model,
-    ledger_table,
-    load_architecture,
-    parameter_ledger,
-)
+from ant_hf.model.architecture import Ledger, build_model, ledger_table, parameter_ledger
 from ant_hf.model.attention import CAUSAL_BLOCKS, CAUSAL_SDPA
+from ant_hf.model.base import Base, architecture_of, config_source
 from ant_hf.model.loss import return_loss_only
 from ant_hf.recipe import Integration, Recipe, TrainingRecipe
 from ant_hf.utils.console import facts_table, is_first_process, say, show
 from ant_hf.utils.hardware import cpu_flags, cpu_name, keep_freed_memory, known_gpu, threads_per_process
-from ant_hf.utils.names import config_file
 
 # In fp32 on a CPU, SDPA pays per call and wins from longer blocks on; see docs/decisions.md.
 _EAGER_UP_TO_TOKENS = 256
@@ -51,6 +46,8 @@ _SAME_NAME = (
     *("adam_beta1", "adam_beta2", "seed", "dataloader_num_workers"),
     *("logging_steps", "eval_steps", "save_steps"),
 )
+
+_COUNTED_IN_STEPS = ("logging_steps", "eval_steps", "save_steps")
 
 
 @dataclass(frozen=True)
@@ -101,6 +98,13 @@ class Setup:
     execution: Execution
     plan: Plan
     arguments: TrainingArguments
+    base: Base | None = None
+    """The model that the training begins with; None for random weights."""
+
+    @property
+    def tokenizer_from(self) -> Path | None:
+        """Folder of the tokenizer to take, where none is trained."""
+        return self.base.tokenizer if self.base else None
 
     @property
     def config_values(self) -> dict[str, Any]:
@@ -114,9 +118,9 @@ def set_up(recipe: Recipe, output_dir: Path) -> Setup:
     Raises:
         AntError: recipe, architecture and machine do not fit each other.
     """
-    config, ledger = load_architecture(recipe.architecture)
+    config, ledger, base = architecture_of(recipe)
     training = recipe.training
-    if recipe.tokenizer.vocab_size not in (None, config.vocab_size):
+    if recipe.tokenizer and recipe.tokenizer.vocab_size not in (None, config.vocab_size):
         raise AntError(
             f"tokenizer.vocab_size is {recipe.tokenizer.vocab_size} and {recipe.architecture} has "
             f"vocab_size {config.vocab_size}",
@@ -146,13 +150,45 @@ def set_up(recipe: Recipe, output_dir: Path) -> Setup:
     plan = make_plan(training, config, ledger, arguments.world_size, at_once)
     arguments.per_device_train_batch_size = plan.per_device_batch_size
     arguments.gradient_accumulation_steps = plan.gradient_accumulation_steps
-    return Setup(recipe, config, ledger, execution, plan, arguments)
+    return Setup(recipe, config, ledger, execution, plan, arguments, base)
+
+
+def fit_length(recipe: Recipe, train_tokens: int) -> Recipe:
+    """The recipe for a text of so many tokens.
+
+    Where `num_train_epochs` passes are fewer steps than it has, all that is counted in steps shrinks to them.
+    """
+    training = recipe.training
+    if training.num_train_epochs is None:
+        return recipe
+    blocks = math.ceil(train_tokens / training.sequence_length) * training.num_train_epochs
+    steps = max(1, math.ceil(blocks / training.sequences_per_step))
+    if steps >= training.max_steps:
+        return recipe
+    share = steps / training.max_steps
+    shrunk = {name: max(1, round(getattr(training, name) * share)) for name in _COUNTED_IN_STEPS}
+    warmup = min(steps - 1, round(training.warmup_steps * share))
+    changed = training.model_copy(update={**shrunk, "max_steps": steps, "warmup_steps": warmup})
+    return recipe.model_copy(update={"training": changed})
+
+
+def with_recipe(setup: Setup, recipe: Recipe) -> Setup:
+    """The same for a recipe of another length."""
+    if recipe == setup.recipe:
+        return setup
+    before, at_once = setup.arguments, setup.plan.per_device_batch_size
+    arguments = training_arguments(recipe, setup.execution, Path(str(before.output_dir)))
+    arguments._n_gpu = before._n_gpu
+    arguments.per_device_train_batch_size = before.per_device_train_batch_size
+    arguments.gradient_accumulation_steps = before.gradient_accumulation_steps
+    plan = make_plan(recipe.training, setup.config, setup.ledger, setup.plan.num_processes, at_once)
+    return replace(setup, recipe=recipe, plan=plan, arguments=arguments)
 
 
 def fit_vocabulary(setup: Setup, entries: int) -> Setup:
     """The same with the vocabulary of the tokenizer, where the recipe leaves it open."""
     recipe = setup.recipe
-    if recipe.tokenizer.vocab_size is not None or entries >= setup.config.vocab_size:
+    if not recipe.tokenizer or recipe.tokenizer.vocab_size is not None or entries >= setup.config.vocab_size:
         return setup
     config = copy.deepcopy(setup.config)
     config.vocab_size = entries
@@ -303,7 +339,8 @@ def training_arguments(recipe: Recipe, execution: Execution, output_dir: Path) -
         logging_first_step=True,
         # The guard must see a NaN; Trainer would put the running mean in its place.
         logging_nan_inf_filter=False,
-        eval_strategy="steps",
+        eval_strategy="steps" if recipe.corpus.validation_fraction else "no",
+        load_best_model_at_end=recipe.keeps_best,
         save_strategy="steps",
         report_to=[*training.report_to],
         project=_PROJECT,
@@ -470,7 +507,10 @@ def show_plan(setup: Setup, text: Survey) -> None:
             passes += f": after {_MANY_PASSES} there is little left to learn from a text"
     threads = f", {torch.get_num_threads()} threads a process" if execution.device == "cpu" else ""
     facts = []
-    if any(config_file(recipe.architecture).parent.glob("*.safetensors")):
+    if setup.base:
+        at = f" at {setup.base.revision}" if setup.base.revision else ""
+        facts.append(("start", f"the weights and the tokenizer of {setup.base.name}{at}"))
+    elif any(config_source(recipe, None).parent.glob("*.safetensors")):
         start = f"random weights; of the model in {recipe.architecture} only the shape is taken"
         facts.append(("start", start))
     facts += [

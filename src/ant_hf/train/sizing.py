@@ -80,6 +80,7 @@ def _measured(name: str) -> _Measured:
     recipe = load_recipe(name)
     training = recipe.training
     assert training.muon_learning_rate is not None
+    assert recipe.architecture is not None
     return _Measured(
         Rates(
             training.muon_learning_rate,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import pickle
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import TrainOutput
 
@@ -36,6 +38,7 @@ from ant_hf.train.checkpoints import (
     PROGRESS,
     checkpoint_name,
     checkpoints,
+    damage,
     remove_unsealed,
     seal,
     step_of,
@@ -43,6 +46,7 @@ from ant_hf.train.checkpoints import (
 from ant_hf.train.distributed import check_fsdp
 from ant_hf.train.optimizers import muon_adamw
 from ant_hf.train.setup import Setup, ran_out_of_memory
+from ant_hf.utils.console import quiet_libraries, say
 from ant_hf.utils.files import read_json, write_json, writing
 from ant_hf.utils.metrics import TextScore
 from ant_hf.utils.names import METRICS, WEIGHTS
@@ -63,7 +67,8 @@ class AntTrainer(Trainer):
     """`Trainer` with Muon, bits per byte, tokens per second, a fixed order of blocks, and checkpoints
     that are complete or absent.
 
-    The model is freshly initialised, and the metrics go to the folder of the arguments.
+    The model is freshly initialised, or that of the setup's base, and the metrics go to the folder of the
+    arguments.
 
     Args:
         made_of: sha256 of config, tokenizer and tokens, kept in each checkpoint.
@@ -74,7 +79,10 @@ class AntTrainer(Trainer):
 
     def __init__(self, setup: Setup, data: RunData, made_of: Mapping[str, str]) -> None:
         recipe, plan = setup.recipe.training, setup.plan
-        model = build_model(setup.config, recipe.seed, setup.execution.attn_implementation)
+        attention = setup.execution.attn_implementation
+        model = build_model(setup.config, recipe.seed, attention)
+        if setup.base:
+            model.load_state_dict(setup.base.weights())
         # Trainer's own compilation takes in what accelerate wraps around the model.
         return_loss_only(model, recipe.z_loss, setup.execution.torch_compile)
         super().__init__(
@@ -109,7 +117,7 @@ class AntTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         # The guard first: it may ask for a save, which stops the meter's clock.
         self.progress = Progress()
-        own = (_IntervalsOfNow(), self.guard, self.meter, self.metrics, _Sealing(self), self.progress)
+        own = (_OfNow(self), self.guard, self.meter, self.metrics, _Sealing(self), self.progress)
         for callback in own:
             self.add_callback(callback)
 
@@ -141,6 +149,9 @@ class AntTrainer(Trainer):
         try:
             if resume_from_checkpoint is not None:
                 self._check_names(Path(resume_from_checkpoint) / WEIGHTS)
+                state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME))
+                if self.is_past_best(state):
+                    return self._without_training(state)
             kept = f"The checkpoints saved before are kept in {self.folder}. Run the same command again."
             # What is trained without a save, as to measure it, is no loss.
             request = None if self.args.save_strategy == "no" else self.stop.on_signal
@@ -167,6 +178,33 @@ class AntTrainer(Trainer):
                 hint=f"Use --set training.per_device_batch_size={max(1, at_once // 2)}; the batch of a step, "
                 "and so the recipe, stays as it is. The last checkpoint is kept.",
             ) from None
+
+    def is_past_best(self, state: TrainerState) -> bool:
+        """Whether the held-out loss has not been better for `early_stopping_patience` evaluations."""
+        training, best = self.setup.recipe.training, state.best_global_step
+        patience = training.early_stopping_patience
+        if not (self.setup.recipe.keeps_best and patience and best):
+            return False
+        # One each `eval_steps`, and one at the end of the run.
+        return state.global_step // training.eval_steps - best // training.eval_steps >= patience
+
+    def _without_training(self, state: TrainerState) -> TrainOutput:
+        """What `train` leaves of a run that had ended before its last step: the best weights."""
+        self.state = state
+        state.best_model_checkpoint = str(self.folder / checkpoint_name(state.best_global_step or 0))
+        self._load_best_model()
+        return TrainOutput(state.global_step, math.nan, {})
+
+    def _load_best_model(self) -> None:
+        best = Path(str(self.state.best_model_checkpoint))
+        if problem := damage(best):
+            raise AntError(
+                f"{best}, the best of the run, is damaged: {problem}", hint="Start over with --fresh."
+            )
+        self._check_names(best / WEIGHTS)
+        # Trainer warns that a tied projection is stored once.
+        with quiet_libraries():
+            super()._load_best_model()
 
     def stopped_by(self) -> str | None:
         """What ended the training before the run's end: one of REASONS.
@@ -299,12 +337,17 @@ class AntTrainer(Trainer):
         return self.accelerator.reduce(numbers, reduction="sum") if self.args.world_size > 1 else numbers
 
 
-class _IntervalsOfNow(TrainerCallback):
-    """A continued run keeps the intervals of its arguments; Trainer would take those of the checkpoint."""
+class _OfNow(TrainerCallback):
+    """A continued run has intervals and folder of its arguments; Trainer would take the checkpoint's."""
+
+    def __init__(self, trainer: AntTrainer) -> None:
+        self._trainer = trainer
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        if state.best_global_step:
+            state.best_model_checkpoint = str(self._trainer.folder / checkpoint_name(state.best_global_step))
         state.logging_steps, state.eval_steps = int(args.logging_steps), int(args.eval_steps or 0)
         state.save_steps = int(args.save_steps)
 
@@ -337,6 +380,12 @@ class _Sealing(TrainerCallback):
                 "metrics": trainer.metrics.state(),
             }
             write_json(folder / PROGRESS, counters)
-            seal(folder, trainer.made_of, trainer.setup.recipe.training.save_total_limit)
+            keep = trainer.setup.recipe.training.save_total_limit
+            best = state.best_global_step if trainer.setup.recipe.keeps_best else None
+            seal(folder, trainer.made_of, keep, best)
+        if trainer.is_past_best(state):
+            control.should_training_stop = True
+            best = state.best_global_step
+            say(f"stopping    at step {state.global_step:,}: the held-out loss was lowest at step {best:,}")
         trainer.accelerator.wait_for_everyone()
         trainer.stop.save_took(time.perf_counter() - self._began)

@@ -67,3 +67,18 @@ class TextScore:
 def exp(value: float) -> float:
     """E to the power of nats, infinite where a float ends."""
     return math.exp(value) if value < 700 else math.inf
+
+
+def before_and_after(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, float, float]]:
+    """Label, and bits per byte before and after a fine-tuning, of each text that was scored.
+
+    Args:
+        before: `final` and `general` of the model that the run began with.
+        now: the same of the run's own.
+    """
+    label = "the text, trained on" if "split" in now["final"] else "the text, held out"
+    rows = [(label, before["final"]["bits_per_byte"], now["final"]["bits_per_byte"])]
+    if before.get("general") and now.get("general"):
+        old, new = before["general"], now["general"]
+        rows.append((f"general: {new['text']}", old["bits_per_byte"], new["bits_per_byte"]))
+    return rows

@@ -44,7 +44,7 @@ def now() -> str:
 
 
 # Keys of a recipe that hold places: white space is part of a path there, and elsewhere makes a sentence.
-_PLACES = ("architecture", "data_dir", "decontaminate", "output_dir", "path")
+_PLACES = ("architecture", "data_dir", "decontaminate", "general", "init_from", "output_dir", "path")
 # What the `changes` of a run.json say of a place: "output_dir was '/a/b', is '/c/d'".
 _MOVED = re.compile(rf"((?:[\w-]+\.)*(?:{'|'.join(_PLACES)})) was (?:.*, is )?['\"](?:/|\\|[A-Za-z]:)")
 
