@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +51,24 @@ def measure(model: PreTrainedModel, tokenizer: Any, setup: Setup, data: RunData)
     """Score the held-out text and the general one, and let the model write."""
     recipe = setup.recipe
     model.to(setup.arguments.device)  # type: ignore[arg-type]  # wrapped by a decorator of transformers
-    held_out = score_tokens(
-        model,
-        data.validation,
-        token_byte_lengths(tokenizer.backend_tokenizer, setup.config.vocab_size),
-        context=recipe.training.sequence_length,
-        batch_size=setup.plan.per_device_batch_size,
-    )
+    lengths = token_byte_lengths(tokenizer.backend_tokenizer, setup.config.vocab_size)
+    held_out = measure_held_out(model, setup, replace(data, byte_lengths=lengths))
     samples = [
         {"seed": seed, "text": generate_sample(model, tokenizer, recipe.sample_prompt, seed)}
         for seed in SAMPLE_SEEDS
     ]
     return Measured(held_out, _general(model, tokenizer, recipe), samples)
+
+
+def measure_held_out(model: PreTrainedModel, setup: Setup, data: RunData) -> TextScore:
+    """Score the held-out text in fp32."""
+    return score_tokens(
+        model,
+        data.validation,
+        data.byte_lengths,
+        context=setup.recipe.training.sequence_length,
+        batch_size=setup.plan.per_device_batch_size,
+    )
 
 
 def _general(model: PreTrainedModel, tokenizer: Any, recipe: Recipe) -> dict[str, Any] | None:
