@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,16 +57,15 @@ def measure(model: PreTrainedModel, tokenizer: Any, setup: Setup, data: RunData)
     """Score the held-out text, that of each part of a mix, and the general one; and let the model write."""
     recipe = setup.recipe
     model.to(setup.arguments.device)  # type: ignore[arg-type]  # wrapped by a decorator of transformers
-    byte_lengths = token_byte_lengths(tokenizer.backend_tokenizer, setup.config.vocab_size)
-
-    def scored(tokens: PackedTokens, most: int | None = None) -> TextScore:
-        length, at_once = recipe.training.sequence_length, setup.plan.per_device_batch_size
-        return score_tokens(model, tokens, byte_lengths, context=length, batch_size=at_once, max_tokens=most)
-
+    data = replace(
+        data, byte_lengths=token_byte_lengths(tokenizer.backend_tokenizer, setup.config.vocab_size)
+    )
     held_out = {name: PackedTokens(recipe.tokens_dir, VALIDATION, part=name) for name in recipe.corpus.parts}
     # The first token is not scored and an end of text counts no bytes.
     parts = {
-        name: scored(tokens, recipe.training.eval_max_tokens)
+        name: measure_held_out(
+            model, setup, replace(data, validation=tokens), recipe.training.eval_max_tokens
+        )
         for name, tokens in held_out.items()
         if len(tokens) > 2
     }
@@ -74,7 +73,21 @@ def measure(model: PreTrainedModel, tokenizer: Any, setup: Setup, data: RunData)
         {"seed": seed, "text": generate_sample(model, tokenizer, recipe.sample_prompt, seed)}
         for seed in SAMPLE_SEEDS
     ]
-    return Measured(scored(data.validation), parts, _general(model, tokenizer, recipe), samples)
+    return Measured(measure_held_out(model, setup, data), parts, _general(model, tokenizer, recipe), samples)
+
+
+def measure_held_out(
+    model: PreTrainedModel, setup: Setup, data: RunData, max_tokens: int | None = None
+) -> TextScore:
+    """Score the held-out text in fp32, or so many tokens of it."""
+    return score_tokens(
+        model,
+        data.validation,
+        data.byte_lengths,
+        context=setup.recipe.training.sequence_length,
+        batch_size=setup.plan.per_device_batch_size,
+        max_tokens=max_tokens,
+    )
 
 
 def _general(model: PreTrainedModel, tokenizer: Any, recipe: Recipe) -> dict[str, Any] | None:
