@@ -21,6 +21,7 @@ from ant_hf.data.survey import Survey, survey
 from ant_hf.data.tokenizer import end_of_text, load_tokenizer, token_byte_lengths
 from ant_hf.data.tokens import TRAIN, VALIDATION, PackedTokens, read_manifest, verify_shards
 from ant_hf.errors import AntError, RunStopped
+from ant_hf.model.architecture import build_model
 from ant_hf.model.loading import load_any, load_final
 from ant_hf.model.saving import export_final
 from ant_hf.model.scoring import SAME_LOSS
@@ -306,7 +307,10 @@ def _finish(trainer: AntTrainer, record: RunRecord) -> None:
     scores = now_here.held_out
     if abs(scores.loss / in_training.loss - 1) > SAME_LOSS and weights is None:
         # 16-bit autocast alone can be as far off, in models with large activations: the same without it.
-        in_training = measure_held_out(trained, setup, data)
+        plain = build_model(setup.config, recipe.training.seed)
+        plain.load_state_dict(trained.state_dict())
+        plain.to(setup.arguments.device)  # type: ignore[arg-type]  # wrapped by a decorator of transformers
+        in_training = measure_held_out(plain, setup, data)
     if abs(scores.loss / in_training.loss - 1) > SAME_LOSS:
         raise AntError(
             f"{final}, reloaded, does not reproduce the trained model: validation loss "
