@@ -23,6 +23,8 @@ from unittest import mock
 import psutil
 import torch
 
+from ant_hf.utils import console
+
 ROOT = Path(__file__).parents[1]
 ANT_HF = "from ant_hf.cli.main import main; main()"
 # Within these many seconds a signal ends a command.
@@ -177,6 +179,8 @@ def run_here(
 @contextmanager
 def _own_state(cwd: Path, environment: dict[str, str | None]) -> Iterator[None]:
     before, threads, argv, path = Path.cwd(), torch.get_num_threads(), sys.argv, list(sys.path)
+    # Imported by the first command of a test process, it would keep that one's width.
+    console._console._width = None
     # Commands set switches of libraries in the environment.
     with mock.patch.dict(os.environ, PLAIN):
         for name, value in environment.items():

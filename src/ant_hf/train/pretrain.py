@@ -300,6 +300,8 @@ def _finish(trainer: AntTrainer, record: RunRecord) -> None:
     trained, weights = trainer.whole_model()
     if not is_first_process():
         return
+    # A copy: what goes wrong in the export must not be able to change what it is held to.
+    kept = {name: weight.detach().clone() for name, weight in trained.state_dict().items()}
     with writing("the final model", trainer.folder, 4 * setup.ledger.total):
         dtype = getattr(torch, recipe.export_dtype)
         record.exported_sha256 = export_final(trained, recipe.tokenizer_dir, final, weights, dtype)
@@ -308,7 +310,7 @@ def _finish(trainer: AntTrainer, record: RunRecord) -> None:
     if abs(scores.loss / in_training.loss - 1) > SAME_LOSS and weights is None:
         # 16-bit autocast alone can be as far off, in models with large activations: the same without it.
         plain = build_model(setup.config, recipe.training.seed)
-        plain.load_state_dict(trained.state_dict())
+        plain.load_state_dict(kept)
         plain.to(setup.arguments.device)  # type: ignore[arg-type]  # wrapped by a decorator of transformers
         in_training = measure_held_out(plain, setup, data)
     if abs(scores.loss / in_training.loss - 1) > SAME_LOSS:
