@@ -4,7 +4,8 @@
 
 Baseline: lm-eval's own `hf` model in fp32 with its default batch size of 1, as `lm_eval run --model hf`
 scores. Ours: `ant-hf evaluate` in fp32 (its default) and in the dtypes given. Sets are loaded beforehand;
-for each set the ways take turns, and the time is that of lm-eval's `evaluate` from requests to metrics.
+for each set the ways take turns, and the time is that of lm-eval's `evaluate` from requests to metrics, the
+median of the rounds.
 Every set gives the same share of its documents, so that the total weighs them as the whole table does.
 """
 
@@ -14,6 +15,7 @@ import argparse
 import json
 import logging
 import os
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -59,6 +61,8 @@ def main() -> None:
     )
     parser.add_argument("model")
     parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--tasks", default="", help="sets, separated by commas (default: the card's table)")
+    parser.add_argument("--rounds", type=int, default=1, help="turns of each way on each set (default: 1)")
     parser.add_argument("--fraction", type=float, default=0.05, help="share of each set (default: 0.05)")
     parser.add_argument("--dtypes", default="float32,bfloat16", help="ours, separated by commas")
     parser.add_argument("--batch-size", type=int, help="default: 2 on a CPU, 64 on a GPU")
@@ -66,7 +70,8 @@ def main() -> None:
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     batch_size = arguments.batch_size or (2 if device == "cpu" else 64)
-    chosen, _ = choose_benchmarks([], known_benchmarks(arguments.data_dir), arguments.data_dir)
+    names = [name for name in arguments.tasks.split(",") if name]
+    chosen, _ = choose_benchmarks(names, known_benchmarks(arguments.data_dir), arguments.data_dir)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder, quiet_libraries():
         logging.getLogger().setLevel(logging.ERROR)
@@ -78,11 +83,22 @@ def main() -> None:
         for dtype in arguments.dtypes.split(","):
             ways[f"ours, {dtype}"] = ours(arguments.model, dtype, device, scratch, batch_size)
         for benchmark in chosen:
-            for way, language_model in ways.items():
-                # lm-eval keeps requests in the task: each way gets its own.
-                loaded = load_tasks([benchmark], scratch / "definitions")[benchmark.name]
-                seconds, value = measure(language_model, loaded, benchmark, arguments.fraction)
-                rows.append({"set": benchmark.name, "way": way, "seconds": seconds, "value": value})
+            taken: dict[str, list[float]] = {way: [] for way in ways}
+            values = {}
+            for _ in range(arguments.rounds):
+                for way, language_model in ways.items():
+                    if isinstance(language_model, BatchedLM):
+                        # What was scored in the round before is not to be found again.
+                        language_model.store.remove()
+                        language_model.store = LikelihoodStore(language_model.store.path, {})
+                    # lm-eval keeps requests in the task: each way gets its own.
+                    loaded = load_tasks([benchmark], scratch / "definitions")[benchmark.name]
+                    seconds, values[way] = measure(language_model, loaded, benchmark, arguments.fraction)
+                    taken[way].append(seconds)
+            rows += [
+                {"set": benchmark.name, "way": way, "seconds": statistics.median(taken[way]), "value": value}
+                for way, value in values.items()
+            ]
             print_rows(rows[-len(ways) :])
     report(rows, list(ways), device, batch_size, arguments)
 
