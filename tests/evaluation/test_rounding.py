@@ -30,13 +30,13 @@ def measured(tiny_run, tmp_path, monkeypatch, capsys):
 
 def test_the_check_is_said_and_recorded(measured):
     record, said = measured()
-    assert "in bfloat16, " in said
+    assert "60 documents in bfloat16 too" in said
     check = record["rounding"]
     assert check["documents"] == 60
     assert 0 <= check["changed"] <= 60
     # At least what one more changed answer in so small a sample would do.
     assert check["error"] > 0
-    assert check["scored_in"] == ("bfloat16" if check["error"] <= check["stderr"] / 3 else "float32")
+    assert record["dtype"] == ("bfloat16" if check["error"] <= check["stderr"] / 3 else "float32")
 
 
 def test_a_set_that_rounding_changes_is_scored_in_float32(measured, monkeypatch):
@@ -50,7 +50,7 @@ def test_a_set_that_rounding_changes_is_scored_in_float32(measured, monkeypatch)
     monkeypatch.setattr(BatchedLM, "loglikelihood", rough)
     record, said = measured()
     assert "too much, scored in float32" in said
-    assert record["rounding"]["scored_in"] == "float32"
+    assert record["dtype"] == "float32"
     assert record["value"] == exact["value"]
 
 
@@ -58,4 +58,5 @@ def test_a_small_set_is_scored_in_float32_at_once(measured, monkeypatch):
     monkeypatch.setattr(rounding, "SAMPLE", 70)
     record, said = measured()
     assert "rounding" not in record
+    assert record["dtype"] == "float32"
     assert "bfloat16" not in said

@@ -57,7 +57,11 @@ def test_the_batch_grows_with_the_tokens_and_the_steps_more():
 @pytest.mark.parametrize("block", [16, 1024, 8192])
 def test_every_length_gives_a_recipe(tokens, block):
     steps = steps_for(tokens, block)
-    TrainingRecipe.model_validate(training_section(steps, scaled_rates(steps, 32), Saving(1000, 20, 30)))
+    made = TrainingRecipe.model_validate(
+        training_section(steps, scaled_rates(steps, 32), Saving(1000, 20, 30))
+    )
+    assert made.max_steps * made.sequences_per_step * block >= 0.97 * tokens
+    assert made.warmup_steps < made.max_steps
 
 
 def test_of_a_large_text_less_is_held_out():

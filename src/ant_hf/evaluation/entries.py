@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from ant_hf.errors import AntError
-from ant_hf.evaluation.results import ABOVE, SAMPLES, interval
+from ant_hf.evaluation.results import ABOVE, DEGENERATION, SAMPLES, interval
 from ant_hf.utils.files import check_file, file_sha256, read_json_rows, read_sealed
 from ant_hf.utils.names import RESULTS
 
-DEGENERATION = "degeneration"
 _WAYS = {"greedy": "Loops, greedy", "sampled": "Loops, sampled"}
 
 

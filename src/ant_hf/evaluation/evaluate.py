@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ant_hf.evaluation.boards import load_board
 from ant_hf.evaluation.degeneration import Continuation, generate, loop_period, no_room, prompts, summary
 from ant_hf.evaluation.language_model import BatchedLM, LikelihoodStore
 from ant_hf.evaluation.results import (
+    DEGENERATION,
     SCHEMA,
     Measurement,
     accuracy_record,
@@ -43,7 +44,6 @@ from ant_hf.utils.names import RESULTS, expand_home
 from ant_hf.utils.provenance import now, package_versions
 from ant_hf.utils.stopping import phase
 
-DEGENERATION = "degeneration"
 _PARTIAL = ".evaluation.partial.jsonl"
 _PACKAGES = ("ant-hf", "lm-eval", "transformers", "torch", "tokenizers", "datasets")
 
@@ -222,7 +222,8 @@ def _measure(
                 say(rounding.line(item.label))
             scorer = asked if rounding and rounding.is_exact_enough else exact
             found = run_benchmark(item, loaded[item.name], scorer, limit)
-            measured.append(replace(found, rounding=rounding.record() if rounding else None))
+            dtype = str(scorer.model.dtype).removeprefix("torch.")
+            measured.append(replace(found, dtype=dtype, rounding=asdict(rounding) if rounding else None))
             n = len(measured[-1].samples)
             say(f"{item.label}: {n:,} document{'s' if n > 1 else ''}, {measured[-1].seconds:.1f} s")
         return measured

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ant_hf.evaluation.entries import DEGENERATION, Document, Entry
+from ant_hf.evaluation.entries import Document, Entry
+from ant_hf.evaluation.results import DEGENERATION
 from ant_hf.evaluation.statistics import (
     ALPHA,
     MIN_GROUPS,

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,8 @@ SAMPLES = "samples.jsonl"
 SCHEMA = 2
 # What must agree before new figures may stand beside old ones.
 _FIXED = ("dtype", "device", "context_length", "bos_policy", "limit", "data", "versions")
-_PREFERRED = ("acc_norm", "acc")
+PREFERRED = ("acc_norm", "acc")
+DEGENERATION = "degeneration"
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,10 @@ class Measurement:
     seconds: float
     file_sha256: str | None
     """Of the local documents; None when they came from the Hub."""
+    dtype: str = "float32"
+    """That the model was in."""
     rounding: dict[str, Any] | None = None
-    """What a check of 16 bits found, with the dtype that the set was scored in; None: float32, unchecked."""
+    """What a check of 16 bits found; None: there was none."""
 
     @property
     def samples(self) -> list[dict[str, Any]]:
@@ -73,14 +76,12 @@ def accuracy_record(measurement: Measurement) -> dict[str, Any]:
     """The record of a set scored by choices or by exact continuation: metrics, floor, conditions."""
     benchmark, own = measurement.benchmark, measurement.results["results"][measurement.benchmark.name]
     metrics = _metrics(own)
-    metric = benchmark.metric or next((name for name in _PREFERRED if name in metrics), next(iter(metrics)))
-    if metric not in metrics:
-        raise AntError(f"{benchmark.name} has no metric {metric}", expected=", ".join(metrics))
+    metric = headline_metric(benchmark, metrics)
     value, stderr = metrics[metric].values()
     n = len(measurement.samples)
     # Of other metrics nobody can say how they are spread.
-    bounds = interval(value, stderr, n) if metric in _PREFERRED else None
-    choices = _choices(measurement) if metric in _PREFERRED else None
+    bounds = interval(value, stderr, n) if metric in PREFERRED else None
+    choices = _choices(measurement) if metric in PREFERRED else None
     floor, kind = accuracy_floor(choices) if choices else (None, None)
     values = _conditions(measurement) | {
         "metric": metric,
@@ -92,9 +93,21 @@ def accuracy_record(measurement: Measurement) -> dict[str, Any]:
         "verdict": against_floor(bounds, floor),
         "metrics": metrics,
     }
-    if slices := _slices(measurement, metric, choices) if metric in _PREFERRED else {}:
+    if slices := _slices(measurement, metric, choices) if metric in PREFERRED else {}:
         values |= {"slice_title": benchmark.slice_title or benchmark.slice_by, "slices": slices}
     return values
+
+
+def headline_metric(benchmark: Benchmark, metrics: Collection[str]) -> str:
+    """The metric of the table, of those that a set has.
+
+    Raises:
+        AntError: the set's own is not among them.
+    """
+    metric = benchmark.metric or next((name for name in (*PREFERRED, *metrics) if name in metrics), "")
+    if metric not in metrics:
+        raise AntError(f"{benchmark.name} has no metric {metric}", expected=", ".join(metrics))
+    return metric
 
 
 def perplexity_record(
@@ -139,6 +152,7 @@ def _conditions(measurement: Measurement) -> dict[str, Any]:
         "data_sha256": digest.hexdigest(),
         "file_sha256": measurement.file_sha256,
         "wall_time_seconds": round(measurement.seconds, 2),
+        "dtype": measurement.dtype,
         **({"rounding": measurement.rounding} if measurement.rounding else {}),
     }
 

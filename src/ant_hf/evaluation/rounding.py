@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,12 @@ from scipy.stats import beta
 
 from ant_hf.evaluation.benchmarks import Benchmark
 from ant_hf.evaluation.language_model import BatchedLM
+from ant_hf.evaluation.results import headline_metric
 
 # A set that has no more is scored in 32 bits at once.
 SAMPLE = 500
 # Rounding may be a third of the standard error: both together are then 5 % more than it alone.
 _SHARE = 1 / 3
-_PREFERRED = ("acc_norm", "acc")
 
 
 @dataclass(frozen=True)
@@ -44,21 +44,14 @@ class Rounding:
     def is_exact_enough(self) -> bool:
         return self.error <= _SHARE * self.stderr
 
-    def record(self) -> dict[str, Any]:
-        return asdict(self) | {"scored_in": self.dtype if self.is_exact_enough else "float32"}
-
     def line(self, label: str) -> str:
         """The check in one sentence."""
-        seen = (
-            f"{self.changed} of {self.documents} answers change"
-            if self.changed is not None
-            else (f"{self.documents} documents move by rounding")
-        )
+        seen = "they move by rounding" if self.changed is None else f"{self.changed} answers change"
         verdict = (
             f"good enough, scored in {self.dtype}" if self.is_exact_enough else "too much, scored in float32"
         )
         return (
-            f"{label}: in {self.dtype}, {seen}; that moves the score by up to "
+            f"{label}: {self.documents} documents in {self.dtype} too: {seen}. That moves the score by up to "
             f"{self.error / self.stderr:.2f} standard errors: {verdict}"
         )
 
@@ -82,7 +75,7 @@ def check_rounding(
     every = list(documents)
     chosen = [every[index * n // SAMPLE] for index in range(SAMPLE)]
     values = [
-        _scores(tasks, [(name, documents[name, index]) for name, index in chosen], scorer, benchmark.metric)
+        _scores(benchmark, tasks, [(name, documents[name, index]) for name, index in chosen], scorer)
         for scorer in (exact, rounded)
     ]
     dtype = str(rounded.model.dtype).removeprefix("torch.")
@@ -101,10 +94,10 @@ def check_rounding(
 
 
 def _scores(
+    benchmark: Benchmark,
     tasks: dict[str, Any],
     documents: Sequence[tuple[str, list[Instance]]],
     scorer: BatchedLM,
-    metric: str | None,
 ) -> list[Any]:
     """Of each document the headline metric as lm-eval gives it: 0 or 1, or (nats, bytes) of a text."""
     requests = [request for _, own in documents for request in own]
@@ -114,6 +107,5 @@ def _scores(
     values = []
     for name, own in documents:
         results = tasks[name].process_results(own[0].doc, [next(found) for _ in own])
-        key = metric if metric in results else next(key for key in (*_PREFERRED, *results) if key in results)
-        values.append(results[key])
+        values.append(results[headline_metric(benchmark, results)])
     return values

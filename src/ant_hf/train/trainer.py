@@ -115,8 +115,8 @@ class AntTrainer(Trainer):
         )
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
-        # The guard first: it may ask for a save, which stops the meter's clock.
         self.progress = Progress()
+        # The guard first: it may ask for a save, which stops the meter's clock.
         own = (_OfNow(self), self.guard, self.meter, self.metrics, _Sealing(self), self.progress)
         for callback in own:
             self.add_callback(callback)
