@@ -206,3 +206,29 @@ def test_ctrl_c_while_the_uploads_are_waited_for_leaves_without_them(monkeypatch
 def test_recipe_names_the_repository(recipes):
     with pytest.raises(AntError, match=r"training\.hub_model_id is missing"):
         load_recipe(recipes("x", hub_model_id=None))
+
+
+def test_a_model_of_the_hub_is_trained_further(hub, here, shared, trained_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("ant_hf.train.before_after._DOCUMENTS", 2)
+    base = shutil.copytree(trained_run / "final", tmp_path / "base")
+    (base / "README.md").write_text("---\nlicense: mit\n---\n# Base\n")
+    api = HfApi()
+    api.create_repo("GODELEV/base")
+    commit = api.upload_folder(repo_id="GODELEV/base", folder_path=base).oid
+    shutil.rmtree(base)
+    values = tiny_values(shared, tmp_path / "tuned", init_from="GODELEV/base", max_steps=4, save_steps=4)
+    del values["architecture"], values["tokenizer"]
+    file = tmp_path / "tuned.yaml"
+    file.write_text(yaml.safe_dump(values))
+    train(load_recipe(file))
+    record = json.loads((tmp_path / "tuned/run.json").read_text())
+    named = {key: record["base"][key] for key in ("name", "repository", "revision", "license")}
+    assert named == {
+        "name": "GODELEV/base",
+        "repository": "GODELEV/base",
+        "revision": commit,
+        "license": "mit",
+    }
+    with pytest.raises(AntError, match="GODELEV/missing"):
+        train(load_recipe(file, ["training.init_from=GODELEV/missing", f"output_dir={tmp_path / 'other'}"]))
+    assert not (tmp_path / "other").exists()

@@ -6,6 +6,7 @@ import re
 import string
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +28,7 @@ from ant_hf.train import callbacks
 from ant_hf.train import pretrain as pretraining
 from ant_hf.train import setup as run_setup
 from ant_hf.train.pretrain import pretrain
-from ant_hf.train.run_folder import open_run_folder
+from ant_hf.train.run_folder import RunRecord, open_run_folder
 from ant_hf.train.setup import choose_execution, training_arguments
 from ant_hf.train.trainer import AntTrainer
 from ant_hf.utils.files import read_sealed, write_sealed
@@ -346,6 +347,23 @@ def test_files_that_do_not_reproduce_the_training_fail_the_run(make_recipe, monk
     with pytest.raises(AntError, match="reloaded, does not reproduce the trained model"):
         pretrain(make_recipe())
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "running"
+
+
+def test_a_score_that_autocast_alone_put_off_is_taken_again_without_it(make_recipe, monkeypatch):
+    plainly = AntTrainer.score
+    rounded = []
+
+    def as_with_large_activations(self, *rest):
+        score = plainly(self, *rest)
+        rounded.append(replace(score, nats=1.02 * score.nats))
+        return rounded[-1]
+
+    monkeypatch.setattr(AntTrainer, "score", as_with_large_activations)
+    recipe = make_recipe(max_steps=4)
+    pretrain(recipe)
+    final = RunRecord.read(Path(recipe.output_dir)).final
+    assert final["loss_in_training"] == pytest.approx(final["loss"], rel=1e-4)
+    assert rounded[-1].loss > 1.01 * final["loss"]
 
 
 def test_a_run_without_validation_text_is_refused(make_recipe, tmp_path):
