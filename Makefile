@@ -46,7 +46,7 @@ test: $(VENV)/.dev ## Run the tests (no network, no GPU)
 test-slow: $(VENV)/.dev $(VENV)-transformers4/.installed ## Run the slow tests: old transformers, long runs
 	ANT_HF_TRANSFORMERS4=$(VENV)-transformers4/bin/python $(BIN)/python -m pytest -n 2 -m slow
 
-soak: $(VENV)/.dev ## Kill runs 400 times, try every other fault, fill the table of docs/reliability.md (an hour or less)
+soak: $(VENV)/.dev ## Kill runs 400 times, try every other fault, fill the table of docs/reliability-tables.md (an hour or less)
 	$(BIN)/python tests/faults/soak.py --kills 200 --work runs/soak
 
 check: $(VENV)/.dev ## Lint, format and type checks

@@ -193,7 +193,7 @@ class Replay(_NamedText):
     """General text that a training goes on seeing beside its own."""
 
     share: Annotated[float, Field(gt=0.0, lt=1.0)]
-    """Of the training tokens."""
+    """Its share of the training tokens."""
 
 
 class CorpusRecipe(TextPlace):
@@ -266,9 +266,9 @@ class TrainingRecipe(_Section):
     init_from: PathText | None = None
     """Folder or OWNER/NAME of a Llama to go on from, with its weights, architecture and tokenizer."""
     sequence_length: Annotated[int, Field(ge=8)] = 1024
-    """Tokens a block."""
+    """Tokens per block."""
     sequences_per_step: Count
-    """Blocks an optimizer step, over all processes and accumulation."""
+    """Blocks per optimizer step, over all processes and accumulation."""
     max_steps: Count
     """Optimizer steps."""
     num_train_epochs: Annotated[float, Field(gt=0.0)] | None = None
@@ -409,8 +409,11 @@ class Recipe(_Section):
     export_dtype: Literal["float32", "float16"] = "float32"
     """Type of the weights in final/; float16 halves the download."""
     corpus: CorpusRecipe
+    """The text."""
     tokenizer: TokenizerRecipe | None = None
+    """How the text is cut into tokens; left out where `training.init_from` brings a tokenizer."""
     training: TrainingRecipe
+    """How the model is trained."""
 
     @property
     def keeps_best(self) -> bool:

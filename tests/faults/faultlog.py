@@ -1,4 +1,4 @@
-"""What was tried and how it ended, for the table in docs/reliability.md. Silent unless `make soak` asks."""
+"""What was tried and how it ended, for docs/reliability-tables.md. Silent unless `make soak` asks."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
     python tests/faults/soak.py --kills 200 --work runs/soak
 
-Writes docs/reliability.json from what happened and fills the table of docs/reliability.md with it.
+Writes docs/reliability.json from what happened and fills the table of docs/reliability-tables.md with it.
 Interrupted, it goes on counting where it was.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "reliability.json"
-PAGE = ROOT / "docs" / "reliability.md"
+PAGE = ROOT / "docs" / "reliability-tables.md"
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 _MESSAGE_CHARACTERS = 220
 

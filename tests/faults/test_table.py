@@ -1,4 +1,4 @@
-"""The table in docs/reliability.md is the soak's own output, and nothing in it was lost."""
+"""The table in docs/reliability-tables.md is the soak's own output, and nothing in it was lost."""
 
 import json
 

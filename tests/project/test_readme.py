@@ -1,4 +1,4 @@
-"""The README's code block and commands are run as they stand; a run's folder is swapped for a tiny one's."""
+"""The commands of README.md and docs/train.md are run as they stand, with a tiny run in place of a real one."""
 
 import json
 import re
@@ -21,11 +21,15 @@ from ant_hf.recipe import load_recipe
 from ant_hf.utils.files import read_sealed
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+RECIPE = (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
 RELEASE = ROOT / "release" / "Ant-10M"
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+TRAIN = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
+
+
+def blocks(language, text=README):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 def test_generation_snippet_runs_unchanged():
@@ -39,7 +43,8 @@ def test_generation_snippet_runs_unchanged():
     assert len(text.split()) > len(prompt.split()) + 5
 
 
-COMMANDS = [line.partition("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+LINES = [line for text in (README, TRAIN) for block in blocks("bash", text) for line in block.splitlines()]
+COMMANDS = list(dict.fromkeys(line.partition("#")[0].strip() for line in LINES))
 
 
 # Publishing needs a Hub: tests/hub/test_journey.py runs that line.
@@ -97,9 +102,30 @@ def test_make_targets_exist(command):
     assert subprocess.run(words, cwd=ROOT, capture_output=True).returncode == 0
 
 
-def test_every_file_the_readme_links_to_is_there():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert "://" in target or (ROOT / target).exists(), target
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
+
+
+def heading_anchors(page: Path) -> set[str]:
+    """As GitHub makes them of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_and_heading_that_a_page_links_to_is_there(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        file, _, anchor = target.partition("#")
+        linked = page.parent / file if file else page
+        assert linked.exists(), target
+        assert not anchor or anchor in heading_anchors(linked), target
+
+
+def test_every_page_is_in_the_index():
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    linked = set(re.findall(r"\]\(([\w-]+\.md)", index))
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"} == linked
 
 
 def test_what_is_said_of_the_two_models_is_what_compare_says(tmp_path):
@@ -108,7 +134,7 @@ def test_what_is_said_of_the_two_models_is_what_compare_says(tmp_path):
     values, _ = compare([RELEASE, ROOT / "docs/recipe/Ant-5M"], output_dir=tmp_path / "comparison")
     (pair,) = json.loads(json.dumps(values["pairs"]))
     assert [pair] == kept["pairs"]
-    assert str(comparison_table(pair)) in (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
+    assert str(comparison_table(pair)) in RECIPE
     assert pair["answer"] in README.replace("\n> ", " ")
 
 
@@ -140,16 +166,17 @@ def test_the_table_of_the_evaluation_is_that_of_the_release():
             f"| {100 * values['floor']:.2f} | {verdict} "
             f"| {claim('Ant-10M', name, metric)} | {claim('Ant-5M', name, metric)} |"
         )
-        assert row in README, row
+        assert row in RECIPE, row
     text = results["perplexity"]["wikitext"]
     measured = f"{text['byte_perplexity']:.2f} \u00b1 {text['byte_perplexity_stderr']:.2f}"
     uniform = f"{text['uniform_guess_byte_perplexity']:.2f}"
     row = f"| WikiText-2 | byte_perplexity | {measured} | {uniform} | better | 30.62 | 48.91 |"
-    assert row in README, row
-    assert re.search(rf"WikiText-2[^|\n]* {text['byte_perplexity']:.2f}\b", README)
+    assert row in RECIPE, row
+    for page in (README, RECIPE):
+        assert re.search(rf"WikiText-2[^|\n]* {text['byte_perplexity']:.2f}\b", page)
     parts = results["tasks"]["blimp"]["slices"]
     for choose, word in ((max, "best"), (min, "worst")):
-        assert f"{word} ({100 * choose(part['value'] for part in parts.values()):.1f} %)" in README
+        assert f"{word} ({100 * choose(part['value'] for part in parts.values()):.1f} %)" in RECIPE
     for way in ("greedy", "sampled"):
         values = results["degeneration"][way]
-        assert re.search(rf"\b{100 * values['loop_rate']:.1f} %[^.]* {way}\b", README), way
+        assert re.search(rf"\b{100 * values['loop_rate']:.1f} %[^.]* {way}\b", RECIPE), way

@@ -1,3 +1,5 @@
+import runpy
+
 import pytest
 import yaml
 from conftest import ROOT, tiny_values
@@ -193,3 +195,8 @@ def test_own_text_does_not_take_over_what_the_recipe_says_of_another():
     assert read_recipe(recipe, "text.txt", None, ["corpus.language=ru"]).corpus.language == "ru"
     with pytest.raises(AntError, match=r"corpus\.language is 'Russian'"):
         read_recipe(recipe, "text.txt", None, ["corpus.language=Russian"])
+
+
+def test_the_page_of_keys_is_made_from_the_recipe():
+    tool = runpy.run_path(str(ROOT / "tools" / "recipe_reference.py"))
+    assert tool["PAGE"].read_text(encoding="utf-8") == tool["reference"]()
