@@ -1,4 +1,4 @@
-"""The commands of README.md and docs/train.md are run as they stand, with a tiny run in place of a real one."""
+"""Commands of README.md and docs/train.md are run as they stand, with a tiny run in place of a real one."""
 
 import json
 import re
