@@ -46,15 +46,16 @@ test: $(VENV)/.dev ## Run the tests (no network, no GPU)
 test-slow: $(VENV)/.dev $(VENV)-transformers4/.installed ## Run the slow tests: old transformers, long runs
 	ANT_HF_TRANSFORMERS4=$(VENV)-transformers4/bin/python $(BIN)/python -m pytest -n 2 -m slow
 
-soak: $(VENV)/.dev ## Kill runs 400 times, try every other fault, fill the table of docs/reliability-tables.md (an hour or less)
+soak: $(VENV)/.dev ## Kill runs 400 times, try every other fault, fill the tables of docs/reliability-tables.md (an hour or less)
 	$(BIN)/python tests/faults/soak.py --kills 200 --work runs/soak
 
-check: $(VENV)/.dev ## Lint, format and type checks
+check: $(VENV)/.dev ## Lint, format, spelling and type checks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell -D - -D tools/words.txt $$(git ls-files)
 	$(BIN)/mypy
 
-release: $(VENV)/.quickstart ## Make release/Ant-10M anew from runs/ant10m-cpu, once that is evaluated
+release: $(VENV)/.quickstart ## Make release/Ant-10M again from runs/ant10m-cpu, once that is evaluated
 	$(BIN)/ant-hf card runs/ant10m-cpu/final --repo GODELEV/Ant-10M
 	rm -rf release/Ant-10M
 	mkdir -p release

@@ -34,7 +34,7 @@ from ant_hf.utils.console import say
 from ant_hf.utils.files import write_json
 
 PAIRS = 1000
-# Units of one set and one pair of models, drawn anew at every call.
+# Units of one set and one pair of models, drawn again at every call.
 Draw = Callable[[np.random.Generator], Units]
 
 

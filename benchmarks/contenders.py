@@ -303,7 +303,7 @@ def main() -> None:
 
 
 def flops_per_token(spec: dict[str, Any]) -> tuple[int, float]:
-    """Parameters, and training FLOP a token, of a specification's Llama."""
+    """Parameters, and training FLOP per token, of a specification's Llama."""
     config = load_config(spec["architecture"])
     for name, value in spec.get("config", {}).items():
         setattr(config, name, value)

@@ -40,7 +40,7 @@ BASELINE_BYTES = 40_000_000
 
 
 class PeakMemory:
-    """Samples the resident memory of this process and its children, 20 times a second."""
+    """Samples the resident memory of this process and its children, 20 times per second."""
 
     def __enter__(self) -> PeakMemory:
         self.peak_bytes = 0

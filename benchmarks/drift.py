@@ -88,8 +88,8 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of drift.json and drift.png")
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--blocks", type=int, default=4, help="blocks of 256 tokens a step (default 4)")
-    parser.add_argument("--plots-only", action="store_true", help="draw anew from drift.json")
+    parser.add_argument("--blocks", type=int, default=4, help="blocks of 256 tokens per step (default 4)")
+    parser.add_argument("--plots-only", action="store_true", help="draw again from drift.json")
     options = parser.parse_args()
     if options.plots_only:
         plot(json.loads((options.output / "drift.json").read_text(encoding="utf-8")), options.output)
@@ -144,7 +144,7 @@ def plot(results: dict[str, Any], folder: Path) -> None:
             axes.plot(apart, style, label=name)
         axes.set(
             title="Same start, same blocks, other precision", xlabel="step",
-            ylabel="loss less that of fp32\n(nats a token)",
+            ylabel="loss less that of fp32\n(nats per token)",
         )  # fmt: skip
         axes.legend(fontsize="small")
         figure.savefig(folder / "drift.png", dpi=110)

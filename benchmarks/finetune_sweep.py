@@ -3,7 +3,7 @@
     python benchmarks/finetune_sweep.py --data TEXT --output docs/finetune
 
 Every row is a run of pretrain.py with the recipe finetune; those that are finished are not run again, and
-an interrupted one goes on. TEXT should differ in kind from what the base was trained on. From nothing: the
+an interrupted one continues. TEXT should differ in kind from what the base was trained on. From nothing: the
 base's architecture, a vocabulary of the text's own and the quickstart's rates, for as many passes.
 """
 

@@ -36,7 +36,7 @@ PROMPT_TOKENS = 8
 def transformers_way(
     folder: Path, dtype: str, device: str, threads: int, new_tokens: int, **settings: Any
 ) -> Any:
-    """A function of the batch size that generates once and returns tokens a second."""
+    """A function of the batch size that generates once and returns tokens per second."""
     model, _ = load_any(folder, DTYPES[dtype])
     model.to(device).eval()  # type: ignore[arg-type]
 

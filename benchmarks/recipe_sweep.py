@@ -3,7 +3,7 @@
     python benchmarks/recipe_sweep.py --data TEXT --output docs/recipe
 
 Every row is a run of pretrain.py of its own (four minutes on two cores); those that are finished are
-not run again, and an interrupted one goes on. Another base: --config RECIPE, with a schedule that warms up,
+not run again, and an interrupted one continues. Another base: --config RECIPE, with a schedule that warms up,
 stays and decays. The base with another seed shows how far two equal
 recipes part by chance.
 """

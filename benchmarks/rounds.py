@@ -43,7 +43,7 @@ def packed_text() -> Iterator[Path]:
 def take_turns(contenders: list[Contender], rounds: int) -> list[dict[str, Any]]:
     """Run all contenders and return a row of figures each, in their order.
 
-    A contender that fails gets a row with `error`, and the others go on.
+    A contender that fails gets a row with `error`, and the others continue.
     """
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         workers = [_Worker(contender, Path(scratch), index) for index, contender in enumerate(contenders)]

@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py --output docs/performance
 
-Ours as in throughput.py, in this machine's best precision. Sequence lengths at equal tokens a step;
+Ours as in throughput.py, in this machine's best precision. Sequence lengths at equal tokens per step;
 model sizes by Llama configs of the same proportions; packing by data_path.py. What takes turns in
 one run is comparable. Processes are measured by scale_out.py, whose figures are drawn too if its JSON
 lies in the same folder.
@@ -54,7 +54,7 @@ _SIZES: dict[str, dict[str, int]] = {
 
 
 def measure_lengths(base: dict[str, Any], rounds: int) -> list[dict[str, Any]]:
-    """Ours and a plain Trainer at each sequence length, at equal tokens a step."""
+    """Ours and a plain Trainer at each sequence length, at equal tokens per step."""
     rows = []
     for length in _LENGTHS:
         shape = {"sequence_length": length, "blocks": max(1, base["tokens_a_step"] // length)}
@@ -68,7 +68,7 @@ def measure_lengths(base: dict[str, Any], rounds: int) -> list[dict[str, Any]]:
 
 
 def measure_sizes(base: dict[str, Any], rounds: int) -> list[dict[str, Any]]:
-    """Ours at each model size, 1,024 tokens a block."""
+    """Ours at each model size, 1,024 tokens per block."""
     spec = base | {"sequence_length": 1024, "blocks": base["tokens_a_step"] // 1024, "contender": "ours"}
     contenders = []
     for name, config in _SIZES.items():
@@ -124,7 +124,7 @@ def plot_all(results: dict[str, Any], folder: Path) -> None:
     for row in results["sequence_length"]:
         name = f"{row['contender']} ({row['precision']})"
         speeds.setdefault(name, []).append((row["sequence_length"], row["tokens_per_second"]))
-    labels = f"Training speed by sequence length ({where})", "tokens a block", "tokens per second"
+    labels = f"Training speed by sequence length ({where})", "tokens per block", "tokens per second"
     plot(speeds, labels, folder / "sequence-length.png")
     sizes = [(row["parameters"] / 1e6, row["tokens_per_second"]) for row in results["model_size"]]
     labels = f"Training speed by model size ({where})", "parameters (millions)", "tokens per second"
@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of scaling.json and the plots")
     parser.add_argument("--rounds", type=int, default=3, help="measured rounds of each (default 3)")
     parser.add_argument("--megabytes", default="10,100,1000", help="corpus sizes (default 10,100,1000)")
-    parser.add_argument("--plots-only", action="store_true", help="draw anew from scaling.json")
+    parser.add_argument("--plots-only", action="store_true", help="draw again from scaling.json")
     options = parser.parse_args()
     file = options.output / "scaling.json"
     if options.plots_only:

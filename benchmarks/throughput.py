@@ -141,7 +141,7 @@ def _percent(share: float | None) -> str:
 
 
 def shapes(text: str) -> list[tuple[int, int]]:
-    """`4x1024,8x256` as pairs of blocks and tokens a block."""
+    """`4x1024,8x256` as pairs of blocks and tokens per block."""
     try:
         return [
             (int(blocks), int(tokens)) for blocks, tokens in (part.split("x") for part in text.split(","))
@@ -157,7 +157,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument(
         "--shapes", type=shapes, metavar="BLOCKSxTOKENS,...",
-        help="blocks at once and tokens a block (default here: "
+        help="blocks at once and tokens per block (default here: "
         f"{_SHAPES[device]}, and {_CANDIDATES_SHAPE[device]} for candidates)",
     )  # fmt: skip
     parser.add_argument("--rounds", type=int, help="measured rounds of each (default 5, or 3 with --quick)")

@@ -20,7 +20,7 @@ copa:
 
 
 def write_benchmarks(folder: Path, n: int = 6) -> Path:
-    """One JSONL file a set, named and shaped as the real ones."""
+    """One JSONL file per set, named and shaped as the real ones."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = {
         "arc_easy": [arc(i) for i in range(n)],

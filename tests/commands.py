@@ -1,4 +1,4 @@
-"""Command lines run in the test process, which saves the seconds that importing torch anew takes.
+"""Command lines run in the test process, which saves the seconds that importing torch again takes.
 
 Nothing is left behind: environment, working directory, arguments and threads are as before. Where the
 process itself is what is tested, start one: `in_a_process`.

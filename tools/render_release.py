@@ -1,4 +1,4 @@
-"""Figures, card and hashes of a release folder anew, after a change to the template: its records stay.
+"""Figures, card and hashes of a release folder again, after a change to the template: its records stay.
 
 python tools/render_release.py release/Ant-10M
 """
@@ -19,7 +19,7 @@ def render(folder: Path) -> None:
     """Draw and write what `ant-hf card` makes of a release's records.
 
     Raises:
-        AntError: the folder is no release, or its card contradicts itself.
+        AntError: the folder is not a release, or its card contradicts itself.
     """
     release = read_json(folder / RELEASE, "release record", "Make a release first: ant-hf card")
     listed = {name: HubTask(**task) for name, task in release.get("benchmarks", {}).items()}

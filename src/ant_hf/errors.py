@@ -18,7 +18,7 @@ def without_control_codes(text: str) -> str:
 
 
 class AntError(Exception):
-    """A mistake in the input or the surroundings that the user can mend.
+    """A mistake in the input or the surroundings that the user can correct.
 
     The command line prints it as one message and exits with code 2, without a traceback.
 

@@ -61,7 +61,7 @@ class HubClient:
         token: of the account; default: the one huggingface_hub finds (HF_TOKEN, or `hf auth login`).
         attempts: how often a step is tried.
         timeout: seconds without a byte after which a request counts as failed.
-        anonymous: go on without a token, which is enough to read public repositories.
+        anonymous: continue without a token, which is enough to read public repositories.
 
     Raises:
         AntError: there is no token.
@@ -180,7 +180,7 @@ class HubClient:
                 if attempt == self.attempts or not (is_transient(error) or status_of(error) in also):
                     raise self.explain(what, error, attempt) from None
                 seconds = _wait(error, attempt)
-                say(f"hub         {what}: {self._brief(error)}; trying again in {seconds:.0f} s")
+                say("hub", f"{what}: {self._brief(error)}; trying again in {seconds:.0f} s")
                 time.sleep(seconds)
             if after_failure and (done := self.step(f"{what}, looking what arrived", after_failure)):
                 return done

@@ -190,7 +190,7 @@ class MixPart(_NamedText):
 
 
 class Replay(_NamedText):
-    """General text that a training goes on seeing beside its own."""
+    """General text that a training continues to see beside its own."""
 
     share: Annotated[float, Field(gt=0.0, lt=1.0)]
     """Its share of the training tokens."""
@@ -264,7 +264,7 @@ class TrainingRecipe(_Section):
     """Optimisation and hardware."""
 
     init_from: PathText | None = None
-    """Folder or OWNER/NAME of a Llama to go on from, with its weights, architecture and tokenizer."""
+    """Folder or OWNER/NAME of a Llama to continue from, with its weights, architecture and tokenizer."""
     sequence_length: Annotated[int, Field(ge=8)] = 1024
     """Tokens per block."""
     sequences_per_step: Count
@@ -342,11 +342,11 @@ class TrainingRecipe(_Section):
     report_to: ReportTo = ["tensorboard"]
     """Trainer integrations that get the metrics too; `none` or an empty list for none."""
     push_to_hub: bool = False
-    """Send checkpoints to the Hub as they are saved, and go on from there on another machine."""
+    """Send checkpoints to the Hub as they are saved, and continue from there on another machine."""
     hub_model_id: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
     """Repository for push_to_hub, as owner/name."""
     hub_strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] = "checkpoint"
-    """What is sent, in Trainer's words: `checkpoint` adds last-checkpoint/, to go on from elsewhere."""
+    """What is sent, in Trainer's words: `checkpoint` adds last-checkpoint/, to continue from elsewhere."""
     hub_private_repo: bool = True
     """Whether the repository is created as private."""
     hub_always_push: bool = False
@@ -487,7 +487,7 @@ def _find_beside(folder: Path, values: dict[str, Any]) -> None:
     corpus = values.get("corpus")
     places = [(values, "architecture")]
     if isinstance(corpus, dict):
-        # The path of another source is no file's.
+        # The path of another source is not a file's.
         places += [(corpus, "path")] if corpus.get("source") == "files" else []
         places += [(corpus, "decontaminate"), (corpus, "general")]
         mix = corpus.get("mix")
@@ -519,7 +519,7 @@ def parsed_override(override: str) -> tuple[str, Any]:
     """Key and value of a ``--set``.
 
     Raises:
-        AntError: it has another form, or the value is no YAML.
+        AntError: it has another form, or the value is not YAML.
     """
     key, separator, text = override.partition("=")
     if not separator or not key:
@@ -529,7 +529,7 @@ def parsed_override(override: str) -> tuple[str, Any]:
     try:
         return key, yaml.load(text, RecipeLoader)  # noqa: S506
     except (yaml.YAMLError, ValueError, RecursionError):
-        raise AntError(f"--set {key}: the value is no YAML", seen=text) from None
+        raise AntError(f"--set {key}: the value is not YAML", seen=text) from None
 
 
 def _set(values: dict[str, Any], key: str, value: Any) -> None:
@@ -537,7 +537,7 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise AntError(f"--set {key}: {section!r} is no section of the recipe")
+            raise AntError(f"--set {key}: {section!r} is not a section of the recipe")
     values[last] = value
 
 
@@ -546,7 +546,7 @@ def _explained(item: Any) -> str:
     location = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         near = _nearest_key(item["loc"])
-        return f"{location} is no key of a recipe" + (f"; did you mean {near}?" if near else "")
+        return f"{location} is not a key of a recipe" + (f"; did you mean {near}?" if near else "")
     if item["type"] == "missing":
         return f"{location} is missing"
     message = item["msg"].removeprefix("Value error, ")

@@ -25,7 +25,7 @@ def test_idle_share_counts_overlapping_kernels_once(monkeypatch):
         time_range = SimpleNamespace(start=start, end=end)
         return SimpleNamespace(time_range=time_range, device_type=SimpleNamespace(name=device))
 
-    # Busy from 10 to 14 and from 18 to 20; what the CPU does is no kernel.
+    # Busy from 10 to 14 and from 18 to 20; what the CPU does is not a kernel.
     events = [event(18, 20), event(10, 13), event(11, 12), event(12, 14), event(0, 99, "CPU")]
     assert _idle_share(SimpleNamespace(events=lambda: events)) == pytest.approx(0.4)
 

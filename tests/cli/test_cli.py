@@ -140,14 +140,14 @@ def test_corpus_below_one_block_is_refused(recipe_file, tmp_path, chapters):
     )
     assert "smaller than one block" in one_line_error(result)
     assert not (tmp_path / "run" / "final").exists()
-    # Mended in the recipe, the same folder is free.
+    # Repaired in the recipe, the same folder is free.
     assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_stages_one_by_one_feed_each_other(recipe_file, tmp_path, tiny_run):
     result = run_here("python", "train_tokenizer.py", "--config", str(recipe_file))
     assert result.returncode == 0, result.stderr
-    assert "bytes a token" in result.stdout
+    assert "bytes per token" in result.stdout
     result = run_here("ant-hf", "pack", "--config", str(recipe_file))
     assert result.returncode == 0, result.stderr
     assert "reused" in result.stdout

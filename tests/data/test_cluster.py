@@ -86,11 +86,11 @@ def test_a_failed_task_alone_is_done_again(recipe, files, tmp_path):
     }
     with pytest.raises(AntError, match="1 of 4 tasks failed"):
         pack_with_workers(recipe, workers=2)
-    # Mended, it is another corpus, and still only that file is encoded.
+    # Repaired, it is another corpus, and still only that file is encoded.
     (files / "d.txt").write_bytes(good)
-    mended = plan_packing(recipe)
-    assert mended.inputs != packing.inputs
-    assert {part: (part / "part.json").stat().st_mtime_ns for part in map(mended.part, range(3))} == parts
+    repaired = plan_packing(recipe)
+    assert repaired.inputs != packing.inputs
+    assert {part: (part / "part.json").stat().st_mtime_ns for part in map(repaired.part, range(3))} == parts
     pack_with_workers(recipe, workers=1)
     assert contents(recipe.tokens_dir) == packed_by_one(recipe, tmp_path / "single")
 

@@ -115,7 +115,7 @@ def test_tokens_made_before_a_set_was_added_are_refused(recipe, folder):
     ("make", "message"),
     [
         (lambda folder: [path.unlink() for path in folder.iterdir()], "has 0 JSONL files"),
-        (lambda folder: (folder / "pages.jsonl").write_text("{}\n{"), r"pages\.jsonl, line 2, is no JSON"),
+        (lambda folder: (folder / "pages.jsonl").write_text("{}\n{"), r"pages\.jsonl, line 2, is not a JSON"),
         (lambda folder: (folder / "pages.jsonl").write_text(""), r"pages\.jsonl holds no documents"),
         (lambda folder: [path.unlink() for path in folder.iterdir()] and folder.rmdir(), "not found"),
     ],

@@ -144,7 +144,7 @@ def test_a_flipped_byte_in_a_gzip_file_is_one_error(tmp_path, kind):
     # After a header of ten bytes: a block of a kind that does not exist.
     data[10] |= 0b110
     path.write_bytes(data)
-    with pytest.raises(AntError, match=rf"a{kind}\.gz is no complete gzip file: Error -3") as caught:
+    with pytest.raises(AntError, match=rf"a{kind}\.gz is not a complete gzip file: Error -3") as caught:
         list(LocalFiles.find(str(path)).documents())
     assert "\n" not in str(caught.value)
 

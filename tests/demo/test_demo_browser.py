@@ -165,7 +165,7 @@ def shared_visitor(new_visitor):
 
 @pytest.fixture
 def visitor(shared_visitor, address):
-    """One person for all tests, who opens the page anew."""
+    """One person for all tests, who opens the page again."""
     shared_visitor.open(address)
     return shared_visitor
 

@@ -163,7 +163,7 @@ def test_so_is_a_set_of_which_the_answer_is_not_known(ready, tmp_path, answer):
         ("piqa", piqa, {"label": 2}, "names no choice; saw 2; expected 0 to 1"),
         ("piqa", piqa, {"label": "1"}, "label is text; saw '1'; expected a number, as in .* line 1"),
         ("piqa", piqa, {"sol2": None}, "sol2 holds null"),
-        ("piqa", piqa, {"sol2": ""}, "a choice is no text or empty"),
+        ("piqa", piqa, {"sol2": ""}, "a choice is not text or empty"),
         ("piqa", piqa, {"sol2": 7}, "sol2 is a number"),
         ("piqa", piqa, {"goal": ["a"]}, "goal is a list"),
         ("hellaswag", hellaswag, {"endings": []}, "too few choices"),
@@ -301,7 +301,7 @@ def test_a_task_file_that_lm_eval_does_not_read_is_named(ready, tmp_path):
 
 
 def test_the_search_for_the_first_document_loads_few_times(ready, monkeypatch):
-    """A set of thousands is not loaded once a document."""
+    """A set of thousands is not loaded once per document."""
     times, init = [], ConfigurableTask.__init__
     monkeypatch.setattr(ConfigurableTask, "__init__", lambda *a, **k: (times.append(1), init(*a, **k))[1])
     rows = [hellaswag(i) for i in range(200)]

@@ -68,7 +68,7 @@ def test_scores_equal_those_computed_by_hand(language_model, loaded, chapters):
 
 
 def test_texts_that_begin_alike_share_their_beginning(language_model, loaded, chapters):
-    """As BLiMP's pairs do, across documents too; one may end where another goes on, or be the same."""
+    """As BLiMP's pairs do, across documents too; one may end where another continues, or be the same."""
     words = chapters[0][:80].split()
     texts = [" ".join(words[:4]), " ".join(words[:4]), " ".join(words[:9])]
     texts += [" ".join([*words[:end], chapters[1][:last]]) for end in (1, 2, 3, 6, 7) for last in (6, 12, 15)]

@@ -96,7 +96,7 @@ def test_a_model_no_better_than_a_uniform_guess_is_broken():
 
 
 def test_standard_error_of_a_ratio():
-    """Two documents of 10 and 30 bytes at 1 and 3 nats a byte: residuals -15 and 15 about 2.5."""
+    """Two documents of 10 and 30 bytes at 1 and 3 nats per byte: residuals -15 and 15 about 2.5."""
     figures = perplexities([TextScore(10.0, 5, 10, 16), TextScore(90.0, 15, 30, 16)], [2, 6])
     assert figures["bits_per_byte_stderr"] * math.log(2) == pytest.approx(math.sqrt(2 * 15**2 * 2) / 40)
 
@@ -105,7 +105,7 @@ def test_figures_that_disagree_are_refused():
     figures = perplexities([TextScore(100.0, 20, 50, 64)], [10])
     harness = {name: figures[name] for name in ("word_perplexity", "byte_perplexity", "bits_per_byte")}
     assert "= 100 nats" in check_identity(figures, harness, "wikitext")
-    # The public card's pair: 3.42 nats a byte cannot go with a token perplexity of 12.57.
+    # The public card's pair: 3.42 nats per byte cannot go with a token perplexity of 12.57.
     with pytest.raises(AntError, match="the perplexities disagree; saw 'bytes"):
         check_identity(figures, {**harness, "byte_perplexity": 30.62}, "wikitext")
 

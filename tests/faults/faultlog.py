@@ -15,7 +15,7 @@ _FOLDERS = re.compile(r"(?<!\w)(?:/[\w.@+-]+)*?/(?=(?:incomplete/)?[\w.@+-]+(?![
 @contextmanager
 def tried(fault: str) -> Iterator[SimpleNamespace]:
     """One trial of a fault. Set `message` to what the user reads; a failing block counts as a loss."""
-    trial = SimpleNamespace(message="none: the run goes on, or the file is made anew")
+    trial = SimpleNamespace(message="none: the run continues, or the file is made again")
     try:
         yield trial
     except BaseException:

@@ -5,7 +5,7 @@
 The run is `pretrain.py` with a tiny model. Most attempts are forked from this process, which has the
 libraries loaded already, so that the seconds go into kills and not into imports; every tenth goes
 through `accelerate launch`. Every other kill waits for a save to begin and strikes within it.
-A second call with the same tally and folder goes on counting.
+A second call with the same tally and folder continues counting.
 """
 
 from __future__ import annotations
@@ -364,7 +364,7 @@ class Soak:
         return attempt.running()
 
     def _check_resume(self, attempt: Attempt, before: int, after: int) -> None:
-        """It went on from the newest complete checkpoint, and left none older than that."""
+        """It continued from the newest complete checkpoint, and left none older than that."""
         text = attempt.log.read_text()
         resumed = re.search(r"resuming +from step ([\d,]+)", text)
         if resumed:
@@ -398,7 +398,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument(
-        "--seconds", type=float, default=1e9, help="stop after this long; call again to go on"
+        "--seconds", type=float, default=1e9, help="stop after this long; call again to continue"
     )
     parser.add_argument("--work", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--tally", type=Path, required=True, help="JSON file of the counts")

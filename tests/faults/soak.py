@@ -3,7 +3,7 @@
     python tests/faults/soak.py --kills 200 --work runs/soak
 
 Writes docs/reliability.json from what happened and fills the table of docs/reliability-tables.md with it.
-Interrupted, it goes on counting where it was.
+Interrupted, it continues counting where it was.
 """
 
 from __future__ import annotations

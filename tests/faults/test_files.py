@@ -1,4 +1,4 @@
-"""Every file we read, cut short, flipped, emptied, replaced or closed: refused by name, or made anew.
+"""Every file we read, cut short, flipped, emptied, replaced or closed: refused by name, or made again.
 
 A new artefact joins by one line in ARTEFACTS: its file in a finished run, and what reads it.
 """
@@ -142,7 +142,7 @@ DAMAGES = {
     "replaced by a folder": [make_folder],
     "missing": [remove],
 }
-# Gone is another matter than damaged: these are made anew, or were only for people.
+# Gone is another matter than damaged: these are made again, or were only for people.
 MADE_ANEW = {
     ("metrics", "missing"),
     ("metrics", "empty"),
@@ -253,7 +253,7 @@ def test_what_can_be_made_anew_is(run, recipe, capsys):
     with tried("metrics: missing or empty") as trial:
         read_log(run, recipe)
         trial.message = capsys.readouterr().out.strip()
-        assert "metrics.jsonl is gone; it begins anew" in trial.message
+        assert "metrics.jsonl is gone; it starts again" in trial.message
 
 
 def test_a_tokenizer_without_its_record_may_be_anyones_and_is_left_alone(run, recipe):

@@ -133,7 +133,7 @@ def test_remote_code_is_never_asked_for(run, tmp_path):
     config = json.loads((alone / "config.json").read_text())
     (alone / "config.json").write_text(json.dumps(config | {"auto_map": auto_map}))
     with tried("config.json with auto_map (remote code)") as trial:
-        with pytest.raises(AntError, match="auto_map is no key of LlamaConfig") as refused:
+        with pytest.raises(AntError, match="auto_map is not a key of LlamaConfig") as refused:
             load_final(alone)
         trial.message = refused.value
     (alone / "config.json").write_text(json.dumps(config))

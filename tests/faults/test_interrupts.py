@@ -34,10 +34,10 @@ def interrupted(monkeypatch):
 
     def run(place, *words, by=signal.SIGINT):
         with monkeypatch.context() as patched:
-            # Both belong to the process, and this one goes on.
+            # Both belong to the process, and this one continues.
             patched.setattr("os._exit", leave)
             patched.setattr(sys, "unraisablehook", sys.unraisablehook)
-            # In another thread than the main one the call goes on, as one that takes long.
+            # In another thread than the main one the call continues, as one that takes long.
             patched.setattr(place, lambda *_, **__: (os.kill(os.getpid(), by), time.sleep(0.3)))
             result = run_here(*words, joined=True)
         assert result.returncode == 75, result.stdout
@@ -66,7 +66,7 @@ def test_an_evaluation_goes_on_after_what_was_scored(interrupted, final, tmp_pat
     assert "while measuring the model. What was scored is kept." in line
     assert not (final / "results.json").exists()
     again = run_here(*words)
-    assert "going on after an interruption" in again.stdout
+    assert "continuing an interrupted evaluation" in again.stdout
     assert (final / "results.json").is_file()
 
 
@@ -198,10 +198,10 @@ with stopping.stopped_by_signals():
     with multiprocessing.get_context("fork").Pool(2) as pool:
         pool.map(abs, range(4))
     time.sleep(0.5)
-print("went on")
+print("continued")
 """
     result = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True)
-    assert (result.returncode, result.stdout, result.stderr) == (0, "went on\n", "")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "continued\n", "")
 
 
 # A command without the seconds that torch takes to load, and with workers from the first chunk on.

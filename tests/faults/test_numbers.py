@@ -51,7 +51,7 @@ def test_a_loss_that_is_no_number_stops_before_it_is_saved(make_recipe, monkeypa
     # At step 4, which is one that saves and one that does not.
     recipe = make_recipe(save_steps=save_steps, save_total_limit=8, logging_steps=save_steps)
     spoil_loss(monkeypatch, 4, value)
-    with tried("loss that is no number") as trial:
+    with tried("loss that is not a number") as trial:
         with pytest.raises(
             AntError, match=rf"the loss is {value} at step 4 \(blocks \d+(, \d+){{7}}\)"
         ) as stopped:
@@ -64,7 +64,7 @@ def test_a_loss_that_is_no_number_stops_before_it_is_saved(make_recipe, monkeypa
         named = [int(block) for block in re.search(r"blocks ([\d, ]+)", str(stopped.value))[1].split(",")]
         assert row["blocks"] == named
         monkeypatch.undo()
-        pretrain(recipe)  # mended, it goes on
+        pretrain(recipe)  # repaired, it continues
         assert open_run_folder(recipe).is_finished
 
 
@@ -80,7 +80,7 @@ def test_a_gradient_that_is_no_number_is_never_saved(make_recipe, monkeypatch):
         return loss
 
     monkeypatch.setattr(AntTrainer, "training_step", training_step)
-    with tried("gradient that is no number") as trial:
+    with tried("gradient that is not a number") as trial:
         with pytest.raises(AntError, match=r"the gradient norm is (inf|nan) at step 3 \(blocks ") as stopped:
             pretrain(recipe)
         trial.message = stopped.value

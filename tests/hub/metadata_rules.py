@@ -32,7 +32,7 @@ def problems(content: str, kind: str = "model") -> list[str]:
     except yaml.YAMLError as error:
         return [f"invalid YAML: {error}"]
     if not isinstance(values, dict):
-        return ["metadata is no mapping"]
+        return ["metadata is not a mapping"]
     keys = SPACE_KEYS if kind == "space" else KEYS
     found = [f'"{key}" is not allowed' for key in sorted(values.keys() - keys)]
     if values.get("license", "unknown") not in LICENSES:
@@ -49,7 +49,7 @@ def problems(content: str, kind: str = "model") -> list[str]:
     if kind == "space":
         found += [f'"{key}" is required' for key in ("title", "sdk") if not values.get(key)]
         colours = {values.get("colorFrom", "red"), values.get("colorTo", "red")}
-        found += [f'"{colour}" is no colour' for colour in colours - _COLOURS]
+        found += [f'"{colour}" is not a colour' for colour in colours - _COLOURS]
         found += [f'"{key}" must be a text' for key in ("sdk_version", "python_version")
                   if not isinstance(values.get(key, ""), str)]  # fmt: skip
     return found + [p for model in values.get("model-index") or [] for p in _model_index(model)]

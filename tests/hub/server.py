@@ -371,7 +371,7 @@ class Hub:
         headers = {"X-Repo-Commit": oid, "ETag": f'"{file["oid"]}"'}
         if "lfs" in file:
             headers |= {"X-Linked-Etag": f'"{file["lfs"]}"', "X-Linked-Size": str(file["size"])}
-        # Answers ranges, with which an interrupted download goes on.
+        # Answers ranges, with which an interrupted download continues.
         return FileResponse(repository.content_path(file), headers=headers)
 
 

@@ -15,7 +15,7 @@ def lfs_pointer(sha256: str, size: int) -> bytes:
 
 
 class Repository:
-    """One repository; every change is a new commit file, so that a restarted server goes on where it was."""
+    """One repository; every change is a new commit file, which a restarted server reads."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""The notebook as it is committed, and run from top to bottom against a Hub, over two sessions."""
+"""The notebooks as they are committed, and run from top to bottom, one against a Hub over two sessions."""
 
 import ast
 import contextlib
@@ -23,16 +23,28 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 from hub.conftest import READ_TOKEN
 
 NOTEBOOK = ROOT / "notebooks" / "ant10m_kaggle.ipynb"
-CELLS = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
-CODE = {cell["id"]: "".join(cell["source"]) for cell in CELLS if cell["cell_type"] == "code"}
-TEXT = "\n".join("".join(cell["source"]) for cell in CELLS if cell["cell_type"] == "markdown")
+FINETUNE = ROOT / "notebooks" / "finetune.ipynb"
 
 
-def test_it_is_a_valid_notebook_without_outputs():
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+def cells_of(file):
+    return json.loads(file.read_text(encoding="utf-8"))["cells"]
+
+
+def code_of(file):
+    return {cell["id"]: "".join(cell["source"]) for cell in cells_of(file) if cell["cell_type"] == "code"}
+
+
+CODE = code_of(NOTEBOOK)
+TEXT = "\n".join("".join(cell["source"]) for cell in cells_of(NOTEBOOK) if cell["cell_type"] == "markdown")
+both = pytest.mark.parametrize("file", [NOTEBOOK, FINETUNE], ids=lambda file: file.stem)
+
+
+@both
+def test_it_is_a_valid_notebook_without_outputs(file):
+    notebook = nbformat.read(file, as_version=4)
     nbformat.validate(notebook)
     assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
-    for cell in CELLS:
+    for cell in cells_of(file):
         # Names that stay when a cell is moved, not numbers.
         assert re.fullmatch(r"[a-z][a-z-]+", cell["id"])
         assert cell["metadata"] == {}
@@ -40,15 +52,21 @@ def test_it_is_a_valid_notebook_without_outputs():
         assert cell.get("execution_count") is None
 
 
-def test_every_command_is_followed_by_a_check():
-    for name, source in CODE.items():
+@both
+def test_every_command_is_followed_by_a_check(file):
+    for source in code_of(file).values():
         lines = [line.strip() for line in source.splitlines() if line.strip()]
         for line, following in zip(lines, [*lines[1:], ""], strict=True):
             # The training has to be asked first whether it is out of time; a package that is not there to
-            # be removed is no fault.
-            if line.startswith("!") and name != "train" and "uninstall" not in line:
+            # be removed is not a fault.
+            if line.startswith("!") and "{launch}" not in line and "uninstall" not in line:
                 assert following.startswith("check("), line
     assert "check(" in CODE["train"]
+
+
+@pytest.mark.parametrize("cell", ["helpers", "clone", "install"])
+def test_what_both_begin_with_is_the_same(cell):
+    assert code_of(FINETUNE)[cell] == CODE[cell]
 
 
 def test_its_figures_are_those_of_recipe_package_and_readme():
@@ -129,7 +147,7 @@ def test_the_run_of_an_attached_session_is_copied_to_where_it_can_be_written(cel
     newest = attached_run(tmp_path / "input" / "newer", 450, 1000)
     session = cells().run("restore", "options")
     run = session.folder / "runs" / "ant10m-card"
-    assert "the training goes on from step 1000" in session.said
+    assert "the training continues from step 1000" in session.said
     assert (run / "run.json").read_text() == "run.json of newer"
     assert sorted(path.name for path in run.iterdir()) == [
         *("checkpoint-1000", "checkpoint-450", "checkpoint-99", "metrics.jsonl", "run.json")
@@ -138,7 +156,7 @@ def test_the_run_of_an_attached_session_is_copied_to_where_it_can_be_written(cel
     data = newest.parents[1] / "data" / "fineweb-edu-4096"
     assert f"--set data_dir={tmp_path / 'input'}" in session.names["options"]
     assert data.is_dir()
-    # What lies there goes on; nothing is put over it.
+    # What lies there continues; nothing is put over it.
     (run / "run.json").write_text("of this session")
     assert cells().run("restore").said == ""
     assert (run / "run.json").read_text() == "of this session"
@@ -185,9 +203,11 @@ def test_out_of_time_it_ends_with_what_to_do_and_without_an_error(cells, on_hub)
     assert ("Save Version" in session.said) == (on_hub != 7)
 
 
-def test_every_name_of_the_settings_is_used():
-    names = [node.targets[0].id for node in ast.parse(CODE["settings"]).body if isinstance(node, ast.Assign)]
-    rest = "\n".join(source for name, source in CODE.items() if name != "settings")
+@both
+def test_every_name_of_the_settings_is_used(file):
+    code = code_of(file)
+    names = [node.targets[0].id for node in ast.parse(code["settings"]).body if isinstance(node, ast.Assign)]
+    rest = "\n".join(source for name, source in code.items() if name != "settings")
     assert [name for name in names if not re.search(rf"\b{name}\b", rest)] == []
 
 
@@ -232,13 +252,13 @@ def session(client_environment, repository, tmp_path, monkeypatch):
         "--tasks arc_easy,wikitext,degeneration",
     }
 
-    def run(folder, until=None, token=True, **changed):
+    def run(folder, until=None, token=True, file=NOTEBOOK, **changed):
         environment = client_environment | {"PATH": path}
         environment |= {f"ANT_{name}": value for name, value in (settings | changed).items()}
         if token is not True:
             environment["HF_TOKEN"] = token or ""
         (tmp_path / folder).mkdir(exist_ok=True)
-        notebook = nbformat.read(NOTEBOOK, as_version=4)
+        notebook = nbformat.read(file, as_version=4)
         if until:
             ids = [cell.id for cell in notebook.cells]
             notebook.cells = notebook.cells[: ids.index(until) + 1]
@@ -297,7 +317,7 @@ def test_without_a_token_the_attached_output_of_one_session_is_gone_on_from(sess
     (tmp_path / "first").rename(tmp_path / "input" / "first")
     said, _, error = session("second", token=None, until="finished", INPUT=str(tmp_path / "input"))
     assert error is None, f"{said}\n{error}"
-    assert "the training goes on from step 1" in said
+    assert "the training continues from step 1" in said
     assert "resuming    from step 1" in said
 
 
@@ -328,3 +348,36 @@ def test_what_fails_stops_it_with_a_sentence(session, changed, words):
     assert error.ename == "Stop"
     assert words in error.evalue
     assert "Generated Output" not in said
+
+
+@pytest.mark.slow
+def test_the_project_may_be_attached_instead_of_cloned(session, repository, tmp_path):
+    uploaded = tmp_path / "input" / "ant-hf-folder" / "ant-hf"
+    shutil.copytree(repository.removeprefix("file://"), uploaded, ignore=shutil.ignore_patterns(".git"))
+    (uploaded / "runs").mkdir()
+    for path in (uploaded, uploaded / "configs"):
+        path.chmod(0o555)
+    said, _, error = session("here", until="install", INPUT=str(tmp_path / "input"), SOURCE="file:///nowhere")
+    assert error is None, f"{said}\n{error}"
+    assert "the project is copied from" in said
+    assert not (tmp_path / "here" / "ant-hf" / "runs").exists()
+    (tmp_path / "here" / "ant-hf" / "own.txt").write_text("It can be written to.")
+
+
+@pytest.mark.slow
+def test_a_model_is_fine_tuned_and_writes_before_and_after(session, trained_run, shared):
+    few_steps = ("max_steps=30", "sequence_length=64", "report_to=[]")
+    said, figures, error = session(
+        "tune",
+        file=FINETUNE,
+        token=None,
+        TEXT=str(shared / "corpus.jsonl"),
+        BASE=str(trained_run / "final"),
+        RUN="runs/tuned",
+        PROMPT="In the",
+        TRAIN_OPTIONS=" ".join(f"--set training.{each}" for each in few_steps),
+    )
+    assert error is None, f"{said}\n{error}"
+    assert "Bits per byte, before and after" in said
+    assert figures == 1
+    assert said.count("In the") >= 6

@@ -1,4 +1,4 @@
-"""`push_to_hub`: checkpoints go up while training goes on, and another machine goes on from the last one."""
+"""`push_to_hub`: checkpoints go up during the training, and another machine continues from the last one."""
 
 import json
 import os
@@ -27,7 +27,7 @@ REPO = "GODELEV/training"
 
 @pytest.fixture
 def recipes(shared, tmp_path):
-    """A function that writes a pushing recipe for a machine of its own, with the tokens packed anew there."""
+    """A function that writes a pushing recipe for a machine of its own; the tokens are packed there."""
 
     def make(machine, **training):
         # Each machine has them elsewhere, and with white space in the name.
@@ -58,14 +58,14 @@ def pretrain(here, capfd):
 
 
 def test_another_machine_goes_on_from_the_last_checkpoint_that_arrived(hub, recipes, pretrain, tmp_path):
-    # A step 4 that gives way to step 8 before the thread takes it would leave nothing to go on from.
+    # A step 4 that gives way to step 8 before the thread takes it would leave nothing to continue from.
     first, second = recipes("first", hub_always_push=True), recipes("second")
     # Step 4 arrives. From then on the Hub refuses every commit: step 8 and the final model are lost to it.
     fault = hub.faults.add("POST", "/commit/", 403, times=99, skip=1)
     (said,) = pretrain(first)
     assert fault.met == 2, said
-    assert "step 8 was not sent, training goes on" in said
-    assert "run the same command again to go on" in said
+    assert "step 8 was not sent, training continues" in said
+    assert "run the same command again to continue" in said
     assert (tmp_path / "first" / "run" / "checkpoint-8").is_dir()
     final = load_file(tmp_path / "first" / "run" / "final" / "model.safetensors")
 
@@ -126,7 +126,7 @@ def test_a_hub_that_is_slow_or_down_changes_nothing_in_the_training(hub, recipes
     shutil.rmtree(tmp_path / "slow")
     hub.repository(REPO).folder.rename(tmp_path / "away")
     (down_said,) = pretrain(down)
-    assert "training goes on, and every save tries again" in down_said
+    assert "training continues, and every save tries again" in down_said
     assert (tmp_path / "down" / "run" / "final" / "model.safetensors").is_file()
     assert not [name for name in hub.repository(REPO).files() if name.startswith("last-checkpoint")]
 
@@ -174,7 +174,8 @@ def test_the_end_waits_a_bounded_time_and_what_still_waits_then_is_left(monkeypa
     uploads.finish(tmp_path / "final")
     uploads.finish(tmp_path / "final")
     assert (
-        capsys.readouterr().out.count("the final model was not sent, training goes on: no end after 0 s") == 2
+        capsys.readouterr().out.count("the final model was not sent, training continues: no end after 0 s")
+        == 2
     )
     answer.set()
     uploads._client.api.run_as_future(int).result(60)

@@ -135,7 +135,7 @@ def test_next_tokens_are_the_softmax(loaded):
 
 
 def test_invalid_utf8_is_what_python_cannot_decode(loaded):
-    """Inside an unfinished character nearly everything is invalid; the mask is held to the decoder."""
+    """Inside an unfinished character nearly everything is invalid; the mask must say the same."""
     model, tokenizer = loaded
     entries = vocabulary(tokenizer)
     before = tokenizer.encode("a \U0001f600", add_special_tokens=False, split_special_tokens=True)[:-2]

@@ -25,7 +25,7 @@ HOSTILE = "a <script>alert(1)</script> & \"q\" 'r' </span><img src=x onerror=y> 
 
 @pytest.fixture(scope="module")
 def folder(tiny_run, tmp_path_factory):
-    """A copy of the tiny run whose name is no harmless one."""
+    """A copy of the tiny run whose name is not a harmless one."""
     run = tmp_path_factory.mktemp("inspect") / "<b>$r$&"
     shutil.copytree(tiny_run, run)
     return run

@@ -57,7 +57,7 @@ def test_training_flops_of_ant10m():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"hiden_size": 256}, ["hiden_size is no key", "did you mean hidden_size"]),
+        ({"hiden_size": 256}, ["hiden_size is not a key", "did you mean hidden_size"]),
         ({"num_hidden_layers": -1}, ["num_hidden_layers is -1", "above 0"]),
         ({"num_hidden_layers": True}, ["num_hidden_layers is True"]),
         ({"hidden_size": "256"}, ["hidden_size is '256'"]),
@@ -66,7 +66,7 @@ def test_training_flops_of_ant10m():
         ({"head_dim": 7}, ["head_dim is 7", "even"]),
         ({"vocab_size": 100_000}, ["vocab_size is 100000", "uint16"]),
         ({"model_type": "gpt2"}, ["model_type is 'gpt2'"]),
-        ({"auto_map": {"AutoConfig": "evil.Config"}}, ["auto_map is no key"]),
+        ({"auto_map": {"AutoConfig": "evil.Config"}}, ["auto_map is not a key"]),
         ({"rms_norm_eps": "tiny"}, ["refused by transformers"]),
         ({"hiden_size": 1, "num_hidden_layers": 0}, ["2 problems", "hiden_size", "num_hidden_layers is 0"]),
     ],

@@ -152,7 +152,7 @@ def test_a_tokenizer_of_another_size_is_refused(copy):
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(AntError, match="is no model folder"):
+    with pytest.raises(AntError, match="is not a model folder"):
         load_final(tmp_path)
 
 

@@ -62,7 +62,7 @@ def test_the_two_models_trained_on_a_cpu_differ_in_model_and_vocabulary_only():
     assert large.pop("export_dtype") == small.pop("export_dtype")
 
 
-# Four blocks a step keep two cores busy, and are for no node.
+# Four blocks per step keep two cores busy, and are for no node.
 LAPTOP_RECIPES = {"ant10m-cpu", "ant5m-cpu", "ant10m-sweep"}
 
 

@@ -28,7 +28,7 @@ def write(tmp_path, shared):
             lambda v: v["training"].update(learning_rte=1),
             ["training.learning_rte", "did you mean training.learning_rate"],
         ),
-        (lambda v: v.update(corpsu={}), ["corpsu is no key", "did you mean corpus"]),
+        (lambda v: v.update(corpsu={}), ["corpsu is not a key", "did you mean corpus"]),
         (lambda v: v["training"].update(max_steps="many"), ["training.max_steps", "'many'", "integer"]),
         (lambda v: v["training"].update(max_steps=-3), ["training.max_steps", "-3", "greater than 0"]),
         (lambda v: v["training"].update(max_steps=True), ["training.max_steps", "True"]),
@@ -45,7 +45,7 @@ def write(tmp_path, shared):
         (lambda v: v["corpus"].update(validation_fraction=-1), ["validation_fraction is -1", "equal to 0"]),
         (lambda v: v["corpus"].update(path=""), ["corpus.path is ''", "must not be empty"]),
         # As it is to be typed, from another section.
-        (lambda v: v.update(max_steps=3), ["max_steps is no key", "did you mean training.max_steps"]),
+        (lambda v: v.update(max_steps=3), ["max_steps is not a key", "did you mean training.max_steps"]),
         (lambda v: v["training"].update(text_column="x"), ["did you mean corpus.text_column"]),
     ],
 )
@@ -112,7 +112,7 @@ def test_recipes_have_names_in_any_folder(tmp_path, monkeypatch):
         assert load_recipe(name).name == "quickstart"
     # A file of that name is the file.
     (tmp_path / "quickstart").write_text("nothing: here")
-    with pytest.raises(AntError, match="nothing is no key"):
+    with pytest.raises(AntError, match="nothing is not a key"):
         load_recipe("quickstart")
 
 

@@ -200,7 +200,7 @@ def test_a_finished_run_is_said_to_be_finished(tiny_run, shared, tmp_path, capsy
     before = everything(tmp_path)
     dry_run(recipe)
     assert everything(tmp_path) == before
-    assert "is there already" in capsys.readouterr().out
+    assert "exists already" in capsys.readouterr().out
 
 
 def test_the_plan_of_a_run_has_the_same_lines(make_recipe, monkeypatch, capsys):

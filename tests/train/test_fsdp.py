@@ -1,4 +1,4 @@
-"""Weights spread over two processes by accelerate's FSDP2 train, save, go on and export as whole ones do."""
+"""Weights spread over two processes by accelerate's FSDP2 train, save, continue and export as whole ones."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A training that goes on from a model: what comes from it, what is refused, and what is told of both."""
+"""A training that continues from a model: what comes from it, what is refused, and what is told of both."""
 
 import json
 import shutil
@@ -95,7 +95,7 @@ def test_weights_and_tokenizer_come_from_the_model(finetune, trained_run, capsys
         assert words in said
     # Once more, it only shows it; with another base it is refused.
     pretrain(recipe)
-    assert "is there already" in capsys.readouterr().out
+    assert "exists already" in capsys.readouterr().out
 
 
 def run_folder(recipe):
@@ -231,7 +231,7 @@ def test_a_small_text_shortens_the_run_to_its_passes(finetune, capsys):
     assert f"{training['max_steps']} steps" in told
     # The same recipe finds its run.
     pretrain(recipe)
-    assert "is there already" in capsys.readouterr().out
+    assert "exists already" in capsys.readouterr().out
 
 
 def test_without_held_out_text_the_run_says_so(finetune, capsys, quick_gate):
@@ -256,6 +256,7 @@ def test_the_command_takes_a_model(trained_run, shared, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert "the weights and the tokenizer of run/final" in result.stdout
+    assert "Plan of corpus" in result.stdout
     assert not list(tmp_path.iterdir())
     missing = run_here("ant-hf", "train", "--data", text, "--from", "no/such/model", cwd=tmp_path)
     assert (missing.returncode, "model not found" in missing.stderr) == (2, True)

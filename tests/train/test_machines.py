@@ -69,7 +69,7 @@ def test_two_machines_train_what_one_trains(make_recipe, tmp_path):
     assert "final  " not in outputs[1]
     manifests = [tmp_path / f"disk-{rank}" / "tokens" / "manifest.json" for rank in (0, 1)]
     assert manifests[0].read_bytes() == manifests[1].read_bytes()
-    # One machine goes on from a checkpoint of two.
+    # One machine continues from a checkpoint of two.
     record |= {"status": "running"}
     write_sealed(tmp_path / "double" / "run.json", {k: v for k, v in record.items() if k != "values_sha256"})
     shutil.rmtree(tmp_path / "double" / "checkpoint-6")

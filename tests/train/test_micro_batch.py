@@ -56,7 +56,7 @@ def test_a_large_gpu_takes_the_blocks_of_the_card_recipe_in_fewer_parts(make_rec
 
 
 def test_a_gpu_that_the_compiler_does_not_know_is_tried_without_it(make_recipe, monkeypatch):
-    """Its error is no lack of memory, and must not end the run before `choose_compilation` has looked."""
+    """Its error is not a lack of memory, and must not end the run before `choose_compilation` has looked."""
     config = load_config(ROOT / "configs/llama_ant10m.json")
     shape = {"sequence_length": 1024, "sequences_per_step": 64, "per_device_batch_size": "auto"}
     training = make_recipe(**shape).training

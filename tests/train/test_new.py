@@ -17,7 +17,7 @@ from ant_hf.utils.hardware import gpu_named
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """An empty folder, where no machine is timed: a thousand tokens a second."""
+    """An empty folder, where no machine is timed: a thousand tokens per second."""
     monkeypatch.chdir(tmp_path)
 
     def measured(setup, *_):
@@ -119,10 +119,10 @@ def test_another_width_of_the_table_can_be_chosen(unlooked, capsys):
 def test_files_are_written_over_only_when_that_is_said(unlooked, here):
     file = new_recipe(Wish("mine", 1_000_000))
     before = file.read_text()
-    with pytest.raises(AntError, match=r"llama_mine\.json is there already.*--overwrite"):
+    with pytest.raises(AntError, match=r"llama_mine\.json exists already.*--overwrite"):
         new_recipe(Wish("mine", 2_000_000))
     (here / "configs" / "llama_mine.json").unlink()
-    with pytest.raises(AntError, match=r"mine\.yaml is there already"):
+    with pytest.raises(AntError, match=r"mine\.yaml exists already"):
         new_recipe(Wish("mine", 2_000_000))
     assert file.read_text() == before
     # The same command, interrupted and run again.

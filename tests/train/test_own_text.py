@@ -15,7 +15,7 @@ from ant_hf.train.own_text import own_recipe
 
 @pytest.fixture
 def speed(monkeypatch):
-    """A function that says how many tokens a second every model trains on; a thousand before it is called."""
+    """A function that says how fast every model trains, in tokens per second; a thousand at first."""
 
     def trains(tokens_per_second):
         def measured(setup, *_):
@@ -63,11 +63,11 @@ def test_one_command_trains_on_a_text_and_goes_on_with_its_recipe(text, shared, 
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
     assert recipe["training"]["max_steps"] == 4
     # The same command finds it, and nothing is left to do.
-    assert "is there already" in run_here(*command, cwd=tmp_path).stdout
+    assert "exists already" in run_here(*command, cwd=tmp_path).stdout
     # So does its recipe, from any folder.
     (tmp_path / "elsewhere").mkdir()
     again = run_here("ant-hf", "train", "--config", folder / "recipe.yaml", cwd=tmp_path / "elsewhere")
-    assert "is there already" in again.stdout, again.stderr
+    assert "exists already" in again.stdout, again.stderr
 
 
 def test_a_dry_run_shows_the_choices_and_writes_nothing(text, shared, tmp_path):

@@ -145,7 +145,7 @@ def test_a_run_with_replay_is_judged_by_its_own_text_and_tells_both(with_replay,
     replay = with_replay.corpus.replay.model_copy(update={"license": "CC0", "url": "https://example.org"})
     corpus = with_replay.corpus.model_copy(update={"replay": replay})
     pretrain(with_replay.model_copy(update={"corpus": corpus}))
-    assert "is there already" in capsys.readouterr().out
+    assert "exists already" in capsys.readouterr().out
     more = CorpusRecipe.model_validate(
         corpus.model_dump() | {"replay": {**replay.model_dump(), "share": 0.5}}
     )

@@ -75,7 +75,7 @@ def test_another_tracker_does_not_make_it_another_run(write, tmp_path, capsys):
     first = load_recipe(write(report_to=[]))
     pretrain(first)
     pretrain(load_recipe(write(report_to="tensorboard")))
-    assert "is there already" in capsys.readouterr().out
+    assert "exists already" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("given", "meant"), [("none", []), (["none"], []), ("wandb", ["wandb"])])
@@ -133,7 +133,7 @@ finally:
 
 
 def wandb_rows(folder):
-    """What wandb was given to log; held to its own summary of it, which has the last value of each name."""
+    """What wandb was given to log, checked against its own summary, the last value of each name."""
     rows = [json.loads(line) for line in (folder / "logged.jsonl").read_text().splitlines()]
     last = {name: value for row in rows for name, value in row.items()}
     summary = json.loads((folder / "summary.json").read_text())

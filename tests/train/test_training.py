@@ -302,7 +302,7 @@ def test_finished_run_is_not_trained_again(make_recipe, capsys):
     before = weights.stat().st_mtime_ns
     pretrain(recipe)
     assert weights.stat().st_mtime_ns == before
-    assert "is there already" in capsys.readouterr().out
+    assert "exists already" in capsys.readouterr().out
     pretrain(recipe, fresh=True)
     assert weights.stat().st_mtime_ns != before
 

@@ -90,7 +90,8 @@ def train(
         from ant_hf.train.own_text import folder_for
 
         config, output_dir = Path("finetune"), output_dir or str(folder_for(data[0]))
-        overrides = [f"training.init_from={base}", *(overrides or ())]
+        name = folder_for(output_dir).name
+        overrides = [f"training.init_from={base}", f"name={name}", *(overrides or ())]
     if config is not None:
         if minutes is not None:
             raise AntError(

@@ -36,7 +36,7 @@ def check_one_block(split: str, tokens: int, sequence_length: int) -> None:
 class PackedDataset(Dataset[dict[str, torch.Tensor]]):
     """Consecutive blocks of `sequence_length` tokens; together they hold every token once.
 
-    The last block is filled with `pad_token_id`, which is no target. Labels equal the inputs
+    The last block is filled with `pad_token_id`, which is not a target. Labels equal the inputs
     because Llama shifts them itself, so a block's first token is context only: one in 1,024.
 
     Raises:
@@ -78,7 +78,7 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
 
 
 class TrainingOrder(Dataset[dict[str, torch.Tensor]]):
-    """All blocks of a run in the order they are trained on, shuffled anew each epoch.
+    """All blocks of a run in the order they are trained on, shuffled again each epoch.
 
     Block `i` of the run is a pure function of the seed and `i`. Read front to back it gives the
     same global batches on one process or eight, and after any resume. A batch may span two epochs,
@@ -101,7 +101,7 @@ class TrainingOrder(Dataset[dict[str, torch.Tensor]]):
         return int(self._epoch_permutation(epoch)[offset])
 
     def tokens_before(self, position: int) -> int:
-        """Tokens in the first `position` blocks of the run; padding is no token."""
+        """Tokens in the first `position` blocks of the run; padding is not a token."""
         epoch, offset = divmod(position, len(self.blocks))
         last_block = len(self.blocks) - 1
         padded_blocks = epoch + int((self._epoch_permutation(epoch)[:offset] == last_block).sum())

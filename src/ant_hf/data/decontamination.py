@@ -82,7 +82,7 @@ class EvaluationSets:
         """The sets that share a run with a text, one bit each in their order; 0 for none.
 
         Raises:
-            AntError: a set has no documents, or a line that is no JSON object; on the first call.
+            AntError: a set has no documents, or a line that is not a JSON object; on the first call.
         """
         if not self.files:
             return 0

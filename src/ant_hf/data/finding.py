@@ -41,7 +41,7 @@ def find_files(patterns: Iterable[str], column: str, encoding: str = "utf-8") ->
                 hint = f"If it is plain text, copy it to a name that says so: cp {path.name} {path.stem}.txt"
                 raise AntError(f"{path} is of an unknown kind", expected=_READ, hint=hint)
         elif path.exists() and not path.is_dir():
-            raise AntError(f"{path} is no file", hint="Text is read twice: save it to a file, and name that.")
+            raise AntError(f"{path} is not a file", hint="Text is read twice: save it to a file first.")
         elif not path.exists() and not glob.has_magic(pattern):
             raise missing_file(pattern, "corpus", "Pass a file, a folder or a quoted glob.")
         here: dict[Path, str | None] = {}

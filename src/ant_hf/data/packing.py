@@ -217,33 +217,37 @@ def make_tokens(recipe: Recipe) -> dict[str, Any]:
         manifest = reused
         verify_shards(folder)
     counts, splits = manifest["documents"], manifest["splits"]
-    say(f"tokens      {folder} ({'reused, hashes verified' if reused else 'packed'})")
+    say("tokens", f"{folder} ({'reused, hashes verified' if reused else 'packed'})")
     for name in (TRAIN, VALIDATION):
         split = splits[name]
         say(
-            f"            {name:<10} {split['documents']:>9,} documents {split['tokens']:>13,} tokens "
-            f"{split['bytes']:>14,} bytes"
+            "",
+            f"{name:<10} {split['documents']:>9,} documents {split['tokens']:>13,} tokens "
+            f"{split['bytes']:>14,} bytes",
         )
     for name, of_part in manifest.get("parts", {}).items():
         train, held_out = of_part[TRAIN], of_part[VALIDATION]
         say(
-            f"            part {name}: {train['documents']:,} documents {train['tokens']:,} tokens, and "
-            f"{held_out['documents']:,} documents {held_out['tokens']:,} tokens held out"
+            "",
+            f"part {name}: {train['documents']:,} documents {train['tokens']:,} tokens, and "
+            f"{held_out['documents']:,} documents {held_out['tokens']:,} tokens held out",
         )
     say(
-        f"            {counts['read']:,} documents read: {counts['empty']:,} empty, "
-        f"{counts['duplicate']:,} duplicates, {counts['past_limit']:,} past max_tokens"
+        "",
+        f"{counts['read']:,} documents read: {counts['empty']:,} empty, "
+        f"{counts['duplicate']:,} duplicates, {counts['past_limit']:,} past max_tokens",
     )
     if by_set := counts.get("contaminated_by_set"):
         shared = ", ".join(f"{name} {count:,}" for name, count in by_set.items() if count)
-        say(f"            {counts['contaminated']:,} left out, sharing text with {shared or 'no set'}")
+        say("", f"{counts['contaminated']:,} left out, sharing text with {shared or 'no set'}")
     if cut := counts.get("cut"):
         say(
-            f"            too few documents to hold whole ones out: {cut['characters']:,} characters are cut "
-            f"at paragraphs, {cut['held_out']:,} blocks held out, {cut['repeated']:,} repeated ones left out"
+            "",
+            f"too few documents to hold whole ones out: {cut['characters']:,} characters are cut "
+            f"at paragraphs, {cut['held_out']:,} blocks held out, {cut['repeated']:,} repeated ones left out",
         )
     if not recipe.corpus.validation_fraction:
-        say("warning     no text is held out: nothing can tell whether the model learns or only repeats")
+        say("warning", "no text is held out: nothing can tell whether the model learns or only repeats")
     if problem := unfit(recipe, manifest):
         raise problem
     return manifest
@@ -356,7 +360,7 @@ def write_tokens(
             }
         write_sealed(partial / MANIFEST, manifest)
     for name, count in counts.spelled.items():
-        say(f"warning     the text has {count:,} times {_hardly_meant(name)}")
+        say("warning", f"the text has {count:,} times {_hardly_meant(name)}")
     return manifest
 
 
@@ -404,7 +408,7 @@ class _SplitWriter:
         self.of_parts[document.part].add(document)
 
     def finish(self) -> dict[str, Any]:
-        """What the split holds; `tokens` counts one end-of-text token a document."""
+        """What the split holds; `tokens` counts one end-of-text token per document."""
         shards = [shard for part in self.of_parts for shard in part.finish()]
         return {"documents": self.documents, "tokens": self.tokens, "bytes": self.bytes, "shards": shards}
 

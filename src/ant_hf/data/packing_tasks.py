@@ -83,7 +83,7 @@ class Packing:
         return len(self.files)
 
     def part(self, index: int) -> Path:
-        """Folder of the encoded file `index`; a file that was mended, or a new tokenizer, has another."""
+        """Folder of the encoded file `index`; a file that was repaired, or a new tokenizer, has another."""
         corpus = self.inputs["corpus"]
         made_of = [PART_FORMAT, corpus["files"][index]["sha256"], corpus["text_column"]]
         made_of.append(self.inputs["tokenizer_sha256"])
@@ -98,9 +98,9 @@ class Packing:
         return "cut" in self.inputs["corpus"]
 
     def kept(self) -> str:
-        """What an interruption leaves, and how to go on."""
+        """What an interruption leaves, and how to continue."""
         done = sum(map(self.is_encoded, range(self.tasks)))
-        return f"{done} of {self.tasks} files are encoded and kept. Run the same command again to go on."
+        return f"{done} of {self.tasks} files are encoded and kept. Run the same command again to continue."
 
     def is_encoded(self, index: int) -> bool:
         """Whether a part is there, which it is as a whole or not at all."""
@@ -246,7 +246,7 @@ def _start_worker(bytes_done: Any) -> None:
 
 
 def pack_with_workers(recipe: Recipe, workers: int) -> dict[str, Any]:
-    """Pack a recipe's files by tasks of this machine, or go on where an earlier attempt ended.
+    """Pack a recipe's files by tasks of this machine, or continue where an earlier attempt ended.
 
     A mix, or a corpus of too few documents, is packed by this process alone.
 
@@ -254,16 +254,16 @@ def pack_with_workers(recipe: Recipe, workers: int) -> dict[str, Any]:
         AntError: files that cannot be read, after all others were encoded; or see `plan_packing`.
     """
     if recipe.corpus.parts:
-        say("packing     by one process, which takes the documents of a mix from its parts in turn")
+        say("packing", "by one process, which takes the documents of a mix from its parts in turn")
         return make_tokens(recipe)
     packing = plan_packing(recipe)
     if packing.is_cut:
-        say("packing     by one process: the documents are so few that they are cut, all of them together")
+        say("packing", "by one process: the documents are so few that they are cut, all of them together")
         return make_tokens(recipe)
     with locked(recipe.tokens_dir.parent, "data", wait=True):
         if manifest := packed_before(recipe.tokens_dir, packing.inputs):
             return manifest
-        say(f"packing     {packing.tasks} files by {workers} workers, parts in {packing.folder}")
+        say("packing", f"{packing.tasks} files by {workers} workers, parts in {packing.folder}")
         with phase("packing", packing.kept):
             _encode_all(packing, workers)
             manifest = merge(packing)

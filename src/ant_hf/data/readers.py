@@ -27,7 +27,7 @@ MAX_DOCUMENT_CHARACTERS = 1_000_000
 _BYTES_A_ZERO, _FEW_ZEROS = 50, 4
 # So many nulls may be an accident in a small file; beyond so many, a large one is not read to its end.
 _FEW_NULLS, _MANY_NULLS = 10, 1000
-# An error so near to the end of what was read of a JSON file may be in a word that goes on.
+# An error so near to the end of what was read of a JSON file may be in a word that continues.
 _LONGEST_JSON_WORD = 12
 
 
@@ -167,12 +167,12 @@ def _json_objects(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             if text[place:].strip() == end:
                 return
             raise AntError(
-                f"{file}, object {number + 1:,}, is no JSON: {error}", hint="Mend or remove it."
+                f"{file}, object {number + 1:,}, is not JSON: {error}", hint="Repair or remove it."
             ) from None
         number += 1
         where = f"{file}, object {number:,}"
         if not isinstance(value, dict):
-            raise AntError(f"{where}, is no JSON object", seen=type(value).__name__)
+            raise AntError(f"{where}, is not a JSON object", seen=type(value).__name__)
         yield where, value
 
 
@@ -201,8 +201,8 @@ def _csv_rows(file: Path, column: str, encoding: str) -> Iterator[tuple[str, dic
                 yield f"{file}, line {rows.line_num:,}", row
         except csv.Error as error:
             raise AntError(
-                f"{file}, line {rows.reader.line_num:,}, is no line of a table: {error}",
-                hint="Mend or remove it.",
+                f"{file}, line {rows.reader.line_num:,}, is not a line of a table: {error}",
+                hint="Repair or remove it.",
             ) from None
         except UnicodeError:
             # Names the place in the file; this error knows that of a buffer.
@@ -238,7 +238,7 @@ def _parquet_rows(file: Path, column: str) -> Iterator[tuple[str, dict[str, Any]
                         number += 1
                         yield f"{file}, row {number:,}", row
         except pyarrow.ArrowException as error:
-            raise AntError(f"{file} is no readable Parquet file: {' '.join(str(error).split())}") from None
+            raise AntError(f"{file} is not a readable Parquet file: {' '.join(str(error).split())}") from None
 
 
 _READERS: dict[str, Callable[[Path, str, str], Iterator[str]]] = {

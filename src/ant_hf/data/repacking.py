@@ -20,7 +20,7 @@ from ant_hf.data.tokens import TRAIN, PackedTokens
 from ant_hf.recipe import Recipe
 
 # Blocks are shuffled among so many tokens, or among as many as there are: a longer round mixes long
-# documents better, and takes more memory, about 30 bytes a document.
+# documents better, and takes more memory, about 30 bytes per document.
 ROUND_TOKENS = 1 << 26
 # What is read lies in two rounds, or in two passes, where one ends.
 _KEPT = 3

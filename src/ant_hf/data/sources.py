@@ -97,7 +97,7 @@ class HubDataset:
     recipe: TextPlace
 
     def identity(self) -> dict[str, Any]:
-        # Streaming or not yields the same documents, so it is no part of the identity.
+        # Streaming or not yields the same documents, so it is not a part of the identity.
         keys = {"source", "path", "subset", "split", "revision", "text_column"}
         return self.recipe.model_dump(include=keys)
 

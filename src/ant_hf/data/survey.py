@@ -161,7 +161,7 @@ class _Beginning:
         began = time.perf_counter()
         for text in source.documents():
             if not self.bytes and isinstance(source, HubDataset):
-                # Finding the files of a dataset is no reading.
+                # Finding the files of a dataset is not a reading.
                 began = time.perf_counter()
             self.bytes += len(text.encode(errors="replace"))
             yield text

@@ -81,7 +81,7 @@ def make_tokenizer(recipe: Recipe, model_max_length: int, base: Path | None = No
     corpus, folder = Corpus.from_recipe(recipe.corpus), recipe.tokenizer_dir
     sources = [member.source for member in corpus.members]
     if left_out := [name for source in sources if isinstance(source, LocalFiles) for name in source.left_out]:
-        say(f"left out    {len(left_out):,} of the files there: {listed(left_out)}")
+        say("left out", f"{len(left_out):,} of the files there: {listed(left_out)}")
     kept = "Nothing is written yet. Run the same command again to start over."
     with locked(folder.parent, "data", wait=True), phase("making the tokenizer", kept):
         tokenizer, inputs = trained_before(recipe, corpus, model_max_length, base)
@@ -109,11 +109,12 @@ def make_tokenizer(recipe: Recipe, model_max_length: int, base: Path | None = No
                     "files": {path.name: file_sha256(path) for path in sorted(partial.iterdir())},
                 }
                 write_sealed(partial / _RECORD, record)
-    say(f"tokenizer   {folder} ({how}, {tokenizer.get_vocab_size():,} entries)")
-    report = read_json(folder / FRAGMENTATION, "fragmentation report", f"Remove {folder} to make it anew.")
+    say("tokenizer", f"{folder} ({how}, {tokenizer.get_vocab_size():,} entries)")
+    report = read_json(folder / FRAGMENTATION, "fragmentation report", f"Remove {folder} to make it again.")
     say(
-        f"            held-out text: {report['bytes_per_token']:.2f} bytes a token, "
-        f"{report['tokens_per_word']:.2f} tokens a word, {report['words_kept_whole']:.1%} of words kept whole"
+        "",
+        f"held-out text: {report['bytes_per_token']:.2f} bytes per token, {report['tokens_per_word']:.2f} "
+        f"tokens per word, {report['words_kept_whole']:.1%} of words kept whole",
     )
     return tokenizer
 
@@ -206,7 +207,10 @@ def train_on(corpus: Corpus, recipe: TokenizerRecipe, entries: int) -> tuple[Tok
         )
     if (size := tokenizer.get_vocab_size()) < entries:
         fewer = max(SMALLEST_VOCABULARY, size // _ROUND_ENTRIES * _ROUND_ENTRIES)
-        say(f"vocabulary  {fewer:,} entries, not {entries:,}: the text gives {size:,}. The model's follows.")
+        say(
+            "vocabulary",
+            f"{fewer:,} entries instead of {entries:,}: the text gives no more, and the model follows",
+        )
         return train_on(corpus, recipe, fewer)
     return tokenizer, held_out
 
@@ -258,7 +262,7 @@ def train_bpe(
     words and their counts, not the texts; `recipe.max_bytes` bounds them.
 
     Args:
-        waiting: called about once a second.
+        waiting: called about once per second.
     """
     assert recipe.vocab_size is not None
     tokenizer = Tokenizer(models.BPE())
@@ -360,7 +364,7 @@ def end_of_text(folder: Path) -> str:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The `tokenizers` object of a saved folder, held to the hashes of its record if it was trained here.
+    """The `tokenizers` object of a saved folder, checked against its record if it was trained here.
 
     Raises:
         AntError: no tokenizer is there, it is damaged, or lacks the token that ends a text.
@@ -369,7 +373,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     if not path.is_file():
         raise AntError(f"tokenizer not found: {path}", hint="Train one: ant-hf tokenizer --config RECIPE")
     if (folder / _RECORD).exists():
-        record, hint = _read_record(folder), f"Remove {folder} to train it anew."
+        record, hint = _read_record(folder), f"Remove {folder} to train it again."
         # Format 1 named tokenizer.json only.
         files = record.get("files", {TOKENIZER: record.get("tokenizer_sha256")})
         if not isinstance(files, dict):
@@ -379,7 +383,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
-        raise AntError(f"{path} is no readable tokenizer: {error}") from None
+        raise AntError(f"{path} is not a readable tokenizer: {error}") from None
     if tokenizer.token_to_id(end := end_of_text(folder)) is None:
         raise AntError(f"{path} has no {end} token, which ends a text")
     return tokenizer
@@ -391,7 +395,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
     Raises:
         AntError: as `read_sealed`.
     """
-    return read_sealed(folder / _RECORD, "tokenizer record", f"Remove {folder} to train it anew.")
+    return read_sealed(folder / _RECORD, "tokenizer record", f"Remove {folder} to train it again.")
 
 
 def token_byte_lengths(tokenizer: Tokenizer, rows: int = 0) -> list[int]:
@@ -418,7 +422,7 @@ def token_byte_lengths(tokenizer: Tokenizer, rows: int = 0) -> list[int]:
 
 
 def fragmentation_report(tokenizer: Tokenizer, texts: list[str]) -> dict[str, Any]:
-    """Measure bytes a token, tokens a word, and which words suffer most.
+    """Measure bytes per token, tokens per word, and which words suffer most.
 
     Words are encoded as they stand inside a sentence, after a space. In texts without any (sums, for example)
     they are what spaces separate.

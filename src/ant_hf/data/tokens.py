@@ -81,7 +81,7 @@ def read_manifest(folder: Path, inputs: dict[str, Any] | None = None) -> dict[st
         AntError: it is missing, of another format, or a shard is missing or cut short; or the tokens were
             made of something else.
     """
-    hint = f"Remove {folder} to pack it anew."
+    hint = f"Remove {folder} to pack it again."
     path = folder / MANIFEST
     if not path.exists():
         raise missing_file(path, "token manifest", "Pack first: ant-hf pack --config RECIPE")
@@ -117,7 +117,7 @@ def verify_shards(folder: Path, splits: tuple[str, ...] = (TRAIN, VALIDATION)) -
     manifest = read_manifest(folder)
     for split in splits:
         for shard in manifest["splits"][split]["shards"]:
-            hint = f"Remove {folder} to pack it anew."
+            hint = f"Remove {folder} to pack it again."
             check_file(folder / shard["file"], shard["sha256"], "is damaged", hint)
 
 

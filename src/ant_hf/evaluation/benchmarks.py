@@ -83,7 +83,7 @@ def known_benchmarks(data_dir: Path | None = None) -> dict[str, Benchmark]:
     """The table, with the data folder's own additions.
 
     Raises:
-        AntError: there is no such folder; an addition is no mapping, has an unknown key or names no task
+        AntError: there is no such folder; an addition is not a mapping, has an unknown key or names no task
             file.
     """
     if data_dir is not None and not data_dir.is_dir():

@@ -60,7 +60,7 @@ class Subject:
         return [task for task in tasks if task not in {entry.task for entry in self.entries.values()}]
 
 
-@phase("comparing models", "What was measured is kept. Run the same command again to go on.")
+@phase("comparing models", "What was measured is kept. Run the same command again to continue.")
 def compare(
     models: Sequence[str | Path],
     tasks: Sequence[str] = (),
@@ -79,7 +79,7 @@ def compare(
         tasks: names of sets; none: all that any of the models was measured on.
         data_dir: folder of the documents as JSONL, for what has to be measured first.
         output_dir: default: comparisons/A-vs-B.
-        limit: measure only the first so many documents a task, in folders of their own.
+        limit: measure only the first so many documents per task, in folders of their own.
         yes: measure what is missing without a question.
         ask: gets a sentence about what is missing, and says whether to measure it; otherwise what is there
             is compared.
@@ -205,7 +205,8 @@ def _measure_missing(
         # Of models that nothing is known of, the first says which sets there are.
         todo = lacking or each.lacks(wanted)
         say(
-            f"measuring   ant-hf evaluate {each.given} --tasks {','.join(todo)} --output-dir {each.places[0]}"
+            "measuring",
+            f"ant-hf evaluate {each.given} --tasks {','.join(todo)} --output-dir {each.places[0]}",
         )
         evaluate(each.given, todo, data_dir=data_dir, output_dir=each.places[0], limit=limit)
         each.read()

@@ -167,7 +167,7 @@ def check_rendered(task: Any, document: dict[str, Any], where: str) -> None:
         raise unreadable(where, document, error) from None
     answer, scored = (text, target) if task.multiple_input else (target, text)
     if not isinstance(scored, str):
-        raise AntError(f"{where}: the prompt is no text", seen=scored)
+        raise AntError(f"{where}: the prompt is not text", seen=scored)
     if choices is None:
         # Of a page every blank is scored, of an answer none alone.
         if not isinstance(target, str) or not (
@@ -178,7 +178,7 @@ def check_rendered(task: Any, document: dict[str, Any], where: str) -> None:
     if not isinstance(choices, list) or len(choices) < 2:
         raise AntError(f"{where}: too few choices", seen=choices, expected="a list of two or more")
     if empty := [choice for choice in choices if not isinstance(choice, str) or not choice.strip()]:
-        raise AntError(f"{where}: a choice is no text or empty", seen=empty[0], expected="a text")
+        raise AntError(f"{where}: a choice is not text or empty", seen=empty[0], expected="a text")
     if task.multiple_input and not target.strip():
         raise AntError(f"{where}: nothing to score", seen=target, expected="a text behind the choices")
     several = isinstance(answer, list)

@@ -69,7 +69,7 @@ class Entry:
     seconds: float | None
     source: Source
     documents: dict[Hashable, Document] | None = None
-    """By task, hash and place among equal ones; None where there are no samples, or the figure is no mean."""
+    """By task, hash and place among equal ones; None without samples, or if the figure is not a mean."""
 
 
 def read_entries(folder: Path) -> dict[str, Entry]:
@@ -152,7 +152,7 @@ def _entries(
 
 
 def _means(documents: dict[Hashable, Document] | None, value: float) -> dict[Hashable, Document] | None:
-    """The documents, if they give the figure: what is no mean over documents has no difference in each."""
+    """The documents, if they give the figure: what is not a mean over documents has no difference in each."""
     if not documents:
         return None
     size = sum(document.size for document in documents.values())

@@ -48,7 +48,7 @@ _PARTIAL = ".evaluation.partial.jsonl"
 _PACKAGES = ("ant-hf", "lm-eval", "transformers", "torch", "tokenizers", "datasets")
 
 
-@phase("measuring the model", "What was scored is kept. Run the same command again to go on.")
+@phase("measuring the model", "What was scored is kept. Run the same command again to continue.")
 def evaluate(
     model: str | Path,
     tasks: Sequence[str] = (),
@@ -70,12 +70,12 @@ def evaluate(
         board: in place of tasks, the name of a public board: its sets, as far as there are files of them.
         data_dir: folder of the documents as JSONL; default: the Hub.
         output_dir: default: the model's folder, or evaluations/NAME for a Hub id or a checkpoint.
-        limit: only the first so many documents a task.
+        limit: only the first so many documents per task.
         batch_size: full-length sequences a batch; shorter ones fill up to as many tokens.
         dtype: float32, bfloat16 or float16. In 16 bits, sets for which that is not exact enough are scored in
             float32 all the same, and small ones (see `rounding.py`).
         device: default: the GPU if there is one.
-        fresh: measure anew what is already there.
+        fresh: measure again what is already there.
 
     Returns:
         The results, and the path of results.json.
@@ -104,7 +104,7 @@ def evaluate(
     # Small batches stay in a CPU's cache; a GPU wants to be filled.
     batch_size = batch_size or (2 if device == "cpu" else 64)
     loaded = load_subject(str(model), dtype, device)
-    # A training goes on from a checkpoint only if nobody put files there.
+    # A training continues from a checkpoint only if nobody put files there.
     is_ours = Path(expand_home(model)).is_dir() and not is_checkpoint(loaded.folder)
     own = loaded.folder if is_ours else Path("evaluations", loaded.name.replace("/", "--"))
     folder = own if output_dir is None else Path(expand_home(output_dir))
@@ -135,9 +135,9 @@ def evaluate(
     if not pending and not loops:
         if not old:
             raise AntError(
-                f"there is nothing to measure: {data_dir} has no file of these sets",
+                f"there is nothing to measure: {data_dir} has no file for these sets",
                 seen=", ".join(absent),
-                hint="Put files of them there (docs/evaluation.md names them), or leave --data-dir out.",
+                hint="Put their files there (docs/evaluation.md lists the names), or leave --data-dir out.",
             )
         return old, folder / RESULTS
     started = time.perf_counter()
@@ -201,7 +201,7 @@ def _open_store(folder: Path, loaded: Subject, conditions: dict[str, Any], fresh
     fixed = {key: value for key, value in loaded.identity.items() if key.endswith("_sha256")}
     store = LikelihoodStore(path, {**fixed, "dtype": conditions["dtype"], "device": conditions["device"]})
     if store.resumed:
-        say(f"going on after an interruption: {store.resumed:,} requests are already scored")
+        say(f"continuing an interrupted evaluation: {store.resumed:,} requests are scored already")
     return store
 
 

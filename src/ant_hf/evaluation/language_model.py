@@ -13,7 +13,7 @@ speed:
 - batches hold a number of tokens, not of requests, and rows of like length;
 - logits are made for scored positions only.
 
-Scores are kept on disk as they come, so that an interrupted evaluation goes on.
+Scores are kept on disk as they come, so that an interrupted evaluation continues.
 """
 
 from __future__ import annotations

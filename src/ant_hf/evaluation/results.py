@@ -369,7 +369,7 @@ def previous_results(folder: Path, identity: dict[str, Any], conditions: dict[st
     path = folder / RESULTS
     if not path.exists():
         return {}
-    hint = "Pass --fresh to measure anew, or --output-dir to keep both."
+    hint = "Pass --fresh to measure again, or --output-dir to keep both."
     values = read_sealed(path, "evaluation results", hint, unsealed_format=None)
     try:
         if values["schema"] != SCHEMA:
@@ -389,7 +389,7 @@ def previous_results(folder: Path, identity: dict[str, Any], conditions: dict[st
     for name, sha256 in values["files"].items():
         own = folder / name
         if own.exists():
-            hint = f"Remove {own} to go on without what it holds of earlier sets."
+            hint = f"Remove {own} to continue without what it holds of earlier sets."
             check_file(own, sha256, "was changed after it was written", hint)
     return values
 
@@ -414,7 +414,7 @@ def write_results(
     if harness:
         before = {}
         if keep and own_file.is_file():
-            before = read_json(own_file, "lm-eval results", "Pass --fresh to measure anew.")
+            before = read_json(own_file, "lm-eval results", "Pass --fresh to measure again.")
         for key, value in harness.items():
             if isinstance(value, dict) and isinstance(before.get(key), dict):
                 harness[key] = {**before[key], **value}

@@ -184,7 +184,7 @@ def load_tasks(benchmarks: list[Benchmark], definitions: Path) -> dict[str, dict
             advance(1, len(benchmarks))
     if missing:
         raise AntError(
-            "sets that are neither in the local cache nor to be had from the Hub",
+            "these sets are not in the local cache, and the Hub cannot be reached",
             seen=", ".join(missing),
             hint="Pass --data-dir DIR with their documents as JSONL (docs/evaluation.md gives names and "
             "fields), or --tasks with the others.",
@@ -271,7 +271,7 @@ def _places(task: Any) -> Callable[[int], str]:
 def run_benchmark(
     benchmark: Benchmark, loaded: dict[str, Any], language_model: BatchedLM, limit: int | None
 ) -> Measurement:
-    """Score one set; `limit` documents a task."""
+    """Score one set; `limit` documents per task."""
     started = time.perf_counter()
     # lm-eval prints that it resamples.
     with (
@@ -285,8 +285,8 @@ def run_benchmark(
         except OverflowError:
             raise AntError(
                 f"{benchmark.label}: the perplexity is too large for a number",
-                expected="less than about 700 nats a word",
-                hint="The weights are damaged or far too large. To go on without this set, name the others "
+                expected="less than about 700 nats per word",
+                hint="The weights are damaged or far too large. To leave this set out, name the others "
                 "with --tasks.",
             ) from None
     seconds = time.perf_counter() - started

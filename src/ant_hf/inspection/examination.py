@@ -207,7 +207,7 @@ def default_report(model: str, other: str | None) -> Path:
     if folder.resolve().name != FINAL or not (run / RUN_RECORD).is_file():
         return here
     if not is_writable(run):
-        say(f"report      {run} cannot be written: the report goes into this folder")
+        say("report", f"{run} cannot be written: the report goes into this folder")
         return here
     return run / file
 
@@ -223,7 +223,7 @@ def choose_text(given: str | None, tokens: Path | None, tokenizer: Any) -> Text:
     """What the user gave (a file or the text itself), else the run's held-out text, else plain English.
 
     Args:
-        tokens: the run's packed tokens, if they are at hand.
+        tokens: the run's packed tokens, if they are there.
 
     Raises:
         AntError: the text is empty, or the file is missing or no UTF-8.

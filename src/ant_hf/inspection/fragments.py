@@ -101,7 +101,7 @@ def _piece_bytes(entry: str) -> bytes:
 
 
 def _tail(data: bytes) -> bytes | None:
-    """The unfinished character at the end of `data`; None if it is no start of valid UTF-8."""
+    """The unfinished character at the end of `data`; None if it is not a start of valid UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
         decoder.decode(data)
@@ -120,7 +120,7 @@ def _may_follow(pending: bytes, raw: bytes) -> bool:
 
 
 def readable(raw: bytes) -> str:
-    """Bytes as people can read them: white space visible, what is no valid UTF-8 as `<E2>`."""
+    """Bytes as people can read them: white space visible, what is not valid UTF-8 as `<E2>`."""
     parts = []
     for character in raw.decode("utf-8", "surrogateescape"):
         if "\udc80" <= character <= "\udcff":
@@ -242,7 +242,7 @@ def read_text(model: PreTrainedModel, tokenizer: Any, text: str, top: int = 5) -
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise AntError(f"the text is no valid Unicode: {error}") from None
+        raise AntError(f"the text is not valid Unicode: {error}") from None
     entries = vocabulary(tokenizer)
     ids, before, prefix = encode(tokenizer, text), added_ids(tokenizer), first_ids(tokenizer)
     nats: list[float | None] = [] if prefix else [None]
@@ -284,7 +284,7 @@ def _pieces(
 ) -> Iterator[tuple[torch.Tensor, list[int]]]:
     """Logits in fp32 on the CPU, shape (T, V), with their T targets, each token of `ids` once.
 
-    Where nothing stands `before` each window, the first of them is no target. Pieces of a window, because
+    Where nothing stands `before` each window, the first of them is not a target. Pieces of a window, because
     large vocabularies make large tables.
     """
     unscored = max(1, len(before))

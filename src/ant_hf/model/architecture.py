@@ -70,7 +70,7 @@ def load_architecture(path: str | Path, is_foreign: bool = False) -> tuple[PreTr
     for key in sorted(filter(_WRITTEN_BY_TOOLS.match, values)):
         # It would travel on into the config of what is trained.
         values.pop(key)
-        say_once(f"config      {key} in {file} says how another model was made; it is left out")
+        say_once("config", f"{key} in {file} says how another model was made; it is left out")
     if is_foreign:
         known = set(AutoConfig.for_model("llama").to_dict()) | _ALSO_KNOWN
         values = {key: value for key, value in values.items() if key in known and value is not None}
@@ -117,7 +117,7 @@ def _problems(values: dict[str, Any]) -> list[str]:
     problems = []
     for key in values.keys() - known:
         near = difflib.get_close_matches(key, known, n=1)
-        problems.append(f"{key} is no key of LlamaConfig" + (f"; did you mean {near[0]}?" if near else ""))
+        problems.append(f"{key} is not a key of LlamaConfig" + (f"; did you mean {near[0]}?" if near else ""))
     problems += [f"{key} is missing" for key in _REQUIRED if key not in values]
     # Transformers fills a null in some of these; here it is written out.
     problems += size_problems(values, null=False)

@@ -2,7 +2,7 @@
 
 `causal_sdpa` is PyTorch's own attention, called so that its fast kernels can run. Transformers hides
 them in two ways. Under `torch.compile` it builds a mask of all pairs of positions, and a call with a
-mask is no flash attention (huggingface/transformers issue 48925). And it asks for grouped heads where
+mask is not flash attention (huggingface/transformers issue 48925). And it asks for grouped heads where
 only flash attention knows them, so that fp32, and a GPU below SM 8.0, fall to the slow math kernel
 (issues 48633 and 45776).
 

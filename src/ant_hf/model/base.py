@@ -1,4 +1,4 @@
-"""The model that a training begins with: found, held to what can be trained, and what is known of it."""
+"""The model that a training begins with: where it is, whether it can be trained, what is known of it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _COMMIT_LENGTH = 40
 
 @dataclass(frozen=True)
 class Base:
-    """A model to go on from."""
+    """A model to continue from."""
 
     name: str
     """As the recipe gives it; of a folder, its name."""

@@ -44,7 +44,7 @@ def encode_prompt(model: PreTrainedModel, tokenizer: Any, prompt: str) -> list[i
     """Token ids of a prompt; names of special tokens in it are read as plain text, as in training.
 
     Before them stands what the tokenizer puts before a text, but nothing stands behind: there the model
-    goes on.
+    continues.
 
     Raises:
         AntError: the prompt is empty, no valid Unicode, or leaves no room in the model's context.
@@ -53,10 +53,10 @@ def encode_prompt(model: PreTrainedModel, tokenizer: Any, prompt: str) -> list[i
         # Arguments that the locale could not read come as surrogates for their bytes.
         prompt = prompt.encode("utf-8", "surrogateescape").decode()
     except UnicodeError as error:
-        raise AntError(f"the prompt is no valid Unicode: {error}") from None
+        raise AntError(f"the prompt is not valid Unicode: {error}") from None
     ids = added_ids(tokenizer) + encode(tokenizer, prompt)
     if not ids:
-        raise AntError("the prompt is empty", hint="Write a few words for the model to go on from.")
+        raise AntError("the prompt is empty", hint="Write a few words for the model to continue from.")
     if len(ids) >= (context := context_length(model, tokenizer)):
         raise AntError(
             f"the prompt has {len(ids):,} tokens and the model takes at most {context - 1:,}",

@@ -256,7 +256,7 @@ def locate(model: str) -> tuple[str, Path]:
     """Name and folder of a model; a Hub id is downloaded to the cache first.
 
     Raises:
-        AntError: it is no model folder and cannot be had from the Hub.
+        AntError: it is not a model folder and cannot be fetched from the Hub.
     """
     if is_here(model):
         folder = model_folder(model)
@@ -270,11 +270,11 @@ def locate(model: str) -> tuple[str, Path]:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         if status_of(error):
             raise HubClient(anonymous=True).explain(
-                f"{model} is no folder here; getting it from the Hub", error
+                f"{model} is not a folder here; getting it from the Hub", error
             ) from None
         reason = "offline" if isinstance(error, LocalEntryNotFoundError) else type(error).__name__
         raise AntError(
-            f"{model} is no folder here and cannot be had from the Hub ({reason})",
+            f"{model} is not a folder here and cannot be fetched from the Hub ({reason})",
             hint="Check the name and the network, or pass a model folder.",
         ) from None
 
@@ -318,7 +318,7 @@ def model_folder(path: str | Path) -> Path:
     hint = "Pass the folder that pretrain.py wrote as final/."
     if meant := final or newest or inside[:1]:
         hint = f"Did you mean {meant[0]}?"
-    raise AntError(f"{path} is no model folder: it has no config.json", hint=hint)
+    raise AntError(f"{path} is not a model folder: it has no config.json", hint=hint)
 
 
 def load_subject(model: str, dtype: str, device: str) -> Subject:

@@ -246,7 +246,7 @@ def score_folder(
         The score, and the context used, in tokens.
 
     Raises:
-        AntError: the folder is no model, the context is out of its range, the tokens are damaged, were made
+        AntError: the folder is not a model, the context is out of its range, the tokens are damaged, made
             with another tokenizer, or hold nothing to score; the loss is not a number.
     """
     model, tokenizer = load_any(model_folder)

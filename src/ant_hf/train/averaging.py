@@ -42,7 +42,10 @@ class RunningMean:
             self._mean = load_file(checkpoint / _MEAN) if steps else {}
         else:
             # The run's length was changed.
-            say(f"warning     other checkpoints are averaged from here on than were before step {step:,}")
+            say(
+                "warning",
+                f"from step {step:,} on other checkpoints are averaged: save_steps was changed",
+            )
 
     def add(self, checkpoint: Path, step: int) -> None:
         """Take in a checkpoint that Trainer has written, if it counts, and leave the mean in it."""

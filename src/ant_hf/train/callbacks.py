@@ -26,7 +26,7 @@ from ant_hf.recipe import TrainingRecipe
 from ant_hf.utils.console import Advance, is_first_process, progress_bar, say
 from ant_hf.utils.files import check_hash, write_text, writing
 
-_WITHOUT_ROWS = "Put the old file back, or remove it to go on without its rows."
+_WITHOUT_ROWS = "Put the old file back, or remove it to continue without its rows."
 
 
 class ThroughputMeter(TrainerCallback):
@@ -119,7 +119,7 @@ class ThroughputMeter(TrainerCallback):
 
 
 class MetricsFile(TrainerCallback):
-    """Appends every logged row to `metrics.jsonl`, and goes on from where a checkpoint left it.
+    """Appends every logged row to `metrics.jsonl`, and continues from where a checkpoint left it.
 
     A checkpoint stores the length and hash of the file, so that the rows after it can be cut off
     to the byte, and rows that were changed since are noticed.
@@ -148,7 +148,7 @@ class MetricsFile(TrainerCallback):
         except OSError as error:
             raise AntError(f"{self.path} cannot be read: {error.strerror}", hint=_WITHOUT_ROWS) from None
         if state and not rows and state["bytes"]:
-            say(f"warning     {self.path} is gone; it begins anew from here")
+            say("warning", f"{self.path} is gone; it starts again from here")
         elif state:
             rows = rows[: state["bytes"]]
             seen = hashlib.sha256(rows).hexdigest()
@@ -435,7 +435,7 @@ class StepGuard(TrainerCallback):
             self._since_last_row.append(loss)
             self._look_for_spike(loss, reading.step, state)
             reason = next((name for name, asked in zip(REASONS, votes, strict=True) if asked), None)
-            # Out of time after the last step, what is left to do is less than to go on another day.
+            # Out of time after the last step, what is left to do is less than to continue another day.
             if reason and (not ends or reason in signal.Signals.__members__):
                 self.stopped_by = self.stopped_by or reason
                 control.should_save = control.should_training_stop = True
@@ -449,9 +449,10 @@ class StepGuard(TrainerCallback):
             if loss > mean + limit * deviation:
                 blocks = self._record("spike_loss", loss, step, state, recent_mean=mean)
                 say(
-                    f"warning     loss {loss:.3f} at step {step:,} is "
+                    "warning",
+                    f"loss {loss:.3f} at step {step:,} is "
                     f"{(loss - mean) / max(deviation, 1e-12):.1f} deviations above its recent mean "
-                    f"{mean:.3f} ({blocks})"
+                    f"{mean:.3f} ({blocks})",
                 )
         recent.append(loss)
 

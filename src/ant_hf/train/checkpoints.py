@@ -1,7 +1,7 @@
-"""Checkpoints a run continues from: complete or absent, and held to their hashes before use.
+"""Checkpoints a run continues from: complete or absent, and checked against their hashes before use.
 
 Trainer writes `checkpoint-N/` file by file. Once every process has written its part, the files are hashed
-and flushed, and the seal (`checkpoint.json`) is written last: a folder without one is no checkpoint. A kill
+and flushed, and the seal (`checkpoint.json`) is written last: a folder without one is incomplete. A kill
 at any moment leaves the checkpoints that were there and at most one unfinished folder, which the next start
 moves to `incomplete/`. The price is one read of what was just written, and waiting for the disk.
 """
@@ -99,7 +99,7 @@ def newest_checkpoint(output_dir: Path, look_only: bool = False) -> Path | None:
         look_only: warn, and leave every file where it is.
 
     Raises:
-        AntError: there are checkpoints and none is whole, so that going on would mean starting over.
+        AntError: there are checkpoints and none is whole, so that continuing would mean starting over.
     """
     if not look_only:
         _clear_away(output_dir)
@@ -109,7 +109,7 @@ def newest_checkpoint(output_dir: Path, look_only: bool = False) -> Path | None:
         if problem is None:
             for path, text in damaged:
                 kept = "" if look_only else f" and kept as {_set_aside(path)}"
-                say(f"warning     {path} is skipped{kept}: {text}")
+                say("warning", f"{path} is skipped{kept}: {text}")
             return candidate
         damaged.append((candidate, problem))
     if damaged:
@@ -129,7 +129,7 @@ def _clear_away(output_dir: Path) -> None:
         # Only the latest such folder is kept.
         remove_unsealed(output_dir / INCOMPLETE)
         step, moved = step_of(unsealed), _set_aside(unsealed)
-        say(f"warning     the save of step {step:,} was cut short; skipped, kept as {moved}")
+        say("warning", f"the save of step {step:,} was cut short; skipped, kept as {moved}")
 
 
 def _set_aside(checkpoint: Path) -> Path:
@@ -178,7 +178,7 @@ def _is_stray(name: str) -> bool:
 def _file_damage(path: Path, expected: Any) -> str | None:
     values = expected if isinstance(expected, dict) else {}
     if not path.is_file():
-        return f"{path.name} is no file"
+        return f"{path.name} is not a file"
     if (size := path.stat().st_size) != values.get("bytes"):
         return f"{path.name} has {size} bytes, expected {values.get('bytes')} by {SEAL}"
     if (seen := file_sha256(path)) != values.get("sha256"):

@@ -211,7 +211,7 @@ def choose_compilation(setup: Setup) -> Setup:
     (reason,) = broadcast_object_list([reason])
     if not reason:
         return setup
-    say(f"note        torch.compile is off: {reason}")
+    say("note", f"torch.compile is off: {reason}")
     return plain
 
 
@@ -336,7 +336,7 @@ def training_phases(
     steps = recipe.max_steps - done
     # The last step is followed by one, due or not.
     evaluations = -(-recipe.max_steps // recipe.eval_steps) - done // recipe.eval_steps
-    how = f"{steps:,} steps, {rate.tokens_per_second:,.0f} tokens a second; {rate.how}"
+    how = f"{steps:,} steps, {rate.tokens_per_second:,.0f} tokens per second; {rate.how}"
     phases = [Phase("training", rate.start_seconds + steps * rate.step_seconds, how)]
     if validation_tokens is None:
         how = "not known, as is the amount of held-out text"
@@ -495,7 +495,7 @@ class TimeToGo(TrainerCallback):
         if self._is_told or not state.is_world_process_zero:
             return
         now = _now(args)
-        # The first step is slower, and a pause for an evaluation or a save is no step.
+        # The first step is slower, and a pause for an evaluation or a save is not a step.
         if self._since is None:
             self._since = state.global_step, now
         steps, seconds = state.global_step - self._since[0], now - self._since[1]
@@ -506,13 +506,13 @@ class TimeToGo(TrainerCallback):
             self._since = None
 
     def tell(self, done: int, step_seconds: float) -> None:
-        """Say it, at so many seconds a step."""
+        """Say it, at so many seconds per step."""
         tokens = self._setup.plan.tokens_per_step
         speed = tokens / step_seconds
         rate = TrainingRate(step_seconds, tokens, _SCORING_SPEED * speed, _FINAL_SPEED * speed)
         phases = training_phases(self._setup, rate, self._validation_tokens, done)
         parts = ", ".join(f"{phase.name} {in_words(phase.seconds or 0.0)}" for phase in phases)
-        say(f"time        {_in_all(phases, None)} to go: {parts}")
+        say("time", f"{_in_all(phases, None)} to go: {parts}")
 
 
 def in_words(seconds: float) -> str:

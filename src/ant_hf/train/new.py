@@ -94,13 +94,16 @@ def new_recipe(wish: Wish, overwrite: bool = False) -> Path:
     show(_shapes_table(wish, shape, shapes))
     shortage = _shortage(setup)
     _show_choices(wish, setup, wish.device or ("t4" if shortage else None))
-    say(f"recipe      {files.recipe}, with {files.architecture}")
+    say("recipe", f"{files.recipe}, with {files.architecture}")
     recipe = load_recipe(files.recipe)
     if not wish.data:
-        say("note        the recipe reads the embedded text, 4 MB to try it with; yours: --data FILE")
+        say(
+            "note",
+            "the recipe reads the World English Bible, 4 MB, to try it out; your own text: --data FILE",
+        )
     if shortage:
         show_plan(replace(setup, recipe=recipe), Survey("nothing"))
-        say(f"note        not timed on this machine: {shortage}")
+        say("note", f"not timed on this machine: {shortage}")
     else:
         dry_run(recipe)
     return files.recipe
@@ -122,7 +125,7 @@ class _Files:
         for file, new in pairs:
             if file.exists() and not overwrite and file.read_bytes() != new.read_bytes():
                 raise AntError(
-                    f"{file} is there already", hint="Choose another name, or write over it: --overwrite"
+                    f"{file} exists already", hint="Choose another name, or write over it: --overwrite"
                 )
         for file, new in pairs:
             write_text(file, new.read_text(encoding="utf-8"))
@@ -235,7 +238,7 @@ class _Draft:
                     hint="Name the GPU, --device t4, or give --tokens.",
                 )
             else:
-                say("probe       timing some steps on random tokens")
+                say("probe", "timing some steps on random tokens")
                 speed = measure_training(choose_compilation(setup)).tokens_per_second
             tokens = int(speed * seconds)
         if tokens < FEWEST_STEPS * wish.context:

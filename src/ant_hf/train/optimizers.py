@@ -24,7 +24,7 @@ class BatchedMuon(torch.optim.Muon):
     """`torch.optim.Muon` with all matrices of one shape in one product: the same update, fewer kernels.
 
     Ant-10M has 84 matrices in four shapes; one by one they are, counted in torch's source, some 3,000
-    kernels a step to launch. State and groups are those of torch.optim.Muon.
+    kernels per step to launch. State and groups are those of torch.optim.Muon.
     """
 
     @torch.no_grad()

@@ -134,7 +134,7 @@ def own_recipe(
         look_only: write nothing; the recipe lasts as long as the block.
 
     Raises:
-        AntError: the folder is no place for a run, or its recipe is for another text; several processes would
+        AntError: the folder cannot hold a run, or its recipe is for another text; several processes would
             choose; or as `survey` and `measure_training`.
     """
     paths = [str(Path(expand_home(path)).resolve()) for path in data]
@@ -145,7 +145,7 @@ def own_recipe(
     if file.is_file() and not (fresh and is_chosen):
         _check_text(file, paths)
         why = "as it was edited; remove it for new choices" if fresh else "as it is; --fresh chooses again"
-        say(f"recipe      {file}, {why}")
+        say("recipe", f"{file}, {why}")
         yield file
         return
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -176,7 +176,7 @@ def own_recipe(
         # Perhaps of another text or vocabulary.
         shutil.rmtree(folder / made, ignore_errors=True)
     write_text(file, _sealed(as_yaml(values)))
-    say(f"recipe      {file}: edit it as you like, and the architecture beside it")
+    say("recipe", f"{file}: edit it as you like, and the architecture beside it")
     yield file
 
 
@@ -227,7 +227,7 @@ class _Draft:
         fitting = [entries for entries in _VOCABULARIES if entries * _BYTES_AN_ENTRY <= size]
         sizes = _Sizes(max(fitting, default=_VOCABULARIES[0])).trained_on(size, size, size)
         self._names["sample_prompt"] = first_words(source)
-        say(f"text        {size / 1e6:,.2f} MB: reading some of it, and timing some steps")
+        say("text", f"{size / 1e6:,.2f} MB: reading some of it, and timing some steps")
         text = survey(self._recipe(sizes), _BLOCK)
         if not text.train_tokens:
             raise AntError(text.what)

@@ -70,8 +70,8 @@ def pretrain(recipe: Recipe, fresh: bool = False) -> None:
         fresh: remove the run in the output folder first.
 
     Raises:
-        AntError: anything in the recipe, the data or the folder that the user must mend.
-        RunStopped: a signal or the time budget ended it early, with a checkpoint to go on from.
+        AntError: anything in the recipe, the data or the folder that the user must correct.
+        RunStopped: a signal or the time budget ended it early, with a checkpoint to continue from.
     """
     _quiet_trainer()
     output_dir = Path(recipe.output_dir)
@@ -96,7 +96,7 @@ def pretrain(recipe: Recipe, fresh: bool = False) -> None:
             if not folder.is_finished and is_first_on_another_machine():
                 find_data(recipe, setup.config.max_position_embeddings, setup.tokenizer_from)
         if folder.record and folder.record.final and folder.is_finished:
-            say(f"finished    {output_dir / FINAL} is there already ({folder.record.finished})")
+            say("finished", f"{output_dir / FINAL} exists already ({folder.record.finished})")
             _say_result(folder.record, output_dir)
             finish_uploads(start_uploads(recipe), output_dir / FINAL)
         else:
@@ -117,7 +117,7 @@ def dry_run(recipe: Recipe, fresh: bool = False) -> None:
     text: Survey | None = None
     problem: AntError | None = None
     if folder.is_finished:
-        say(f"finished    {folder.path / FINAL} is there already, and a run would only show it")
+        say("finished", f"{folder.path / FINAL} exists already; a run would only show it")
         return
     with tempfile.TemporaryDirectory() as scratch:
         setup = set_up(recipe, Path(scratch))
@@ -126,7 +126,7 @@ def dry_run(recipe: Recipe, fresh: bool = False) -> None:
                 check_free(folder.path, "run")
                 if recipe.training.push_to_hub:
                     checked_client(recipe)
-                say("dry run     looking at the text")
+                say("dry run", "looking at the text")
                 try:
                     text = _look_at_text(setup, folder)
                 except AntError as error:
@@ -144,11 +144,11 @@ def dry_run(recipe: Recipe, fresh: bool = False) -> None:
         setup = with_recipe(setup, _fitted(recipe, length))
         if text:
             show_plan(setup, text)
-            say("dry run     timing some steps on random tokens")
+            say("dry run", "timing some steps on random tokens")
         rate = measure_training(choose_compilation(setup))
     if text:
         show_estimates(setup, folder, text, rate)
-        say("dry run     nothing was written")
+        say("dry run", "nothing was written")
     if problem:
         raise problem
 
@@ -180,8 +180,8 @@ def _check_beginning(recipe: Recipe, fresh: bool) -> None:
         check_usable(folder)
     if data_dir != output_dir and (data_dir / RUN_RECORD).exists() and not recipe.tokenizer_dir.exists():
         raise AntError(
-            f"data_dir {data_dir} is the folder of a run that keeps its data elsewhere",
-            hint=f"Name that folder; {data_dir / RUN_RECORD} tells it as data_dir.",
+            f"data_dir {data_dir} is the folder of a run that keeps its data in another folder",
+            hint=f"Name that other folder: it is data_dir in {data_dir / RUN_RECORD}",
         )
     if is_first_process() and (fresh or not is_finished(output_dir)):
         for text in recipe.corpus.texts:
@@ -228,8 +228,9 @@ def _train(setup: Setup, folder: RunFolder) -> None:
         record.mix = given_by_parts(data.order, recipe)
         for name, given in (record.mix or {}).items():
             say(
-                f"            part {name}: {given['tokens']:,} tokens ({given['share']:.1%}), "
-                f"{given['passes']:.2f} passes over {given['tokens_of_text']:,}"
+                "",
+                f"part {name}: {given['tokens']:,} tokens ({given['share']:.1%}), "
+                f"{given['passes']:.2f} passes over {given['tokens_of_text']:,}",
             )
         record.write(folder.path)
     trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
@@ -248,7 +249,7 @@ def _train(setup: Setup, folder: RunFolder) -> None:
         record.write(folder.path)
         if not stopped_by:
             _say_finished(recipe, record)
-    # Where time ran out the machine may be gone in a moment, and another one goes on from what has arrived.
+    # Where time ran out the machine may be gone in a moment, and another one continues from what has arrived.
     finish_uploads(uploads, None if stopped_by else folder.path / FINAL)
     if stopped_by:
         text = (
@@ -270,17 +271,17 @@ def _read_data(setup: Setup) -> RunData:
             f"{recipe.tokenizer_dir} has {tokenizer.get_vocab_size()} entries and {recipe.architecture} has "
             f"vocab_size {setup.config.vocab_size}"
         )
-    # Fills up the last block, where it is no target.
+    # Fills up the last block, where it is not a target.
     end = tokenizer.token_to_id(end_of_text(recipe.tokenizer_dir))
     assert end is not None, "load_tokenizer checked it"
     byte_lengths = token_byte_lengths(tokenizer, setup.config.vocab_size)
     order, tokens = training_order(recipe, end), len(PackedTokens(recipe.tokens_dir, TRAIN))
-    say(f"training    {len(order) * training.sequence_length / tokens:.2f} passes over {tokens:,} tokens")
+    say("training", f"{len(order) * training.sequence_length / tokens:.2f} passes over {tokens:,} tokens")
     # What a text is trained on beside its replay is to be judged by that text alone.
     own = OWN_TEXT if recipe.corpus.replay else None
     if recipe.corpus.validation_fraction:
         return RunData(order, PackedTokens(recipe.tokens_dir, VALIDATION, part=own), byte_lengths)
-    # Then only what was exported is held to what was trained, on text that says nothing about either.
+    # Then only what was exported is checked against what was trained, on text that says nothing about either.
     scored = PackedTokens(recipe.tokens_dir, TRAIN, part=own, limit=_SCORED_INSTEAD)
     return RunData(order, scored, byte_lengths)
 
@@ -300,7 +301,7 @@ def _finish(trainer: AntTrainer, record: RunRecord) -> None:
     trained, weights = trainer.whole_model()
     if not is_first_process():
         return
-    # A copy: what goes wrong in the export must not be able to change what it is held to.
+    # A copy: what goes wrong in the export must not be able to change what it is checked against.
     kept = {name: weight.detach().clone() for name, weight in trained.state_dict().items()}
     with writing("the final model", trainer.folder, 4 * setup.ledger.total):
         dtype = getattr(torch, recipe.export_dtype)
@@ -353,7 +354,8 @@ def _say_finished(recipe: Recipe, record: RunRecord) -> None:
     assert record.peak_memory_bytes
     _say_result(record, folder)
     say(
-        f"speed       {record.tokens_per_second:,.0f} tokens a second, "
+        "speed",
+        f"{record.tokens_per_second:,.0f} tokens per second, "
         f"{record.training_seconds:,.0f} s of training"
         + (
             f" ({record.compile_seconds:,.0f} s of it the first step, which compiled)"
@@ -361,39 +363,44 @@ def _say_finished(recipe: Recipe, record: RunRecord) -> None:
             else ""
         )
         + ", "
-        f"{record.peak_memory_bytes['process'] / 1e9:.2f} GB of memory at most"
+        f"{record.peak_memory_bytes['process'] / 1e9:.2f} GB of memory at most",
     )
     if record.before:
-        say(f"\nbefore      {record.before['samples'][0]['text']}")
-    say(f"\n{'after ' if record.before else 'sample'}      {record.samples[0]['text']}\n")
+        say()
+        say("before", record.before["samples"][0]["text"])
+    say()
+    say("after" if record.before else "sample", record.samples[0]["text"])
+    say()
     final, prompt = shlex.quote(str(folder / FINAL)), shlex.quote(recipe.sample_prompt)
-    say(f"next        look at the curves:     {folder / PLOTS / 'loss.png'}")
-    say(f"            let it write:           ant-hf generate {final} --prompt {prompt}")
-    say(f"            measure it:             ant-hf evaluate {final}")
+    say("next", f"look at the curves:     {folder / PLOTS / 'loss.png'}")
+    say("", f"let it write:           ant-hf generate {final} --prompt {prompt}")
+    say("", f"measure it:             ant-hf evaluate {final}")
 
 
 def _say_result(record: RunRecord, path: Path) -> None:
     final, best = record.final or {}, record.best
     if best:
         why = "held-out loss was not lower after it" if best["step"] < best["last_step"] else "the last one"
-        say(f"best        the model of step {best['step']:,} of {best['last_step']:,}: {why}")
-    say(f"final       {path / FINAL}")
+        say("best", f"the model of step {best['step']:,} of {best['last_step']:,}: {why}")
+    say("final", f"{path / FINAL}")
     text = "training text" if final.get("split") == TRAIN else "validation"
     say(
-        f"reloaded    {text} byte perplexity {final['byte_perplexity']:.3f} (uniform guess "
+        "reloaded",
+        f"{text} byte perplexity {final['byte_perplexity']:.3f} (uniform guess "
         f"{final['uniform_byte_perplexity']:.2f}), {final['bits_per_byte']:.3f} bits per byte, "
-        f"loss {final['loss']:.4f} (in training {final['loss_in_training']:.4f})"
+        f"loss {final['loss']:.4f} (in training {final['loss_in_training']:.4f})",
     )
     for name, part in final.get("parts", {}).items():
-        say(f"            part {name}: {part['bits_per_byte']:.3f} bits per byte of its held-out text")
+        say("", f"part {name}: {part['bits_per_byte']:.3f} bits per byte of its held-out text")
     if averaged := final.get("averaged"):
         steps = ", ".join(f"{step:,}" for step in averaged["steps"])
         say(
-            f"mean        of the checkpoints {steps}: loss {final['loss_in_training']:.4f}, "
-            f"of the last alone {averaged['last']['loss']:.4f}"
+            "mean",
+            f"of the checkpoints {steps}: loss {final['loss_in_training']:.4f}, "
+            f"of the last alone {averaged['last']['loss']:.4f}",
         )
     if record.before and record.base:
         now_here = {"final": final, "general": record.general}
         show(before_after_table(record.base["name"], record.before, now_here))
         if final["bits_per_byte"] >= record.before["final"]["bits_per_byte"]:
-            say("warning     your text is no better read than before: try lower learning rates")
+            say("warning", "the model does not read your text better than before: try lower learning rates")

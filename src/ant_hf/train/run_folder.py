@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, its record `run.json`, and where a run goes on."""
+"""A run's folder: whose it is, its record `run.json`, and where a run continues."""
 
 from __future__ import annotations
 
@@ -186,11 +186,11 @@ class RunFolder:
 
     path: Path
     record: RunRecord | None = None
-    """Of the run to go on with; None for a new one."""
+    """Of the run to continue with; None for a new one."""
     checkpoint: Path | None = None
-    """Newest complete checkpoint of the run to go on with."""
+    """Newest complete checkpoint of the run to continue with."""
     changes: tuple[str, ...] = ()
-    """What the recipe of now changes in the run, all of it allowed."""
+    """What today's recipe changes in the run, all of it allowed."""
 
     @property
     def is_finished(self) -> bool:
@@ -225,7 +225,7 @@ def open_run_folder(recipe: Recipe, fresh: bool = False, look_only: bool = False
         return RunFolder(path)
     if fresh:
         what = "a run would remove" if look_only else "removing"
-        say(f"fresh       {what} the run in {path}: {_described(path)}")
+        say("fresh", f"{what} the run in {path}: {_described(path)}")
         if not look_only:
             _remove_run(path)
         return RunFolder(path)
@@ -264,7 +264,7 @@ def open_run_folder(recipe: Recipe, fresh: bool = False, look_only: bool = False
 
 
 def begin_or_go_on(setup: Setup, folder: RunFolder) -> RunRecord:
-    """The record of a run that begins here, or of one that goes on, with what is not as it was.
+    """The record of a run that begins here, or of one that continues, with what is not as it was.
 
     Raises:
         AntError: config, tokenizer or tokens are not those the run was started with (names both hashes),
@@ -287,11 +287,11 @@ def begin_or_go_on(setup: Setup, folder: RunFolder) -> RunRecord:
     check_room("the checkpoints", folder.path, room_needed(setup, folder))
     step = step_of(folder.checkpoint) if folder.checkpoint else 0
     if folder.checkpoint:
-        say(f"resuming    from step {step:,} ({folder.checkpoint})")
+        say("resuming", f"from step {step:,} ({folder.checkpoint})")
         record.resumed_from_steps.append(step)
     changes = [*folder.changes, *differences(record.environment, now_here)]
     for change in changes:
-        say(f"changed     {change}")
+        say("changed", f"{change}")
     if changes:
         record.changes.append({"when": now(), "step": step, "what": changes})
     record.status, record.environment = "running", now_here

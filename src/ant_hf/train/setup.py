@@ -142,8 +142,9 @@ def set_up(recipe: Recipe, output_dir: Path) -> Setup:
     if arguments.n_gpu > 1:
         # Over several, Trainer (DataParallel) would multiply the recipe's batch.
         say(
-            f"note        one process uses one of the {arguments.n_gpu} GPUs; for all of them: "
-            f"accelerate launch --quiet --num_processes {arguments.n_gpu} pretrain.py ..."
+            "note",
+            f"one process uses one of the {arguments.n_gpu} GPUs; for all of them: "
+            f"accelerate launch --quiet --num_processes {arguments.n_gpu} pretrain.py ...",
         )
         arguments._n_gpu = 1
     at_once = choose_micro_batch(training, config, execution, arguments.world_size)
@@ -194,7 +195,7 @@ def fit_vocabulary(setup: Setup, entries: int) -> Setup:
     config.vocab_size = entries
     ledger, before = parameter_ledger(config), setup.plan
     plan = make_plan(recipe.training, config, ledger, before.num_processes, before.per_device_batch_size)
-    say(f"model       {ledger.total:,} parameters, because its vocabulary is the tokenizer's, {entries:,}")
+    say("model", f"{ledger.total:,} parameters, because its vocabulary is the tokenizer's, {entries:,}")
     return replace(setup, config=config, ledger=ledger, plan=plan)
 
 
@@ -333,7 +334,7 @@ def training_arguments(recipe: Recipe, execution: Execution, output_dir: Path) -
         # TrainingOrder has shuffled already.
         train_sampling_strategy="sequential",
         dataloader_pin_memory=execution.device == "cuda",
-        # From pinned memory, so that the copy of a batch goes on beside the step before.
+        # From pinned memory, so that the copy of a batch continues beside the step before.
         accelerator_config={"non_blocking": execution.device == "cuda"},
         remove_unused_columns=False,
         logging_first_step=True,
@@ -427,7 +428,7 @@ def _fits(recipe: TrainingRecipe, config: PreTrainedConfig, execution: Execution
 
 def _memory_share(recipe: TrainingRecipe, config: PreTrainedConfig, execution: Execution, size: int) -> float:
     torch.cuda.reset_peak_memory_stats()
-    # Building a model seeds the generator anew; the run's own seeding must find it as it was.
+    # Building a model seeds the generator again; the run's own seeding must find it as it was.
     with torch.random.fork_rng():
         model = build_model(config, 0, execution.attn_implementation)
     return_loss_only(model, recipe.z_loss, execution.torch_compile)
@@ -505,7 +506,7 @@ def show_plan(setup: Setup, text: Survey) -> None:
         passes = f"{ratio(plan.total_tokens / text.train_tokens)} over {about}{text.train_tokens:,} tokens"
         if plan.total_tokens > _MANY_PASSES * text.train_tokens:
             passes += f": after {_MANY_PASSES} there is little left to learn from a text"
-    threads = f", {torch.get_num_threads()} threads a process" if execution.device == "cpu" else ""
+    threads = f", {torch.get_num_threads()} threads per process" if execution.device == "cpu" else ""
     facts = []
     if setup.base:
         at = f" at {setup.base.revision}" if setup.base.revision else ""
@@ -524,8 +525,11 @@ def show_plan(setup: Setup, text: Survey) -> None:
         ("the run", f"{training.max_steps:,} steps = {plan.total_tokens:,} tokens"),
         ("passes", passes),
         *_part_facts(recipe, plan, text, about),
-        ("tokens a parameter", ratio(plan.tokens_per_parameter)),
-        ("training compute", f"{plan.flops_per_token / 1e6:.1f} MFLOP a token, {plan.total_flops:.3g} FLOP"),
+        ("tokens per parameter", ratio(plan.tokens_per_parameter)),
+        (
+            "training compute",
+            f"{plan.flops_per_token / 1e6:.1f} MFLOP per token, {plan.total_flops:.3g} FLOP",
+        ),
         ("a checkpoint", f"{plan.checkpoint_bytes / 1e6:,.1f} MB, {training.save_total_limit} kept"),
     ]
     show(facts_table(f"Plan of {recipe.name}", facts))

@@ -129,7 +129,7 @@ class AntTrainer(Trainer):
         return super().create_optimizer(model)
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> TrainOutput:  # type: ignore[override]
-        """Train, or go on from a checkpoint with the counters and the log it stored.
+        """Train, or continue from a checkpoint with the counters and the log it stored.
 
         Raises:
             AntError: the metrics file or the checkpoint is not what was written.
@@ -153,7 +153,7 @@ class AntTrainer(Trainer):
                 if self.is_past_best(state):
                     return self._without_training(state)
             kept = f"The checkpoints saved before are kept in {self.folder}. Run the same command again."
-            # What is trained without a save, as to measure it, is no loss.
+            # What is trained without a save, as to measure it, is not a loss.
             request = None if self.args.save_strategy == "no" else self.stop.on_signal
             shown: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
             if not self.args.disable_tqdm:
@@ -231,7 +231,7 @@ class AntTrainer(Trainer):
                 raise
 
     def _check_names(self, weights: Path) -> None:
-        """Only a tied projection may be missing from a checkpoint; Trainer would warn and go on."""
+        """Only a tied projection may be missing from a checkpoint; Trainer would warn and continue."""
         model: Any = self.model
         own, tied = set(model.state_dict()), set(getattr(model, "_tied_weights_keys", None) or ())
         with safe_open(weights, framework="pt") as file:
@@ -300,7 +300,7 @@ class AntTrainer(Trainer):
         """Score the validation split, or at most `max_tokens` spread over it, over all processes."""
         # Each forward pass of FSDP gathers weights from every process, so that all must make the same ones.
         share = (0, 1) if self.is_fsdp_enabled else (self.accelerator.process_index, self.args.world_size)
-        # Not unwrap_model(): it takes off accelerate's autocast, and training would go on in fp32.
+        # Not unwrap_model(): it takes off accelerate's autocast, and training would continue in fp32.
         model: Any = self.model
         scores = score_tokens(
             model,
@@ -386,6 +386,6 @@ class _Sealing(TrainerCallback):
         if trainer.is_past_best(state):
             control.should_training_stop = True
             best = state.best_global_step
-            say(f"stopping    at step {state.global_step:,}: the held-out loss was lowest at step {best:,}")
+            say("stopping", f"at step {state.global_step:,}: the held-out loss was lowest at step {best:,}")
         trainer.accelerator.wait_for_everyone()
         trainer.stop.save_took(time.perf_counter() - self._began)

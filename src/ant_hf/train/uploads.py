@@ -1,4 +1,4 @@
-"""Checkpoints on the Hub while a run trains, and a run that goes on from there on another machine.
+"""Checkpoints on the Hub while a run trains, and a run that continues from there on another machine.
 
 Not Trainer's own push: that sends the whole output folder, tokens included, drops a push while another
 is running unless `hub_always_push` is set, uploads from folders that the next save may remove, and stops
@@ -30,7 +30,7 @@ from ant_hf.utils.provenance import without_paths
 from ant_hf.utils.stopping import phase
 
 _STAGE = ".hub-upload"
-# Written by Trainer for itself: a pickle with this machine's paths in it, not needed to go on.
+# Written by Trainer for itself: a pickle with this machine's paths in it, not needed to continue.
 _NOT_SENT = "training_args.bin"
 _WAIT_SECONDS = 600.0
 
@@ -68,7 +68,7 @@ class CheckpointUploads(TrainerCallback):
             older, its_stage, upload = self._newest
             # Only what still waits can be cancelled.
             if upload.cancel():
-                say(f"hub         {older} is not sent: a newer checkpoint is there before the line is free")
+                say("hub", f"{older} is not sent: a newer checkpoint was saved before the upload could begin")
                 shutil.rmtree(its_stage, ignore_errors=True)
         self._put_in_line(what, stage)
 
@@ -83,16 +83,16 @@ class CheckpointUploads(TrainerCallback):
                     if path.is_file():
                         _link(path, stage / path.name)
                 self._put_in_line(last, stage)
-            say(f"hub         waiting for the uploads to {self._repository}; Ctrl-C leaves without them")
+            say("hub", f"waiting for the uploads to {self._repository}; Ctrl-C ends without them")
             # In line behind all others, it is done when they are.
             is_late = wait([self._client.api.run_as_future(int)], _WAIT_SECONDS).not_done
         if is_late:
             self._is_given_up = True
             self._fail(last, f"no end after {_WAIT_SECONDS:.0f} s")
         if self.failed:
-            say("hub         not everything arrived; run the same command again to go on")
+            say("hub", "not everything arrived; run the same command again to continue")
         else:
-            say(f"hub         {len(self.sent)} uploads to {self._repository} arrived")
+            say("hub", f"{len(self.sent)} uploads to {self._repository} arrived")
 
     def _put_in_line(self, what: str, stage: Path) -> None:
         self._newest = what, stage, self._client.api.run_as_future(self._send, what, stage)
@@ -135,7 +135,7 @@ class CheckpointUploads(TrainerCallback):
 
     def _fail(self, what: str, why: str) -> None:
         self.failed.append(what)
-        say(f"hub         {what} was not sent, training goes on: {why}")
+        say("hub", f"{what} was not sent, training continues: {why}")
 
     def _stage_checkpoint(self, checkpoint: Path) -> Path:
         """The files of one commit, as hard links that a later removal of the checkpoint cannot take away."""
@@ -210,14 +210,14 @@ def checked_client(recipe: Recipe) -> HubClient:
         client = HubClient(attempts=3, timeout=30.0)
         client.check_may_write(str(recipe.training.hub_model_id))
     except HubUnreachableError as error:
-        say(f"hub         {error}; training goes on, and every save tries again")
+        say("hub", f"{error}; training continues, and every save tries again")
     except AntError as error:
         raise AntError(f"training.push_to_hub is on, and {error}") from None
     return client
 
 
 def fetch_checkpoint(recipe: Recipe, fresh: bool) -> None:
-    """On a machine without this run, put the Hub's last checkpoint in place, to go on from.
+    """On a machine without this run, put the Hub's last checkpoint in place, to continue from.
 
     Raises:
         AntError: the Hub cannot say whether it holds one: starting over would put a first checkpoint
@@ -261,7 +261,7 @@ def fetch_checkpoint(recipe: Recipe, fresh: bool) -> None:
         shutil.copyfile(found / METRICS, output_dir / METRICS)
     # Last: a folder with this file counts as the run's.
     write_sealed(output_dir / RUN_RECORD, record | {"recipe": then})
-    say(f"hub         step {step:,} was fetched from {repository}")
+    say("hub", f"step {step:,} was fetched from {repository}")
 
 
 def _with_paths(then: Any, now: Any, key: str = "") -> Any:

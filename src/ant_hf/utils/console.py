@@ -109,16 +109,26 @@ def lasting_output() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
-def say(text: str = "") -> None:
-    """Print a line as it is."""
+# Of the longest label and two spaces.
+_LABEL_WIDTH = 12
+
+
+def say(label: str = "", text: str | None = None) -> None:
+    """Print a line: a text behind its label, as in a table, or one text alone.
+
+    Args:
+        label: one or two words; empty where a line belongs to the one above it.
+        text: None: `label` is all there is to print.
+    """
     if is_first_process():
-        _console.print(without_control_codes(text), markup=False)
+        line = label if text is None else f"{label:<{_LABEL_WIDTH}}{text}"
+        _console.print(without_control_codes(line), markup=False)
 
 
 @functools.cache
-def say_once(text: str) -> None:
+def say_once(label: str, text: str) -> None:
     """Print a line the first time that it is said."""
-    say(text)
+    say(label, text)
 
 
 def write(text: str) -> None:
@@ -225,7 +235,7 @@ _log = _Log()
 
 @contextmanager
 def long_work(label: str) -> Iterator[None]:
-    """Say every half minute that something still goes on, where there is no terminal and no bar within."""
+    """Say every half minute that something is still running, where there is no terminal and no bar within."""
     with _log.of(_Work(label)):
         yield
 

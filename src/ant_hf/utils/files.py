@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 from ant_hf.errors import AntError
 
 _SEAL_KEY = "values_sha256"
-# Enough of a file to tell text in another encoding from what is no text.
+# Enough of a file to tell text in another encoding from what is not text.
 _HEAD_BYTES, _GUESSABLE_BYTES = 4096, 64
 _MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -77,7 +77,7 @@ def fingerprint(values: Any) -> str:
 
 
 def check_made_of(folder: Path, what: str, record: dict[str, Any], inputs: Any) -> None:
-    """Refuse an artefact that was made of other inputs than those of now.
+    """Refuse an artefact that was made of other inputs than today's.
 
     Args:
         record: holds `inputs` and their fingerprint `inputs_sha256`, as stored with the artefact.
@@ -180,7 +180,7 @@ def read_json(path: Path, what: str, hint: str) -> dict[str, Any]:
     """Read a JSON object that an earlier stage wrote.
 
     Raises:
-        AntError: the file is missing or damaged; `hint` says what makes it anew.
+        AntError: the file is missing or damaged; `hint` says what makes it again.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -226,7 +226,7 @@ def opened(file: Path) -> Iterator[io.BufferedIOBase]:
     except _DAMAGED as error:
         if isinstance(error, OSError) and error.strerror:
             raise AntError(f"{file} cannot be read: {error.strerror}") from None
-        raise AntError(f"{file} is no complete {kind} file: {error}") from None
+        raise AntError(f"{file} is not a complete {kind} file: {error}") from None
 
 
 def unpacked_bytes(file: Path) -> int:
@@ -340,11 +340,11 @@ def read_json_rows(
 def _no_object(where: str, reason: str, line: bytes, number: int) -> AntError:
     is_array = number == 1 and line.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
     return AntError(
-        f"{where}, is no JSON object: {reason}",
+        f"{where}, is not a JSON object: {reason}",
         hint="The file is one JSON array, and needed is one object a line: jq -c '.[]' OLD > NEW "
         "(text to train on can stay as it is if the name ends in .json)."
         if is_array
-        else "Mend or remove that line.",
+        else "Repair or remove that line.",
     )
 
 

@@ -49,11 +49,14 @@ def locked(folder: Path, name: str, wait: bool = False) -> Iterator[None]:
     except Timeout:
         if not wait:
             raise _in_use(folder, name) from None
-        say(f"waiting     for {_described(folder, name)}, which works in {folder}")
+        say("waiting", f"{folder} is in use by {_described(folder, name)}; this starts when it is free")
         lock.acquire()
     try:
         if owner.exists():
-            say(f"lock        {_described(folder, name)} ended without a word; its lock is taken over")
+            say(
+                "lock",
+                f"{_described(folder, name)} has ended without unlocking the folder; this run takes over",
+            )
         write_json(owner, {"pid": os.getpid(), "host": socket.gethostname(), "since": now()})
         yield
     finally:

@@ -20,7 +20,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     rows = []
     for where, row in read_json_rows(path, may_be_cut=True) if path.exists() else ():
         if type(row.get("step")) is not int:
-            raise AntError(f"{where}, is no row of metrics", seen=str(row)[:80])
+            raise AntError(f"{where}, is not a row of metrics", seen=str(row)[:80])
         rows.append(row)
     return rows
 
@@ -36,7 +36,7 @@ class TextScore:
 
     @property
     def loss(self) -> float:
-        """Mean negative log-likelihood, nats a token."""
+        """Mean negative log-likelihood, nats per token."""
         return self.nats / self.tokens
 
     @property

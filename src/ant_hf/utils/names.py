@@ -27,7 +27,7 @@ RESULTS = "results.json"
 COMPARISON = "comparison.json"
 # In a checkpoint: its list of files, written last.
 SEAL = "checkpoint.json"
-# In a repository that a run pushes to: the state to go on from.
+# In a repository that a run pushes to: the state to continue from.
 LAST_CHECKPOINT = "last-checkpoint"
 # In a folder of exported files.
 VERIFIED = "verified.json"

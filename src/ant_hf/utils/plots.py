@@ -32,7 +32,7 @@ STYLE: dict[Any, Any] = {
 
 # What plot_run draws over the tokens seen: the key of a row, the file, and what the axis says.
 _CURVES = (
-    ("loss", "loss", "loss (nats a token)"),
+    ("loss", "loss", "loss (nats per token)"),
     ("learning_rate", "learning_rate", "learning rate"),
     ("grad_norm", "gradient_norm", "gradient norm before clipping"),
     ("tokens_per_second", "throughput", "tokens per second"),
@@ -76,7 +76,7 @@ def plot_run(rows: list[dict[str, Any]], folder: Path, title: str) -> list[Path]
                 continue
             if last := next((row for row in reversed(rows) if "eval_loss" in row), None):
                 label = (
-                    f"validation (at the end {last['eval_loss']:.3f} nats a token, "
+                    f"validation (at the end {last['eval_loss']:.3f} nats per token, "
                     f"{last['eval_bits_per_byte']:.3f} bits per byte)"
                 )
                 curve(axes, rows, "eval_loss", color=ORANGE, marker="o", label=label)
@@ -88,7 +88,7 @@ def plot_fragmentation(report: dict[str, Any], path: Path) -> Path:
     """Write how many tokens words need, and how long tokens are."""
     with saved_figure(path, 6.5, 4) as figure:
         figure.suptitle(
-            f"{report['vocab_size']:,} entries: {report['bytes_per_token']:.2f} bytes a token, "
+            f"{report['vocab_size']:,} entries: {report['bytes_per_token']:.2f} bytes per token, "
             f"{report['words_kept_whole']:.1%} of words kept whole"
         )
         for axes, key, xlabel, ylabel in zip(

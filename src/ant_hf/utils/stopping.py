@@ -51,7 +51,7 @@ def phase(doing: str, kept: str | Callable[[], str]) -> Iterator[None]:
 
     Args:
         doing: completes "stopped while ...".
-        kept: what is kept and how to go on, in whole sentences; or a function that gives them.
+        kept: what is kept and how to continue, in whole sentences; or a function that gives them.
     """
     _phases.append((doing, kept))
     try:
