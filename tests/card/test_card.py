@@ -48,7 +48,7 @@ def html(card):
 def test_card_has_every_part(inputs):
     card = render_card(inputs)
     for part in (
-        "Disclaimer and evaluation frame", "perplexity trap", "Architecture", "Hardware and training",
+        "It is not an assistant", "perplexity trap", "Architecture", "Hardware and training",
         "Training dynamics", "Perplexity", "Benchmarks, zero-shot", "Arithmark-2.0 by number of operators",
         "Key takeaways", "Use the model", "Release gate", "Reproduce", "Data and licence", "Limits",
         "plots/loss.png", "plots/learning_rate.png", "plots/fragmentation.png", "plots/benchmarks.png",

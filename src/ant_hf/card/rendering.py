@@ -231,7 +231,7 @@ def _takeaways(
     """The list under "Key takeaways"; a difference is one from two standard errors on."""
     lines = []
     if sentence := _against_floors(scores):
-        lines.append(f"Against the floor of each benchmark, at two standard errors: {sentence}.")
+        lines.append(f"Against the floor of each benchmark: {sentence}.")
     # The first documents of a set are no sample of it, so they stand beside no published figure.
     complete = [score for score in scores if score.complete]
     names = dict.fromkeys(name for score in complete for name in score.published)
@@ -254,12 +254,12 @@ def _takeaways(
         lines.append(
             f"Loops: {greedy['loop_rate']:.1%} of {degeneration['prompts']} greedy continuations end in a "
             f"repeated span{_error(greedy)}, {sampled['loop_rate']:.1%}{_error(sampled)} with the sampling "
-            "settings of the snippet below."
+            "settings of the snippet above."
         )
     return lines
 
 
-_WORDS: dict[str | None, str] = {ABOVE: "above it", UNCLEAR: "not distinguishable from it", BELOW: "below it"}
+_WORDS: dict[str | None, str] = {ABOVE: "above it", UNCLEAR: "not to be told from it", BELOW: "below it"}
 
 
 def _against_floors(scores: list[Score]) -> str:
@@ -282,7 +282,7 @@ def _against(scores: list[Score], name: str) -> str:
     groups = {"better": better, "worse": worse}
     parts = [f"{word} on {_listed(group, shown)}" for word, group in groups.items() if group]
     if alike := len(scores) - len(better) - len(worse):
-        parts.append(f"no difference that two standard errors show on {alike} of {len(scores)}")
+        parts.append(f"no sure difference on {alike} of {len(scores)}")
     return f"Against the published figures of {name}: {'; '.join(parts)}."
 
 
@@ -295,7 +295,7 @@ def _from_floor(score: Score) -> str:
 
 
 def _distance(errors: float) -> str:
-    return f" ({errors:+.1f} standard errors)"
+    return f" ({errors:+.1f} SE)"
 
 
 def _error(loops: dict[str, Any]) -> str:

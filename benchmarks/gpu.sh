@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# Half an hour on a rented GPU without network: measure, then train in the background and bring the weights back.
+#
+#   OUT=folder bash benchmarks/gpu.sh measure                      tests, kernels, speed in bf16 and fp16
+#   OUT=folder bash benchmarks/gpu.sh begin RECIPE [FLAGS ...]     packs the text, starts the training
+#   OUT=folder bash benchmarks/gpu.sh wait SECONDS weights|optimizer|final
+#
+# Each call may be the last one, so everything that is finished is in OUT, in pieces of at most 15 MB, and a
+# step that fails does not stop the others. SMALL=1 tries the same on a CPU with tiny sizes. Wheels in .whl/ are
+# installed into SITE first; text in .text*/ as .jsonl.xz is unpacked into data/text.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+: "${OUT:?a folder for what comes back}"
+SITE=${SITE:-/tmp/site}
+PYTHON=${PYTHON:-python3}
+RUN=${RUN:-runs/gpu}
+export PYTHONPATH="$PWD/src:$SITE${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=true
+mkdir -p "$OUT"
+
+step() { # name, seconds, command: a log of its own, and its time in one table
+  local name=$1 limit=$2 started=$SECONDS code
+  shift 2
+  timeout --kill-after=10 "$limit" "$@" > "$OUT/$name.log" 2>&1
+  code=$?
+  printf '%s\t%s\t%s s\n' "$name" "$code" "$((SECONDS - started))" | tee -a "$OUT/steps.tsv"
+}
+
+install() {
+  compgen -G '.whl/*.whl' > /dev/null || return 0
+  step install 120 "$PYTHON" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --upgrade \
+    --target "$SITE" .whl/*.whl
+}
+
+measure() {
+  local long=64x1024,256x1024 short=64x1024 bench=("$PYTHON" benchmarks/throughput.py)
+  [ "${SMALL:-}" ] && long=2x64 short=2x64 && bench+=(--rounds 1 --architecture configs/llama_ant5m.json)
+  install
+  step gpu 20 nvidia-smi
+  step tests 120 "$PYTHON" -m pytest -q -W default -k "cuda or gpu" tests/train tests/model
+  if [ "${SMALL:-}" ]; then
+    step speed 300 "${bench[@]}" --quick --shapes "$short" --json "$OUT/speed.json"
+    return
+  fi
+  step bf16 240 "${bench[@]}" --rounds 2 --precisions bf16 --shapes "$long" --json "$OUT/bf16.json"
+  step candidates 150 "${bench[@]}" --rounds 2 --precisions bf16 --candidates --json "$OUT/candidates.json"
+  step fp16 120 "${bench[@]}" --rounds 2 --precisions fp16 --quick --shapes "$short" --json "$OUT/fp16.json"
+}
+
+begin() {
+  local recipe=$1
+  shift
+  install
+  mkdir -p data/text
+  find . -maxdepth 2 -path './.text*' -name '*.jsonl.xz' -print0 \
+    | xargs -0 -r -P 16 -I {} sh -c 'xz -dc "$1" > "data/text/$(basename "$1" .xz)"' _ {}
+  step pack 240 "$PYTHON" -m ant_hf pack --config "$recipe" "$@"
+  # Not accelerate launch, which would turn the exit code 75 of a stopped run into a 1.
+  setsid nohup "$PYTHON" pretrain.py --config "$recipe" --output-dir "$RUN" "$@" > "$RUN.log" 2>&1 &
+  sleep "${FIRST_LOOK:-45}"
+  tail -n 30 "$RUN.log" | tee "$OUT/begin.log"
+}
+
+pieces() { # files: each in pieces that may travel
+  local file
+  for file in "$@"; do
+    [ -f "$file" ] && split --bytes 15M --numeric-suffixes "$file" "$OUT/$(basename "$file").part"
+  done
+}
+
+wait_for() {
+  local deadline=$((SECONDS + $1)) what=$2 newest
+  until [ "$what" = final ] && [ -f "$RUN/final/config.json" ] && grep -q '"status": "finished"' "$RUN/run.json"; do
+    [ "$SECONDS" -ge "$deadline" ] && break
+    sleep 2
+  done
+  cp "$RUN.log" "$RUN/metrics.jsonl" "$RUN/run.json" "$OUT/"
+  newest=$(ls -d "$RUN"/checkpoint-*/ 2> /dev/null | sort -V | while read -r folder; do
+    [ -f "$folder/checkpoint.json" ] && echo "$folder"
+  done | tail -n 1)
+  case $what in
+    weights) pieces "$newest/model.safetensors" "$newest/checkpoint.json" ;;
+    optimizer) pieces "$newest/optimizer.pt" "$newest/checkpoint.json" ;;
+    final) pieces "$RUN"/final/* ;;
+  esac
+  echo "${newest:-no checkpoint yet}" | tee "$OUT/which.txt"
+  tail -n 5 "$RUN.log"
+}
+
+case ${1:-} in
+  measure) measure ;;
+  begin) shift && begin "$@" ;;
+  wait) wait_for "$2" "$3" ;;
+  *) sed -n '2,12p' "$0" && exit 2 ;;
+esac
