@@ -94,7 +94,7 @@ def test_nothing_to_read_is_refused(tmp_path):
         (tmp_path / "pictures", "no file matches .*saw 'b.png'"),
         (tmp_path / "*.txt", "no file matches"),
         (tmp_path / "a.pdf", r"unknown kind.*cp a\.pdf a\.txt"),
-        (tmp_path / "pipe", "no file.*save it"),
+        (tmp_path / "pipe", "not a file.*save it"),
     ):
         with pytest.raises(AntError, match=word):
             LocalFiles.find(str(pattern))

@@ -122,7 +122,7 @@ def test_only_what_is_missing_is_measured(tiny_run, tmp_path, capsys):
         (
             (),
             "open-slm",
-            "there is nothing to measure: .* has no file of these sets; saw 'hellaswag, arc_easy",
+            "there is nothing to measure: .* has no file for these sets; saw 'hellaswag, arc_easy",
         ),
     ],
 )

@@ -206,7 +206,7 @@ def test_an_interrupted_evaluation_goes_on(model, data_dir, monkeypatch, capsys)
     assert not (model / "results.json").exists()
     monkeypatch.undo()
     found, _ = measure(model, data_dir, batch_size=1)
-    assert "requests are already scored" in capsys.readouterr().out
+    assert "requests are scored already" in capsys.readouterr().out
     for name in QUICK:
         assert found["tasks"][name]["value"] == expected["tasks"][name]["value"]
     assert not list(model.glob(".evaluation*"))

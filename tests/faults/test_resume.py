@@ -279,7 +279,7 @@ def test_a_second_run_in_the_folder_is_refused_while_the_first_lives(make_recipe
         text = capsys.readouterr().out
         trial.message = next(line for line in text.splitlines() if line.startswith("lock"))
         assert f"process {first.pid} on" in text
-        assert "its lock is taken over" in text
+        assert "this run takes over" in text
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "release.json", "checkpoint.json"])
@@ -303,7 +303,7 @@ def test_a_run_without_data_of_its_own_is_no_data_dir(make_recipe, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "run.json").write_text("{}")
     recipe = make_recipe().model_copy(update={"data_dir": str(tmp_path / "other")})
-    with pytest.raises(AntError, match="keeps its data elsewhere"):
+    with pytest.raises(AntError, match="keeps its data in another folder"):
         pretrain(recipe)
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["run.json"]
     assert not (tmp_path / "run").exists()

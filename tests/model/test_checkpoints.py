@@ -81,7 +81,7 @@ def test_sampling_is_repeatable_and_continues_the_prompt(tiny_run):
     [
         ("", "the prompt is empty"),
         ("and so on " * 40, r"has 1\d\d tokens and the model takes at most 63"),
-        ("\udc80", "no valid Unicode"),
+        ("\udc80", "not valid Unicode"),
     ],
     ids=["empty", "long", "surrogate"],
 )
