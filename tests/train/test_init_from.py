@@ -170,6 +170,13 @@ def test_a_llama_with_a_sentencepiece_vocabulary_is_trained(finetune, tmp_path, 
         assert tokenizer.decode(ids, skip_special_tokens=True) == text
 
 
+def test_a_class_of_transformers_that_reads_the_file_in_another_way_is_refused(finetune, tmp_path, chapters):
+    """Transformers 5 makes a Metaspace of every LlamaTokenizer; what the hint names is trained above."""
+    base = sentencepiece_model(tmp_path / "base", chapters, tokenizer_class="LlamaTokenizer")
+    with pytest.raises(AntError, match=r"in another way than its tokenizer\.json.*PreTrainedTokenizerFast"):
+        architecture_of(finetune(base))
+
+
 def test_a_tokenizer_that_loses_the_first_space_of_a_text_is_refused(finetune, tmp_path, chapters):
     """Metaspace takes a space that is there for the one that it would put there."""
     with pytest.raises(AntError, match=r"does not give every text back.*a space at its beginning is lost"):
