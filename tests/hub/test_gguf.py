@@ -71,6 +71,7 @@ def test_a_trusted_publisher_needs_no_token(hub, session, run, quick_gate):
     environment = {"HF_TOKEN": None, "HF_OIDC_RESOURCE": REPO, "HF_OIDC_ID_TOKEN": JOB}
     publish = ["publish", run / "final", "--repo", REPO, "--gguf", "--yes"]
     hub.faults.add("POST", "/commit/", "echo")
+    hub.faults.add("POST", "/oauth/token", 503)
     ((code, said),) = session(publish, **environment)
     assert code == 0, said
     assert f"the Trusted Publisher of {GGUF_REPO}, may write" in said
