@@ -163,6 +163,7 @@ def test_the_plan_needs_no_token(hub, session, run, monkeypatch):
     assert "[/odd].md" in known[1]
     assert "not seen without a token" in new[1]
     assert "what it holds is not known" in silent[1]
+    assert "nothing to change" not in silent[1]
     assert sent == []
 
 
@@ -354,22 +355,6 @@ def test_the_token_is_in_nothing_that_is_written(hub, session, run, tmp_path):
     searched = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(searched) > 50
     assert [path for path in searched if secret in path.read_bytes()] == []
-
-
-@pytest.mark.slow
-def test_gguf_files_go_with_the_release_when_asked(hub, client, run):
-    pytest.importorskip("xllamacpp")
-    command = ("ant-hf", "publish", run / "final", "--repo", REPO, "--yes")
-    client(*command, "--with-gguf")
-    repository = hub.repository(REPO)
-    card = repository.content("README.md").decode()
-    for kind in ("F32", "F16", "Q8_0"):
-        assert repository.content(f"Ant-10M-{kind}.gguf")[:4] == b"GGUF"
-        assert f"`Ant-10M-{kind}.gguf`" in card
-    assert "FROM ./Ant-10M-Q8_0.gguf" in repository.content("Modelfile").decode()
-    # Without the flag the next release has none; what the repository has stays unless pruned.
-    client(*command)
-    assert "GGUF" not in repository.content("README.md").decode()
 
 
 @pytest.mark.slow

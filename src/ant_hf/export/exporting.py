@@ -23,7 +23,6 @@ from ant_hf.utils.names import VERIFIED
 from ant_hf.utils.provenance import now, package_versions
 from ant_hf.utils.stopping import phase
 
-MODELFILE = "Modelfile"
 # Beside those that a kind of tokenizer has of its own.
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -47,7 +46,7 @@ def export(
     Args:
         model: folder or Hub id.
         to: `gguf` or `onnx`.
-        types: GGUF types; all when empty.
+        types: GGUF types, or `all`; those of `DEFAULT_TYPES` when empty.
         repository: `owner/name` under which it is or will be published.
 
     Returns:
@@ -67,7 +66,7 @@ def export(
     origin = gguf.Origin(re.sub(r"[^\w.-]+", "_", name), repository, license_id)
     # An export is made again when any of this changes.
     record: dict[str, Any] = {
-        "format_version": 2,
+        "format_version": 3,
         "to": to,
         "types": list(types),
         **vars(origin),
@@ -109,9 +108,14 @@ def _checked_types(to: str, types: Sequence[str]) -> tuple[str, ...]:
     """The GGUF types to write; none for ONNX."""
     if to not in _NEEDS:
         raise AntError("unknown format", seen=to, expected=" or ".join(_NEEDS))
-    chosen = tuple(dict.fromkeys(gguf.TYPES if not types or "all" in types else types))
+    chosen = tuple(dict.fromkeys(gguf.TYPES if "all" in types else types or gguf.DEFAULT_TYPES))
     if unknown := [kind for kind in chosen if kind not in gguf.TYPES]:
-        raise AntError("unknown GGUF type", seen=unknown[0], expected=f"{', '.join(gguf.TYPES)} or all")
+        raise AntError(
+            "unknown GGUF type",
+            seen=unknown[0],
+            expected=f"{', '.join(gguf.TYPES)} or all",
+            hint="llama.cpp's own llama-quantize makes others, such as Q4_K_M, from the F32 file",
+        )
     if to == "onnx" and types:
         raise AntError("--type is for GGUF; ONNX is written in float32", seen=", ".join(types))
     if missing := [name for name in _NEEDS[to] if importlib.util.find_spec(name) is None]:
@@ -190,24 +194,23 @@ def _threads() -> int:
 def _gguf(
     folder: Path, subject: Subject, vocabulary: Vocabulary, types: Sequence[str], origin: gguf.Origin
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """One file a type, each verified before the next, and the Modelfile of the smallest.
+    """One file per type, each verified before the next, and what Ollama reads, for the suggested one.
 
     Returns:
         Figures by file, and what the files do not hold.
     """
     model, tokenizer, done, run = subject.model, subject.tokenizer, {}, None
-    names = {kind: f"{origin.name}-{kind.upper()}.gguf" for kind in types}
-    for kind, name in names.items():
-        file = folder / name
+    for kind in types:
+        file = folder / (name := gguf.file_name(origin.name, kind))
         gguf.write_gguf(file, model, vocabulary, kind, origin)
         say(f"{kind.upper():<12}{file.stat().st_size:,} bytes written; verifying")
         loaded, figures = verification.read_back(file, model, tokenizer, kind)
         if llama_cpp.is_installed():
             run = verification.run_in_llama_cpp(file, model, loaded, tokenizer, vocabulary, kind, _threads())
         done[name] = {"type": kind.upper(), "verified": {"transformers": figures, "llama_cpp": run}}
-    smallest = names[min(types, key=lambda kind: gguf.TYPES[kind].bytes)]
-    text = gguf.modelfile(smallest, model, vocabulary, origin.license)
-    files.write_text(folder / MODELFILE, text)
+    best = gguf.file_name(origin.name, gguf.suggested(types))
+    for name, text in gguf.ollama_files(best, model, vocabulary, origin.license).items():
+        files.write_text(folder / name, text)
     return done, verification.notes(model, vocabulary, run)
 
 

@@ -92,24 +92,31 @@ def _largest_difference(left: list[torch.Tensor], right: list[torch.Tensor]) -> 
     return max((ours - theirs).abs().max().item() for ours, theirs in zip(left, right, strict=True))
 
 
-def _nats(logits: list[torch.Tensor], sequences: Sequence[Sequence[int]]) -> float:
-    """What all tokens of the sequences but the first of each cost."""
+def _nats(logits: list[torch.Tensor], sequences: Sequence[Sequence[int]]) -> torch.Tensor:
+    """What each token of the sequences but the first of each costs, shape (tokens,)."""
     rows = torch.cat([row[:-1] for row in logits])
     followers = torch.tensor([index for ids in sequences for index in ids[1:]])
-    return torch.nn.functional.cross_entropy(rows, followers, reduction="sum").item()
+    return torch.nn.functional.cross_entropy(rows, followers, reduction="none")
 
 
 def _cost(
-    program: str, kind: str, seen: float, wanted: float, tokenizer: Any, sequences: Sequence[Sequence[int]]
+    program: str,
+    kind: str,
+    seen: torch.Tensor,
+    wanted: torch.Tensor,
+    tokenizer: Any,
+    sequences: Sequence[Sequence[int]],
 ) -> dict[str, float]:
-    """Bits a byte of plain English, from nats, with what the type costs.
+    """Bits a byte of plain English, from nats, and what the type costs, with its standard error.
+
+    Both read the same tokens: the error is of the differences at them, taken as independent of each other.
 
     Raises:
         AntError: the type costs more than it may, or gains as much.
     """
     # An entry of a byte-level vocabulary has a character a byte.
     size = sum(len(entry) for ids in sequences for entry in tokenizer.convert_ids_to_tokens(ids[1:]))
-    bits, original = seen / size / math.log(2), wanted / size / math.log(2)
+    bits, original = (nats.sum().item() / size / math.log(2) for nats in (seen, wanted))
     if not abs(bits - original) <= (most := TYPES[kind].loss) * max(original, 1):
         raise AntError(
             f"{program} does not find plain English as likely as the model does",
@@ -117,7 +124,13 @@ def _cost(
             expected=f"{original:.4f} within {most:.2%} in {kind.upper()}",
             hint="Leave this type out with --type",
         )
-    return {"bits_per_byte": bits, "bits_per_byte_difference": bits - original}
+    error = (seen - wanted).std().item() * math.sqrt(len(seen)) / size / math.log(2)
+    return {
+        "bytes": size,
+        "bits_per_byte": bits,
+        "bits_per_byte_difference": bits - original,
+        "bits_per_byte_difference_stderr": error,
+    }
 
 
 def run_in_llama_cpp(
@@ -176,7 +189,7 @@ def run_in_llama_cpp(
     stops, tie = [*answers.ends, *others], TYPES[kind].tie
     figures = check_greedy(program, loaded, tokenizer, context, answers.greedy, stops, tie)
     ours = _nats(_logits(model, questions.scored), questions.scored)
-    theirs = -sum(map(sum, answers.log_likelihoods))
+    theirs = -torch.tensor([each for scores in answers.log_likelihoods for each in scores])
     return figures | {
         "texts": len(texts),
         "texts_with_equal_tokens": len(texts),

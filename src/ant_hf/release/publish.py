@@ -149,7 +149,8 @@ def publish(
     """Show what would happen and, with `yes`, do it.
 
     Args:
-        folder: a release folder, as `make_release` writes it, or a Space's, as `make_space` does.
+        folder: a release folder, as `make_release` writes it, or that of its GGUF files or its Space, as
+            `make_gguf_release` and `make_space` do.
         repo: `owner/name` on the Hub, the one that the card was made for.
         private: create the repository as a private one.
         tag: name of the version; default: the next free v1, v2, ...
@@ -164,7 +165,7 @@ def publish(
         AntError: refused before the first byte, a conflict, or a failure after all attempts. The release
             folder stays as it is, and the same command continues.
     """
-    folder, client = Path(folder), client or HubClient(anonymous=True)
+    folder, client = Path(folder), (client or HubClient(anonymous=True)).of_repository(repo, kind)
     sha256 = _check_release(folder, repo)
     with phase("asking the Hub", "Nothing was sent. Run the same command again."):
         changes = _preflight(client, folder, repo, private, tag, prune, kind, must_know=yes)
@@ -333,11 +334,11 @@ def _show(changes: Changes) -> None:
         where = f"will be created, {visibility}"
         where += "" if changes.user else " (or is there and private, which is not seen without a token)"
     size = sum(sizes.get(name, 0) for name in changes.paths)
-    what = (
-        f"one, with {len(changes.paths)} changes, {size:,} bytes"
-        if changes.paths
-        else "none, nothing to change"
-    )
+    what = "none, nothing to change"
+    if changes.unknown:
+        what = "one, with what is not there yet"
+    elif changes.paths:
+        what = f"one, with {len(changes.paths)} changes, {size:,} bytes"
     then = f"the tag {changes.tag} is there already" if changes.is_tagged else f"tagged {changes.tag}"
     say(f"account     {f'{changes.user}, may write' if changes.user else 'not known'}")
     say(f"repository  {changes.address}: {where}")
