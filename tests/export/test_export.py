@@ -29,8 +29,8 @@ from ant_hf.export import exporting, gguf, llama_cpp, onnx, verification
 from ant_hf.export.exporting import export
 from ant_hf.export.gguf import Origin, write_gguf
 from ant_hf.export.llama_cpp import Answers, Questions, ask
-from ant_hf.export.questions import check_texts, greedy_prompts, greedy_starts, one_line
-from ant_hf.export.verification import read_back, run_in_llama_cpp, scored_ids
+from ant_hf.export.questions import check_texts, greedy_prompts, greedy_starts, one_line, scored_ids
+from ant_hf.export.verification import read_back, run_in_llama_cpp
 from ant_hf.export.vocabulary import read_vocabulary
 from ant_hf.recipe import TokenizerRecipe
 from ant_hf.release.build import copy_gguf
