@@ -24,7 +24,6 @@ from ant_hf.utils.names import VERIFIED
 from ant_hf.utils.provenance import now, package_versions
 from ant_hf.utils.stopping import phase
 
-MODELFILE = "Modelfile"
 # Beside those that a kind of tokenizer has of its own.
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -33,10 +32,7 @@ _TOKENIZER_FILES = (
 # What lies beside the graphs, as it is.
 _MODEL_FILES = ("config.json", "generation_config.json")
 _NEEDS = {"gguf": ("gguf",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
-_TYPES: dict[str, dict[str, gguf.GgufType] | dict[str, onnx.OnnxType]] = {
-    "gguf": gguf.TYPES,
-    "onnx": onnx.TYPES,
-}
+_FORMATS: dict[str, Any] = {"gguf": gguf, "onnx": onnx}
 _VERSIONS = ("ant-hf", "transformers", "torch", "gguf", "xllamacpp", "onnx", "onnxscript", "onnxruntime")
 
 
@@ -54,7 +50,7 @@ def export(
     Args:
         model: folder or Hub id.
         to: `gguf` or `onnx`.
-        types: of the format; all when empty.
+        types: of the format, or `all`; its `DEFAULT_TYPES` when empty.
         repository: `owner/name` under which it is or will be published.
 
     Returns:
@@ -90,7 +86,7 @@ def export(
     if (there := _reusable(target, record)) is not None:
         return target, there
     files.check_writable(target.parent, "--output FOLDER")
-    needed = int(sum(_TYPES[to][kind].bytes for kind in types) * record["parameters"]) + 2_000_000
+    needed = int(sum(_FORMATS[to].TYPES[kind].bytes for kind in types) * record["parameters"]) + 2_000_000
     files.check_room("the export", target.parent, needed, "or set another folder with --output")
     with (
         files.writing("the export", target.parent, needed),
@@ -115,11 +111,16 @@ def _checked_types(to: str, types: Sequence[str]) -> tuple[str, ...]:
     """The types to write."""
     if to not in _NEEDS:
         raise AntError("unknown format", seen=to, expected=" or ".join(_NEEDS))
-    known = _TYPES[to]
-    chosen = tuple(dict.fromkeys(known if not types or "all" in types else types))
-    if unknown := [kind for kind in chosen if kind not in known]:
-        expected = f"{', '.join(known)} or all"
-        raise AntError(f"unknown type of {to.upper()}", seen=unknown[0], expected=expected)
+    form = _FORMATS[to]
+    chosen = tuple(dict.fromkeys(form.TYPES if "all" in types else types or form.DEFAULT_TYPES))
+    if unknown := [kind for kind in chosen if kind not in form.TYPES]:
+        more = "llama.cpp's own llama-quantize makes others, such as Q4_K_M, from the F32 file"
+        raise AntError(
+            f"unknown {to.upper()} type",
+            seen=unknown[0],
+            expected=f"{', '.join(form.TYPES)} or all",
+            hint=more if to == "gguf" else None,
+        )
     if missing := [name for name in _NEEDS[to] if importlib.util.find_spec(name) is None]:
         raise AntError(f"the export to {to} needs {', '.join(missing)}", hint=f"pip install 'ant-hf[{to}]'")
     return chosen
@@ -196,24 +197,23 @@ def _threads() -> int:
 def _gguf(
     folder: Path, subject: Subject, vocabulary: Vocabulary, types: Sequence[str], origin: gguf.Origin
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """One file a type, each verified before the next, and the Modelfile of the smallest.
+    """One file per type, each verified before the next, and what Ollama reads, for the suggested one.
 
     Returns:
         Figures by file, and what the files do not hold.
     """
     model, tokenizer, done, run = subject.model, subject.tokenizer, {}, None
-    names = {kind: f"{origin.name}-{kind.upper()}.gguf" for kind in types}
-    for kind, name in names.items():
-        file = folder / name
+    for kind in types:
+        file = folder / (name := gguf.file_name(origin.name, kind))
         gguf.write_gguf(file, model, vocabulary, kind, origin)
         say(f"{kind.upper():<12}{file.stat().st_size:,} bytes written; verifying")
         loaded, figures = verification.read_back(file, model, tokenizer, kind)
         if llama_cpp.is_installed():
             run = verification.run_in_llama_cpp(file, model, loaded, tokenizer, vocabulary, kind, _threads())
         done[name] = {"type": kind.upper(), "verified": {"transformers": figures, "llama_cpp": run}}
-    smallest = names[min(types, key=lambda kind: gguf.TYPES[kind].bytes)]
-    text = gguf.modelfile(smallest, model, vocabulary, origin.license)
-    files.write_text(folder / MODELFILE, text)
+    best = gguf.file_name(origin.name, gguf.suggested(types))
+    for name, text in gguf.ollama_files(best, model, vocabulary, origin.license).items():
+        files.write_text(folder / name, text)
     return done, verification.notes(model, vocabulary, run)
 
 

@@ -65,6 +65,7 @@ TYPES = {
     "fp16": OnnxType("model_fp16.onnx", torch.float16, 2, 0.1, 0.1, 0.001),
     "q8": OnnxType("model_quantized.onnx", torch.float32, 1.03, np.inf, 0.5, 0.02),
 }
+DEFAULT_TYPES = tuple(TYPES)
 # What a file of the format holds at most; transformers.js would want a larger one in parts.
 _MOST_BYTES = 2**31 - 2**24
 # Batch and tokens; the last is longer than what a graph might have frozen in.
@@ -303,7 +304,7 @@ def check_onnx(
         wanted = nats([model(torch.tensor([ids])).logits[0] for ids in scored], scored)
     # 8 bits are rounded otherwise where a text is read at once than where it is written: the worse counts.
     found = [nats([graph.read(ids, step) for ids in scored], scored) for step in (1, context)]
-    seen = max(found, key=lambda each: abs(each - wanted))
+    seen = max(found, key=lambda each: abs((each - wanted).sum().item()))
     starts, new_tokens = greedy_starts(tokenizer, context)
     ends, started = end_ids(model, tokenizer), time.perf_counter()
     outputs = [graph.greedy(ids, new_tokens, ends) for ids in starts]

@@ -113,27 +113,29 @@ def scored_ids(tokenizer: Any, context: int) -> list[list[int]]:
     return [tokenizer(text, add_special_tokens=False)["input_ids"][:length] for text in ENGLISH]
 
 
-def nats(logits: Sequence[torch.Tensor], sequences: Sequence[Sequence[int]]) -> float:
-    """What all tokens of the sequences but the first of each cost.
+def nats(logits: Sequence[torch.Tensor], sequences: Sequence[Sequence[int]]) -> torch.Tensor:
+    """What each token of the sequences but the first of each costs, shape (tokens,).
 
     Args:
         logits: of each sequence, shape (positions, vocabulary).
     """
     rows = torch.cat([row[:-1] for row in logits])
     followers = torch.tensor([index for ids in sequences for index in ids[1:]])
-    return torch.nn.functional.cross_entropy(rows, followers, reduction="sum").item()
+    return torch.nn.functional.cross_entropy(rows, followers, reduction="none")
 
 
 def check_cost(
     program: str,
     kind: str,
     most: float,
-    seen: float,
-    wanted: float,
+    seen: torch.Tensor,
+    wanted: torch.Tensor,
     tokenizer: Any,
     sequences: Sequence[Sequence[int]],
 ) -> dict[str, float]:
-    """Bits a byte of plain English, from nats, with what a type costs.
+    """Bits a byte of plain English, from nats, and what the type costs, with its standard error.
+
+    Both read the same tokens: the error is of the differences at them, taken as independent of each other.
 
     Args:
         kind: the type's name.
@@ -145,7 +147,7 @@ def check_cost(
     """
     # An entry of a byte-level vocabulary has a character a byte.
     size = sum(len(entry) for ids in sequences for entry in tokenizer.convert_ids_to_tokens(ids[1:]))
-    bits, original = seen / size / math.log(2), wanted / size / math.log(2)
+    bits, original = (each.sum().item() / size / math.log(2) for each in (seen, wanted))
     if not abs(bits - original) <= most * max(original, 1):
         raise AntError(
             f"{program} does not find plain English as likely as the model does",
@@ -153,7 +155,13 @@ def check_cost(
             expected=f"{original:.4f} within {most:.2%} in {kind}",
             hint="Leave this type out with --type",
         )
-    return {"bits_per_byte": bits, "bits_per_byte_difference": bits - original}
+    error = (seen - wanted).std().item() * math.sqrt(len(seen)) / size / math.log(2)
+    return {
+        "bytes": size,
+        "bits_per_byte": bits,
+        "bits_per_byte_difference": bits - original,
+        "bits_per_byte_difference_stderr": error,
+    }
 
 
 def end_ids(model: PreTrainedModel, tokenizer: Any) -> list[int]:

@@ -148,7 +148,7 @@ def run_in_llama_cpp(
     stops, tie = [*answers.ends, *others], TYPES[kind].tie
     figures = check_greedy(program, loaded, tokenizer, context, answers.greedy, stops, tie)
     ours = nats(_logits(model, questions.scored), questions.scored)
-    theirs = -sum(map(sum, answers.log_likelihoods))
+    theirs = -torch.tensor([each for scores in answers.log_likelihoods for each in scores])
     return figures | {
         "texts": len(texts),
         "texts_with_equal_tokens": len(texts),
