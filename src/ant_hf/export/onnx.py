@@ -131,7 +131,8 @@ def trace(model: PreTrainedModel, dtype: torch.dtype) -> Any:
             expected="5.23 or newer",
             hint="pip install --upgrade transformers",
         )
-    model = copy.deepcopy(model).to(dtype)
+    model = copy.deepcopy(model)
+    model.to(dtype)  # type: ignore[arg-type]  # wrapped by a decorator of transformers
     # A window as wide as the context hides nothing, and its cache has no place in the graph.
     model.config.sliding_window = None
     # One padded row, or the mask would be left out of the graph as needless.
@@ -208,7 +209,10 @@ def _in_8_bits(program: Any) -> Any:
     """
     from onnxruntime.quantization import QuantType
     from transformers.exporters.configs import ExportFormat
-    from transformers.exporters.quantizers import OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
+    from transformers.exporters.quantizers.quantizer_onnxruntime import (
+        OnnxRuntimeDynamicConfig,
+        OnnxRuntimeQuantizer,
+    )
 
     unsigned = OnnxRuntimeDynamicConfig(weight_type=QuantType.QUInt8)
     return OnnxRuntimeQuantizer(unsigned).quantize(program, {}, ExportFormat.ONNX)
