@@ -62,6 +62,11 @@ Tokens = Annotated[
     Option(help="Folder of the run's packed tokens, if it was moved; its held-out text is scored."),
 ]
 
+Onnx = Annotated[
+    bool,
+    Option("--onnx", help="Export it to ONNX too, and put the graphs into the release, for transformers.js."),
+]
+
 
 def read_recipe(
     config: Path, data: list[str] | None, output_dir: str | None, overrides: list[str] | None, **training: Any
