@@ -8,7 +8,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from ant_hf.cli.options import Final, License, Repo, Tokens
+from ant_hf.cli.options import Final, License, Repo, Tokens, Vendor
 from ant_hf.cli.tables import audit_table, checks_table, gate_report
 from ant_hf.errors import AntError, missing_file
 from ant_hf.utils.console import say, show
@@ -104,14 +104,20 @@ def publish(
         bool, Option("--with-gguf", help="Export to GGUF too (F32, F16, Q8_0) and publish the files.")
     ] = False,
     space: Annotated[
-        bool, Option("--space", help="Then publish a Space of the same name in which to try the model.")
-    ] = False,
+        str | None,
+        Option(
+            metavar="KIND",
+            help="Then publish a Space of the same name in which to try the model: static, where it runs in "
+            "the visitor's browser, costs nothing and never sleeps; or gradio, where it runs on the Hub.",
+        ),
+    ] = None,
+    vendor: Vendor = None,
     attempts: Attempts = 5,
     timeout: Timeout = 60.0,
 ) -> None:
     """Gate, card, and one commit to the Hub, which is then read back and tagged.
 
-    With --space, a second commit makes the demo a Space (spaces/OWNER/NAME).
+    With --space static (or gradio), a second commit makes the demo a Space (spaces/OWNER/NAME).
 
     Without --yes nothing is sent, and the plan needs no token. Interrupted or failed, the same command
     continues.
@@ -123,6 +129,9 @@ def publish(
 
     if yes and dry_run:
         raise AntError("--yes and --dry-run were both given", hint="Leave one out")
+    if space not in (None, "static", "gradio"):
+        hint = "Write --space static: a page that runs in the browser"
+        raise AntError("--space needs a kind of Space", seen=space, expected="static or gradio", hint=hint)
     if not (model / "config.json").is_file():
         raise missing_file(model / "config.json", "model folder", "Pass a run's final folder.")
     check_repository(repo)
@@ -131,7 +140,7 @@ def publish(
         say("token       no Hub token found: the release is made and the plan shown, and nothing is sent")
     elif yes:
         # A token that will not do should not cost the minute that the gate takes.
-        for kind in ("model", *["space"] * space):
+        for kind in ("model", *["space"] * bool(space)):
             client.check_may_write(repo, kind)
     gguf = None
     if with_gguf:
@@ -141,11 +150,17 @@ def publish(
     folder = make_release(model, repo, license_id, tokens, gguf, client)
     gate_report(folder)
     space_folder = None
-    if space:
+    # Before the model is sent, so that a missing package stops both.
+    if space == "gradio":
         from ant_hf.demo.space import make_space
 
-        # Before the model is sent, so that a missing package stops both.
         space_folder = make_space(folder.parent, repo, license_id or license_of(model))
+    elif space == "static":
+        from ant_hf.demo.site import SiteOptions
+        from ant_hf.demo.space import make_static_space
+
+        options = SiteOptions(vendor=vendor)
+        space_folder = make_static_space(folder.parent, str(model), repo, terms, SiteOptions(vendor=vendor))
     send = partial(publish_release, repo=repo, private=private, prune=prune, yes=yes, client=client)
     send(folder, tag=tag)
     if space_folder:
