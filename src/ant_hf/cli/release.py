@@ -159,7 +159,7 @@ def publish(
         from ant_hf.demo.site import SiteOptions
         from ant_hf.demo.space import make_static_space
 
-        options = SiteOptions(vendor=vendor)
+        terms = license_id or license_of(model)
         space_folder = make_static_space(folder.parent, str(model), repo, terms, SiteOptions(vendor=vendor))
     send = partial(publish_release, repo=repo, private=private, prune=prune, yes=yes, client=client)
     send(folder, tag=tag)
