@@ -406,7 +406,12 @@ def demo(
     ] = None,
     dtypes: Annotated[
         list[str] | None,
-        Option("--dtype", metavar="TYPE", help="With --static: q8 (default), fp16 or fp32. May be repeated."),
+        Option(
+            "--dtype",
+            metavar="TYPE",
+            help="With --static: q8 for processors, fp16 or fp32 for graphics cards too. May be repeated. "
+            "Default: q8 and fp16.",
+        ),
     ] = None,
     prompts: Annotated[
         list[str] | None,
@@ -427,7 +432,7 @@ def demo(
             )
         from ant_hf.demo.site import SiteOptions, make_site
 
-        options = SiteOptions(tuple(dict.fromkeys(dtypes or ["q8"])), vendor, prompts or ())
+        options = SiteOptions(tuple(dict.fromkeys(dtypes or SiteOptions.dtypes)), vendor, prompts or ())
         folder = make_site(models, output or Path("site"), options)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         say(f"site        {folder}, {size / 1e6:.0f} MB")

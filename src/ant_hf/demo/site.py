@@ -34,8 +34,8 @@ _SITE = "site.json"
 class SiteOptions:
     """What goes into a site beside the models."""
 
-    dtypes: Sequence[str] = ("q8",)
-    """Of DTYPES; the page begins with the first that it can use."""
+    dtypes: Sequence[str] = ("q8", "fp16")
+    """Of DTYPES. Processors take the first; graphics cards have no use for q8 and take another."""
     vendor: Path | None = None
     """A `node_modules` with transformers.js; None: npm's registry, once."""
     prompts: Sequence[str] = ()
@@ -85,14 +85,15 @@ def site_in(target: Path, models: Sequence[str], options: SiteOptions) -> Iterat
         for path in _PAGE.iterdir():
             shutil.copyfile(path, folder / path.name)
         (folder / "colours.css").write_text(_colours(), encoding="utf-8")
-        copy_packages(packages, folder / "vendor")
+        webgpu = any(dtype != "q8" for dtype in options.dtypes)
+        copy_packages(packages, folder / "vendor", webgpu)
         facts = [
             _put_model(folder / "models", model, subject, name, options)
             for model, subject, name in zip(models, subjects, names, strict=True)
         ]
         prompts = list(options.prompts) or list(dict.fromkeys([*_sample_prompt(subjects[0]), *EXAMPLES]))
-        made_by = f"ant-hf {ant_hf.__version__}"
-        write_json(folder / _SITE, {"made_by": made_by, "models": facts, "prompts": prompts})
+        about = {"made_by": f"ant-hf {ant_hf.__version__}", "webgpu": webgpu}
+        write_json(folder / _SITE, {**about, "models": facts, "prompts": prompts})
         yield folder
 
 
@@ -106,7 +107,8 @@ def _names(subjects: Sequence[Subject], repository: str | None) -> list[str]:
 def _put_model(models: Path, model: str, subject: Subject, name: str, options: SiteOptions) -> dict[str, Any]:
     """Copy a model as transformers.js loads it, and the bytes of its tokens; returns what the page shows."""
     entries = vocabulary(subject.tokenizer)
-    exported, _ = export(model, "onnx", options.dtypes)
+    # All types, as for a release: a second export in place of that one would have to be made again there.
+    exported, _ = export(model, "onnx")
     target = models / re.sub(r"[^\w.-]+", "-", name).strip("-")
     (target / "onnx").mkdir(parents=True)
     for path in (CONFIG, "generation_config.json", "tokenizer.json", "tokenizer_config.json"):

@@ -49,7 +49,7 @@ class Package:
         return self.name.rpartition("/")[2]
 
 
-_RUNTIME = "dist/ort-wasm-simd-threaded"
+_RUNTIME, _WEBGPU = "dist/ort-wasm-simd-threaded", ".asyncify"
 # transformers.js 4.3.1 has this ONNX Runtime's JavaScript in itself, and jinja.
 PACKAGES = (
     Package(
@@ -68,8 +68,7 @@ PACKAGES = (
         "onnxruntime-web",
         "1.31.0-dev.20260914-8d85527a0",
         "Iy7rtadoBgxS/LLvDr3QW38DB1PNXRnr0GJMcL0TAt7c9qjgVQl83UlGCVyeAnK2InpmW8Uc3PL8XIuqtDeF6g==",
-        # Without and with WebGPU.
-        tuple(f"{_RUNTIME}{kind}.{end}" for kind in ("", ".asyncify") for end in ("mjs", "wasm")),
+        tuple(f"{_RUNTIME}{kind}.{end}" for kind in ("", _WEBGPU) for end in ("mjs", "wasm")),
     ),
 )
 
@@ -84,8 +83,11 @@ def find_packages(given: Path | None = None) -> dict[Package, Path]:
     return {package: _in_folder(package, given) if given else _in_cache(package) for package in PACKAGES}
 
 
-def copy_packages(found: dict[Package, Path], target: Path) -> None:
+def copy_packages(found: dict[Package, Path], target: Path, webgpu: bool) -> None:
     """Copy what a site needs, each package's files into a folder of their own, with their licences.
+
+    Args:
+        webgpu: also the larger runtime that computes on graphics cards.
 
     Raises:
         AntError: ONNX Runtime, whose licence npm's package lacks, is not installed here.
@@ -93,7 +95,7 @@ def copy_packages(found: dict[Package, Path], target: Path) -> None:
     for package, folder in found.items():
         into = target / package.folder
         into.mkdir(parents=True)
-        for name in package.files:
+        for name in (name for name in package.files if webgpu or _WEBGPU not in name):
             shutil.copyfile(folder / name, into / Path(name).name)
     # The same project's package for Python has the texts.
     spec = importlib.util.find_spec("onnxruntime")

@@ -73,6 +73,7 @@ class Pane {
   render() {
     this.decoder = new TextDecoder("utf-8", {ignoreBOM: true});
     this.place.hidden = true;
+    this.spans = [];
     this.text.replaceChildren(...this.tokens.length ? [] : [make("span", {class: "hint", role: "option", "aria-disabled": "true"}, "What it writes appears here.")]);
     this.tokens.forEach((token) => this.show(token));
     this.tell();
@@ -84,16 +85,18 @@ class Pane {
     token.name = model.name(token.id);
     // A character of several tokens shows with its last one.
     token.shown = special ? "" : this.decoder.decode(model.bytes(token.id), {stream: true});
-    const index = text.querySelectorAll(".f").length;
+    const index = this.spans.push(null) - 1;
     const told = token.bits === null ? "the first, so no surprise" : `${token.bits.toFixed(1)} bits`;
     const colour = token.bits === null ? {} : {class: `s${step(token.bits)}`};
     const span = make("span", {
       class: ["f", colour.class, token.given && "given", special && "special"].filter(Boolean).join(" "),
       role: "option", "aria-selected": "false", tabindex: index ? -1 : 0, "data-index": index,
       "aria-label": `${token.name.trim()}, ${told}`, title: told,
-    }, special || apart ? token.name : token.shown);
+    }, special || apart ? token.name : token.shown.replace(/^ (?=\S)/, ""));
     if (index === 0) text.tabIndex = -1, text.replaceChildren();
-    text.append(span);
+    this.spans[index] = span;
+    // A space before a word is part of its fragment; without colour, words stay apart.
+    text.append(...(!apart && /^ \S/.test(token.shown) ? [" "] : []), span);
   }
 
   add(token) {
@@ -106,11 +109,11 @@ class Pane {
 
   // The line below the text, and the warning of a loop.
   tell() {
-    const {tokens, made, model} = this, given = tokens.length - made.length, parts = [];
+    const {tokens, made, model} = this, parts = [];
     this.copyButton.disabled = !tokens.length;
-    if (tokens.length) parts.push(`${given} + ${made.length} fragments`);
+    if (made.length) parts.push(`${made.length} fragments`);
     if (this.fresh && this.seconds) parts.push(`${(this.fresh / this.seconds).toFixed(0)} per second`);
-    if (made.length) parts.push(`${(made.reduce((sum, {bits}) => sum + bits, 0) / made.length).toFixed(1)} bits each`);
+    if (made.length) parts.push(`${(made.reduce((sum, {bits}) => sum + bits, 0) / made.length).toFixed(1)} bits each`, this.how);
     if (this.ended) parts.push(this.ended);
     this.facts.textContent = parts.join(" \u00b7 ") || `${model.facts.parameters.toLocaleString("en")} parameters, context of ${model.facts.context.toLocaleString("en")} fragments`;
     const period = loopPeriod(made.map(({id}) => id));
@@ -135,6 +138,7 @@ class Pane {
   async write(settings, wanted) {
     const {prefix, ends, context} = this.model.facts, start = performance.now();
     this.ended = "", this.fresh = 0, this.seconds = 0;
+    this.how = settings.greedy ? "greedy" : `seed ${settings.seed}`;
     if (ends.includes(this.made.at(-1)?.id)) this.tokens.pop(), this.render();
     await this.model.ask("resume", {made: this.tokens.map(({id}) => id)});
     this.element.classList.add("writing");
@@ -163,7 +167,7 @@ class Pane {
   }
 
   key(event) {
-    const all = [...this.text.querySelectorAll(".f")], here = all.indexOf(event.target);
+    const all = this.spans, here = all.indexOf(event.target);
     if (here < 0) return;
     const to = {ArrowRight: here + 1, ArrowLeft: here - 1, Home: 0, End: all.length - 1}[event.key];
     if (all[to]) {
@@ -194,6 +198,7 @@ class Pane {
     const facts = token.bits === null
       ? "Nothing stands before it, so the model expected nothing."
       : `${token.bits.toFixed(1)} bits: it had a chance of ${percent(share)} and was number ${token.rank.toLocaleString("en")} of ${model.pieces.raw.length.toLocaleString("en")}.`;
+    const most = Math.max(...token.top.map((each) => each.share));
     const rows = token.top.map((each) => {
       const name = model.name(each.id).replace("\n", "");
       return make("li", {}, make("button", {
@@ -201,13 +206,13 @@ class Pane {
         "aria-label": `${name}, ${percent(each.share)}${token.given ? "" : ", go on from it"}`,
         onclick: () => this.page.branch(this, index, each, token),
       },
-      make("span", {class: "name"}, name), bar(each.share), make("span", {class: "share"}, percent(each.share)),
+      make("span", {class: "name"}, name), bar(each.share / most), make("span", {class: "share"}, percent(each.share)),
       make("span", {class: "after"}, each.after === null ? "" : percent(each.after))));
     });
-    const head = make("div", {class: "head", "aria-hidden": "true"}, make("span", {}, token.given ? "The model expected" : "Choose one to go on from it"),
-      make("span"), make("span", {}, "model"), make("span", {}, token.given ? "" : "settings"));
+    const head = make("div", {class: "head", "aria-hidden": "true"}, make("span", {}, token.given ? "Expected" : "Possible"),
+      make("span"), make("span", {}, "chance"), make("span", {}, token.given ? "" : "as set"));
     this.place.replaceChildren(make("h3", {}, token.name.replace("\n", "")),
-      make("p", {}, `${facts} Token ${token.id}, bytes ${bytes}.`), ...(rows.length ? [head, make("ul", {}, ...rows)] : []));
+      make("p", {}, `${facts} Token ${token.id}, bytes ${bytes}.${token.given ? "" : " Choose another to go on from it."}`), ...(rows.length ? [head, make("ul", {}, ...rows)] : []));
     this.place.hidden = false;
     this.place.scrollIntoView({block: "nearest"});
   }
@@ -412,7 +417,7 @@ class Page {
     return this.go("Going on from there ...", (each) => each === pane, async (_, settings, wanted) => {
       pane.tokens = [...pane.tokens.slice(0, index), chosen];
       pane.render();
-      pane.move(pane.text.lastChild);
+      pane.move(pane.spans.at(-1));
       await pane.write(settings, wanted);
     });
   }
@@ -513,7 +518,8 @@ async function start() {
   try {
     const [answer, gpu] = await Promise.all([fetch(new URL("site.json", import.meta.url)), findGpu()]);
     if (!answer.ok) throw new Error(`site.json: ${answer.status}`);
-    const site = {...await answer.json(), gpu};
+    const site = await answer.json();
+    site.gpu = site.webgpu && gpu;
     let page;
     const models = await Promise.all(site.models.map((facts) => Model.open(facts, (...how) => page.progress(...how))));
     page = new Page(site, models);
