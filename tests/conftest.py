@@ -23,6 +23,7 @@ from records import write_results
 
 from ant_hf.data.packing import make_data
 from ant_hf.data.sources import EmbeddedBible
+from ant_hf.export.exporting import export
 from ant_hf.recipe import Recipe, load_recipe
 from ant_hf.release import gate
 from ant_hf.release.build import make_release
@@ -206,3 +207,18 @@ def released(once, trained_run) -> Path:
         make_release(run / "final", "GODELEV/Ant-10M")
 
     return once("released", fill) / "run"
+
+
+GGUF_TYPES = ("q8_0", "q4_0")
+
+
+@pytest.fixture(scope="session")
+def released_gguf(once, released) -> Path:
+    """The released run with its GGUF files in `gguf/`, as `publish --gguf` makes them; read-only."""
+    pytest.importorskip("xllamacpp")
+
+    def fill(folder: Path) -> None:
+        run = shutil.copytree(released, folder / "run")
+        export(str(run / "final"), "gguf", GGUF_TYPES, None, "GODELEV/Ant-10M", "apache-2.0")
+
+    return once("released_gguf", fill) / "run"

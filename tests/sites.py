@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ant_hf.demo import site
 from ant_hf.demo.vendor import PACKAGES
+from ant_hf.export import onnx
 
 
 def fake_node_modules(folder):
@@ -26,8 +27,8 @@ def fake_export(monkeypatch, scratch):
         folder = scratch / f"{to}-export"
         shutil.copytree(Path(model), folder, dirs_exist_ok=True)
         (folder / "onnx").mkdir(exist_ok=True)
-        for name in site.DTYPES.values():
-            (folder / "onnx" / name).write_text(name)
+        for kind in onnx.TYPES.values():
+            (folder / "onnx" / kind.file).write_text(kind.file)
         return folder, {}
 
     monkeypatch.setattr(site, "export", export)

@@ -38,6 +38,9 @@ HOW_TO_LOG_IN = (
     "Make one that may write at https://huggingface.co/settings/tokens, then run: hf auth login "
     "(or set HF_TOKEN)"
 )
+# Names the repository that a CI job, known to the Hub as a Trusted Publisher, gets an hour's token for
+# (huggingface_hub 1.19 or newer): https://huggingface.co/docs/hub/trusted-publishers
+_PUBLISHER = "HF_OIDC_RESOURCE"
 _LONGEST_WAIT = 60.0
 _LONGEST_TEXT = 1000
 # What a full account is told.
@@ -64,13 +67,14 @@ class HubClient:
         anonymous: go on without a token, which is enough to read public repositories.
 
     Raises:
-        AntError: there is no token.
+        AntError: there is no token, or the Hub gives none to this CI job.
     """
 
     def __init__(
         self, token: str | None = None, attempts: int = 5, timeout: float = 60.0, anonymous: bool = False
     ) -> None:
-        self._token = token or get_token()
+        self._publishes = None if token else os.environ.get(_PUBLISHER)
+        self._token, self._timeout = token or self._found_token(), timeout
         if not self._token and not anonymous:
             raise AntError("no Hub token found", hint=HOW_TO_LOG_IN)
         self.attempts = attempts
@@ -80,6 +84,33 @@ class HubClient:
         set_client_factory(lambda: httpx.Client(event_hooks=hooks, follow_redirects=True, timeout=timeout))
         # Its warnings quote upload addresses, which are signed.
         logging.set_verbosity_error()
+
+    def _found_token(self) -> str | None:
+        """What huggingface_hub finds, or what it gets for a CI job that publishes without a secret."""
+        try:
+            return get_token()
+        except Exception as error:
+            # Elsewhere it looks into the environment and files.
+            if not self._publishes:
+                raise
+            self._token, where = None, f"https://huggingface.co/{self._publishes}/settings"
+            raise AntError(
+                f"the Hub gave this CI job no token for {self._publishes}: {self._brief(error)}",
+                hint=f"The repository must exist and name this job as a Trusted Publisher, in {where}, and "
+                "the job needs the permission id-token: write. docs/releasing.md has the steps",
+            ) from None
+
+    def of_repository(self, repository: str, kind: str = "model") -> HubClient:
+        """A client for this repository: in a job of a Trusted Publisher one with a token for it alone.
+
+        Raises:
+            AntError: this CI job is no Trusted Publisher of that repository.
+        """
+        resource = repository if kind == "model" else f"{kind}s/{repository}"
+        if self._publishes in (None, resource):
+            return self
+        os.environ[_PUBLISHER] = resource
+        return HubClient(attempts=self.attempts, timeout=self._timeout)
 
     @property
     def is_anonymous(self) -> bool:
@@ -106,7 +137,7 @@ class HubClient:
     def redact(self, text: str) -> str:
         """A text on one line, without this token, anything shaped like one, and signatures of addresses."""
         known = text.replace(self._token, "hf_***") if self._token else text
-        known = re.sub(r"\bhf_[A-Za-z0-9]{8,}", "hf_***", known)
+        known = re.sub(r"\bhf_(?:jwt_|oauth_)?[A-Za-z0-9][\w.-]{7,}", "hf_***", known)
         return " ".join(re.sub(r"(https?://[^\s?]+)\?\S+", r"\1?...", known).split())
 
     def check_may_write(self, repository: str, kind: str = "model") -> str:
@@ -121,6 +152,9 @@ class HubClient:
         """
         if self.is_anonymous:
             raise AntError("no Hub token found", hint=HOW_TO_LOG_IN)
+        if self._publishes:
+            # The Hub has checked the job, and the token is nobody's account.
+            return f"the Trusted Publisher of {self._publishes}"
         owner = repository.partition("/")[0]
         # The Hub counts how often this is asked.
         account = self.step("asking who the token belongs to", lambda: self.api.whoami(cache=True))

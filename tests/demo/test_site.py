@@ -118,7 +118,7 @@ def test_a_failure_leaves_what_was_there(final, exported, node_modules, tmp_path
     ("words", "message"),
     [
         (("--static", "--port", "8000"), "--static writes a folder and serves nothing"),
-        (("--static", "--dtype", "int4"), "unknown --dtype; saw 'int4'; expected q8, fp16, fp32"),
+        (("--static", "--dtype", "int4"), "unknown --dtype; saw 'int4'; expected fp32, fp16, q8"),
         (("--static", "--vendor", "nowhere"), "nowhere/@huggingface/transformers/package.json is missing"),
         (("--dtype", "q8"), "Add --static to write one"),
         (("-o", "site"), "Add --static to write one"),

@@ -73,7 +73,7 @@ def test_an_evaluation_goes_on_after_what_was_scored(interrupted, final, tmp_pat
 @pytest.mark.parametrize(
     ("place", "words", "kept"),
     [
-        ("export.gguf.modelfile", ["export", "--to", "gguf", "--type", "f16"], "is as it was before"),
+        ("export.gguf.ollama_files", ["export", "--to", "gguf", "--type", "f16"], "is as it was before"),
         ("inspection.examination.check_weights", ["inspect"], "Nothing was written"),
         ("release.build.read_inputs", ["card", "--repo", "GODELEV/x"], "that was there before is kept"),
         ("release.verify.run_gate", ["verify"], "Nothing was changed"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from unittest import mock
 
 from huggingface_hub import close_session, constants, hf_api
-from huggingface_hub.utils import _http, logging
+from huggingface_hub.utils import _auth, _http, logging
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
 
 
@@ -37,6 +37,8 @@ def at_hub(endpoint: str, home: Path, **environment: str) -> Iterator[None]:
     with (
         mock.patch.multiple(constants, **values),
         mock.patch.object(hf_api.api, "endpoint", endpoint),
+        # Tokens of CI jobs are kept for the life of a process.
+        mock.patch.object(_auth, "_OIDC_TOKEN_CACHE", None),
         mock.patch.dict(os.environ, environment),
         warnings.catch_warnings(),
     ):

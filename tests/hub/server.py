@@ -22,7 +22,7 @@ from hub.metadata_rules import problems
 from hub.store import Repository, git_oid
 
 _ID = r"(?P<owner>[^/]+)/(?P<name>[^/]+)"
-_LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".png")
+_LFS_SUFFIXES = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".png")
 
 
 class HubError(Exception):
@@ -62,6 +62,8 @@ class Hub:
         self.endpoint = ""
         self.benchmarks: list[str] = []
         """Data sets that it lists as benchmarks."""
+        self.publishers: dict[str, str] = {}
+        """Identity of the CI job that may publish to a repository, by its name (`spaces/owner/name`)."""
         self._signatures = itertools.count()
         self._expired: set[str] = set()
         self._routes = [(m, re.compile(p), getattr(self, f"_{f}")) for m, p, f in ROUTES]
@@ -138,6 +140,11 @@ class Hub:
         user = self._user(request)
         if user["role"] != "write" or owner not in (user["name"], *user.get("orgs", ())):
             raise HubError(403, f"You don't have the rights to write under the namespace {owner}")
+        if only := user.get("only"):
+            path = request.url.path
+            is_it = re.search(rf"(^|/){only}(/|\.git)", path) and ("spaces/" in path) == ("spaces/" in only)
+            if not is_it:
+                raise HubError(403, f"This token is for {only} alone")
 
     def _readable(self, request: Request, kind: str, owner: str, name: str) -> Repository:
         repository = self.repository(f"{owner}/{name}", kind)
@@ -160,8 +167,22 @@ class Hub:
 
     # The endpoints
 
+    def _exchange(self, request: Request, body: bytes) -> Response:
+        """A CI job's identity for a token for one repository that trusts it."""
+        values = json.loads(body)
+        resource, who = values["resource"], values["subject_token"]
+        if self.publishers.get(resource) != who:
+            answer = {"error": "invalid_grant", "error_description": "no publisher matches"}
+            return JSONResponse(answer, 400)
+        token = f"hf_jwt_{hashlib.sha256(resource.encode()).hexdigest()}"
+        owner = resource.split("/")[-2]
+        self.tokens[token] = {"name": "[OIDC]", "role": "write", "orgs": [owner], "only": resource}
+        return JSONResponse({"access_token": token, "token_type": "bearer", "expires_in": 3600})
+
     def _whoami(self, request: Request, body: bytes) -> Response:
         user = self._user(request)
+        if "only" in user:
+            raise HubError(401, "This token is no account's")
         orgs = [{"type": "org", "name": org, "roleInOrg": "write"} for org in user.get("orgs", ())]
         access = {"displayName": "test", "role": user["role"], **user.get("access", {})}
         values = {"type": "user", "name": user["name"], "fullname": user["name"], "orgs": orgs}
@@ -383,6 +404,7 @@ class Hub:
 
 ROUTES = [
     ("GET", r"/api/whoami-v2", "whoami"),
+    ("POST", r"/oauth/token", "exchange"),
     ("POST", r"/api/repos/create", "create"),
     ("POST", r"/api/validate-yaml", "validate_yaml"),
     ("POST", rf"/api/(?P<kind>models|datasets|spaces)/{_ID}/preupload/(?P<revision>[^/]+)", "preupload"),

@@ -357,22 +357,6 @@ def test_the_token_is_in_nothing_that_is_written(hub, session, run, tmp_path):
 
 
 @pytest.mark.slow
-def test_gguf_files_go_with_the_release_when_asked(hub, client, run):
-    pytest.importorskip("xllamacpp")
-    command = ("ant-hf", "publish", run / "final", "--repo", REPO, "--yes")
-    client(*command, "--with-gguf")
-    repository = hub.repository(REPO)
-    card = repository.content("README.md").decode()
-    for kind in ("F32", "F16", "Q8_0"):
-        assert repository.content(f"Ant-10M-{kind}.gguf")[:4] == b"GGUF"
-        assert f"`Ant-10M-{kind}.gguf`" in card
-    assert "FROM ./Ant-10M-Q8_0.gguf" in repository.content("Modelfile").decode()
-    # Without the flag the next release has none; what the repository has stays unless pruned.
-    client(*command)
-    assert "GGUF" not in repository.content("README.md").decode()
-
-
-@pytest.mark.slow
 def test_a_killed_upload_continues_without_sending_the_weights_again(hub, session, client_environment, run):
     """Killed while the commit is on its way: the blobs are there, nothing else is."""
     publish = ["publish", str(run / "final"), "--repo", REPO, "--yes"]

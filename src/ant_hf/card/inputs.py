@@ -20,11 +20,10 @@ _RECORDS = {
     names.GATE: ("gate report", "Make the release anew: ant-hf card MODEL_FOLDER"),
     names.FRAGMENTATION: ("fragmentation report", "Train the tokenizer anew."),
     names.RELEASED_MANIFEST: ("token manifest", "Pack the tokens anew."),
-    names.VERIFIED: ("record of the export", "Export anew: ant-hf export"),
     names.COMPARISON: ("comparison", "Compare again: ant-hf compare MODEL_FOLDER BASE --for-card"),
 }
 # Records that a model need not have.
-_SEALED = (names.VERIFIED, names.COMPARISON)
+_SEALED = (names.COMPARISON,)
 
 
 class Record(dict[str, Any]):
@@ -67,12 +66,12 @@ class CardInputs:
     metrics: list[dict[str, Any]]
     files: dict[str, dict[str, Any]]
     """Size in bytes and sha256 by file name."""
-    exported: dict[str, Any] | None = None
-    """The record of the GGUF files' verification."""
     comparison: dict[str, Any] | None = None
     """With a base or a predecessor, by `ant-hf compare`."""
     listed: Mapping[str, HubTask] = field(default_factory=dict)
     """The sets that the Hub lists as benchmarks, by our name."""
+    gguf_repository: str | None = None
+    """Where its GGUF files are, if they are published with it."""
 
     @property
     def name(self) -> str:
@@ -94,6 +93,7 @@ def read_inputs(
     license_id: str,
     files: dict[str, dict[str, Any]],
     listed: Mapping[str, HubTask] | None = None,
+    gguf_repository: str | None = None,
 ) -> CardInputs:
     """Read a release folder's records.
 
@@ -112,7 +112,7 @@ def read_inputs(
         (names.GATE, gate.get("sha256", {}).get(names.WEIGHTS), None),
     ):
         check_hash(f"{what} is about other weights than {folder / names.WEIGHTS}", seen, weights, hint)
-    exported, comparison = (_read(folder / name) if name in files else None for name in _SEALED)
+    comparison = _read(folder / names.COMPARISON) if names.COMPARISON in files else None
     if comparison is not None:
         check_hash(
             f"{folder / names.COMPARISON} is about another model",
@@ -120,8 +120,8 @@ def read_inputs(
             weights,
             f"{_RECORDS[names.COMPARISON][1]} Or remove it.",
         )
-    records = (run, results, gate, fragments, tokens, metrics, files, exported, comparison)
-    return CardInputs(repository, license_id, *records, listed=listed or {})
+    records = (run, results, gate, fragments, tokens, metrics, files, comparison)
+    return CardInputs(repository, license_id, *records, listed=listed or {}, gguf_repository=gguf_repository)
 
 
 def _read(path: Path) -> dict[str, Any]:

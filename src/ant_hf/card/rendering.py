@@ -42,6 +42,12 @@ def render_card(inputs: CardInputs) -> str:
         AntError: the licence is none of the Hub's, or a record lacks a key that the card shows (names both).
     """
     context = _context(inputs)
+    data = card_data(inputs, context["rows"])
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{fill_template(TEMPLATE, context)}"))
+
+
+def fill_template(name: str, context: Mapping[str, Any]) -> str:
+    """A template of model_card/ with what it knows by name; a name that it lacks is an error."""
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined,
         # Undefined must reach Jinja, which refuses it.
@@ -52,9 +58,7 @@ def render_card(inputs: CardInputs) -> str:
         autoescape=False,  # noqa: S701 (the output is Markdown; `finalize` escapes every value)
     )
     environment.filters |= {"code": code, "quote": quote, "fenced": fenced}
-    body = environment.from_string(shipped_file(TEMPLATE).read_text(encoding="utf-8")).render(context)
-    data = card_data(inputs, context["rows"])
-    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
+    return environment.from_string(shipped_file(name).read_text(encoding="utf-8")).render(context)
 
 
 def _context(inputs: CardInputs) -> dict[str, Any]:
@@ -68,6 +72,7 @@ def _context(inputs: CardInputs) -> dict[str, Any]:
         "name": inputs.name,
         "wikitext": inputs.wikitext,
         "repository": Safe(inputs.repository),
+        "gguf_repository": Safe(inputs.gguf_repository) if inputs.gguf_repository else None,
         "training": inputs.recipe["training"],
         **{key: run[key] for key in ("config", "environment", "final", "samples")},
         "changes": run.get("changes") or [],
@@ -517,30 +522,11 @@ def _tables_of_records(inputs: CardInputs) -> dict[str, str]:
     return {
         "gate": table(["check", "outcome", "seen"], checks, numbers_from=3),
         "files": table(["file", "bytes", "sha256, first 16 digits"], files),
-        "exported": _exported_table(inputs.exported) if inputs.exported else "",
         "sources": table(["training text", "licence", "from"], sources, numbers_from=3) if sources else "",
         "mix": mixed,
         "contamination": table(["evaluation set", "documents left out"], left_out) if left_out else "",
         "versions": table(["package", "version"], packages),
     }
-
-
-def _exported_table(record: dict[str, Any]) -> Safe:
-    """The GGUF files with what their verification saw."""
-    rows = []
-    for name, values in record["files"].items():
-        if "verified" in values:
-            run, read = values["verified"]["llama_cpp"], values["verified"]["transformers"]
-            rows.append([
-                code(name),
-                f"{values['bytes']:,}",
-                f"{read['largest_logit_difference']:.1e}",
-                f"{run['texts_with_equal_tokens']:,} of {run['texts']:,}",
-                f"{run['prompts_with_equal_output']} of {run['prompts']}",
-                f"{run['bits_per_byte']:.4f} ({run['bits_per_byte_difference']:+.4f})",
-            ])  # fmt: skip
-    header = ["GGUF file", "bytes", "largest logit difference", "same tokens", "same greedy output"]
-    return table([*header, "bits a byte in llama.cpp (difference)"], rows)
 
 
 def _texts(corpus: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -649,7 +635,7 @@ def card_data(inputs: CardInputs, scores: list[Score]) -> ModelCardData:
         license_name="see-card" if inputs.license == "other" else None,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=[*tags, "gguf"] if inputs.exported else tags,
+        tags=tags,
         datasets=datasets or None,
         metrics=["accuracy", "perplexity"] if results else None,
         eval_results=results or None,

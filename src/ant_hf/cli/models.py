@@ -458,7 +458,12 @@ def export(
     to: Annotated[str, Option(help="gguf (llama.cpp, Ollama, LM Studio) or onnx (ONNX Runtime).")],
     types: Annotated[
         list[str] | None,
-        Option("--type", metavar="TYPE", help="GGUF: f32, f16, q8_0 or all (default). May be repeated."),
+        Option(
+            "--type",
+            metavar="TYPE",
+            help="GGUF: f32, f16, q8_0, q5_1, q5_0, q4_1, q4_0 or all; default: all but those with q5. "
+            "May be repeated.",
+        ),
     ] = None,
     output: Annotated[
         Path | None,

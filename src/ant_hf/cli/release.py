@@ -100,8 +100,12 @@ def publish(
         bool, Option("--prune", help="Remove files from the repository that the release does not have.")
     ] = False,
     tokens: Tokens = None,
-    with_gguf: Annotated[
-        bool, Option("--with-gguf", help="Export to GGUF too (F32, F16, Q8_0) and publish the files.")
+    gguf: Annotated[
+        bool,
+        Option(
+            "--gguf",
+            help="Then export it to GGUF and publish the files as OWNER/NAME-GGUF, for llama.cpp and Ollama.",
+        ),
     ] = False,
     space: Annotated[
         str | None,
@@ -117,11 +121,13 @@ def publish(
 ) -> None:
     """Gate, card, and one commit to the Hub, which is then read back and tagged.
 
-    With --space static (or gradio), a second commit makes the demo a Space (spaces/OWNER/NAME).
+    With --gguf, OWNER/NAME-GGUF is published too, with --space static (or gradio) the demo as a Space
+    (spaces/OWNER/NAME): one commit each.
 
     Without --yes nothing is sent, and the plan needs no token. Interrupted or failed, the same command
     continues.
     """
+    from ant_hf.card.gguf import gguf_repository
     from ant_hf.hub import HubClient
     from ant_hf.release.build import license_of, make_release
     from ant_hf.release.publish import check_repository
@@ -134,34 +140,41 @@ def publish(
         raise AntError("--space needs a kind of Space", seen=space, expected="static or gradio", hint=hint)
     if not (model / "config.json").is_file():
         raise missing_file(model / "config.json", "model folder", "Pass a run's final folder.")
-    check_repository(repo)
+    others = [(gguf_repository(repo), "model")] * gguf + [(repo, "space")] * bool(space)
+    for name, _ in [(repo, "model"), *others]:
+        check_repository(name)
     client = HubClient(attempts=attempts, timeout=timeout, anonymous=True)
     if client.is_anonymous:
         say("token       no Hub token found: the release is made and the plan shown, and nothing is sent")
     elif yes:
         # A token that will not do should not cost the minute that the gate takes.
-        for kind in ("model", *["space"] * bool(space)):
-            client.check_may_write(repo, kind)
-    gguf = None
-    if with_gguf:
+        for name, kind in [(repo, "model"), *others]:
+            client.of_repository(name, kind).check_may_write(name, kind)
+    license_id = license_id or license_of(model)
+    exported = None
+    if gguf:
         from ant_hf.export.exporting import export
 
-        gguf, _ = export(str(model), "gguf", repository=repo, license_id=license_id or license_of(model))
+        exported, _ = export(str(model), "gguf", repository=repo, license_id=license_id)
     folder = make_release(model, repo, license_id, tokens, gguf, client)
     gate_report(folder)
-    space_folder = None
-    # Before the model is sent, so that a missing package stops both.
+    # All before the model is sent, so that what stops one stops every one.
+    folders = list[Path]()
+    if exported:
+        from ant_hf.release.gguf import make_gguf_release
+
+        folders.append(make_gguf_release(exported, folder))
     if space == "gradio":
         from ant_hf.demo.space import make_space
 
-        space_folder = make_space(folder.parent, repo, license_id or license_of(model))
+        folders.append(make_space(folder.parent, repo, license_id))
     elif space == "static":
         from ant_hf.demo.site import SiteOptions
         from ant_hf.demo.space import make_static_space
 
-        terms = license_id or license_of(model)
-        space_folder = make_static_space(folder.parent, str(model), repo, terms, SiteOptions(vendor=vendor))
-    send = partial(publish_release, repo=repo, private=private, prune=prune, yes=yes, client=client)
-    send(folder, tag=tag)
-    if space_folder:
-        send(space_folder, kind="space")
+        options = SiteOptions(vendor=vendor)
+        folders.append(make_static_space(folder.parent, str(model), repo, license_id, options))
+    send = partial(publish_release, private=private, prune=prune, yes=yes, client=client)
+    send(folder, repo, tag=tag)
+    for place, (name, kind) in zip(folders, others, strict=True):
+        send(place, name, kind=kind, tag=tag if kind == "model" else None)

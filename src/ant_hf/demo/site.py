@@ -15,6 +15,7 @@ import ant_hf
 from ant_hf.demo.texts import EXAMPLES
 from ant_hf.demo.vendor import copy_packages, find_packages
 from ant_hf.errors import AntError
+from ant_hf.export import onnx
 from ant_hf.export.exporting import export
 from ant_hf.export.questions import end_ids
 from ant_hf.inspection.fragments import surprise_colours, vocabulary
@@ -25,8 +26,6 @@ from ant_hf.utils.files import check_writable, read_json, whole_folder, write_js
 from ant_hf.utils.names import CONFIG, RUN_RECORD
 
 _PAGE = Path(__file__).with_name("static")
-# What transformers.js calls a precision, and the file that it then loads.
-DTYPES = {"q8": "model_quantized.onnx", "fp16": "model_fp16.onnx", "fp32": "model.onnx"}
 _SITE = "site.json"
 
 
@@ -35,7 +34,7 @@ class SiteOptions:
     """What goes into a site beside the models."""
 
     dtypes: Sequence[str] = ("q8", "fp16")
-    """Of DTYPES. Processors take the first; graphics cards have no use for q8 and take another."""
+    """Of onnx.TYPES. Processors take the first; graphics cards have no use for q8 and take another."""
     vendor: Path | None = None
     """A `node_modules` with transformers.js; None: npm's registry, once."""
     prompts: Sequence[str] = ()
@@ -44,8 +43,8 @@ class SiteOptions:
     """`owner/name` of the one model on the Hub: what the page calls it, and links to."""
 
     def __post_init__(self) -> None:
-        if unknown := [dtype for dtype in self.dtypes if dtype not in DTYPES]:
-            raise AntError("unknown --dtype", seen=unknown[0], expected=", ".join(DTYPES))
+        if unknown := [dtype for dtype in self.dtypes if dtype not in onnx.TYPES]:
+            raise AntError("unknown --dtype", seen=unknown[0], expected=", ".join(onnx.TYPES))
 
 
 def make_site(models: Sequence[str], folder: Path, options: SiteOptions) -> Path:
@@ -110,10 +109,10 @@ def _put_model(models: Path, model: str, subject: Subject, name: str, options: S
     # All types, as for a release: a second export in place of that one would have to be made again there.
     exported, _ = export(model, "onnx")
     target = models / re.sub(r"[^\w.-]+", "-", name).strip("-")
-    (target / "onnx").mkdir(parents=True)
+    (target / onnx.FOLDER).mkdir(parents=True)
     for path in (CONFIG, "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(exported / path, target / path)
-    files = {dtype: f"onnx/{DTYPES[dtype]}" for dtype in options.dtypes}
+    files = {dtype: f"{onnx.FOLDER}/{onnx.TYPES[dtype].file}" for dtype in options.dtypes}
     for file in files.values():
         shutil.copyfile(exported / file, target / file)
     # A byte as the character of its number.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import re
@@ -23,13 +24,15 @@ from ant_hf.utils.names import VERIFIED
 from ant_hf.utils.provenance import now, package_versions
 from ant_hf.utils.stopping import phase
 
-MODELFILE = "Modelfile"
 # Beside those that a kind of tokenizer has of its own.
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.j*", "additional_chat_templates/*.jinja",
 )  # fmt: skip
+# What lies beside the graphs, as it is.
+_MODEL_FILES = ("config.json", "generation_config.json")
 _NEEDS = {"gguf": ("gguf",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
+_FORMATS: dict[str, Any] = {"gguf": gguf, "onnx": onnx}
 _VERSIONS = ("ant-hf", "transformers", "torch", "gguf", "xllamacpp", "onnx", "onnxscript", "onnxruntime")
 
 
@@ -47,7 +50,7 @@ def export(
     Args:
         model: folder or Hub id.
         to: `gguf` or `onnx`.
-        types: GGUF types; all when empty.
+        types: of the format, or `all`; its `DEFAULT_TYPES` when empty.
         repository: `owner/name` under which it is or will be published.
 
     Returns:
@@ -67,7 +70,7 @@ def export(
     origin = gguf.Origin(re.sub(r"[^\w.-]+", "_", name), repository, license_id)
     # An export is made again when any of this changes.
     record: dict[str, Any] = {
-        "format_version": 2,
+        "format_version": 3,
         "to": to,
         "types": list(types),
         **vars(origin),
@@ -83,8 +86,7 @@ def export(
     if (there := _reusable(target, record)) is not None:
         return target, there
     files.check_writable(target.parent, "--output FOLDER")
-    # ONNX is F32 too.
-    needed = int(sum(gguf.TYPES[kind].bytes for kind in types or ("f32",)) * record["parameters"]) + 2_000_000
+    needed = int(sum(_FORMATS[to].TYPES[kind].bytes for kind in types) * record["parameters"]) + 2_000_000
     files.check_room("the export", target.parent, needed, "or set another folder with --output")
     with (
         files.writing("the export", target.parent, needed),
@@ -96,7 +98,7 @@ def export(
         if vocabulary:
             verified, record["notes"] = _gguf(folder, subject, vocabulary, types, origin)
         else:
-            verified, record["notes"] = _onnx(folder, subject), []
+            verified, record["notes"] = _onnx(folder, subject, types), []
         found = files.inventory(folder)
         # Those that were verified come first, in the order of the types.
         record["files"] = {name: found[name] | verified.get(name, {}) for name in {**verified, **found}}
@@ -106,17 +108,22 @@ def export(
 
 
 def _checked_types(to: str, types: Sequence[str]) -> tuple[str, ...]:
-    """The GGUF types to write; none for ONNX."""
+    """The types to write."""
     if to not in _NEEDS:
         raise AntError("unknown format", seen=to, expected=" or ".join(_NEEDS))
-    chosen = tuple(dict.fromkeys(gguf.TYPES if not types or "all" in types else types))
-    if unknown := [kind for kind in chosen if kind not in gguf.TYPES]:
-        raise AntError("unknown GGUF type", seen=unknown[0], expected=f"{', '.join(gguf.TYPES)} or all")
-    if to == "onnx" and types:
-        raise AntError("--type is for GGUF; ONNX is written in float32", seen=", ".join(types))
+    form = _FORMATS[to]
+    chosen = tuple(dict.fromkeys(form.TYPES if "all" in types else types or form.DEFAULT_TYPES))
+    if unknown := [kind for kind in chosen if kind not in form.TYPES]:
+        more = "llama.cpp's own llama-quantize makes others, such as Q4_K_M, from the F32 file"
+        raise AntError(
+            f"unknown {to.upper()} type",
+            seen=unknown[0],
+            expected=f"{', '.join(form.TYPES)} or all",
+            hint=more if to == "gguf" else None,
+        )
     if missing := [name for name in _NEEDS[to] if importlib.util.find_spec(name) is None]:
         raise AntError(f"the export to {to} needs {', '.join(missing)}", hint=f"pip install 'ant-hf[{to}]'")
-    return chosen if to == "gguf" else ()
+    return chosen
 
 
 def _checked_model(subject: Subject, to: str, types: Sequence[str]) -> Vocabulary | None:
@@ -143,7 +150,7 @@ def _checked_model(subject: Subject, to: str, types: Sequence[str]) -> Vocabular
             f"folder, set max_position_embeddings to {window} in its config.json, and export the copy.",
         )
     if to == "onnx":
-        onnx.check_architecture(subject.model)
+        onnx.check_architecture(subject.model, types)
         return None
     gguf.check_architecture(subject.model, types)
     return read_vocabulary(subject.model, subject.tokenizer)
@@ -190,37 +197,42 @@ def _threads() -> int:
 def _gguf(
     folder: Path, subject: Subject, vocabulary: Vocabulary, types: Sequence[str], origin: gguf.Origin
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """One file a type, each verified before the next, and the Modelfile of the smallest.
+    """One file per type, each verified before the next, and what Ollama reads, for the suggested one.
 
     Returns:
         Figures by file, and what the files do not hold.
     """
     model, tokenizer, done, run = subject.model, subject.tokenizer, {}, None
-    names = {kind: f"{origin.name}-{kind.upper()}.gguf" for kind in types}
-    for kind, name in names.items():
-        file = folder / name
+    for kind in types:
+        file = folder / (name := gguf.file_name(origin.name, kind))
         gguf.write_gguf(file, model, vocabulary, kind, origin)
         say(f"{kind.upper():<12}{file.stat().st_size:,} bytes written; verifying")
         loaded, figures = verification.read_back(file, model, tokenizer, kind)
         if llama_cpp.is_installed():
             run = verification.run_in_llama_cpp(file, model, loaded, tokenizer, vocabulary, kind, _threads())
         done[name] = {"type": kind.upper(), "verified": {"transformers": figures, "llama_cpp": run}}
-    smallest = names[min(types, key=lambda kind: gguf.TYPES[kind].bytes)]
-    text = gguf.modelfile(smallest, model, vocabulary, origin.license)
-    files.write_text(folder / MODELFILE, text)
+    best = gguf.file_name(origin.name, gguf.suggested(types))
+    for name, text in gguf.ollama_files(best, model, vocabulary, origin.license).items():
+        files.write_text(folder / name, text)
     return done, verification.notes(model, vocabulary, run)
 
 
-def _onnx(folder: Path, subject: Subject) -> dict[str, dict[str, Any]]:
-    """The graph, and the tokenizer's files as they are."""
-    onnx.write_onnx(folder, subject.model)
-    say("onnx        graph written; verifying")
+def _onnx(folder: Path, subject: Subject, types: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """One graph a type, each verified before the next, and the model's own files as they are."""
     tokenizer, source = subject.tokenizer, tokenizer_folder(subject.folder)
-    figures = onnx.check_onnx(folder, subject.model, tokenizer, subject.context_length, _threads())
     patterns = (*_TOKENIZER_FILES, *tokenizer.vocab_files_names.values())
-    for path in {path for pattern in patterns for path in source.glob(pattern)}:
-        copy = folder / path.relative_to(source)
+    copied = {path: path.relative_to(source) for pattern in patterns for path in source.glob(pattern)}
+    copied |= {path: Path(name) for name in _MODEL_FILES if (path := subject.folder / name).is_file()}
+    for path, name in copied.items():
+        copy = folder / name
         copy.parent.mkdir(exist_ok=True)
         shutil.copyfile(path, copy)
-    figures |= onnx.check_tokenizer(folder, tokenizer)
-    return {onnx.GRAPH: {"verified": {"onnxruntime": figures}}}
+    texts, done = onnx.check_tokenizer(folder, tokenizer), {}
+    trace = functools.cache(functools.partial(onnx.trace, subject.model))
+    for kind in types:
+        file = folder / onnx.FOLDER / onnx.TYPES[kind].file
+        onnx.write_onnx(file, trace(onnx.TYPES[kind].dtype), kind)
+        say(f"{kind:<12}{file.stat().st_size:,} bytes written; verifying")
+        figures = onnx.check_onnx(file, subject.model, tokenizer, subject.context_length, _threads(), kind)
+        done[f"{onnx.FOLDER}/{file.name}"] = {"type": kind, "verified": {"onnxruntime": figures | texts}}
+    return done

@@ -1,7 +1,8 @@
-"""A Llama as one GGUF file, and the Modelfile beside it."""
+"""A Llama as one GGUF file, and what Ollama reads beside it."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,17 +32,39 @@ class GgufType:
     loss: float
     """How far the bits that plain English costs may be from those of the original, as a share of these,
     or of 1 bit a byte if they are fewer."""
+    embeddings: str | None = None
+    """The type of the embeddings and the output projection, if it is another one."""
 
 
-# llama.cpp multiplies F16 with activations rounded to F16, and Q8_0 with activations rounded to 8 bits. The
-# token of another model would be some three standard deviations from the likeliest.
+# llama.cpp multiplies F16 with activations rounded to F16, and the smaller types with activations rounded to
+# 8 bits. The token of another model would be some three standard deviations from the likeliest. Below 8 bits
+# embeddings and output stay finer, as in llama.cpp's own llama-quantize (there Q6_K, which the gguf package
+# does not write). Its K types need rows of a multiple of 256, and Ant-10M has some of 704.
 TYPES = {
     "f32": GgufType("ALL_F32", 4, 1e-3, 0.0002),
     "f16": GgufType("MOSTLY_F16", 2, 0.1, 0.001),
     "q8_0": GgufType("MOSTLY_Q8_0", 34 / 32, 0.5, 0.02),
+    "q5_1": GgufType("MOSTLY_Q5_1", 24 / 32, 0.5, 0.05, "q8_0"),
+    "q5_0": GgufType("MOSTLY_Q5_0", 22 / 32, 0.5, 0.05, "q8_0"),
+    "q4_1": GgufType("MOSTLY_Q4_1", 20 / 32, 0.5, 0.1, "q8_0"),
+    "q4_0": GgufType("MOSTLY_Q4_0", 18 / 32, 0.5, 0.1, "q8_0"),
 }
-# Numbers that share a scale in Q8_0.
+# On Ant-10M the types of 5 bits lost no less than Q4_1 (docs/export.md).
+DEFAULT_TYPES = ("f32", "f16", "q8_0", "q4_1", "q4_0")
+# Numbers that share a scale in the types that begin with q.
 _BLOCK = 32
+# In Transformers and in GGUF.
+_EMBEDDINGS = {"model.embed_tokens.weight", "lm_head.weight", "token_embd.weight", "output.weight"}
+
+
+def suggested(kinds: Sequence[str]) -> str:
+    """The smallest type of at least 8 bits, whose loss nobody notices; without one, the largest."""
+    return min(kinds, key=lambda kind: (TYPES[kind].bytes < 1, abs(TYPES[kind].bytes - 1)))
+
+
+def file_name(name: str, kind: str) -> str:
+    """Of a model's file: the type at the end is what llama.cpp and Ollama take as a tag, as in `:Q8_0`."""
+    return f"{name}-{kind.upper()}.gguf"
 
 
 # --- The weights: llama.cpp's names, its order of rotary dimensions, its types.
@@ -72,12 +95,13 @@ def check_architecture(model: PreTrainedModel, kinds: Sequence[str]) -> None:
                 expected=" or ".join(str(value) for value in allowed if value is not None),
                 hint="Export to ONNX, which takes more architectures: --to onnx",
             )
+    blocks = next((kind.upper() for kind in kinds if kind.startswith("q")), None)
     for name, weight in model.state_dict().items():
         if weight.ndim != 2:
             continue
-        if "q8_0" in kinds and weight.shape[1] % _BLOCK:
+        if blocks and weight.shape[1] % _BLOCK:
             raise AntError(
-                f"Q8_0 stores blocks of {_BLOCK} numbers, and the rows of {name} are no multiple of it",
+                f"{blocks} stores blocks of {_BLOCK} numbers, and the rows of {name} are no multiple of it",
                 seen=weight.shape[1],
                 hint="Export without it: --type f32 --type f16",
             )
@@ -124,11 +148,15 @@ def interleave(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
     return weight.reshape(heads, 2, rows // heads // 2, hidden).swapaxes(1, 2).reshape(rows, hidden)
 
 
-def stored(values: NDArray[np.float32], kind: str) -> tuple[NDArray[Any], Any]:
+def stored(name: str, values: NDArray[np.float32], kind: str) -> tuple[NDArray[Any], Any]:
     """The bytes and the GGUF type of a tensor: norms, being vectors, stay in F32."""
     import gguf
 
-    quantization = gguf.GGMLQuantizationType["F32" if values.ndim == 1 else kind.upper()]
+    if values.ndim == 1:
+        kind = "f32"
+    elif name in _EMBEDDINGS:
+        kind = TYPES[kind].embeddings or kind
+    quantization = gguf.GGMLQuantizationType[kind.upper()]
     return gguf.quants.quantize(values, quantization), quantization
 
 
@@ -141,7 +169,7 @@ def rounded(model: PreTrainedModel, kind: str) -> dict[str, torch.Tensor]:
 
     state = {}
     for name, weight in model.state_dict().items():
-        data, quantization = stored(weight.to(torch.float32).numpy(), kind)
+        data, quantization = stored(name, weight.to(torch.float32).numpy(), kind)
         state[name] = torch.from_numpy(np.array(gguf.quants.dequantize(data, quantization)))
     return state
 
@@ -210,7 +238,7 @@ def write_gguf(path: Path, model: PreTrainedModel, vocabulary: Vocabulary, kind:
         writer.add_sampling_penalty_last_n(-1)
     try:
         for name, values in tensors(model):
-            data, quantization = stored(values, kind)
+            data, quantization = stored(name, values, kind)
             writer.add_tensor(name, data, raw_dtype=quantization)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -238,21 +266,36 @@ def sampling(model: PreTrainedModel) -> dict[str, float]:
     return {name: default if value is None else value for name, (value, default) in found.items()}
 
 
-def modelfile(file: str, model: PreTrainedModel, vocabulary: Vocabulary, license_id: str | None) -> str:
-    """The `Modelfile` for `ollama create`, with the model's own sampling or else that of the public card.
+# What Ollama reads in a repository of the Hub: https://huggingface.co/docs/hub/ollama
+TEMPLATE, PARAMS = "template", "params"
+_PROMPT_ALONE = "{{ .Prompt }}"
 
-    Without a chat template the prompt alone is the template: Ollama would put one around it. With one, Ollama
-    looks for it in the file. Ollama keeps the 40 likeliest tokens and penalizes the last 64 by default;
-    Transformers keeps the 50 likeliest and penalizes all of the context.
+
+def ollama_files(
+    file: str, model: PreTrainedModel, vocabulary: Vocabulary, license_id: str | None
+) -> dict[str, str]:
+    """What Ollama reads beside a GGUF file, by name.
+
+    `params` and `template` are for `ollama run` on a repository of the Hub; the `Modelfile` says the same to
+    `ollama create` in a folder. The sampling is the model's own or else that of the public card. Ollama keeps
+    the 40 likeliest tokens and penalizes the last 64 by default; Transformers keeps the 50 likeliest and
+    penalizes all of the context.
+
+    Without a chat template the prompt alone is the template: Ollama would put a chat around it. With one,
+    Ollama looks for it in the GGUF file, and there is no `template`.
     """
     defaults = {name: default for name, (_, default) in SAMPLING.items()}
     settings = sampling(model) or defaults | CARD_SAMPLING
-    parameters: list[tuple[str, Any]] = [("num_ctx", model.config.max_position_embeddings)]
-    parameters += [(name.replace("repetition", "repeat"), value) for name, value in settings.items()]
-    parameters += [("repeat_last_n", -1)]
+    parameters: dict[str, Any] = {"num_ctx": model.config.max_position_embeddings}
+    parameters |= {name.replace("repetition", "repeat"): value for name, value in settings.items()}
+    parameters |= {"repeat_last_n": -1}
     stops = vocabulary.names(index for index in vocabulary.other_ends if index in vocabulary.named)
-    parameters += [("stop", f'"{name}"') for name in stops]
-    lines = [f"FROM ./{file}"] + ["TEMPLATE {{ .Prompt }}"] * (not vocabulary.chat_templates)
-    lines += [f"PARAMETER {name} {value}" for name, value in parameters]
+    completes = not vocabulary.chat_templates
+    lines = [f"FROM ./{file}"] + [f"TEMPLATE {_PROMPT_ALONE}"] * completes
+    lines += [f"PARAMETER {name} {value}" for name, value in parameters.items()]
+    lines += [f'PARAMETER stop "{name}"' for name in stops]
     lines += [f"LICENSE {license_id}"] if license_id else []
-    return "\n".join(lines) + "\n"
+    params = parameters | ({"stop": stops} if stops else {})
+    found = {"Modelfile": "\n".join(lines) + "\n", PARAMS: json.dumps(params, indent=2) + "\n"}
+    # A line end would be part of every prompt.
+    return found | ({TEMPLATE: _PROMPT_ALONE} if completes else {})

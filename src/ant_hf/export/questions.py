@@ -22,6 +22,7 @@ from ant_hf.utils.files import is_full
 
 NEW_TOKENS = 32
 TEXTS_PER_KIND = 90
+_SCORED_TOKENS = 48
 _SEED = 7
 _DIGITS = (
     "0", "7", "42", "007", "1234567890", " 3", "  15", "1,234,567.89", "-0.5", "3e-4", "0x1F", "1/2",
@@ -104,6 +105,63 @@ def greedy_starts(tokenizer: Any, context: int) -> tuple[list[list[int]], int]:
     most = max(1, context // 2)
     starts = [tokenizer(prompt)["input_ids"][:most] for prompt in greedy_prompts()]
     return starts, min(NEW_TOKENS, context - max(map(len, starts)))
+
+
+def scored_ids(tokenizer: Any, context: int) -> list[list[int]]:
+    """Token ids of a page of plain English, a beginning of each of its paragraphs."""
+    length = min(context, _SCORED_TOKENS)
+    return [tokenizer(text, add_special_tokens=False)["input_ids"][:length] for text in ENGLISH]
+
+
+def nats(logits: Sequence[torch.Tensor], sequences: Sequence[Sequence[int]]) -> torch.Tensor:
+    """What each token of the sequences but the first of each costs, shape (tokens,).
+
+    Args:
+        logits: of each sequence, shape (positions, vocabulary).
+    """
+    rows = torch.cat([row[:-1] for row in logits])
+    followers = torch.tensor([index for ids in sequences for index in ids[1:]])
+    return torch.nn.functional.cross_entropy(rows, followers, reduction="none")
+
+
+def check_cost(
+    program: str,
+    kind: str,
+    most: float,
+    seen: torch.Tensor,
+    wanted: torch.Tensor,
+    tokenizer: Any,
+    sequences: Sequence[Sequence[int]],
+) -> dict[str, float]:
+    """Bits a byte of plain English, from nats, and what the type costs, with its standard error.
+
+    Both read the same tokens: the error is of the differences at them, taken as independent of each other.
+
+    Args:
+        kind: the type's name.
+        most: how far they may be from those of the original, as a share of these, or of 1 bit a byte if they
+            are fewer.
+
+    Raises:
+        AntError: the type costs more than it may, or gains as much.
+    """
+    # An entry of a byte-level vocabulary has a character a byte.
+    size = sum(len(entry) for ids in sequences for entry in tokenizer.convert_ids_to_tokens(ids[1:]))
+    bits, original = (each.sum().item() / size / math.log(2) for each in (seen, wanted))
+    if not abs(bits - original) <= most * max(original, 1):
+        raise AntError(
+            f"{program} does not find plain English as likely as the model does",
+            seen=f"{bits:.4f} bits a byte",
+            expected=f"{original:.4f} within {most:.2%} in {kind}",
+            hint="Leave this type out with --type",
+        )
+    error = (seen - wanted).std().item() * math.sqrt(len(seen)) / size / math.log(2)
+    return {
+        "bytes": size,
+        "bits_per_byte": bits,
+        "bits_per_byte_difference": bits - original,
+        "bits_per_byte_difference_stderr": error,
+    }
 
 
 def end_ids(model: PreTrainedModel, tokenizer: Any) -> list[int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,13 +16,19 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from ant_hf.errors import AntError
 from ant_hf.export.gguf import SAMPLING, TYPES, rounded
 from ant_hf.export.llama_cpp import Questions, ask
-from ant_hf.export.questions import check_greedy, check_texts, greedy_starts, one_line
+from ant_hf.export.questions import (
+    check_cost,
+    check_greedy,
+    check_texts,
+    greedy_starts,
+    nats,
+    one_line,
+    scored_ids,
+)
 from ant_hf.export.vocabulary import Vocabulary
-from ant_hf.model.texts import ENGLISH
 from ant_hf.utils.console import quiet_libraries
 
 WITHOUT_LLAMA_CPP = "llama.cpp was not run: xllamacpp is not installed; pip install 'ant-hf[gguf]'"
-_SCORED_TOKENS = 48
 # Names of chat templates that llama.cpp looks for.
 _TEMPLATES = {"default", "tool_use"}
 _CONVERSATION = (
@@ -35,12 +40,6 @@ _CONVERSATION = (
 _WITHOUT_EFFECT = re.compile(
     r"_|(bos|eos|pad)_token_id|do_sample|max_|min_new|output_|return_|.*cache|transformers_"
 )
-
-
-def scored_ids(tokenizer: Any, context: int) -> list[list[int]]:
-    """Token ids of a page of plain English, a beginning of each of its paragraphs."""
-    length = min(context, _SCORED_TOKENS)
-    return [tokenizer(text, add_special_tokens=False)["input_ids"][:length] for text in ENGLISH]
 
 
 def read_back(
@@ -75,10 +74,11 @@ def read_back(
     wanted, seen, original = (_logits(each, sequences) for each in (expected, loaded, model))
     if (worst := _largest_difference(wanted, seen)) > 0:
         raise AntError(f"{file.name} gives other logits than its weights should", seen=f"{worst:.2e} apart")
+    cost = nats(seen, sequences), nats(original, sequences), tokenizer, sequences
     return loaded, {
         "largest_logit_difference": _largest_difference(seen, original),
         "logits_standard_deviation": torch.cat(original).std().item(),
-        **_cost(file.name, kind, _nats(seen, sequences), _nats(original, sequences), tokenizer, sequences),
+        **check_cost(file.name, kind.upper(), TYPES[kind].loss, *cost),
     }
 
 
@@ -90,34 +90,6 @@ def _logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> list[
 
 def _largest_difference(left: list[torch.Tensor], right: list[torch.Tensor]) -> float:
     return max((ours - theirs).abs().max().item() for ours, theirs in zip(left, right, strict=True))
-
-
-def _nats(logits: list[torch.Tensor], sequences: Sequence[Sequence[int]]) -> float:
-    """What all tokens of the sequences but the first of each cost."""
-    rows = torch.cat([row[:-1] for row in logits])
-    followers = torch.tensor([index for ids in sequences for index in ids[1:]])
-    return torch.nn.functional.cross_entropy(rows, followers, reduction="sum").item()
-
-
-def _cost(
-    program: str, kind: str, seen: float, wanted: float, tokenizer: Any, sequences: Sequence[Sequence[int]]
-) -> dict[str, float]:
-    """Bits a byte of plain English, from nats, with what the type costs.
-
-    Raises:
-        AntError: the type costs more than it may, or gains as much.
-    """
-    # An entry of a byte-level vocabulary has a character a byte.
-    size = sum(len(entry) for ids in sequences for entry in tokenizer.convert_ids_to_tokens(ids[1:]))
-    bits, original = seen / size / math.log(2), wanted / size / math.log(2)
-    if not abs(bits - original) <= (most := TYPES[kind].loss) * max(original, 1):
-        raise AntError(
-            f"{program} does not find plain English as likely as the model does",
-            seen=f"{bits:.4f} bits a byte",
-            expected=f"{original:.4f} within {most:.2%} in {kind.upper()}",
-            hint="Leave this type out with --type",
-        )
-    return {"bits_per_byte": bits, "bits_per_byte_difference": bits - original}
 
 
 def run_in_llama_cpp(
@@ -175,8 +147,8 @@ def run_in_llama_cpp(
     others = vocabulary.other_ends
     stops, tie = [*answers.ends, *others], TYPES[kind].tie
     figures = check_greedy(program, loaded, tokenizer, context, answers.greedy, stops, tie)
-    ours = _nats(_logits(model, questions.scored), questions.scored)
-    theirs = -sum(map(sum, answers.log_likelihoods))
+    ours = nats(_logits(model, questions.scored), questions.scored)
+    theirs = -torch.tensor([each for scores in answers.log_likelihoods for each in scores])
     return figures | {
         "texts": len(texts),
         "texts_with_equal_tokens": len(texts),
@@ -185,7 +157,7 @@ def run_in_llama_cpp(
         "ends_of_llama_cpp_alone": vocabulary.names({*answers.ends} - {*ends, *others}),
         "chat_alike": _alike(tokenizer, answers.conversation) if template else None,
         "scored_tokens": sum(len(ids) - 1 for ids in questions.scored),
-        **_cost(program, kind, theirs, ours, tokenizer, questions.scored),
+        **check_cost(program, kind.upper(), TYPES[kind].loss, theirs, ours, tokenizer, questions.scored),
         "tokens_per_second": answers.tokens_per_second["1"],
         "threads": threads,
     }

@@ -12,6 +12,7 @@ from typing import Any
 from ant_hf.card.audit import audit
 from ant_hf.card.claims import card_claims
 from ant_hf.card.eval_results import HubTask, listed_benchmarks, write_eval_results
+from ant_hf.card.gguf import gguf_repository
 from ant_hf.card.inputs import read_inputs
 from ant_hf.card.rendering import TEMPLATE, compared_models, measured_rows, render_card
 from ant_hf.errors import AntError, missing_file
@@ -22,8 +23,6 @@ from ant_hf.release.verify import PASSED, ask_gate, check_files, refusal, tokens
 from ant_hf.utils import names
 from ant_hf.utils.console import say
 from ant_hf.utils.files import (
-    check_file,
-    check_hash,
     file_sha256,
     fingerprint,
     inventory,
@@ -48,11 +47,12 @@ class Sources:
     """Its record."""
     tokens: Path
     """Packed, with their tokenizer beside them."""
-    gguf: Path | None
     repository: str
     license_id: str
     listed: dict[str, HubTask]
     """The sets that the Hub lists as benchmarks."""
+    gguf_repository: str | None
+    """Where its GGUF files are published with it."""
 
     @property
     def run_dir(self) -> Path:
@@ -66,13 +66,11 @@ class Sources:
             self.run_dir / names.METRICS,
             names.shipped_file(TEMPLATE),
             names.shipped_file("model_card/published.yaml"),
-            *([self.gguf / names.VERIFIED] if self.gguf else []),
         ]
         hashes = {path.name: file_sha256(path) for path in paths if path.is_file()}
         listed = {name: vars(task) for name, task in self.listed.items()}
-        return fingerprint(
-            [hashes, self.run["sha256"], self.repository, self.license_id, listed, source_commit()]
-        )
+        said = [self.repository, self.license_id, self.gguf_repository]
+        return fingerprint([hashes, self.run["sha256"], said, listed, source_commit()])
 
 
 @phase("making the release", "One that was there before is kept. Run the same command again.")
@@ -81,7 +79,7 @@ def make_release(
     repo: str,
     license_id: str | None = None,
     tokens: str | Path | None = None,
-    gguf: str | Path | None = None,
+    gguf: bool = False,
     client: HubClient | None = None,
 ) -> Path:
     """Write `release/` beside a run's `final/`, whole or not at all.
@@ -93,7 +91,7 @@ def make_release(
         repo: `owner/name` on the Hub, for the card.
         license_id: licence of the model, as the Hub spells it; default: as `license_of` finds it.
         tokens: folder of the packed tokens, when it is not where the run left it.
-        gguf: a verified GGUF export of the same weights, which becomes part of the release.
+        gguf: the card links to the repository of the GGUF files, which is published with it.
         client: asks the Hub which sets it lists as benchmarks; default: a dated list of this package counts.
 
     Returns:
@@ -115,7 +113,8 @@ def make_release(
         raise AntError(f"the run in {run_dir} is not finished", seen=status, hint="Finish it: run it again.")
     packed = Path(tokens) if tokens else tokens_of(run, run_dir)
     listed = listed_benchmarks(client)
-    sources = Sources(final, run, packed, Path(gguf) if gguf else None, repo, license_id, listed)
+    linked = gguf_repository(repo) if gguf else None
+    sources = Sources(final, run, packed, repo, license_id, listed, linked)
     target, made_of = run_dir / "release", sources.fingerprint()
     if (target / names.RELEASE).is_file():
         there = read_release(target, f"Remove {target} to make it anew.")
@@ -128,7 +127,7 @@ def make_release(
         if report["verdict"] != PASSED:
             write_json(run_dir / names.GATE, report)
             raise refusal(final, report["checks"], run_dir / names.GATE)
-        finish(folder, repo, license_id, made_of, listed)
+        finish(folder, repo, license_id, made_of, listed, linked)
     return target
 
 
@@ -171,30 +170,6 @@ def _gather(sources: Sources, folder: Path) -> None:
     write_json(folder / names.FRAGMENTATION, without_paths(report))
     rows = read_metrics(sources.run_dir / names.METRICS)
     (folder / names.METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    if sources.gguf:
-        copy_gguf(sources.gguf, folder)
-
-
-def copy_gguf(gguf: Path, folder: Path) -> None:
-    """Put an export's files and its record beside the weights they were made of.
-
-    Raises:
-        AntError: the export is of other weights or another tokenizer, was not verified in llama.cpp, or a
-            file was changed since.
-    """
-    hint = "Export anew: ant-hf export MODEL_FOLDER --to gguf"
-    record = read_sealed(gguf / names.VERIFIED, "record of the export", hint)
-    for name, key in ((names.WEIGHTS, "weights_sha256"), (names.TOKENIZER, "tokenizer_sha256")):
-        seen = record["made_of"][key]
-        check_hash(f"{gguf} was made of another {name}", seen, file_sha256(folder / name), hint)
-    if any(values.get("verified", {}).get("llama_cpp", True) is None for values in record["files"].values()):
-        raise AntError(
-            "GGUF files are published only after llama.cpp has verified them", seen="; ".join(record["notes"])
-        )
-    for name, values in record["files"].items():
-        check_file(gguf / name, values["sha256"], "was changed after it was verified", hint)
-        shutil.copyfile(gguf / name, folder / name)
-    shutil.copyfile(gguf / names.VERIFIED, folder / names.VERIFIED)
 
 
 def _gate_report(sources: Sources, folder: Path, release: Path) -> dict[str, Any]:
@@ -210,13 +185,20 @@ def _gate_report(sources: Sources, folder: Path, release: Path) -> dict[str, Any
     return ask_gate(folder, sources.run, sources.tokens, owner) | {"made_of": made_of}
 
 
-def finish(folder: Path, repository: str, license_id: str, made_of: str, listed: dict[str, HubTask]) -> None:
+def finish(
+    folder: Path,
+    repository: str,
+    license_id: str,
+    made_of: str,
+    listed: dict[str, HubTask],
+    linked: str | None = None,
+) -> None:
     """Draw the figures, render and audit the card, and write release.json over all of it."""
     # Without what is made here, so that a folder which has it already gets the same card.
     shutil.rmtree(folder / names.EVAL_RESULTS, ignore_errors=True)
     records = inventory(folder, without=(names.CARD, names.RELEASE))
     files = {name: values for name, values in records.items() if not name.startswith(f"{names.PLOTS}/")}
-    inputs = read_inputs(folder, repository, license_id, files, listed)
+    inputs = read_inputs(folder, repository, license_id, files, listed, linked)
     plots = folder / names.PLOTS
     for path in plot_run(inputs.metrics, plots, inputs.name):
         if path.name not in ("loss.png", "learning_rate.png"):

@@ -21,7 +21,7 @@ _RUNS = {".py", ".so", ".sh", ".exe", ".dll", ".ipynb"}
 _TEXTS = {".json", ".jsonl", ".md", ".txt", ".yaml", ".yml", ".jinja", ""}
 # The tokens of the Hub, of GitHub, of OpenAI, of AWS and private keys.
 _SECRETS = re.compile(
-    r"\bhf_[A-Za-z0-9]{20,}|\bgh[pousr]_[A-Za-z0-9]{30,}|\bsk-[A-Za-z0-9_-]{20,}|\bAKIA[0-9A-Z]{16}\b"
+    r"\bhf_(?:jwt_|oauth_)?[A-Za-z0-9]{20,}|\bgh[pousr]_[A-Za-z0-9]{30,}|\bsk-[A-Za-z0-9_-]{20,}|\bAKIA[0-9A-Z]{16}\b"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
 # In the middle of any text, where only the usual places can be told from other words.

@@ -149,7 +149,8 @@ def publish(
     """Show what would happen and, with `yes`, do it.
 
     Args:
-        folder: a release folder, as `make_release` writes it, or a Space's, as `make_space` does.
+        folder: a release folder, as `make_release` writes it, or that of its GGUF files or its Space, as
+            `make_gguf_release` and `make_space` do.
         repo: `owner/name` on the Hub, the one that the card was made for.
         private: create the repository as a private one.
         tag: name of the version; default: the next free v1, v2, ...
@@ -164,7 +165,7 @@ def publish(
         AntError: refused before the first byte, a conflict, or a failure after all attempts. The release
             folder stays as it is, and the same command continues.
     """
-    folder, client = Path(folder), client or HubClient(anonymous=True)
+    folder, client = Path(folder), (client or HubClient(anonymous=True)).of_repository(repo, kind)
     sha256 = _check_release(folder, repo)
     with phase("asking the Hub", "Nothing was sent. Run the same command again."):
         changes = _preflight(client, folder, repo, private, tag, prune, kind, must_know=yes)

@@ -33,7 +33,7 @@ from ant_hf.errors import without_control_codes
 
 # Between two lines of progress where there is no terminal.
 _LINE_SECONDS = 30
-_LIBRARIES = ("transformers", "huggingface_hub", "datasets", "lm_eval", "torch.onnx")
+_LIBRARIES = ("transformers", "huggingface_hub", "datasets", "lm_eval", "torch.onnx", "root")
 
 
 class _Console(Console):
