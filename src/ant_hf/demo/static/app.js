@@ -90,7 +90,7 @@ class Pane {
     const colour = token.bits === null ? {} : {class: `s${step(token.bits)}`};
     const span = make("span", {
       class: ["f", colour.class, token.given && "given", special && "special"].filter(Boolean).join(" "),
-      role: "option", "aria-selected": "false", tabindex: index ? -1 : 0, "data-index": index,
+      role: "option", "aria-selected": "false", tabindex: index ? -1 : 0, "data-index": index, "data-id": token.id,
       "aria-label": `${token.name.trim()}, ${told}`, title: told,
     }, special || apart ? token.name : token.shown.replace(/^ (?=\S)/, ""));
     if (index === 0) text.tabIndex = -1, text.replaceChildren();
