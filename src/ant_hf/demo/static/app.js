@@ -203,11 +203,10 @@ class Pane {
       const name = model.name(each.id).replace("\n", "");
       return make("li", {}, make("button", {
         type: "button", disabled: token.given, "aria-current": each.id === token.id ? "true" : null,
-        "aria-label": `${name}, ${percent(each.share)}${token.given ? "" : ", go on from it"}`,
         onclick: () => this.page.branch(this, index, each, token),
       },
       make("span", {class: "name"}, name), bar(each.share / most), make("span", {class: "share"}, percent(each.share)),
-      make("span", {class: "after"}, each.after === null ? "" : percent(each.after))));
+      make("span", {class: "after"}, each.after === null ? "" : make("span", {class: "unseen"}, "as set "), each.after === null ? "" : percent(each.after))));
     });
     const head = make("div", {class: "head", "aria-hidden": "true"}, make("span", {}, token.given ? "Expected" : "Possible"),
       make("span"), make("span", {}, "chance"), make("span", {}, token.given ? "" : "as set"));
