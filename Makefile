@@ -9,7 +9,7 @@ ARGS ?=
 # Where `make bench` writes its figures and plots.
 OUT ?= docs/performance
 
-.PHONY: help install quickstart test test-slow soak check release bench clean
+.PHONY: help install node quickstart test test-slow soak check release bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -23,6 +23,14 @@ $(VENV)/.quickstart: pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.quickstart
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+# transformers.js, for tests that are left out without it. The script of onnxruntime-node would fetch CUDA.
+tests/node/node_modules/.package-lock.json: tests/node/package-lock.json
+	@if ! command -v npm > /dev/null; then echo "No npm here: tests of transformers.js are left out"; \
+	else npm ci --prefix tests/node --ignore-scripts --no-audit --no-fund \
+		|| echo "transformers.js was not installed: its tests are left out"; fi
+
+node: tests/node/node_modules/.package-lock.json ## Install transformers.js for its tests, if npm is there
 
 install: $(VENV)/.quickstart ## Everything in .venv but what tests and exports need
 
@@ -40,10 +48,10 @@ quickstart: $(VENV)/.quickstart ## Train, check and sample the real Ant-10M on t
 	$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no \
 		--dynamo_backend no pretrain.py --config $(RECIPE) $(ARGS)
 
-test: $(VENV)/.dev ## Run the tests (no network, no GPU)
+test: $(VENV)/.dev node ## Run the tests (no network, no GPU)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
-test-slow: $(VENV)/.dev $(VENV)-transformers4/.installed ## Run the slow tests: old transformers, long runs
+test-slow: $(VENV)/.dev node $(VENV)-transformers4/.installed ## Run the slow tests: old transformers, long runs
 	ANT_HF_TRANSFORMERS4=$(VENV)-transformers4/bin/python $(BIN)/python -m pytest -n 2 -m slow
 
 soak: $(VENV)/.dev ## Kill runs 400 times, try every other fault, fill the table of docs/reliability.md (an hour or less)

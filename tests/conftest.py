@@ -222,3 +222,15 @@ def released_gguf(once, released) -> Path:
         export(str(run / "final"), "gguf", GGUF_TYPES, None, "GODELEV/Ant-10M", "apache-2.0")
 
     return once("released_gguf", fill) / "run"
+
+
+@pytest.fixture(scope="session")
+def exported_onnx(once, trained_run) -> Path:
+    """The trained run with its three graphs in `onnx/`, traced and verified: half a minute; read-only."""
+    pytest.importorskip("onnxscript")
+
+    def fill(folder: Path) -> None:
+        run = shutil.copytree(trained_run, folder / "run")
+        export(str(run / "final"), "onnx")
+
+    return once("exported_onnx", fill) / "run"

@@ -24,7 +24,7 @@ PACKAGES = ("playwright", "onnx", "onnxruntime", "onnxscript")
 MISSING = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
 MISSING += [] if CHROMIUM else ["chromium (apt install chromium)"]
 if not (NODE_MODULES / "@huggingface/transformers").is_dir():
-    MISSING.append("transformers.js (npm install --prefix tests/node)")
+    MISSING.append("transformers.js (make node)")
 if MISSING:
     pytest.skip(f"not installed: {', '.join(MISSING)}", allow_module_level=True)
 
@@ -352,7 +352,7 @@ def test_it_fits_and_axe_finds_nothing(new_visitor, width, scheme):
     assert len(boxes) > 30
     assert all(0 <= left < right <= width for left, right in boxes)
     if not AXE.is_file():
-        pytest.skip("not installed: axe-core (npm install --prefix tests/node)")
+        pytest.skip("not installed: axe-core (make node)")
     page.add_script_tag(content=AXE.read_text())
     found = page.evaluate("axe.run()")["violations"]
     assert [(each["id"], [node["html"] for node in each["nodes"]][:3]) for each in found] == []

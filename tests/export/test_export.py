@@ -302,15 +302,24 @@ def test_another_chat_template_or_end_is_another_export(foreign, tmp_path, monke
     assert b"{{ messages }}" in (tmp_path / "out" / "model-F16.gguf").read_bytes()
 
 
+def quickly_written(file, graph, kind):
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(graph + kind.encode())
+
+
 def test_onnx_has_the_tokenizer_with_its_chat_templates(foreign, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        onnx, "write_onnx", lambda folder, model: (folder / "model.onnx").write_bytes(b"graph")
-    )
+    monkeypatch.setattr(onnx, "trace", lambda *_: b"graph")
+    monkeypatch.setattr(onnx, "write_onnx", quickly_written)
     monkeypatch.setattr(onnx, "check_onnx", lambda *_: {})
     folder, record = export(str(foreign), "onnx", output=tmp_path / "out")
+    graphs = {"onnx/model.onnx", "onnx/model_fp16.onnx", "onnx/model_quantized.onnx"}
+    beside = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert graphs | beside < set(record["files"])
+    assert [values["type"] for values in record["files"].values() if "type" in values] == list(onnx.TYPES)
+    assert (folder / "config.json").read_bytes() == (foreign / "config.json").read_bytes()
     again = AutoTokenizer.from_pretrained(folder)
     assert again.chat_template == {"default": TEMPLATE, "tool_use": "tools"}
-    run = record["files"]["model.onnx"]["verified"]["onnxruntime"]
+    run = record["files"]["onnx/model.onnx"]["verified"]["onnxruntime"]
     assert run["texts_with_equal_tokens"] == run["texts"] >= 1000
     monkeypatch.setattr(exporting, "_TOKENIZER_FILES", ("tokenizer.json", "tokenizer_config.json"))
     with pytest.raises(AntError, match="another chat template"):
@@ -378,13 +387,21 @@ def test_what_gguf_cannot_hold_is_named_by_its_key(final, key, value):
 
 def test_what_a_graph_cannot_hold_is_named_by_its_key(final):
     model, _ = load(final)
-    onnx.check_architecture(model)
+    onnx.check_architecture(model, onnx.TYPES)
     model.config.layer_types = ["full_attention", "linear_attention"]
     with pytest.raises(AntError, match=r"layer_types; saw \['linear_attention'\]; expected full_attention"):
-        onnx.check_architecture(model)
+        onnx.check_architecture(model, [])
     model.config.rope_parameters["rope_type"] = "longrope"
     with pytest.raises(AntError, match="rope_type; saw 'longrope'; expected default"):
-        onnx.check_architecture(model)
+        onnx.check_architecture(model, [])
+
+
+def test_what_an_onnx_file_has_no_room_for_is_refused(final, monkeypatch):
+    model, _ = load(final)
+    monkeypatch.setattr(model, "num_parameters", lambda: 600_000_000)
+    onnx.check_architecture(model, ["fp16", "q8"])
+    with pytest.raises(AntError, match=r"at most 2 GB.*600,000,000 param.*saw '2\.4 GB in fp32'.*--type"):
+        onnx.check_architecture(model, onnx.TYPES)
 
 
 def test_a_vocabulary_of_bytes_has_no_merges_and_loads(final, tmp_path):
@@ -497,7 +514,7 @@ def test_a_tokenizer_that_llama_cpp_lacks_is_refused(final, change, message):
     [
         (("gguf", ("q4_k_m",)), "unknown GGUF type; saw 'q4_k_m'; expected f32, .* or all.*llama-quantize"),
         (("mlx", ()), "unknown format; saw 'mlx'; expected gguf or onnx"),
-        (("onnx", ("f16",)), "--type is for GGUF"),
+        (("onnx", ("f16",)), "unknown ONNX type; saw 'f16'; expected fp32, fp16, q8 or all"),
     ],
 )
 def test_unknown_formats_and_types_are_named(final, job, message):
@@ -605,19 +622,62 @@ def test_an_older_transformers_has_no_onnx_exporter(final, tmp_path, monkeypatch
 
 
 @pytest.mark.slow
-def test_onnx_gives_equal_logits_and_outputs_through_its_cache(final, tmp_path):
-    from ant_hf.export.onnx import OnnxModel
-
-    folder, record = export(str(final), "onnx", output=tmp_path / "onnx")
-    verified = record["files"]["model.onnx"]["verified"]["onnxruntime"]
-    assert verified["largest_logit_difference"] < 1e-3
-    assert verified["prompts_with_equal_output"] == verified["prompts"] == 20
-    assert record == read_sealed(folder / "verified.json", "record", "")
-    model, _ = load(final)
+def test_onnx_gives_equal_logits_and_outputs_through_its_cache_and_without_it(exported_onnx):
+    folder = exported_onnx / "onnx"
+    record = read_sealed(folder / "verified.json", "record", "")
+    runs = {
+        values["type"]: values["verified"]["onnxruntime"]
+        for values in record["files"].values()
+        if "type" in values
+    }
+    assert list(runs) == ["fp32", "fp16", "q8"]
+    exact = runs["fp32"]
+    assert exact["largest_logit_difference"] < 1e-3
+    for key in ("prompts_with_equal_output", "prompts_with_equal_output_without_cache"):
+        assert exact[key] == exact["prompts"] == 20
+    for kind, run in runs.items():
+        assert abs(run["bits_per_byte_difference"]) <= onnx.TYPES[kind].loss * run["bits_per_byte"]
+    model, _ = load(exported_onnx / "final")
     ids = np.arange(20, dtype=np.int64).reshape(4, 5)
     with torch.no_grad():
         wanted = model(torch.from_numpy(ids)).logits.numpy()
-    assert np.abs(OnnxModel(folder, 1)(ids)[0] - wanted).max() < 1e-3
-    # transformers loads its own export back, tokenizer and all.
-    assert AutoTokenizer.from_pretrained(folder)("In 1999")["input_ids"]
-    assert json.loads((folder / "export.json").read_text())["export_format"] == "onnx"
+    assert np.abs(onnx.OnnxModel(folder / "onnx/model.onnx", 1)(ids)[0] - wanted).max() < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", onnx.TYPES)
+def test_graphs_have_the_names_of_transformers_js_and_the_embeddings_once(exported_onnx, kind):
+    library = pytest.importorskip("onnx")
+    graph = library.load(exported_onnx / "onnx/onnx" / onnx.TYPES[kind].file).graph
+    cache = [f"past_key_values.{layer}.{part}" for layer in range(2) for part in ("key", "value")]
+    given, returned = (
+        {
+            value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+            for value in values
+        }
+        for values in (graph.input, graph.output)
+    )
+    assert list(given) == ["input_ids", "attention_mask", "position_ids", *cache]
+    assert list(returned) == ["logits", *(name.replace("past_key_values", "present") for name in cache)]
+    # transformers.js makes empty caches by these names.
+    assert given["past_key_values.1.value"] == ["batch_size", 2, "past_sequence_length", 8]
+    assert returned["present.1.value"] == ["batch_size", 2, "total_sequence_length", 8]
+    assert [list(tensor.dims) for tensor in graph.initializer].count([384, 32]) == 1
+    assert [32, 384] not in [list(tensor.dims) for tensor in graph.initializer]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda limit: dataclasses.replace(limit, difference=0), "gives other logits than the model"),
+        (lambda limit: dataclasses.replace(limit, loss=0), "does not find plain English as likely"),
+    ],
+)
+def test_a_graph_that_differs_by_more_than_its_type_may_is_refused(
+    exported_onnx, monkeypatch, change, message
+):
+    model, tokenizer = load(exported_onnx / "final")
+    monkeypatch.setitem(onnx.TYPES, "q8", change(onnx.TYPES["q8"]))
+    with pytest.raises(AntError, match=rf"model_quantized\.onnx {message}"):
+        onnx.check_onnx(exported_onnx / "onnx/onnx/model_quantized.onnx", model, tokenizer, 64, 1, "q8")

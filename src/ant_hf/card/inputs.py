@@ -21,9 +21,10 @@ _RECORDS = {
     names.FRAGMENTATION: ("fragmentation report", "Train the tokenizer anew."),
     names.RELEASED_MANIFEST: ("token manifest", "Pack the tokens anew."),
     names.COMPARISON: ("comparison", "Compare again: ant-hf compare MODEL_FOLDER BASE --for-card"),
+    names.VERIFIED: ("record of the ONNX export", "Export again: ant-hf export MODEL_FOLDER --to onnx"),
 }
 # Records that a model need not have.
-_SEALED = (names.COMPARISON,)
+_SEALED = (names.COMPARISON, names.VERIFIED)
 
 
 class Record(dict[str, Any]):
@@ -72,6 +73,8 @@ class CardInputs:
     """The sets that the Hub lists as benchmarks, by our name."""
     gguf_repository: str | None = None
     """Where its GGUF files are, if they are published with it."""
+    onnx: dict[str, Any] | None = None
+    """The record of the graphs' verification, if they lie beside the weights."""
 
     @property
     def name(self) -> str:
@@ -120,8 +123,10 @@ def read_inputs(
             weights,
             f"{_RECORDS[names.COMPARISON][1]} Or remove it.",
         )
+    graphs = f"{names.ONNX}/{names.VERIFIED}"
+    onnx = _read(folder / graphs) if graphs in files else None
     records = (run, results, gate, fragments, tokens, metrics, files, comparison)
-    return CardInputs(repository, license_id, *records, listed=listed or {}, gguf_repository=gguf_repository)
+    return CardInputs(repository, license_id, *records, listed or {}, gguf_repository, onnx)
 
 
 def _read(path: Path) -> dict[str, Any]:

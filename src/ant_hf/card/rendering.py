@@ -72,6 +72,7 @@ def _context(inputs: CardInputs) -> dict[str, Any]:
         "name": inputs.name,
         "wikitext": inputs.wikitext,
         "repository": Safe(inputs.repository),
+        "onnx": inputs.onnx,
         "gguf_repository": Safe(inputs.gguf_repository) if inputs.gguf_repository else None,
         "training": inputs.recipe["training"],
         **{key: run[key] for key in ("config", "environment", "final", "samples")},
@@ -522,11 +523,29 @@ def _tables_of_records(inputs: CardInputs) -> dict[str, str]:
     return {
         "gate": table(["check", "outcome", "seen"], checks, numbers_from=3),
         "files": table(["file", "bytes", "sha256, first 16 digits"], files),
+        "onnx": _onnx_table(inputs.onnx) if inputs.onnx else "",
         "sources": table(["training text", "licence", "from"], sources, numbers_from=3) if sources else "",
         "mix": mixed,
         "contamination": table(["evaluation set", "documents left out"], left_out) if left_out else "",
         "versions": table(["package", "version"], packages),
     }
+
+
+def _onnx_table(record: dict[str, Any]) -> Safe:
+    """The graphs with what their verification saw."""
+    rows = []
+    for name, values in record["files"].items():
+        if "verified" in values:
+            run = values["verified"]["onnxruntime"]
+            rows.append([
+                code(name),
+                code(values["type"]),
+                f"{values['bytes']:,}",
+                f"{run['bits_per_byte_difference']:+.4f} ± {run['bits_per_byte_difference_stderr']:.4f}",
+                f"{run['prompts_with_equal_output']} of {run['prompts']}",
+            ])  # fmt: skip
+    header = ["file", "dtype", "bytes", "loss against the original, bits per byte", "same greedy text"]
+    return table(header, rows, numbers_from=2)
 
 
 def _texts(corpus: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -635,7 +654,8 @@ def card_data(inputs: CardInputs, scores: list[Score]) -> ModelCardData:
         license_name="see-card" if inputs.license == "other" else None,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=tags,
+        # The Hub takes one library; it finds another by its tag.
+        tags=[*tags, "onnx", "transformers.js"] if inputs.onnx else tags,
         datasets=datasets or None,
         metrics=["accuracy", "perplexity"] if results else None,
         eval_results=results or None,

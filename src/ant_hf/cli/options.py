@@ -70,6 +70,11 @@ Vendor = Annotated[
     ),
 ]
 
+Onnx = Annotated[
+    bool,
+    Option("--onnx", help="Export it to ONNX too, and put the graphs into the release, for transformers.js."),
+]
+
 
 def read_recipe(
     config: Path, data: list[str] | None, output_dir: str | None, overrides: list[str] | None, **training: Any

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from ant_hf.cli.options import Final, License, Repo, Tokens, Vendor
+from ant_hf.cli.options import Final, License, Onnx, Repo, Tokens, Vendor
 from ant_hf.cli.tables import audit_table, checks_table, gate_report
 from ant_hf.errors import AntError, missing_file
 from ant_hf.utils.console import say, show
@@ -40,7 +40,9 @@ def audit(
         raise AntError(f"{card} contradicts itself", seen=f"{wrong} figures")
 
 
-def card(model: Final, repo: Repo, license_id: License = None, tokens: Tokens = None) -> None:
+def card(
+    model: Final, repo: Repo, license_id: License = None, tokens: Tokens = None, onnx: Onnx = False
+) -> None:
     """Make the release folder of a run: gate, figures, card, hashes. Sends nothing.
 
     Needs results.json (ant-hf evaluate). Everything lies in release/ beside the final folder then.
@@ -50,13 +52,20 @@ def card(model: Final, repo: Repo, license_id: License = None, tokens: Tokens = 
 
     record = model.resolve().parent / "release" / RELEASE
     before = record.read_bytes() if record.is_file() else None
-    folder = make_release(model, repo, license_id, tokens)
+    folder = make_release(model, repo, license_id, tokens, onnx=_graphs(model) if onnx else None)
     gate_report(folder)
     # It holds its date: the same bytes are the same release.
     reused = record.read_bytes() == before
     say(f"release     {folder}{' (reused: nothing it is made of has changed)' if reused else ''}")
     say(f"card        {folder / CARD}")
-    say(f"next        ant-hf publish {model} --repo {repo}")
+    say(f"next        ant-hf publish {model} --repo {repo}{' --onnx' if onnx else ''}")
+
+
+def _graphs(model: Path) -> Path:
+    """The model's ONNX export, beside it; made if it is not there."""
+    from ant_hf.export.exporting import export
+
+    return export(str(model), "onnx")[0]
 
 
 def verify(
@@ -100,6 +109,7 @@ def publish(
         bool, Option("--prune", help="Remove files from the repository that the release does not have.")
     ] = False,
     tokens: Tokens = None,
+    onnx: Onnx = False,
     gguf: Annotated[
         bool,
         Option(
@@ -156,7 +166,8 @@ def publish(
         from ant_hf.export.exporting import export
 
         exported, _ = export(str(model), "gguf", repository=repo, license_id=license_id)
-    folder = make_release(model, repo, license_id, tokens, gguf, client)
+    graphs = _graphs(model) if onnx else None
+    folder = make_release(model, repo, license_id, tokens, gguf, graphs, client)
     gate_report(folder)
     # All before the model is sent, so that what stops one stops every one.
     folders = list[Path]()

@@ -23,7 +23,7 @@ from ant_hf.model.encoding import added_ids
 from ant_hf.model.generation import sampling
 from ant_hf.model.loading import Subject, load_subject
 from ant_hf.utils.files import check_writable, read_json, whole_folder, write_json
-from ant_hf.utils.names import CONFIG, RUN_RECORD
+from ant_hf.utils.names import CONFIG, ONNX, RUN_RECORD
 
 _PAGE = Path(__file__).with_name("static")
 _SITE = "site.json"
@@ -109,10 +109,10 @@ def _put_model(models: Path, model: str, subject: Subject, name: str, options: S
     # All types, as for a release: a second export in place of that one would have to be made again there.
     exported, _ = export(model, "onnx")
     target = models / re.sub(r"[^\w.-]+", "-", name).strip("-")
-    (target / onnx.FOLDER).mkdir(parents=True)
+    (target / ONNX).mkdir(parents=True)
     for path in (CONFIG, "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(exported / path, target / path)
-    files = {dtype: f"{onnx.FOLDER}/{onnx.TYPES[dtype].file}" for dtype in options.dtypes}
+    files = {dtype: f"{ONNX}/{onnx.TYPES[dtype].file}" for dtype in options.dtypes}
     for file in files.values():
         shutil.copyfile(exported / file, target / file)
     # A byte as the character of its number.

@@ -20,7 +20,7 @@ from ant_hf.export.vocabulary import Vocabulary, read_vocabulary
 from ant_hf.model.loading import Subject, check_weights, load_subject, tokenizer_folder
 from ant_hf.utils import files
 from ant_hf.utils.console import quiet_libraries, say
-from ant_hf.utils.names import VERIFIED
+from ant_hf.utils.names import ONNX, VERIFIED
 from ant_hf.utils.provenance import now, package_versions
 from ant_hf.utils.stopping import phase
 
@@ -230,9 +230,9 @@ def _onnx(folder: Path, subject: Subject, types: Sequence[str]) -> dict[str, dic
     texts, done = onnx.check_tokenizer(folder, tokenizer), {}
     trace = functools.cache(functools.partial(onnx.trace, subject.model))
     for kind in types:
-        file = folder / onnx.FOLDER / onnx.TYPES[kind].file
+        file = folder / ONNX / onnx.TYPES[kind].file
         onnx.write_onnx(file, trace(onnx.TYPES[kind].dtype), kind)
         say(f"{kind:<12}{file.stat().st_size:,} bytes written; verifying")
         figures = onnx.check_onnx(file, subject.model, tokenizer, subject.context_length, _threads(), kind)
-        done[f"{onnx.FOLDER}/{file.name}"] = {"type": kind, "verified": {"onnxruntime": figures | texts}}
+        done[f"{ONNX}/{file.name}"] = {"type": kind, "verified": {"onnxruntime": figures | texts}}
     return done

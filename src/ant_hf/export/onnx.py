@@ -36,9 +36,6 @@ from ant_hf.export.questions import (
 )
 from ant_hf.utils.console import quiet_libraries
 
-FOLDER = "onnx"
-"""Of the graphs, beside the model's config.json, in an export as on the Hub."""
-
 
 @dataclass(frozen=True)
 class OnnxType:

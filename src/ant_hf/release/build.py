@@ -53,6 +53,8 @@ class Sources:
     """The sets that the Hub lists as benchmarks."""
     gguf_repository: str | None
     """Where its GGUF files are published with it."""
+    onnx: Path | None
+    """What `ant-hf export --to onnx` wrote."""
 
     @property
     def run_dir(self) -> Path:
@@ -66,6 +68,7 @@ class Sources:
             self.run_dir / names.METRICS,
             names.shipped_file(TEMPLATE),
             names.shipped_file("model_card/published.yaml"),
+            *([self.onnx / names.VERIFIED] if self.onnx else []),
         ]
         hashes = {path.name: file_sha256(path) for path in paths if path.is_file()}
         listed = {name: vars(task) for name, task in self.listed.items()}
@@ -80,6 +83,7 @@ def make_release(
     license_id: str | None = None,
     tokens: str | Path | None = None,
     gguf: bool = False,
+    onnx: Path | None = None,
     client: HubClient | None = None,
 ) -> Path:
     """Write `release/` beside a run's `final/`, whole or not at all.
@@ -92,6 +96,7 @@ def make_release(
         license_id: licence of the model, as the Hub spells it; default: as `license_of` finds it.
         tokens: folder of the packed tokens, when it is not where the run left it.
         gguf: the card links to the repository of the GGUF files, which is published with it.
+        onnx: an ONNX export of the same weights, whose graphs become part of the release.
         client: asks the Hub which sets it lists as benchmarks; default: a dated list of this package counts.
 
     Returns:
@@ -114,7 +119,7 @@ def make_release(
     packed = Path(tokens) if tokens else tokens_of(run, run_dir)
     listed = listed_benchmarks(client)
     linked = gguf_repository(repo) if gguf else None
-    sources = Sources(final, run, packed, repo, license_id, listed, linked)
+    sources = Sources(final, run, packed, repo, license_id, listed, linked, onnx)
     target, made_of = run_dir / "release", sources.fingerprint()
     if (target / names.RELEASE).is_file():
         there = read_release(target, f"Remove {target} to make it anew.")
@@ -170,6 +175,10 @@ def _gather(sources: Sources, folder: Path) -> None:
     write_json(folder / names.FRAGMENTATION, without_paths(report))
     rows = read_metrics(sources.run_dir / names.METRICS)
     (folder / names.METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    if sources.onnx:
+        # The gate holds both to the weights.
+        shutil.copytree(sources.onnx / names.ONNX, folder / names.ONNX)
+        shutil.copyfile(sources.onnx / names.VERIFIED, folder / names.ONNX / names.VERIFIED)
 
 
 def _gate_report(sources: Sources, folder: Path, release: Path) -> dict[str, Any]:

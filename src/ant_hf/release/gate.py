@@ -31,14 +31,14 @@ from ant_hf.errors import AntError
 from ant_hf.evaluation.degeneration import generate, measure, prompts
 from ant_hf.model.causality import check_causal
 from ant_hf.model.encoding import added_ids, context_length, decode, encode
-from ant_hf.model.loading import from_pretrained
+from ant_hf.model.loading import from_pretrained, weights_hash
 from ant_hf.model.scoring import SAME_LOSS, check_finite, described_start, score_text, score_tokens
 from ant_hf.model.texts import ENGLISH, ROUND_TRIP
 from ant_hf.release.files import dangerous_files
 from ant_hf.release.verify import Check, HeldOut, Job, check_files, verdict
-from ant_hf.utils.files import file_sha256, write_json
+from ant_hf.utils.files import file_sha256, inventory, read_sealed, write_json
 from ant_hf.utils.metrics import TextScore
-from ant_hf.utils.names import CONFIG, GATE
+from ant_hf.utils.names import CONFIG, GATE, ONNX, VERIFIED
 from ant_hf.utils.provenance import now
 
 # "Well below" a uniform guess: at most this share of its nats a byte.
@@ -84,6 +84,8 @@ def run_checks(job: Job) -> list[Check]:
             checks += _attempt("held-out loss", lambda: _held_out(job.folder, loaded, held_out))
         checks += _attempt(_ENGLISH, lambda: [_english(loaded, job.languages)])
         checks += _attempt("generation", lambda: [_generation(loaded, job.loop_rate)])
+    if (job.folder / ONNX).is_dir():
+        checks += _attempt("ONNX", lambda: [_onnx(job.folder)])
     return [*checks, files]
 
 
@@ -343,6 +345,21 @@ def _generation(loaded: Loaded, recorded: float | None) -> Check:
     allowed = min(1.0, recorded + max(3 * math.sqrt(recorded * (1 - recorded) / count), 3 / count))
     seen += f"; on record {recorded:.1%}, at most {allowed:.0%} allowed"
     return Check(name, rate <= allowed, seen, numbers | {"recorded": recorded, "allowed": allowed})
+
+
+def _onnx(folder: Path) -> Check:
+    """Graphs against the record of their verification, and that against the files that a reader gets."""
+    record = read_sealed(folder / ONNX / VERIFIED, "record of the ONNX export", "Export again, --to onnx.")
+    there, files = inventory(folder), record["files"]
+    # Beside the graphs the record lists the tokenizer and the config that they were verified with.
+    wrong = [name for name in files if there.get(name, {}).get("sha256") != files[name]["sha256"]]
+    wrong += [name for name in there if name.endswith(".onnx") and name not in files]
+    problems = [f"not as verified: {', '.join(wrong)}"] if wrong else []
+    if record["made_of"]["weights_sha256"] != weights_hash(folder):
+        problems.append("made of other weights than the safetensors here")
+    graphs = [name for name in files if name.endswith(".onnx")]
+    seen = f"{len(graphs)} graphs of these very weights, as they were verified in ONNX Runtime"
+    return Check("ONNX", not problems, "; ".join(problems) or seen)
 
 
 if __name__ == "__main__":

@@ -96,7 +96,10 @@ def check_files(folder: Path, owner: str = "") -> Check:
     problems = file_problems(folder, owner)
     files = [path for path in folder.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
-    weights = "safetensors and GGUF" if any(path.suffix == ".gguf" for path in files) else "safetensors"
+    kinds = [
+        suffix[1:] for suffix in (".safetensors", ".gguf", ".onnx") if any(f.suffix == suffix for f in files)
+    ]
+    weights = " and ".join(kinds)
     seen = f"{len(files)} files, {size:,} bytes; {weights} only, no code, no paths, no tokens"
     return Check("files", not problems, "; ".join(problems) or seen, {"files": len(files), "bytes": size})
 

@@ -31,6 +31,8 @@ SEAL = "checkpoint.json"
 LAST_CHECKPOINT = "last-checkpoint"
 # In a folder of exported files.
 VERIFIED = "verified.json"
+# Where transformers.js looks for graphs beside a model's config.json, in an export as on the Hub.
+ONNX = "onnx"
 # In a release folder; the manifest of the tokens has another name there.
 CARD = "README.md"
 GATE = "gate.json"
