@@ -15,10 +15,12 @@ KEYS = {
 }  # fmt: skip
 SPACE_KEYS = {
     "title", "emoji", "colorFrom", "colorTo", "sdk", "sdk_version", "python_version", "app_file", "models",
-    "license", "short_description", "pinned", "tags", "header",
+    "license", "short_description", "pinned", "tags", "header", "custom_headers",
 }  # fmt: skip
 _COLOURS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
 LICENSES = {"apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc0-1.0", "odc-by", "other", "unknown"}
+# The only ones that a Space may set (hub-docs, Spaces Configuration Reference).
+_HEADERS = {f"cross-origin-{name}-policy" for name in ("embedder", "opener", "resource")}
 _DATASET_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
 
@@ -50,6 +52,8 @@ def problems(content: str, kind: str = "model") -> list[str]:
         found += [f'"{key}" is required' for key in ("title", "sdk") if not values.get(key)]
         colours = {values.get("colorFrom", "red"), values.get("colorTo", "red")}
         found += [f'"{colour}" is not a colour' for colour in colours - _COLOURS]
+        headers = values.get("custom_headers", {}).keys()
+        found += [f'"{key}" is no header of a Space\'s own' for key in headers - _HEADERS]
         found += [f'"{key}" must be a text' for key in ("sdk_version", "python_version")
                   if not isinstance(values.get(key, ""), str)]  # fmt: skip
     return found + [p for model in values.get("model-index") or [] for p in _model_index(model)]

@@ -55,6 +55,8 @@ class Hub:
         self.root, self.tokens = root, tokens
         self.faults = Faults()
         self.requests: list[tuple[str, str]] = []
+        # What was asked for when a Space was made, by its name.
+        self.sdks: dict[str, str] = {}
         self.received_bytes = 0
         """Of large files."""
         self.endpoint = ""
@@ -194,7 +196,11 @@ class Hub:
         answer = {"url": f"{self.endpoint}/{repository.id}", "name": repository.id}
         if repository.exists:
             return JSONResponse({"error": "You already created this model repo", **answer}, 409)
+        if values.get("type") == "space" and values.get("sdk") not in ("gradio", "static", "docker"):
+            return JSONResponse({"error": "a Space needs an sdk"}, 400)
         repository.create(values.get("visibility") == "private" or bool(values.get("private")))
+        if values.get("type") == "space":
+            self.sdks[repository.id] = values["sdk"]
         return JSONResponse(answer)
 
     def _validate_yaml(self, request: Request, body: bytes) -> Response:

@@ -1,6 +1,7 @@
-"""`ant-hf publish --space`: the demo as a Space, sent as carefully as the model, complete in itself."""
+"""`ant-hf publish --space`: the demo as a Space of either kind, sent as carefully as the model."""
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -12,8 +13,11 @@ import urllib.request
 
 import pytest
 import yaml
+from sites import fake_export, fake_node_modules
 
-from ant_hf.demo.space import make_space
+from ant_hf.demo.site import SiteOptions
+from ant_hf.demo.space import make_space, make_static_space
+from hub.metadata_rules import problems
 from hub.test_publishing import REPO, check_outcomes, local_files
 
 if importlib.util.find_spec("gradio") is None:
@@ -25,10 +29,13 @@ def space(tmp_path_factory):
     return make_space(tmp_path_factory.mktemp("run"), REPO, "apache-2.0")
 
 
-def test_the_model_then_the_space_in_one_commit_each(hub, session, released, tmp_path):
+@pytest.mark.parametrize("kind", ["gradio", "static"])
+def test_the_model_then_the_space_in_one_commit_each(hub, session, released, tmp_path, monkeypatch, kind):
     run = tmp_path / "run"
     shutil.copytree(released, run)
-    publish = ["publish", run / "final", "--repo", REPO, "--space"]
+    fake_export(monkeypatch, tmp_path)
+    packages = fake_node_modules(tmp_path / "node_modules")
+    publish = ["publish", run / "final", "--repo", REPO, "--space", kind, "--vendor", packages]
     dry, real, again = session(publish, [*publish, "--yes"], [*publish, "--yes"])
     assert dry[0] == 0, dry[1]
     assert f"spaces/{REPO}: will be created, public" in dry[1]
@@ -40,6 +47,7 @@ def test_the_model_then_the_space_in_one_commit_each(hub, session, released, tmp
     assert {name: there.content(name) for name in names} == local_files(run / "space")
     assert [commit["title"] for commit in there.history()] == ["Release v1", "initial commit"]
     assert set(hub.repository(REPO).files()) == {".gitattributes", *local_files(run / "release")}
+    assert hub.sdks == {REPO: kind}
     created = [i for i, (_, path) in enumerate(hub.requests) if path.endswith("/create")]
     tagged = next(i for i, (_, path) in enumerate(hub.requests) if f"/api/models/{REPO}/tag/" in path)
     assert created[0] < tagged < created[1]
@@ -59,6 +67,29 @@ def test_its_files_say_what_it_needs_and_hold_no_more(space):
     assert (space / "ant_hf/demo/page.css").is_file()
     assert (space / "ant_hf/demo/page.js").is_file()
     assert not any(name.startswith(("ant_hf/train/", "ant_hf/release/", "ant_hf/cli/")) for name in modules)
+
+
+def test_a_static_space_is_the_site_with_what_the_hub_asks_for(released, tmp_path, monkeypatch):
+    fake_export(monkeypatch, tmp_path)
+    options = SiteOptions(vendor=fake_node_modules(tmp_path / "node_modules"))
+    space = make_static_space(tmp_path, str(released / "final"), REPO, "apache-2.0", options)
+    text = (space / "README.md").read_text()
+    metadata = yaml.safe_load(text.split("---")[1])
+    assert (metadata["sdk"], metadata["models"], metadata["license"]) == ("static", [REPO], "apache-2.0")
+    assert "app_file" not in metadata
+    assert problems(text, "space") == []
+    (model,) = json.loads((space / "site.json").read_text())["models"]
+    assert (model["name"], model["repository"]) == (REPO.split("/")[1], REPO)
+    assert (space / "index.html").is_file()
+    recorded = json.loads((space / "release.json").read_text())["files"]
+    assert recorded.keys() == local_files(space).keys() - {"release.json"}
+
+
+def test_a_space_of_no_kind_is_refused_before_anything_is_made(session, released):
+    for kind in ("--yes", "docker"):
+        ((code, said),) = session(["publish", released / "final", "--repo", REPO, "--space", kind])
+        assert (code, said.count("\n")) == (2, 1)
+        assert f"--space needs a kind of Space; saw '{kind}'; expected static or gradio" in said
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from ant_hf.cli.options import Model, switch_libraries
+from ant_hf.cli.options import Model, Vendor, switch_libraries
 from ant_hf.cli.tables import (
     board_table,
     comparison_lines,
@@ -394,17 +394,63 @@ def demo(
     share: Annotated[
         bool, Option("--share", help="Also give it a public address, through Gradio's servers.")
     ] = False,
+    static: Annotated[
+        bool,
+        Option(
+            "--static",
+            help="Write a folder that any web server serves; the browser runs the model.",
+        ),
+    ] = False,
+    output: Annotated[
+        Path | None, Option("--output", "-o", help="With --static: the folder. Default: site.")
+    ] = None,
+    dtypes: Annotated[
+        list[str] | None,
+        Option(
+            "--dtype",
+            metavar="TYPE",
+            help="With --static: q8 for processors, fp16 or fp32 for graphics cards too. May be repeated. "
+            "Default: q8 and fp16.",
+        ),
+    ] = None,
+    prompts: Annotated[
+        list[str] | None,
+        Option("--prompt", metavar="TEXT", help="With --static: an example on the page. May be repeated."),
+    ] = None,
+    vendor: Vendor = None,
 ) -> None:
-    """Try a model on a page in the browser, on this computer only.
+    """Try a model on a page in the browser, on this computer only; or write such a page for everyone.
 
     Streams its text with the card's sampling, shows the surprise of every fragment, and warns of loops.
     """
     switch_libraries()
+    models = [model] if other is None else [model, other]
+    if static:
+        if port or share:
+            raise AntError(
+                "--static writes a folder and serves nothing", hint="Leave out --port and --share."
+            )
+        from ant_hf.demo.site import SiteOptions, make_site
+
+        options = SiteOptions(tuple(dict.fromkeys(dtypes or SiteOptions.dtypes)), vendor, prompts or ())
+        folder = make_site(models, output or Path("site"), options)
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        say(f"site        {folder}, {size / 1e6:.0f} MB")
+        say(f"try it      python -m http.server --bind 127.0.0.1 --directory {folder} 8000")
+        return
+    if output or dtypes or prompts or vendor:
+        raise AntError(
+            "--output, --dtype, --prompt and --vendor are about the folder of a static page",
+            hint="Add --static to write one.",
+        )
     if importlib.util.find_spec("gradio") is None:
-        raise AntError("the demo needs Gradio", hint="pip install 'ant-hf[demo]'")
+        raise AntError(
+            "the demo needs Gradio",
+            hint="pip install 'ant-hf[demo]'; or add --static for a page that needs only a web server",
+        )
     from ant_hf.demo.serving import serve
 
-    serve([model] if other is None else [model, other], port, share)
+    serve(models, port, share)
 
 
 def export(

@@ -62,6 +62,14 @@ Tokens = Annotated[
     Option(help="Folder of the run's packed tokens, if it was moved; its held-out text is scored."),
 ]
 
+Vendor = Annotated[
+    Path | None,
+    Option(
+        metavar="FOLDER",
+        help="node_modules to take a static page's transformers.js from. Default: npm's registry.",
+    ),
+]
+
 Onnx = Annotated[
     bool,
     Option("--onnx", help="Export it to ONNX too, and put the graphs into the release, for transformers.js."),

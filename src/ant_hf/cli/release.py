@@ -8,7 +8,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from ant_hf.cli.options import Final, License, Onnx, Repo, Tokens
+from ant_hf.cli.options import Final, License, Onnx, Repo, Tokens, Vendor
 from ant_hf.cli.tables import audit_table, checks_table, gate_report
 from ant_hf.errors import AntError, missing_file
 from ant_hf.utils.console import say, show
@@ -118,15 +118,21 @@ def publish(
         ),
     ] = False,
     space: Annotated[
-        bool, Option("--space", help="Then publish a Space of the same name in which to try the model.")
-    ] = False,
+        str | None,
+        Option(
+            metavar="KIND",
+            help="Then publish a Space of the same name in which to try the model: static, where it runs in "
+            "the visitor's browser, costs nothing and never sleeps; or gradio, where it runs on the Hub.",
+        ),
+    ] = None,
+    vendor: Vendor = None,
     attempts: Attempts = 5,
     timeout: Timeout = 60.0,
 ) -> None:
     """Gate, card, and one commit to the Hub, which is then read back and tagged.
 
-    With --gguf, OWNER/NAME-GGUF is published too, with --space the demo as a Space (spaces/OWNER/NAME): one
-    commit each.
+    With --gguf, OWNER/NAME-GGUF is published too, with --space static (or gradio) the demo as a Space
+    (spaces/OWNER/NAME): one commit each.
 
     Without --yes nothing is sent, and the plan needs no token. Interrupted or failed, the same command
     continues.
@@ -140,9 +146,12 @@ def publish(
 
     if yes and dry_run:
         raise AntError("--yes and --dry-run were both given", hint="Leave one out")
+    if space not in (None, "static", "gradio"):
+        hint = "Write --space static: a page that runs in the browser"
+        raise AntError("--space needs a kind of Space", seen=space, expected="static or gradio", hint=hint)
     if not (model / "config.json").is_file():
         raise missing_file(model / "config.json", "model folder", "Pass a run's final folder.")
-    others = [(gguf_repository(repo), "model")] * gguf + [(repo, "space")] * space
+    others = [(gguf_repository(repo), "model")] * gguf + [(repo, "space")] * bool(space)
     for name, _ in [(repo, "model"), *others]:
         check_repository(name)
     if gguf and not is_installed():
@@ -172,10 +181,16 @@ def publish(
         from ant_hf.release.gguf import make_gguf_release
 
         folders.append(make_gguf_release(exported, folder))
-    if space:
+    if space == "gradio":
         from ant_hf.demo.space import make_space
 
         folders.append(make_space(folder.parent, repo, license_id))
+    elif space == "static":
+        from ant_hf.demo.site import SiteOptions
+        from ant_hf.demo.space import make_static_space
+
+        options = SiteOptions(vendor=vendor)
+        folders.append(make_static_space(folder.parent, str(model), repo, license_id, options))
     send = partial(publish_release, private=private, prune=prune, yes=yes, client=client)
     send(folder, repo, tag=tag)
     for place, (name, kind) in zip(folders, others, strict=True):

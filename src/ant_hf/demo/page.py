@@ -24,13 +24,11 @@ import torch
 
 from ant_hf.demo.markup import alternatives_html, fragments_html, legend_html, output_html, safe, surprise
 from ant_hf.demo.sampling import LIMITS, TOP_K, Sampling, failure, generate_together
-from ant_hf.demo.texts import Text, start_text
+from ant_hf.demo.texts import EXAMPLES, PROMPT, Text, start_text
 from ant_hf.errors import AntError
 from ant_hf.inspection.fragments import surprise_colours
 from ant_hf.model.loading import Subject, load_subject
 
-PROMPT = "The basic principles of small language models require"
-EXAMPLES = ["Once upon a time", "A volcano is", "The king said", "Water is made of"]
 # Seconds between two updates: more than people can see would only keep the browser busy.
 _PAUSE = 0.04
 # Generations that run at the same time; more wait, and look every _TURN seconds whether it is their turn.

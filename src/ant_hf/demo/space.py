@@ -1,4 +1,4 @@
-"""The files of a Space that serves the demo of a published model."""
+"""The files of a Space that serves the demo of a published model: with Gradio, or static."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import ast
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
+from typing import Any
 
+from ant_hf.demo.site import SiteOptions, site_in
 from ant_hf.errors import AntError
 from ant_hf.utils.files import inventory, whole_folder, write_json
 from ant_hf.utils.names import CARD, RELEASE
@@ -21,7 +24,7 @@ _ENTRY = f"{PACKAGE}.demo.page"
 
 
 def make_space(run_dir: Path, repository: str, license_id: str) -> Path:
-    """Write `space/` into a run's folder, whole or not at all.
+    """Write `space/` with the Gradio page into a run's folder, whole or not at all.
 
     The Space needs no release of this package on PyPI: it carries the modules that the page is made of.
 
@@ -42,12 +45,42 @@ def make_space(run_dir: Path, repository: str, license_id: str) -> Path:
             target.write_bytes(path.read_bytes())
         (folder / "app.py").write_text(_app(repository), encoding="utf-8")
         (folder / "requirements.txt").write_text(_requirements(needed), encoding="utf-8")
-        (folder / CARD).write_text(_readme(repository, license_id), encoding="utf-8")
-        # Without a date: the same Space again is the same bytes, and nothing is sent.
-        about = {"repository": repository, "license": license_id, "ant_hf_commit": source_commit()}
-        files = inventory(folder, without=(RELEASE,))
-        write_json(folder / RELEASE, {"schema": 1, **about, "files": files})
+        sdk = {
+            "sdk": "gradio",
+            "sdk_version": version("gradio"),
+            "python_version": f"{sys.version_info.major}.{sys.version_info.minor}",
+            "app_file": "app.py",
+        }
+        _describe(folder, repository, license_id, sdk)
     return run_dir / "space"
+
+
+def make_static_space(
+    run_dir: Path, model: str, repository: str, license_id: str, options: SiteOptions
+) -> Path:
+    """Write `space/` with the static page and the model in it into a run's folder, whole or not at all.
+
+    Raises:
+        AntError: as `site_in`.
+    """
+    with site_in(run_dir / "space", [model], replace(options, repository=repository)) as folder:
+        # Pages that are isolated so may use several threads.
+        headers = {
+            "cross-origin-embedder-policy": "require-corp",
+            "cross-origin-opener-policy": "same-origin",
+            "cross-origin-resource-policy": "cross-origin",
+        }
+        _describe(folder, repository, license_id, {"sdk": "static", "custom_headers": headers})
+    return run_dir / "space"
+
+
+def _describe(folder: Path, repository: str, license_id: str, sdk: dict[str, Any]) -> None:
+    """Write the Space's README.md, and the record by which it is published."""
+    (folder / CARD).write_text(_readme(repository, license_id, sdk), encoding="utf-8")
+    # Without a date: the same Space again is the same bytes, and nothing is sent.
+    about = {"repository": repository, "license": license_id, "ant_hf_commit": source_commit()}
+    files = inventory(folder, without=(RELEASE,))
+    write_json(folder / RELEASE, {"schema": 1, **about, "files": files})
 
 
 def _app(repository: str) -> str:
@@ -62,17 +95,14 @@ if __name__ == "__main__":
 '''
 
 
-def _readme(repository: str, license_id: str) -> str:
-    name = repository.rpartition("/")[2]
+def _readme(repository: str, license_id: str, sdk: dict[str, Any]) -> str:
+    name, option = repository.rpartition("/")[2], " --static" if sdk["sdk"] == "static" else ""
     values = {
         "title": f"Try {name}",
         "emoji": "\N{ANT}",
         "colorFrom": "yellow",
         "colorTo": "red",
-        "sdk": "gradio",
-        "sdk_version": version("gradio"),
-        "python_version": f"{sys.version_info.major}.{sys.version_info.minor}",
-        "app_file": "app.py",
+        **sdk,
         "models": [repository],
         "license": license_id,
     }
@@ -85,8 +115,8 @@ def _readme(repository: str, license_id: str) -> str:
 # Try {name}
 
 A page to try [{repository}](https://huggingface.co/{repository}): its text as it grows, the surprise of every
-fragment, and a warning when it runs into a loop. Made by `ant-hf publish --space`; the same page runs on any
-computer with `ant-hf demo {repository}`.
+fragment, and a warning when it runs into a loop. Made by `ant-hf publish --space {sdk["sdk"]}`; the same page
+runs on any computer with `ant-hf demo{option} {repository}`.
 """
 
 

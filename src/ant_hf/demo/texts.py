@@ -13,6 +13,8 @@ from ant_hf.model.encoding import decode, first_ids
 from ant_hf.model.generation import encode_prompt
 from ant_hf.model.loading import Subject
 
+PROMPT = "The basic principles of small language models require"
+EXAMPLES = ["Once upon a time", "A volcano is", "The king said", "Water is made of"]
 # Candidates that are told of a place.
 CANDIDATES = 8
 

@@ -349,7 +349,9 @@ def _upload(client: HubClient, changes: Changes) -> str:
     """Create the repository if needed and make the one commit; returns the commit that has the release."""
     repo, kind, api = changes.repository, changes.kind, client.api
     if changes.remote is None:
-        private, sdk = changes.private, "gradio" if kind == "space" else None
+        private, sdk = changes.private, None
+        if kind == "space":
+            sdk = RepoCard.load(changes.folder / CARD, ignore_metadata_errors=True).data.get("sdk")
         client.step(
             f"creating {changes.address}",
             lambda: api.create_repo(repo, private=private, exist_ok=True, repo_type=kind, space_sdk=sdk),
