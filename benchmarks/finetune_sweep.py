@@ -18,12 +18,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
 from rounds import ROOT
 
 from ant_hf.data.sources import LocalFiles
 from ant_hf.train.run_folder import RunRecord
-from ant_hf.utils.console import say, show
+from ant_hf.utils.console import say
 from ant_hf.utils.files import write_text
 
 _NOTHING = "from nothing"
@@ -100,27 +99,28 @@ def run(options: argparse.Namespace, size: int, rate: str, seed: int) -> dict[st
     }
 
 
-def table_of(rows: list[dict[str, Any]]) -> Table:
-    """Mean and standard deviation over the seeds, by size and rate."""
-    table = Table(title="Held-out bits per byte")
-    columns = ("bytes", "rate", "base", "this", "general: base", "this", "best step of", "seconds")
-    for column in columns:
-        table.add_column(column, justify="right")
+def table_of(rows: list[dict[str, Any]]) -> str:
+    """Mean and standard deviation over the seeds, by size and rate, in Markdown."""
+    lines = [
+        "| bytes of text | rate | seeds | held-out text: base | then | general text: base | then | best step |",
+        "|---:|---|---:|---:|---:|---:|---:|---:|",
+    ]
     for size, rate in dict.fromkeys((row["bytes"], row["rate"]) for row in rows):
         group = [row for row in rows if (row["bytes"], row["rate"]) == (size, rate)]
 
         def shown(key: str, form: str = ".3f", group: list[dict[str, Any]] = group) -> str:
             values = [row[key] for row in group if row[key] is not None]
             if not values:
-                return "-"
-            spread = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
-            return f"{statistics.mean(values):{form}}{spread}"
+                return ""
+            spread = statistics.stdev(values) if len(values) > 1 else 0
+            return f"{statistics.mean(values):{form}}" + (f" ± {spread:{form}}" if spread else "")
 
         steps = f"{shown('best_step', '.0f')} of {shown('last_step', '.0f')}"
         figures = ["bits_per_byte_of_base", "bits_per_byte", "general_bits_per_byte_of_base"]
         figures.append("general_bits_per_byte")
-        table.add_row(f"{size:,}", rate, *map(shown, figures), steps, shown("seconds", ".0f"))
-    return table
+        cells = [f"{size:,}", rate, str(len(group)), *map(shown, figures), steps]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -145,7 +145,7 @@ def main() -> None:
                 rows.append(run(options, size, rate, seed))
                 # After each, for the whole takes hours.
                 write_text(options.output / "finetune.json", json.dumps(rows, indent=1) + "\n")
-    show(table_of(rows))
+    say(table_of(rows))
 
 
 if __name__ == "__main__":
