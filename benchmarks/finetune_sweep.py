@@ -102,7 +102,7 @@ def run(options: argparse.Namespace, size: int, rate: str, seed: int) -> dict[st
 def table_of(rows: list[dict[str, Any]]) -> str:
     """Mean and standard deviation over the seeds, by size and rate, in Markdown."""
     lines = [
-        "| bytes of text | rate | seeds | held-out text: base | then | general text: base | then | best step |",
+        "| bytes of text | rate | seeds | held-out: base | then | general: base | then | best step |",
         "|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
     for size, rate in dict.fromkeys((row["bytes"], row["rate"]) for row in rows):
