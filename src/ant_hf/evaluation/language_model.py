@@ -26,6 +26,7 @@ import itertools
 import json
 import math
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +37,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from numpy.typing import NDArray
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ant_hf.errors import AntError
@@ -100,23 +102,26 @@ def common_length(first: list[int], second: list[int]) -> int:
 
 @dataclass(frozen=True)
 class Layout:
-    """A batch as tensors. B rows of T tokens, N scored tokens; padding stands behind."""
+    """A batch as tensors. B rows of T tokens, N scored tokens at P positions; padding stands behind."""
 
     ids_BT: torch.Tensor
     positions_BT: torch.Tensor
     ends_BT: torch.Tensor
     """Column behind the last token that sees this one. Tokens stand in the order of a walk through the tree,
     so those that follow a token in a text are the ones between it and this column."""
-    row_N: torch.Tensor
-    column_N: torch.Tensor
-    """Position whose logits predict the scored token."""
+    kept: int
+    """The last columns, whose logits are needed."""
+    place_P: torch.Tensor
+    """Positions whose logits predict scored tokens, through the kept columns of all rows, each once."""
+    place_N: torch.Tensor
+    """Which of these predicts the scored token."""
     target_N: torch.Tensor
     request_N: torch.Tensor
-    """Which of the batch's requests, counted through its rows."""
+    """Which of the batch's requests, counted through its rows; stays on the CPU, where scores are summed."""
 
     @classmethod
     def of(cls, rows: list[Row], device: torch.device) -> Layout:
-        """Lay a batch out."""
+        """Lay a batch out, on the CPU: a GPU would be waited for at every question about its tensors."""
         length = max(len(row) for row in rows)
         ids_BT = np.zeros((len(rows), length), dtype=np.int64)
         positions_BT = np.zeros_like(ids_BT)
@@ -143,8 +148,24 @@ class Layout:
                 ):
                     values += more
             ends_BT[number, path] = filled
-        arrays = (ids_BT, positions_BT, ends_BT, *scored)
-        return cls(*(torch.as_tensor(array, device=device) for array in arrays))
+        row_N, column_N, target_N, request_N = (np.array(values, dtype=np.int64) for values in scored)
+        kept = length - int(column_N.min())
+        # A place that several requests share is worked out once.
+        place_P, place_N = np.unique(row_N * kept + column_N - (length - kept), return_inverse=True)
+
+        def there(array: NDArray[np.int64]) -> torch.Tensor:
+            return torch.from_numpy(array).to(device, non_blocking=True)
+
+        return cls(
+            ids_BT=there(ids_BT),
+            positions_BT=there(positions_BT),
+            ends_BT=there(ends_BT),
+            kept=kept,
+            place_P=there(place_P),
+            place_N=there(place_N),
+            target_N=there(target_N),
+            request_N=torch.from_numpy(request_N),
+        )
 
     def mask_B1TT(self, dtype: torch.dtype) -> torch.Tensor:
         """Additive attention mask: each token sees itself and what stands before it in its own texts."""
@@ -393,8 +414,7 @@ class BatchedLM(HFLM):
         if not self._sharing_holds(rows):
             self.shares_contexts = False
             rows = self._rows(requests, pending)
-        for batch in self._batches(rows):
-            found = self._score(batch)
+        for found in self._scores(self._batches(rows)):
             for index, (nats, _) in found:
                 if not math.isfinite(nats):
                     self._refuse(index, nats)
@@ -403,6 +423,15 @@ class BatchedLM(HFLM):
                 scores[index] = score
             self.progress(len(found), len(requests))
         return [score for score in scores if score is not None]
+
+    def _scores(self, batches: Iterable[list[Row]]) -> Iterator[list[tuple[int, Score]]]:
+        """Scores of each batch; the CPU lays out the next one while a GPU computes."""
+        ahead, begun = int(self.device.type == "cuda"), deque[Callable[[], list[tuple[int, Score]]]]()
+        for batch in batches:
+            begun.append(self._begin_to_score(batch))
+            while len(begun) > ahead:
+                yield begun.popleft()()
+        yield from (finish() for finish in begun)
 
     def _refuse(self, index: int, nats: float) -> None:
         item = self._instances[index]
@@ -464,33 +493,36 @@ class BatchedLM(HFLM):
                 yield kind[:size]
                 kind = kind[size:]
 
-    @torch.no_grad()
     def _score(self, rows: list[Row]) -> list[tuple[int, Score]]:
         """Scores of a batch of rows that all branch, or none, by request."""
+        return self._begin_to_score(rows)()
+
+    @torch.no_grad()
+    def _begin_to_score(self, rows: list[Row]) -> Callable[[], list[tuple[int, Score]]]:
+        """Start on a batch; the function that is returned waits for its scores, as `_score` gives them."""
         layout = Layout.of(rows, self.device)
         inputs: dict[str, Any] = {"input_ids": layout.ids_BT, "use_cache": False}
         if self._keeps_logits:
-            inputs["logits_to_keep"] = layout.ids_BT.shape[1] - int(layout.column_N.min())
+            inputs["logits_to_keep"] = layout.kept
         # Else no mask: padding stands behind the text, where a causal model does not look.
         if rows[0].branches:
             mask = layout.mask_B1TT(self.model.dtype)
             inputs |= {"position_ids": layout.positions_BT, "attention_mask": mask}
-        logits_BKV = self.model(**inputs).logits
-        kept = logits_BKV.shape[1]
-        places_N = layout.row_N * kept + layout.column_N - (layout.ids_BT.shape[1] - kept)
-        # A place that several requests share is worked out once.
-        places_P, place_N = places_N.unique(return_inverse=True)
-        every = logits_BKV.flatten(0, 1)
+        every = self.model(**inputs).logits[:, -layout.kept :].flatten(0, 1)
         # A copy of what is all there would cost as much as the softmax.
-        logits_PV = (every if len(places_P) == len(every) else every[places_P]).float()
-        nats_N = logits_PV.log_softmax(dim=1)[place_N, layout.target_N]
-        wrong_N = logits_PV.argmax(dim=1)[place_N] != layout.target_N
+        logits_PV = (every if len(layout.place_P) == len(every) else every[layout.place_P]).float()
+        nats_N = logits_PV.log_softmax(dim=1)[layout.place_N, layout.target_N]
+        wrong_N = logits_PV.argmax(dim=1)[layout.place_N] != layout.target_N
         indices = [request.index for row in rows for request in row.requests]
-        # Summed on the CPU in float64, which Apple's GPUs lack.
-        request_N, zeros = layout.request_N.cpu(), torch.zeros(len(indices), dtype=torch.float64)
-        nats = zeros.index_add(0, request_N, nats_N.cpu().double())
-        wrong = zeros.index_add(0, request_N, wrong_N.cpu().double())
-        return list(zip(indices, zip(nats.tolist(), (wrong == 0).tolist(), strict=True), strict=True))
+
+        def finish() -> list[tuple[int, Score]]:
+            # Summed on the CPU in float64, which Apple's GPUs lack.
+            zeros = torch.zeros(len(indices), dtype=torch.float64)
+            nats = zeros.index_add(0, layout.request_N, nats_N.cpu().double())
+            wrong = zeros.index_add(0, layout.request_N, wrong_N.cpu().double())
+            return list(zip(indices, zip(nats.tolist(), (wrong == 0).tolist(), strict=True), strict=True))
+
+        return finish
 
     def _sharing_holds(self, rows: list[Row]) -> bool:
         """Whether the longest and the deepest of the rows that branch score the same when taken apart.
