@@ -418,7 +418,8 @@ def memory_on(gpu: Gpu, setup: Setup) -> str:
     size = fitting[0] if fitting else sizes[-1]
     told = (
         f"{(fixed + size * block) / 1e9:.1f} of {gpu.gigabytes} GB by arithmetic: {fixed / 1e9:.2f} GB for "
-        f"weights, gradients and optimizer, and {size} blocks at once with {block / 1e9:.2f} GB each"
+        f"weights, gradients and optimizer, and {block / 1e9:.2f} GB for "
+        f"{'the one block' if size == 1 else f'each of the {size} blocks'} at once"
     )
     return told if fitting else f"not enough, {told}"
 
