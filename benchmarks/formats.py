@@ -135,7 +135,7 @@ def measure(ways: list[Way], rounds: int, new_tokens: int) -> list[dict[str, Any
     with progress_bar("turns") as bar:
         for index in range(rounds * len(ways)):
             turns[index % len(ways)].append(ways[index % len(ways)].run(new_tokens))
-            bar(index + 1, rounds * len(ways))
+            bar(1, rounds * len(ways))
     return [
         {"program": way.program, "file": way.file.name, "bytes": way.bytes, "loss": way.loss, "turns": found}
         for way, found in zip(ways, turns, strict=True)

@@ -457,9 +457,7 @@ def export(
     model: Model,
     to: Annotated[
         str,
-        Option(
-            help="gguf (llama.cpp, Ollama, LM Studio) or onnx (transformers.js in a browser, ONNX Runtime)."
-        ),
+        Option(help="gguf (llama.cpp, Ollama, LM Studio) or onnx (transformers.js, ONNX Runtime)."),
     ],
     types: Annotated[
         list[str] | None,

@@ -69,6 +69,13 @@ _MOST_BYTES = 2**31 - 2**24
 _SHAPES = ((1, 1), (1, 7), (3, 16), (2, 61), (1, 1100))
 # Rotary positions that depend on the length of the text: a graph would keep those of one length.
 _BY_LENGTH = ("dynamic", "longrope")
+# Inputs and outputs beside the cache, with what is counted after the batch.
+_NAMED = {
+    "input_ids": "sequence_length",
+    "attention_mask": "total_sequence_length",
+    "position_ids": "sequence_length",
+    "logits": "sequence_length",
+}
 
 
 def check_architecture(model: PreTrainedModel, kinds: Sequence[str]) -> None:
@@ -179,14 +186,6 @@ def _rename(program: Any) -> None:
                 value.shape = Shape(["batch_size", _NAMED[value.name], *value.shape[2:]])
             else:
                 raise TypeError(f"transformers.js has no name for {value.name}")
-
-
-_NAMED = {
-    "input_ids": "sequence_length",
-    "attention_mask": "total_sequence_length",
-    "position_ids": "sequence_length",
-    "logits": "sequence_length",
-}
 
 
 def write_onnx(file: Path, program: Any, kind: str) -> None:
