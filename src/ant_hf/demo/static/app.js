@@ -47,14 +47,14 @@ function say(text, isError = false) {
 class Pane {
   constructor(model, page) {
     Object.assign(this, {model, page, tokens: [], ended: "", seconds: 0, fresh: 0});
-    const {name} = model.facts;
+    const {name, repository} = model.facts;
     this.copyButton = make("button", {type: "button", class: "copy quiet", "aria-label": `Copy the text of ${name}`, disabled: true, onclick: () => this.copy()}, "Copy");
     this.text = make("div", {class: "text", dir: "auto", role: "listbox", "aria-label": `Text of ${name} in fragments`, tabindex: 0});
     this.facts = make("p", {class: "facts"});
     this.loop = make("p", {class: "loop", role: "alert", hidden: true});
     this.place = make("section", {class: "place", "aria-label": `Alternatives of ${name}`, hidden: true});
     this.element = make("section", {class: "pane", "aria-label": name},
-      make("div", {class: "title"}, make("h2", {}, name), this.copyButton), this.text, this.facts, this.loop, this.place);
+      make("div", {class: "title"}, make("h2", {}, repository ? make("a", {href: `https://huggingface.co/${repository}`}, name) : name), this.copyButton), this.text, this.facts, this.loop, this.place);
     this.text.addEventListener("click", ({target}) => this.look(target.closest(".f")));
     this.text.addEventListener("keydown", (event) => this.key(event));
     this.clear();
@@ -361,7 +361,7 @@ class Page {
 
   // WebGPU where there is one and a file for it, else WebAssembly; the address and the two fields may say otherwise.
   async load() {
-    this.run = null;
+    this.stop();
     let device = query.get("device");
     const [first] = this.common, wide = this.common.filter((dtype) => dtype !== "q8");
     if (!(device in DEVICES) || (device === "webgpu" && !this.site.gpu)) device = this.site.gpu && wide.length ? "webgpu" : "wasm";
