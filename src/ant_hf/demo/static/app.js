@@ -9,7 +9,7 @@ const BITS_PER_STEP = 1.5, STEPS = 10;
 // New seeds are below it: short enough to write down.
 const SEEDS = 10 ** 6;
 const DTYPES = {q8: "8 bits", fp16: "16 bits", fp32: "32 bits"};
-const DEVICES = {wasm: "Processor (WebAssembly)", webgpu: "Graphics card (WebGPU)"};
+const DEVICES = {wasm: "Processor: WASM", webgpu: "Graphics: WebGPU"};
 const CONTROLS = {
   temperature: {label: "Temperature", min: 0.05, max: 2, step: 0.05},
   top_k: {label: "Top-k", min: 1, max: 200, step: 1},
