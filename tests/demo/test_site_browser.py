@@ -37,7 +37,7 @@ PROMPTS = [
     "\N{ANT} \u4e2d", "two\nlines\n\n", "  spaces   ",
 ]  # fmt: skip
 HOSTILE = "<img src=x onerror='window.hacked=1'><script>hacked=1</script>"
-WAIT = 120_000
+WAIT = 60_000
 
 
 @pytest.fixture(scope="module")
