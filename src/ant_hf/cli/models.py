@@ -455,14 +455,17 @@ def demo(
 
 def export(
     model: Model,
-    to: Annotated[str, Option(help="gguf (llama.cpp, Ollama, LM Studio) or onnx (ONNX Runtime).")],
+    to: Annotated[
+        str,
+        Option(help="gguf (llama.cpp, Ollama, LM Studio) or onnx (transformers.js, ONNX Runtime)."),
+    ],
     types: Annotated[
         list[str] | None,
         Option(
             "--type",
             metavar="TYPE",
             help="GGUF: f32, f16, q8_0, q5_1, q5_0, q4_1, q4_0 or all; default: all but those with q5. "
-            "May be repeated.",
+            "ONNX: fp32, fp16, q8 or all (default). May be repeated.",
         ),
     ] = None,
     output: Annotated[

@@ -52,20 +52,13 @@ def card(
 
     record = model.resolve().parent / "release" / RELEASE
     before = record.read_bytes() if record.is_file() else None
-    folder = make_release(model, repo, license_id, tokens, onnx=_graphs(model) if onnx else None)
+    folder = make_release(model, repo, license_id, tokens, onnx=onnx)
     gate_report(folder)
     # It holds its date: the same bytes are the same release.
     reused = record.read_bytes() == before
     say(f"release     {folder}{' (reused: nothing it is made of has changed)' if reused else ''}")
     say(f"card        {folder / CARD}")
     say(f"next        ant-hf publish {model} --repo {repo}{' --onnx' if onnx else ''}")
-
-
-def _graphs(model: Path) -> Path:
-    """The model's ONNX export, beside it; made if it is not there."""
-    from ant_hf.export.exporting import export
-
-    return export(str(model), "onnx")[0]
 
 
 def verify(
@@ -166,8 +159,7 @@ def publish(
         from ant_hf.export.exporting import export
 
         exported, _ = export(str(model), "gguf", repository=repo, license_id=license_id)
-    graphs = _graphs(model) if onnx else None
-    folder = make_release(model, repo, license_id, tokens, gguf, graphs, client)
+    folder = make_release(model, repo, license_id, tokens, gguf, onnx, client)
     gate_report(folder)
     # All before the model is sent, so that what stops one stops every one.
     folders = list[Path]()

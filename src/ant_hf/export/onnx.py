@@ -69,6 +69,13 @@ _MOST_BYTES = 2**31 - 2**24
 _SHAPES = ((1, 1), (1, 7), (3, 16), (2, 61), (1, 1100))
 # Rotary positions that depend on the length of the text: a graph would keep those of one length.
 _BY_LENGTH = ("dynamic", "longrope")
+# Inputs and outputs beside the cache, with what is counted after the batch.
+_NAMED = {
+    "input_ids": "sequence_length",
+    "attention_mask": "total_sequence_length",
+    "position_ids": "sequence_length",
+    "logits": "sequence_length",
+}
 
 
 def check_architecture(model: PreTrainedModel, kinds: Sequence[str]) -> None:
@@ -131,7 +138,8 @@ def trace(model: PreTrainedModel, dtype: torch.dtype) -> Any:
             expected="5.23 or newer",
             hint="pip install --upgrade transformers",
         )
-    model = copy.deepcopy(model).to(dtype)
+    model = copy.deepcopy(model)
+    model.to(dtype)  # type: ignore[arg-type]  # wrapped by a decorator of transformers
     # A window as wide as the context hides nothing, and its cache has no place in the graph.
     model.config.sliding_window = None
     # One padded row, or the mask would be left out of the graph as needless.
@@ -180,14 +188,6 @@ def _rename(program: Any) -> None:
                 raise TypeError(f"transformers.js has no name for {value.name}")
 
 
-_NAMED = {
-    "input_ids": "sequence_length",
-    "attention_mask": "total_sequence_length",
-    "position_ids": "sequence_length",
-    "logits": "sequence_length",
-}
-
-
 def write_onnx(file: Path, program: Any, kind: str) -> None:
     """Write a graph of `trace` as one of `TYPES`, weights inside, tied embeddings once.
 
@@ -208,7 +208,10 @@ def _in_8_bits(program: Any) -> Any:
     """
     from onnxruntime.quantization import QuantType
     from transformers.exporters.configs import ExportFormat
-    from transformers.exporters.quantizers import OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
+    from transformers.exporters.quantizers.quantizer_onnxruntime import (
+        OnnxRuntimeDynamicConfig,
+        OnnxRuntimeQuantizer,
+    )
 
     unsigned = OnnxRuntimeDynamicConfig(weight_type=QuantType.QUInt8)
     return OnnxRuntimeQuantizer(unsigned).quantize(program, {}, ExportFormat.ONNX)

@@ -83,7 +83,7 @@ def make_release(
     license_id: str | None = None,
     tokens: str | Path | None = None,
     gguf: bool = False,
-    onnx: Path | None = None,
+    onnx: bool = False,
     client: HubClient | None = None,
 ) -> Path:
     """Write `release/` beside a run's `final/`, whole or not at all.
@@ -96,7 +96,7 @@ def make_release(
         license_id: licence of the model, as the Hub spells it; default: as `license_of` finds it.
         tokens: folder of the packed tokens, when it is not where the run left it.
         gguf: the card links to the repository of the GGUF files, which is published with it.
-        onnx: an ONNX export of the same weights, whose graphs become part of the release.
+        onnx: export it to ONNX, unless that is done, and put the graphs into the release.
         client: asks the Hub which sets it lists as benchmarks; default: a dated list of this package counts.
 
     Returns:
@@ -117,9 +117,15 @@ def make_release(
     if (status := run.get("status")) != "finished":
         raise AntError(f"the run in {run_dir} is not finished", seen=status, hint="Finish it: run it again.")
     packed = Path(tokens) if tokens else tokens_of(run, run_dir)
+    graphs = None
+    if onnx:
+        # Brings torch, which a release without graphs does not need.
+        from ant_hf.export.exporting import export
+
+        graphs, _ = export(str(final), "onnx")
     listed = listed_benchmarks(client)
     linked = gguf_repository(repo) if gguf else None
-    sources = Sources(final, run, packed, repo, license_id, listed, linked, onnx)
+    sources = Sources(final, run, packed, repo, license_id, listed, linked, graphs)
     target, made_of = run_dir / "release", sources.fingerprint()
     if (target / names.RELEASE).is_file():
         there = read_release(target, f"Remove {target} to make it anew.")
