@@ -126,8 +126,8 @@ def test_a_failure_leaves_what_was_there(final, exported, node_modules, tmp_path
         (("-o", "site"), "Add --static to write one"),
     ],
 )
-def test_wrong_options_are_one_line(words, message):
-    result = run_here("ant-hf", "demo", "no/model", *words)
+def test_wrong_options_are_one_line(tiny_run, words, message):
+    result = run_here("ant-hf", "demo", tiny_run / "final", *words)
     assert result.returncode == 2
     assert message in result.stderr
     assert result.stderr.count("\n") == 1

@@ -341,7 +341,7 @@ class Page {
   bind() {
     $("write").onclick = () => this.write();
     $("stop").onclick = () => this.stop();
-    $("continue").onclick = () => this.go("Writing on ...", (pane) => pane.tokens.length > 0, (pane, ...run) => pane.write(...run));
+    $("continue").onclick = () => this.go("Going on ...", (pane) => pane.tokens.length > 0, (pane, ...run) => pane.write(...run));
     $("reset").onclick = () => this.fill(this.card);
     $("link").onclick = () => { this.pin.checked = true; copied($("link"), this.address()); };
     $("apart").onchange = () => {
