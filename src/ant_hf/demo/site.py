@@ -21,7 +21,7 @@ from ant_hf.export.questions import end_ids
 from ant_hf.inspection.fragments import surprise_colours, vocabulary
 from ant_hf.model.encoding import added_ids
 from ant_hf.model.generation import sampling
-from ant_hf.model.loading import Subject, load_subject
+from ant_hf.model.loading import Subject, is_here, load_subject
 from ant_hf.utils.files import check_writable, read_json, whole_folder, write_json
 from ant_hf.utils.names import CONFIG, ONNX, RUN_RECORD
 
@@ -74,12 +74,9 @@ def site_in(target: Path, models: Sequence[str], options: SiteOptions) -> Iterat
         AntError: a precision is unknown; a model cannot be loaded or exported, or its tokenizer's entries
             have no bytes; what the page runs with cannot be had.
     """
-    # First what may fail at once.
-    packages, subjects = (
-        find_packages(options.vendor),
-        [load_subject(model, "float32", "cpu") for model in models],
-    )
-    names = _names(subjects, options.repository)
+    # First what may fail at once, and before a download what needs none.
+    subjects = [load_subject(model, "float32", "cpu") for model in models]
+    packages, names = find_packages(options.vendor), _names(subjects, options.repository)
     with whole_folder(target) as folder:
         for path in _PAGE.iterdir():
             shutil.copyfile(path, folder / path.name)
@@ -122,7 +119,7 @@ def _put_model(models: Path, model: str, subject: Subject, name: str, options: S
     return {
         "name": name,
         "folder": target.name,
-        "repository": options.repository or (model if subject.name == model and "/" in model else None),
+        "repository": options.repository or (None if is_here(model) else model),
         "parameters": subject.identity["parameters"],
         "context": subject.context_length,
         "prefix": added_ids(subject.tokenizer),

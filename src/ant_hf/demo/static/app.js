@@ -9,7 +9,7 @@ const BITS_PER_STEP = 1.5, STEPS = 10;
 // New seeds are below it: short enough to write down.
 const SEEDS = 10 ** 6;
 const DTYPES = {q8: "8 bits", fp16: "16 bits", fp32: "32 bits"};
-const DEVICES = {wasm: "Processor (WebAssembly)", webgpu: "Graphics card (WebGPU)"};
+const DEVICES = {wasm: "Processor: WASM", webgpu: "Graphics: WebGPU"};
 const CONTROLS = {
   temperature: {label: "Temperature", min: 0.05, max: 2, step: 0.05},
   top_k: {label: "Top-k", min: 1, max: 200, step: 1},
@@ -47,14 +47,14 @@ function say(text, isError = false) {
 class Pane {
   constructor(model, page) {
     Object.assign(this, {model, page, tokens: [], ended: "", seconds: 0, fresh: 0});
-    const {name} = model.facts;
+    const {name, repository} = model.facts;
     this.copyButton = make("button", {type: "button", class: "copy quiet", "aria-label": `Copy the text of ${name}`, disabled: true, onclick: () => this.copy()}, "Copy");
     this.text = make("div", {class: "text", dir: "auto", role: "listbox", "aria-label": `Text of ${name} in fragments`, tabindex: 0});
     this.facts = make("p", {class: "facts"});
     this.loop = make("p", {class: "loop", role: "alert", hidden: true});
     this.place = make("section", {class: "place", "aria-label": `Alternatives of ${name}`, hidden: true});
     this.element = make("section", {class: "pane", "aria-label": name},
-      make("div", {class: "title"}, make("h2", {}, name), this.copyButton), this.text, this.facts, this.loop, this.place);
+      make("div", {class: "title"}, make("h2", {}, repository ? make("a", {href: `https://huggingface.co/${repository}`}, name) : name), this.copyButton), this.text, this.facts, this.loop, this.place);
     this.text.addEventListener("click", ({target}) => this.look(target.closest(".f")));
     this.text.addEventListener("keydown", (event) => this.key(event));
     this.clear();
@@ -341,7 +341,7 @@ class Page {
   bind() {
     $("write").onclick = () => this.write();
     $("stop").onclick = () => this.stop();
-    $("continue").onclick = () => this.go("Writing on ...", (pane) => pane.tokens.length > 0, (pane, ...run) => pane.write(...run));
+    $("continue").onclick = () => this.go("Going on ...", (pane) => pane.tokens.length > 0, (pane, ...run) => pane.write(...run));
     $("reset").onclick = () => this.fill(this.card);
     $("link").onclick = () => { this.pin.checked = true; copied($("link"), this.address()); };
     $("apart").onchange = () => {
@@ -361,7 +361,7 @@ class Page {
 
   // WebGPU where there is one and a file for it, else WebAssembly; the address and the two fields may say otherwise.
   async load() {
-    this.run = null;
+    this.stop();
     let device = query.get("device");
     const [first] = this.common, wide = this.common.filter((dtype) => dtype !== "q8");
     if (!(device in DEVICES) || (device === "webgpu" && !this.site.gpu)) device = this.site.gpu && wide.length ? "webgpu" : "wasm";

@@ -39,6 +39,7 @@ const tasks = {
   // Reads a prompt: its tokens, each but the first with its surprise.
   async read({prompt, context}) {
     const given = [...prefix, ...tokenizer.encode(prompt, {add_special_tokens: false})];
+    if (given.length === prefix.length) return {told: []};
     if (given.length >= context) return {tooLong: given.length};
     ids = [], cache = null;
     const rows = await forward(given);
