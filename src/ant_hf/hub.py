@@ -107,7 +107,7 @@ class HubClient:
         """A client for this repository: in a job of a Trusted Publisher one with a token for it alone.
 
         Raises:
-            AntError: this CI job is no Trusted Publisher of that repository.
+            AntError: this CI job is not a Trusted Publisher of that repository.
         """
         resource = repository if kind == "model" else f"{kind}s/{repository}"
         if self._publishes in (None, resource):

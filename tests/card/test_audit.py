@@ -38,8 +38,8 @@ ANT_10M = [
     ("cosine through 2.31e-4 at step 600, last step 1,200", "ended by step 1,090 at the latest"),
     ("piqa 50.32% of 1,838", "no whole number"),
     ("boolq 37.82% of 3,270", "1,237 is 37.829%"),
-    ("WikiText-2 byte perplexity 30.62", "3.42 nats a byte: worse than a uniform guess among 4,096 tokens"),
-    ("validation loss 2.5314 a token beside 3.42 nats a byte", "0.74 bytes a token"),
+    ("WikiText-2 byte perplexity 30.62", "3.42 nats per byte: worse than a uniform guess among 4,096 tokens"),
+    ("validation loss 2.5314 a token beside 3.42 nats per byte", "0.74 bytes per token"),
 ]
 ANT_5M = [
     ("arc_challenge 24.42% of 1,172", "no whole number"),
@@ -70,7 +70,7 @@ def test_what_is_right_on_the_public_card_is_not_accused():
     assert "perplexity 161.37 at step 80" in right
     assert any(claim.startswith("WikiText-2 word perplexity") for claim in right)
     shown = {f.claim: f.recomputed for f in findings("Ant-10M")}
-    assert "2,482,679 tokens a step" in shown["tokens a step (not printed)"]
+    assert "2,482,679 tokens per step" in shown["tokens per step (not printed)"]
     assert "636 right" in shown["arithmark_2.0 25.44% of 2,500"]
 
 
@@ -117,7 +117,7 @@ def test_a_schedule_waits_for_skipped_steps():
 
 
 def test_only_the_last_block_of_a_pass_may_be_missing():
-    # Two passes of 50 blocks and a token, 100 tokens a block: 99 of them are padding in each.
+    # Two passes of 50 blocks and a token, 100 tokens per block: 99 of them are padding in each.
     def verdicts(tokens):
         claims = Claims(
             name="ours", source="test", tokens=Printed(tokens), steps=51, tokens_per_step=Printed("200"),

@@ -81,7 +81,7 @@ def test_no_public_address_is_one_message(monkeypatch):
     from ant_hf.demo import serving
 
     def launched(page, **_):
-        # As Gradio does it: it prints why, and goes on.
+        # As Gradio does it: it prints why, and continues.
         print("\nCould not create share link. Missing file: frpc. ")
 
     page = SimpleNamespace(share_url=None, server=SimpleNamespace(), close=lambda verbose: None)

@@ -112,7 +112,7 @@ def test_a_failure_leaves_what_was_there(final, exported, node_modules, tmp_path
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()
-    with pytest.raises(AntError, match=r"mine is there and is no site.*-o FOLDER"):
+    with pytest.raises(AntError, match=r"mine exists and is not a site.*-o FOLDER"):
         make_site([str(final)], tmp_path / "mine", SiteOptions(vendor=node_modules))
 
 

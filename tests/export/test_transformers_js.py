@@ -1,4 +1,4 @@
-"""transformers.js in Node, held to Transformers: tokens of a thousand texts, greedy texts of an export."""
+"""transformers.js in Node against Transformers: tokens of a thousand texts, greedy texts of an export."""
 
 import json
 import shutil

@@ -53,7 +53,7 @@ class Phase(NamedTuple):
 
 
 def has_torch() -> bool:
-    """Whether the command has come to loading torch, after which it has not long to go on a tiny model."""
+    """Whether the command has come to loading torch, after which it has not long to continue a tiny model."""
     for child in psutil.Process().children(recursive=True):
         try:
             if any("libtorch_cpu" in area.path for area in child.memory_maps()):

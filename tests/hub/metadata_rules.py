@@ -53,7 +53,7 @@ def problems(content: str, kind: str = "model") -> list[str]:
         colours = {values.get("colorFrom", "red"), values.get("colorTo", "red")}
         found += [f'"{colour}" is not a colour' for colour in colours - _COLOURS]
         headers = values.get("custom_headers", {}).keys()
-        found += [f'"{key}" is no header of a Space\'s own' for key in headers - _HEADERS]
+        found += [f'"{key}" is not a header of a Space\'s own' for key in headers - _HEADERS]
         found += [f'"{key}" must be a text' for key in ("sdk_version", "python_version")
                   if not isinstance(values.get(key, ""), str)]  # fmt: skip
     return found + [p for model in values.get("model-index") or [] for p in _model_index(model)]

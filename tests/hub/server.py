@@ -182,7 +182,7 @@ class Hub:
     def _whoami(self, request: Request, body: bytes) -> Response:
         user = self._user(request)
         if "only" in user:
-            raise HubError(401, "This token is no account's")
+            raise HubError(401, "This token is not an account's")
         orgs = [{"type": "org", "name": org, "roleInOrg": "write"} for org in user.get("orgs", ())]
         access = {"displayName": "test", "role": user["role"], **user.get("access", {})}
         values = {"type": "user", "name": user["name"], "fullname": user["name"], "orgs": orgs}

@@ -171,7 +171,7 @@ def test_a_mistyped_folder_is_told_from_a_silent_hub(hub, session, client_here, 
     missing, path, odd = session(
         ["verify", "someone/Ant-11M"], ["verify", "runs/quickstart/finl"], ["verify", "someone/Ant 10M"]
     )
-    assert "someone/Ant-11M is no folder here; asking the Hub" in missing[1]
+    assert "someone/Ant-11M is not a folder here; asking the Hub" in missing[1]
     assert "neither a folder nor a repository that can be read: someone/Ant-11M" in missing[1]
     assert "does not exist, or it is private and the Hub token found here may not read it" in missing[1]
     assert "model not found: runs/quickstart/finl. Pass a model folder" in path[1]
@@ -190,7 +190,10 @@ run(app)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     silent = client_here(script, check=False)
     assert silent.returncode == 2
-    assert "release/Ant-11M is no folder here and cannot be had from the Hub. Check the name" in silent.stderr
+    assert (
+        "release/Ant-11M is not a folder here and cannot be fetched from the Hub. Check the name"
+        in silent.stderr
+    )
 
 
 def test_what_is_wrong_is_said_before_the_first_byte(hub, session, run):
@@ -412,7 +415,7 @@ def check_outcomes(outcomes):
 def test_faults_end_in_success_or_one_line_with_nothing_lost(released, outcomes_of):
     outcomes = outcomes_of(released / "release", "--quick")
     check_outcomes(outcomes)
-    # An upload address that has run out is no refusal.
+    # An upload address that has run out is not a refusal.
     assert [each["first"] for each in outcomes if each["fault"] == "expired"] == ["published"]
 
 

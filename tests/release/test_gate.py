@@ -84,7 +84,7 @@ def test_a_shuffled_tokenizer_is_refused_with_its_numbers(run, quick_gate):
     assert report["tokenizer round trip"]["passed"]
     loss = report["held-out loss, float32"]["numbers"]
     assert loss["loss"] > 1.3 * loss["expected"]
-    assert f"{loss['loss']:.4f} nats a token" in message
+    assert f"{loss['loss']:.4f} nats per token" in message
     assert f"expected {loss['expected']:.4f}" in message
     english = report["plain English against a uniform guess"]["numbers"]
     assert english["byte_perplexity"] > 0.9 * english["uniform"]

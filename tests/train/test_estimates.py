@@ -256,7 +256,7 @@ def test_activations_are_what_autograd_keeps(shared):
 def test_memory_of_a_gpu_that_is_not_here_is_told_for_the_blocks_that_fit(setup_of):
     setup = setup_of(per_device_batch_size="auto")
     parameters, block = setup.ledger.total, 64 * activation_bytes_per_token(setup.config)
-    # 18 bytes a parameter with AdamW, and all 8 blocks of a step at once.
+    # 18 bytes per parameter with AdamW, and all 8 blocks of a step at once.
     fixed = 18 * parameters / 1e9
     whole = memory_on(Gpu(1e12, 1, 16), setup)
     assert whole.startswith(f"{fixed + 8 * block / 1e9:.1f} of 16 GB by arithmetic: {fixed:.2f} GB for")

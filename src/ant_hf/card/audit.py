@@ -90,16 +90,16 @@ def _speed(claims: Claims) -> Iterator[Finding]:
         yield Finding(claim, seen, low <= speeds[-1].high and high >= speeds[0].low)
     if tokens and claims.steps:
         each = tokens.value / claims.steps
-        recomputed = f"{tokens.text} over {claims.steps:,} steps: {each:,.0f} tokens a step"
+        recomputed = f"{tokens.text} over {claims.steps:,} steps: {each:,.0f} tokens per step"
         if (printed := claims.tokens_per_step) is None:
-            yield Finding("tokens a step (not printed)", recomputed, None)
+            yield Finding("tokens per step (not printed)", recomputed, None)
         else:
             agrees = printed.low - _padding(claims) / claims.steps <= each <= printed.high
-            yield Finding(f"{printed.text} tokens a step", recomputed, agrees)
+            yield Finding(f"{printed.text} tokens per step", recomputed, agrees)
 
 
 def _padding(claims: Claims) -> int:
-    """Tokens that may be missing from steps x tokens a step: the last block of every pass is filled up."""
+    """Tokens that may be missing from steps x tokens per step: the last block of every pass is filled up."""
     if not (claims.tokens and claims.tokens_of_text and claims.block_tokens):
         return 0
     return claims.block_tokens * math.ceil(claims.tokens.high / claims.tokens_of_text)
@@ -199,7 +199,7 @@ def _perplexities(perplexities: Perplexities, claims: Claims) -> Iterator[Findin
         seen, known = math.log(word.value) / nats, perplexities.bytes_per_word
         claim = f"{perplexities.text} word perplexity {word.text} beside byte perplexity {byte.text}"
         agrees = abs(seen / known - 1) <= _TEXT_TOLERANCE
-        yield Finding(claim, f"{seen:.3f} bytes a word; the text has {known:.3f}", agrees)
+        yield Finding(claim, f"{seen:.3f} bytes per word; the text has {known:.3f}", agrees)
     yield from _identities(perplexities)
     if vocabulary := claims.architecture.get("vocab_size"):
         yield _against_uniform(perplexities, nats, int(vocabulary))
@@ -207,14 +207,14 @@ def _perplexities(perplexities: Perplexities, claims: Claims) -> Iterator[Findin
     if losses and perplexities.bytes_per_token is None:
         implied = losses[-1].value / nats
         yield Finding(
-            f"validation loss {losses[-1].text} a token beside {nats:.2f} nats a byte on {perplexities.text}",
-            f"goes together at {implied:.2f} bytes a token; a token has at least one byte",
+            f"loss {losses[-1].text} per token beside {nats:.2f} nats per byte on {perplexities.text}",
+            f"goes together at {implied:.2f} bytes per token; a token has at least one byte",
             implied >= 1,
         )
 
 
 def _identities(p: Perplexities) -> Iterator[Finding]:
-    """Byte perplexity = 2^bits per byte; token perplexity = exp(nats a token); nats go by bytes a token."""
+    """Byte perplexity = 2^bits per byte; token perplexity = exp(nats per token); both are the same nats."""
     if bits := p.bits_per_byte:
         claim = f"{p.text} byte perplexity {p.byte.text}"
         yield Finding(claim, f"2^{bits.text} = {2**bits.value:.3f}", p.byte.meets(2**bits.low, 2**bits.high))
@@ -225,21 +225,21 @@ def _identities(p: Perplexities) -> Iterator[Finding]:
     if nats and p.bytes_per_token:
         implied = math.exp(nats.value / p.bytes_per_token)
         agrees = math.isclose(math.log(implied), math.log(p.byte.value), rel_tol=_IDENTITY_TOLERANCE)
-        claim = f"{p.text}: {nats.text} nats a token beside byte perplexity {p.byte.text}"
-        yield Finding(claim, f"{implied:.3f} at {p.bytes_per_token} bytes a token", agrees)
+        claim = f"{p.text}: {nats.text} nats per token beside byte perplexity {p.byte.text}"
+        yield Finding(claim, f"{implied:.3f} at {p.bytes_per_token} bytes per token", agrees)
 
 
 def _against_uniform(perplexities: Perplexities, nats: float, vocabulary: int) -> Finding:
     claim = f"{perplexities.text} byte perplexity {perplexities.byte.text}"
     if (known := perplexities.bytes_per_token) is not None:
         uniform = vocabulary ** (1 / known)
-        seen = f"a uniform guess scores {uniform:.2f} at {known:.3f} bytes a token"
+        seen = f"a uniform guess scores {uniform:.2f} at {known:.3f} bytes per token"
         return Finding(claim, seen, perplexities.byte.low < uniform)
-    # English text at a vocabulary of thousands: about three bytes a token and more.
+    # English text at a vocabulary of thousands: about three bytes per token and more.
     needed = math.log(vocabulary) / nats
     return Finding(
         claim,
-        f"{nats:.2f} nats a byte: worse than a uniform guess among {vocabulary:,} tokens unless a token "
+        f"{nats:.2f} nats per byte: worse than a uniform guess among {vocabulary:,} tokens unless a token "
         f"averages under {needed:.2f} bytes",
         needed > _USUAL_BYTES_PER_TOKEN,
     )

@@ -29,7 +29,7 @@ class Printed:
         try:
             number = Decimal(self.text.replace(",", ""))
         except InvalidOperation:
-            raise AntError("a printed figure is no number", seen=self.text) from None
+            raise AntError("a printed figure is not a number", seen=self.text) from None
         half_a_unit = Decimal(5).scaleb(int(number.as_tuple().exponent) - 1)
         self.value = float(number)
         self.low, self.high = float(number - half_a_unit), float(number + half_a_unit)
@@ -149,7 +149,7 @@ def published_claims(model: PublishedModel) -> Claims:
     accuracies = tuple(
         _share(task, next(iter(results[task].values())), entry["documents"])
         for task, entry in benchmark_table().items()
-        # Arithmark is claimed with its slices; WikiText is no share of right answers.
+        # Arithmark is claimed with its slices; WikiText is not a share of right answers.
         if task in results and task not in (ARITHMARK, ARITHMARK_GENERATED, "wikitext")
     )
     sliced: tuple[Sliced, ...] = ()
@@ -230,7 +230,7 @@ def card_claims(text: str, name: str) -> Claims:
         by_title.setdefault(table[0][0], []).append(table)
     missing = [t for t in ("architecture", "training", "training dynamics", "text") if t not in by_title]
     if missing:
-        raise AntError(f"{name} is no card of ours: no table of {', '.join(missing)}")
+        raise AntError(f"{name} is not a card that ant-hf made: it has no table of {', '.join(missing)}")
     architecture, training = _facts(by_title["architecture"][0]), _facts(by_title["training"][0])
     accuracies = tuple(share for table in by_title.get("benchmark", ()) for share in _accuracies(table))
     by_label = {accuracy.label: accuracy for accuracy in accuracies}
@@ -303,9 +303,9 @@ def _perplexities(table: list[list[str]]) -> tuple[Perplexities, ...]:
             text=row["text"],
             byte=Printed(row["byte perplexity"]),
             word=_printed(row["word perplexity"]),
-            bytes_per_token=Printed(row["bytes a token"]).value,
+            bytes_per_token=Printed(row["bytes per token"]).value,
             bits_per_byte=Printed(row["bits per byte"]),
-            nats_per_token=Printed(row["nats a token"]),
+            nats_per_token=Printed(row["nats per token"]),
             token=Printed(row[token]),
         )
         for row in (dict(zip(table[0], cells, strict=True)) for cells in table[1:])

@@ -68,8 +68,9 @@ def listed_benchmarks(client: HubClient | None) -> dict[str, HubTask]:
         # Of the line, of the Hub, or of a file there; none of it keeps a release from being made.
         except Exception as error:
             say(
-                f"benchmarks  the Hub does not say which data sets it lists ({type(error).__name__}); the "
-                f"list of {dated['looked_up']} counts"
+                "benchmarks",
+                f"the Hub does not say which data sets it lists ({type(error).__name__}); the "
+                f"list of {dated['looked_up']} counts",
             )
     listed = {}
     for name, (dataset, config, split) in SETS.items():
@@ -143,7 +144,7 @@ def read_entries(path: Path) -> list[EvalResultEntry]:
     """The entries of one file, as the Hub's client reads them.
 
     Raises:
-        AntError: it does not, or a value is no number.
+        AntError: it does not, or a value is not a number.
     """
     try:
         entries = parse_eval_result_entries(yaml.safe_load(path.read_text(encoding="utf-8")))

@@ -17,9 +17,9 @@ from ant_hf.utils.metrics import read_metrics
 _RECORDS = {
     names.RUN_RECORD: ("run record", "Train first: accelerate launch --quiet pretrain.py --config RECIPE"),
     names.RESULTS: ("results", "Measure first: ant-hf evaluate MODEL_FOLDER"),
-    names.GATE: ("gate report", "Make the release anew: ant-hf card MODEL_FOLDER"),
-    names.FRAGMENTATION: ("fragmentation report", "Train the tokenizer anew."),
-    names.RELEASED_MANIFEST: ("token manifest", "Pack the tokens anew."),
+    names.GATE: ("gate report", "Make the release again: ant-hf card MODEL_FOLDER"),
+    names.FRAGMENTATION: ("fragmentation report", "Train the tokenizer again."),
+    names.RELEASED_MANIFEST: ("token manifest", "Pack the tokens again."),
     names.COMPARISON: ("comparison", "Compare again: ant-hf compare MODEL_FOLDER BASE --for-card"),
     names.VERIFIED: ("record of the ONNX export", "Export again: ant-hf export MODEL_FOLDER --to onnx"),
 }
@@ -41,7 +41,7 @@ class Record(dict[str, Any]):
     def __missing__(self, key: str) -> Any:
         raise AntError(
             f"{self._file} has no {self._path}{key}, which the card shows",
-            hint="Train and measure anew with this version.",
+            hint="Train and measure again with this version.",
         )
 
 

@@ -305,7 +305,7 @@ def _distance(errors: float) -> str:
 
 
 def _error(loops: dict[str, Any]) -> str:
-    # All or none of the prompts: the formula gives zero, which is no statement about others.
+    # All or none of the prompts: the formula gives zero, which is not a statement about others.
     return f" (± {loops['stderr']:.1%})" if loops["stderr"] else ""
 
 
@@ -446,9 +446,9 @@ def _perplexity_table(inputs: CardInputs) -> Safe:
         "uniform_guess_byte_perplexity": final["uniform_byte_perplexity"],
     }
     columns = {
-        "nats a token": ("nats_per_token", ".4f"),
+        "nats per token": ("nats_per_token", ".4f"),
         f"token perplexity ({inputs.run['config']['vocab_size']:,} entries)": ("token_perplexity", ",.2f"),
-        "bytes a token": ("bytes_per_token", ".3f"),
+        "bytes per token": ("bytes_per_token", ".3f"),
         "bits per byte": ("bits_per_byte", ".4f"),
         "byte perplexity": ("byte_perplexity", ".3f"),
         "uniform guess": ("uniform_guess_byte_perplexity", ".2f"),
@@ -624,7 +624,7 @@ def card_data(inputs: CardInputs, scores: list[Score]) -> ModelCardData:
     """
     if not _LICENSE_ID.match(inputs.license):
         example = "for example apache-2.0 or mit"
-        raise AntError("the licence is no Hub licence id", seen=inputs.license, expected=example)
+        raise AntError("the licence is not one that the Hub knows", seen=inputs.license, expected=example)
     corpus = inputs.recipe["corpus"]
     texts = _texts(corpus).values() or [corpus]
     paths = [text["path"] for text in texts if text["source"] == "hub"]
@@ -662,7 +662,7 @@ def card_data(inputs: CardInputs, scores: list[Score]) -> ModelCardData:
         co2_eq_emissions=co2_estimate(inputs.run),
     )
     if not results:
-        # Without results there is no model-index to hold the name, and `model_name` is no key of a card.
+        # Without results there is no model-index to hold the name, and `model_name` is not a key of a card.
         data.model_name = None
     if unknown := sorted(data.to_dict().keys() - KEYS):
         raise AntError("the card's metadata has keys that the Hub does not know", seen=unknown)

@@ -172,7 +172,7 @@ def evaluate(
             "board's rows, with a plot. Sets that are measured already are not measured again.",
         ),
     ] = None,
-    limit: Annotated[int | None, Option(help="Only the first N documents a task: for trying.")] = None,
+    limit: Annotated[int | None, Option(help="Only the first N documents per task: for trying.")] = None,
     batch_size: Annotated[
         int | None,
         Option(
@@ -198,13 +198,13 @@ def evaluate(
         ),
     ] = "float32",
     device: Annotated[str | None, Option(help="cpu or cuda. Default: the GPU if there is one.")] = None,
-    fresh: Annotated[bool, Option("--fresh", help="Measure anew what is already there.")] = False,
+    fresh: Annotated[bool, Option("--fresh", help="Measure again what is already there.")] = False,
 ) -> None:
     """Measure a model on the public card's benchmarks, perplexities and degeneration, by lm-eval.
 
     Writes results.json, lm_eval_results.json and samples.jsonl next to the model.
 
-    Run again after an interruption, it goes on.
+    Run again after an interruption, it continues.
     """
     if board is not None and tasks is None and not fresh:
         from ant_hf.evaluation.boards import load_board, recorded_results
@@ -379,10 +379,10 @@ def inspect(
     inspections = compare(model, other, text, position, tokens)
     print_inspection(inspections)
     write_text(path, render_report(inspections))
-    say(f"report      {path}")
+    say("report", path)
     if json:
         write_json(json, {"models": [as_json(each) for each in inspections]})
-        say(f"figures     {json}")
+        say("figures", json)
 
 
 def demo(
@@ -435,8 +435,8 @@ def demo(
         options = SiteOptions(tuple(dict.fromkeys(dtypes or SiteOptions.dtypes)), vendor, prompts or ())
         folder = make_site(models, output or Path("site"), options)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        say(f"site        {folder}, {size / 1e6:.0f} MB")
-        say(f"try it      python -m http.server --bind 127.0.0.1 --directory {folder} 8000")
+        say("site", f"{folder}, {size / 1e6:.0f} MB")
+        say("try it", f"python -m http.server --bind 127.0.0.1 --directory {folder} 8000")
         return
     if output or dtypes or prompts or vendor:
         raise AntError(
@@ -492,5 +492,5 @@ def export(
     folder, record = export_model(model, to, types or (), output, repo, license_id)
     show(verified_table(record))
     for line in record["notes"]:
-        say(f"note        {line}")
-    say(f"export      {folder}")
+        say("note", line)
+    say("export", folder)

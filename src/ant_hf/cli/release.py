@@ -56,9 +56,9 @@ def card(
     gate_report(folder)
     # It holds its date: the same bytes are the same release.
     reused = record.read_bytes() == before
-    say(f"release     {folder}{' (reused: nothing it is made of has changed)' if reused else ''}")
-    say(f"card        {folder / CARD}")
-    say(f"next        ant-hf publish {model} --repo {repo}{' --onnx' if onnx else ''}")
+    say("release", f"{folder}{' (reused: nothing it is made of has changed)' if reused else ''}")
+    say("card", folder / CARD)
+    say("next", f"ant-hf publish {model} --repo {repo}{' --onnx' if onnx else ''}")
 
 
 def verify(
@@ -83,9 +83,12 @@ def verify(
         raise refusal(model, values["checks"], report)
     open_checks = [check["numbers"] for check in values["checks"] if check["passed"] is None]
     if any(numbers.get("share", 0.0) > numbers.get("allowed", 1.0) for numbers in open_checks):
-        say("passed      but plain English is noise to it: a model of another language, or a broken one")
+        say(
+            "passed",
+            "but it reads plain English no better than noise: it was made for another language, or is broken",
+        )
     else:
-        say("passed      nothing speaks against this model" if not tokens else "passed")
+        say("passed", "no check failed")
 
 
 def publish(
@@ -154,7 +157,7 @@ def publish(
         )
     client = HubClient(attempts=attempts, timeout=timeout, anonymous=True)
     if client.is_anonymous:
-        say("token       no Hub token found: the release is made and the plan shown, and nothing is sent")
+        say("token", "no Hub token found: the release is made and the plan shown, and nothing is sent")
     elif yes:
         # A token that will not do should not cost the minute that the gate takes.
         for name, kind in [(repo, "model"), *others]:

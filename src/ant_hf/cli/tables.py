@@ -50,7 +50,7 @@ def results_table(results: dict[str, Any], published: list[PublishedModel]) -> T
         pad_edge=False,
         collapse_padding=True,
     )
-    # A long name goes on below; a number is never cut.
+    # A long name continues below; a number is never cut.
     table.columns[0].no_wrap, table.columns[0].max_width = False, 20
     for row in _rows(results, published):
         table.add_row(*row)
@@ -136,7 +136,7 @@ def perplexity_lines(results: dict[str, Any]) -> list[str]:
         ]
         if values["broken"]:
             lines.append(
-                f"  BROKEN: {_number(values['byte_perplexity'])} is no better than that guess. Weights and "
+                f"  BROKEN: {_number(values['byte_perplexity'])} is not better than that guess. Weights and "
                 "tokenizer do not belong together, or the model was not trained."
             )
     return lines
@@ -254,7 +254,7 @@ def verified_table(record: dict[str, Any]) -> Table:
         pad_edge=False,
         collapse_padding=True,
     )
-    # A long name goes on below; a number is never cut.
+    # A long name continues below; a number is never cut.
     table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
     for name, values in record["files"].items():
         if "verified" in values:

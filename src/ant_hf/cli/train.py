@@ -80,7 +80,7 @@ def train(
     """Train on a text of your own: ant-hf train --data my.txt. Or from a recipe, with --config.
 
     Vocabulary, model, context and steps are chosen by the size of the text and the speed of this machine, and
-    written as a recipe into the run's folder, runs/my, for you to edit. Run again, it goes on.
+    written as a recipe into the run's folder, runs/my, for you to edit. Run again, it continues.
     """
     data = [*(data or ()), *(texts or ())]
     if base is not None and config is not None:
@@ -111,7 +111,7 @@ def train(
         folder = None if dry_run else str(recipe.parent)
         pretrain(recipe, None, folder, overrides, report_to, fresh, dry_run)
         if not dry_run:
-            say(f"            change it:              edit {recipe}, and run this again with --fresh")
+            say("", f"change it:              edit {recipe}, and run this again with --fresh")
 
 
 def new(
@@ -157,8 +157,8 @@ def new(
         data=data or [],
     )
     file = new_recipe(wish, overwrite)
-    say(f"train it    accelerate launch --quiet pretrain.py --config {file}")
-    say(f"            or: ant-hf train --config {file}")
+    say("train it", f"accelerate launch --quiet pretrain.py --config {file}")
+    say("", f"or: ant-hf train --config {file}")
 
 
 def tokenizer(config: Config, data: Data = None, output_dir: OutputDir = None, overrides: Set = None) -> None:
@@ -181,7 +181,7 @@ def pack(
         Option(
             min=1,
             help="Encode file by file in N processes: the same tokens, and an interrupted "
-            "command goes on with the files that are left. Default: one pass over the corpus on all cores.",
+            "command continues with the files that are left. Default: one pass over the corpus on all cores.",
         ),
     ] = None,
 ) -> None:
@@ -209,14 +209,14 @@ def params(
     from ant_hf.model.loading import model_folder
     from ant_hf.published import published_counterpart
 
-    # A JSON is to be trained, and is held to what this package trains; a folder may hold anyone's model.
+    # A JSON is to be trained here, and must be what this package trains; a folder may hold anyone's model.
     found = model_architecture(model_folder(config)) if config.is_dir() else load_architecture(config)
     values, ledger = found
     show(ledger_table(ledger, published_counterpart(values)))
 
 
 def plots(run_dir: Annotated[Path, Argument(help="Folder of a run, for example runs/quickstart.")]) -> None:
-    """Draw a run's figures anew from its metrics.jsonl."""
+    """Draw a run's figures again from its metrics.jsonl."""
     from ant_hf.utils.metrics import read_metrics
     from ant_hf.utils.names import METRICS, PLOTS
     from ant_hf.utils.plots import plot_run

@@ -40,7 +40,7 @@ def fragments_html(model: int, name: str, tokens: Sequence[Fragment], given: int
     """
     if not tokens:
         return '<p class="none">The fragments of this tokenizer cannot be shown.</p>'
-    # One stop of the Tab key for all of them; the arrow keys go on from there.
+    # One stop of the Tab key for all of them; the arrow keys continue from there.
     spans = "".join(
         f'<span class="f s{surprise_step(token.nats)}{" of-prompt" if index < given else ""}" '
         f'role="option" tabindex="{-1 if index else 0}" data-model="{model}" data-index="{index}" '
@@ -60,7 +60,7 @@ def describe(fragment: Fragment) -> str:
 def alternatives_html(
     model: int, index: int, chosen: Fragment, candidates: Sequence[Candidate], given: bool
 ) -> str:
-    """What the model held for probable in a fragment's place, best first, as buttons to go on from.
+    """What the model held for probable in a fragment's place, best first, as buttons to continue from.
 
     Args:
         given: the fragment is the prompt's, where the model has no choice.
@@ -75,7 +75,7 @@ def alternatives_html(
     told = "The model was not asked for it."
     if chosen.nats is not None:
         told = f"The model gave it {percent(math.exp(-chosen.nats))}. Its most probable choices here"
-        told += ":" if given else "; click one to go on from it:"
+        told += ":" if given else "; click one to continue from it:"
     return (
         '<section class="alternatives" aria-label="Alternatives">'
         f'<p class="place">{safe(describe(chosen))}</p><p>{told}</p><ul>{rows}</ul></section>'

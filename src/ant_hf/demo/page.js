@@ -38,7 +38,7 @@ document.addEventListener("click", async (event) => {
     fragment.parentElement.querySelector("[aria-selected=true]")?.removeAttribute("aria-selected");
     fragment.setAttribute("aria-selected", "true");
   } else if (choice) {
-    // The button goes; who works with keys goes on where it stood.
+    // The button goes; who works with keys continues where it stood.
     const {model, index} = choice.dataset;
     document.querySelector(`#fragments-${model} [data-index="${index}"]`)?.focus();
   }

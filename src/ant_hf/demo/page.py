@@ -60,7 +60,7 @@ class _Visit:
     """What is kept of one open page between two events."""
 
     run: object = None
-    """The newest run that goes on; an older one finds another here, and ends."""
+    """The newest run that continues; an older one finds another here, and ends."""
     texts: dict[int, Text] = field(default_factory=dict)
     """By the model's number."""
 
@@ -167,7 +167,7 @@ class _Page:
             raise AntError(f"{subject.name}: {error}" if len(self.subjects) > 1 else str(error)) from None
 
     def _continue(self, visit: _Visit, *values: Any) -> Iterator[_Changes]:
-        """Every text goes on from its end, whatever the prompt's field says by now."""
+        """Every text continues from its end, whatever the prompt's field says by now."""
 
         def begin(sampling: Sampling) -> dict[int, Text]:
             return {
@@ -178,7 +178,7 @@ class _Page:
         yield from self._run(visit, values, begin)
 
     def _choose(self, visit: _Visit, event: gr.EventData, *values: Any) -> Iterator[_Changes]:
-        """One text goes on from another fragment than the one that stands there."""
+        """One text continues from another fragment than the one that stands there."""
         number, index, token_id = int(event.model), int(event.index), int(event.token)
 
         def begin(sampling: Sampling) -> dict[int, Text]:

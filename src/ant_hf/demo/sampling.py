@@ -32,7 +32,7 @@ class Sampling:
     """How to choose tokens; the defaults are the public card's, seed 0.
 
     Raises:
-        AntError: a value is no number, or outside LIMITS.
+        AntError: a value is not a number, or outside LIMITS.
     """
 
     temperature: float = CARD_SAMPLING["temperature"]

@@ -69,15 +69,15 @@ def serve(models: Sequence[str], port: int | None = None, share: bool = False) -
             hint = "Check the network, or leave out --share to try the model on this computer."
             raise AntError(f"no public address for the page: {reason}", hint=hint)
         # Within, because Ctrl-C may come at once.
-        say(f"demo        {page.local_url}  (Ctrl-C ends it)")
+        say("demo", f"{page.local_url}  (Ctrl-C ends it)")
         if page.share_url:
-            say(f"public      {page.share_url}")
+            say("public", page.share_url)
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:
-        say("demo        ended")
+        say("demo", "ended")
     finally:
-        # Open pages keep connections for ever; that they are cut is no error to report.
+        # Open pages keep connections for ever; that they are cut is not an error to report.
         logging.getLogger("uvicorn.error").disabled = True
         page.server.force_exit = True
         page.close(verbose=False)

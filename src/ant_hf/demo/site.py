@@ -58,7 +58,7 @@ def make_site(models: Sequence[str], folder: Path, options: SiteOptions) -> Path
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / _SITE).is_file():
         raise AntError(
-            f"{folder} is there and is no site", hint="Name a folder that is new or empty: -o FOLDER"
+            f"{folder} exists and is not a site", hint="Name a folder that is new or empty: -o FOLDER"
         )
     check_writable(folder.parent, "-o FOLDER")
     with site_in(folder, models, options):

@@ -107,7 +107,7 @@ def start_text(subject: Subject, prompt: str, sampling: Sampling) -> Text:
         ValueError: the model's scores are not numbers.
     """
     if not prompt:
-        raise AntError("the prompt is empty", hint="Write a few words for the model to go on from.")
+        raise AntError("the prompt is empty", hint="Write a few words for the model to continue from.")
     ids, given = encode_prompt(subject.model, subject.tokenizer, prompt), []
     if _can_be_told_apart(subject):
         given = read_text(subject.model, subject.tokenizer, prompt, top=0).fragments

@@ -142,7 +142,7 @@ def _in_cache(package: Package) -> Path:
 
 
 def _download(package: Package) -> bytes:
-    """The packed file, held to the pinned hash."""
+    """The packed file, checked against the pinned hash."""
     registry = os.environ.get("NPM_CONFIG_REGISTRY") or REGISTRY
     address = f"{registry.rstrip('/')}/{package.name}/-/{package.folder}-{package.version}.tgz"
     end, pieces = time.monotonic() + _LONGEST, list[bytes]()

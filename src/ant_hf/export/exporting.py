@@ -164,7 +164,7 @@ def _reusable(target: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
             hint = "Pass a folder that is new or empty: --output DIR"
             raise AntError(f"{target} is there and holds no export", hint=hint)
         return None
-    record = files.read_sealed(target / VERIFIED, "record of the export", f"Remove {target} to export anew.")
+    record = files.read_sealed(target / VERIFIED, "record of the export", f"Remove {target} to export again.")
     same = {key: record.get(key) for key in wanted} == wanted
     whole = all(
         (target / name).is_file() and files.file_sha256(target / name) == values["sha256"]
@@ -206,7 +206,7 @@ def _gguf(
     for kind in types:
         file = folder / (name := gguf.file_name(origin.name, kind))
         gguf.write_gguf(file, model, vocabulary, kind, origin)
-        say(f"{kind.upper():<12}{file.stat().st_size:,} bytes written; verifying")
+        say(kind.upper(), f"{file.stat().st_size:,} bytes written; verifying")
         loaded, figures = verification.read_back(file, model, tokenizer, kind)
         if llama_cpp.is_installed():
             run = verification.run_in_llama_cpp(file, model, loaded, tokenizer, vocabulary, kind, _threads())
@@ -232,7 +232,7 @@ def _onnx(folder: Path, subject: Subject, types: Sequence[str]) -> dict[str, dic
     for kind in types:
         file = folder / ONNX / onnx.TYPES[kind].file
         onnx.write_onnx(file, trace(onnx.TYPES[kind].dtype), kind)
-        say(f"{kind:<12}{file.stat().st_size:,} bytes written; verifying")
+        say(kind, f"{file.stat().st_size:,} bytes written; verifying")
         figures = onnx.check_onnx(file, subject.model, tokenizer, subject.context_length, _threads(), kind)
         done[f"{ONNX}/{file.name}"] = {"type": kind, "verified": {"onnxruntime": figures | texts}}
     return done

@@ -324,7 +324,7 @@ def check_onnx(
 
 
 def _uncached(name: str, graph: OnnxModel, start: list[int], output: list[int], tie: float) -> bool:
-    """Whether the graph chooses the same tokens where it reads all of the text anew for each.
+    """Whether the graph chooses the same tokens where it reads all of the text again for each.
 
     One pass over the text says so: if each choice is the same, so are those before it.
 

@@ -151,7 +151,7 @@ def check_cost(
     if not abs(bits - original) <= most * max(original, 1):
         raise AntError(
             f"{program} does not find plain English as likely as the model does",
-            seen=f"{bits:.4f} bits a byte",
+            seen=f"{bits:.4f} bits per byte",
             expected=f"{original:.4f} within {most:.2%} in {kind}",
             hint="Leave this type out with --type",
         )

@@ -48,7 +48,7 @@ def read_back(
     """Load a file with transformers' `gguf_file=` and compare it with what should be in it.
 
     Every weight must be the original one as the type rounds it, bit for bit, and so must the logits of
-    a model with these weights. What plain English costs beside the original is held to the type's limit.
+    a model with these weights. What plain English costs more than the original has the type's limit.
 
     Returns:
         The model of the file, and the figures.

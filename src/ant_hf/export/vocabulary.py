@@ -81,7 +81,7 @@ def read_vocabulary(model: PreTrainedModel, tokenizer: Any) -> Vocabulary:
         )
     pre_tokenizer, bpe = _pre_tokenizer(values), values["model"]
     if bpe.get("type") != "BPE":
-        raise _refused("its model is no BPE", bpe.get("type"))
+        raise _refused("its model is not BPE", bpe.get("type"))
     if used := {name: bpe[name] for name in _BPE_OPTIONS if bpe.get(name)}:
         raise _refused("its BPE has options", used)
     tokens, types = _entries(values, model.config.vocab_size)
@@ -98,7 +98,7 @@ def read_vocabulary(model: PreTrainedModel, tokenizer: Any) -> Vocabulary:
         pre_tokenizer=pre_tokenizer,
         tokens=tokens,
         types=types,
-        # llama.cpp does not load a file without any: this one merges what is no letter of a byte-level text.
+        # llama.cpp does not load a file without any: this one merges what no byte-level text has.
         merges=merges or ["\u2047 \u2047"],
         special_ids=special_ids,
         other_ends=ends[len(ENDS) :],

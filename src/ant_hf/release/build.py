@@ -103,8 +103,8 @@ def make_release(
         The release folder.
 
     Raises:
-        AntError: this is no final folder of a finished run, a record is missing, the gate refuses the model
-            (its report stays as `gate.json` beside `final/`), or the card contradicts itself.
+        AntError: this is not the final folder of a finished run, a record is missing, the gate refuses the
+            model (its report stays as `gate.json` beside `final/`), or the card contradicts itself.
     """
     check_repository(repo)
     license_id = license_id or license_of(model)
@@ -128,7 +128,7 @@ def make_release(
     sources = Sources(final, run, packed, repo, license_id, listed, linked, graphs)
     target, made_of = run_dir / "release", sources.fingerprint()
     if (target / names.RELEASE).is_file():
-        there = read_release(target, f"Remove {target} to make it anew.")
+        there = read_release(target, f"Remove {target} to make it again.")
         if there.get("made_of") == made_of and there["files"] == inventory(target, without=(names.RELEASE,)):
             return target
     with whole_folder(target) as folder:
@@ -160,7 +160,7 @@ def _gather(sources: Sources, folder: Path) -> None:
     results = read_sealed(sources.final / names.RESULTS, "results", measure)
     manifest = read_sealed(sources.tokens / names.MANIFEST, "token manifest", "Pass it: --tokens FOLDER")
     fragmentation = sources.tokens.parent / "tokenizer" / names.FRAGMENTATION
-    report = read_json(fragmentation, "fragmentation report", "Train the tokenizer anew.")
+    report = read_json(fragmentation, "fragmentation report", "Train the tokenizer again.")
     # Of local texts the name alone, also where their place is relative.
     corpus = copy.deepcopy(sources.run["recipe"]["corpus"])
     texts = [corpus, *(corpus.get("mix") or {}).values(), corpus.get("replay") or {}]
@@ -192,10 +192,10 @@ def _gate_report(sources: Sources, folder: Path, release: Path) -> dict[str, Any
     # Every file before the card, and this version of the gate.
     made_of = fingerprint([inventory(folder), source_commit()])
     if (release / names.GATE).is_file():
-        earlier = read_json(release / names.GATE, "gate report", f"Remove {release} to make it anew.")
+        earlier = read_json(release / names.GATE, "gate report", f"Remove {release} to make it again.")
         if earlier.get("made_of") == made_of and earlier.get("verdict") == PASSED:
             return earlier
-    say(f"gate        checking {sources.final} in a process of its own, one to five minutes on two CPU cores")
+    say("gate", f"checking {sources.final} in a process of its own, one to five minutes on two CPU cores")
     owner = sources.repository.partition("/")[0]
     return ask_gate(folder, sources.run, sources.tokens, owner) | {"made_of": made_of}
 
@@ -227,7 +227,9 @@ def finish(
     card = render_card(inputs)
     if wrong := [finding for finding in audit(card_claims(card, names.CARD)) if finding.agrees is False]:
         lines = "\n".join(f"  - {finding.claim}: {finding.recomputed}" for finding in wrong)
-        raise AntError(f"the card contradicts itself:\n{lines}\nNothing was released; train and measure anew")
+        raise AntError(
+            f"the card contradicts itself:\n{lines}\nNothing was released; train and measure again"
+        )
     (folder / names.CARD).write_text(card, encoding="utf-8")
     left = check_files(folder, repository.partition("/")[0])
     if not left.passed:

@@ -39,7 +39,7 @@ def file_problems(folder: Path, owner: str = "") -> list[str]:
     """Everything in a folder that must not be published, one line each.
 
     Args:
-        owner: the Hub account it will belong to, whose name is no secret.
+        owner: the Hub account it will belong to, whose name is not a secret.
     """
     return [
         f"{path.relative_to(folder).as_posix()}: {problem}"
@@ -83,7 +83,7 @@ def _problems(path: Path, owner: str) -> Iterator[str]:
     if match := _PATHS.search(text):
         yield f"an absolute path: {match[0]}"
     elif path.suffix == ".json":
-        # Damaged JSON is no reason here: loading and reading name it.
+        # Damaged JSON is not a reason here: loading and reading name it.
         with contextlib.suppress(ValueError):
             yield from (f"an absolute path: {found}" for found in [*paths_in(json.loads(text))][:1])
     user = _user()

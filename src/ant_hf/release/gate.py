@@ -41,7 +41,7 @@ from ant_hf.utils.metrics import TextScore
 from ant_hf.utils.names import CONFIG, GATE, ONNX, VERIFIED
 from ant_hf.utils.provenance import now
 
-# "Well below" a uniform guess: at most this share of its nats a byte.
+# "Well below" a uniform guess: at most this share of its nats per byte.
 UNIFORM_SHARE = 0.9
 # Float16 takes a CPU four times as long as float32; this many tokens are enough to see a difference.
 _HALF_TOKENS = 8192
@@ -90,7 +90,7 @@ def run_checks(job: Job) -> list[Check]:
 
 
 def _attempt(name: str, look: Callable[[], list[Check]]) -> list[Check]:
-    """What looking finds; a model that breaks down under it fails, and the other checks go on."""
+    """What looking finds; a model that breaks down under it fails, and the other checks continue."""
     try:
         return look()
     except Exception as error:  # whatever it is, a stranger would meet it too
@@ -273,7 +273,7 @@ def _held_out(folder: Path, loaded: Loaded, expected: HeldOut) -> list[Check]:
 def _loss(name: str, scores: TextScore, expected: float) -> Check:
     difference = check_finite(scores).loss / expected - 1
     seen = (
-        f"{scores.loss:.4f} nats a token over {scores.tokens:,} tokens, expected {expected:.4f} "
+        f"{scores.loss:.4f} nats per token over {scores.tokens:,} tokens, expected {expected:.4f} "
         f"({difference:+.3%}, at most {SAME_LOSS:.1%})"
     )
     numbers = {"loss": scores.loss, "expected": expected, "tokens": scores.tokens}
@@ -281,16 +281,16 @@ def _loss(name: str, scores: TextScore, expected: float) -> Check:
 
 
 def _units(scores: TextScore, recorded_byte_perplexity: float) -> Check:
-    """ln(byte perplexity) x bytes a token = ln(token perplexity).
+    """ln(byte perplexity) x bytes per token = ln(token perplexity).
 
-    The byte perplexity is the recorded one, from lengths of vocabulary entries; the bytes a token are
+    The byte perplexity is the recorded one, from lengths of vocabulary entries; the bytes per token are
     counted here on the decoded text.
     """
     bytes_per_token = scores.bytes / scores.tokens
     implied = math.log(recorded_byte_perplexity) * bytes_per_token
     seen = (
-        f"recorded byte perplexity {recorded_byte_perplexity:.4f} at {bytes_per_token:.4f} bytes a token is "
-        f"{implied:.4f} nats a token; scored {scores.loss:.4f}"
+        f"recorded byte perplexity {recorded_byte_perplexity:.4f} at {bytes_per_token:.4f} bytes per token "
+        f"is {implied:.4f} nats per token; scored {scores.loss:.4f}"
     )
     agrees = math.isclose(implied, scores.loss, rel_tol=SAME_LOSS)
     return Check("byte and token perplexity agree", agrees, seen, {"implied_loss": implied})
@@ -298,7 +298,9 @@ def _units(scores: TextScore, recorded_byte_perplexity: float) -> Check:
 
 def _uniform(name: str, scores: TextScore) -> Check:
     share, byte = scores.loss / math.log(scores.vocab_size), scores.byte_perplexity
-    figure = f"byte perplexity {byte:.3f}" if byte < 1e6 else f"{scores.nats / scores.bytes:.3g} nats a byte"
+    figure = (
+        f"byte perplexity {byte:.3f}" if byte < 1e6 else f"{scores.nats / scores.bytes:.3g} nats per byte"
+    )
     seen = (
         f"{figure}, uniform guess {scores.uniform_byte_perplexity:.2f}; "
         f"{f'{share:.0%}' if share < 100 else 'more than 10,000%'} of its nats, at most {UNIFORM_SHARE:.0%}"

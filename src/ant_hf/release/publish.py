@@ -173,9 +173,9 @@ def publish(
     if client.is_anonymous and yes:
         raise AntError("no Hub token found, so nothing was sent", hint=HOW_TO_LOG_IN)
     if client.is_anonymous:
-        say(f"token       none found, and publishing needs one. {HOW_TO_LOG_IN}")
+        say("token", f"none found, and publishing needs one. {HOW_TO_LOG_IN}")
     if not yes:
-        say("dry run     nothing was sent; add --yes to publish")
+        say("dry run", "nothing was sent; add --yes to publish")
         return None
     again = "Run the same command again; what has arrived is not sent twice."
     try:
@@ -188,9 +188,9 @@ def publish(
         raise AntError(f"{error}. The release itself is whole, in {folder}") from None
     where = f"{client.api.endpoint}/{changes.address} at {commit[:12]}"
     if changes.is_tagged:
-        say(f"unchanged   {where} is this release already, tagged {changes.tag}")
+        say("unchanged", f"{where} is this release already, tagged {changes.tag}")
     else:
-        say(f"published   {where}, tagged {changes.tag}")
+        say("published", f"{where}, tagged {changes.tag}")
     return commit
 
 
@@ -213,9 +213,9 @@ def _check_release(folder: Path, repository: str) -> dict[str, str]:
     expected = {name: values["sha256"] for name, values in release["files"].items()}
     there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {RELEASE}
     if odd := sorted(there ^ expected.keys()):
-        raise AntError(f"{folder} is not what {RELEASE} says", seen=odd, hint="Make it anew: ant-hf card")
+        raise AntError(f"{folder} is not what {RELEASE} says", seen=odd, hint="Make it again: ant-hf card")
     for name, sha256 in expected.items():
-        check_file(folder / name, sha256, "was changed after the gate", "Make the release anew: ant-hf card")
+        check_file(folder / name, sha256, "was changed after the gate", "Make the release again: ant-hf card")
     return expected | {RELEASE: file_sha256(folder / RELEASE)}
 
 
@@ -238,7 +238,7 @@ def _preflight(
         AntError: anything that would fail later, or that the user must decide.
     """
     if tag is not None and not _TAG.fullmatch(tag):
-        raise AntError("the tag is no name that git takes", seen=tag, hint="For example --tag v1.0")
+        raise AntError("git does not take this name for a tag", seen=tag, hint="For example --tag v1.0")
     user, remote, unknown = None, None, None
     try:
         user = None if client.is_anonymous else client.check_may_write(repository, kind)
@@ -340,9 +340,9 @@ def _show(changes: Changes) -> None:
     elif changes.paths:
         what = f"one, with {len(changes.paths)} changes, {size:,} bytes"
     then = f"the tag {changes.tag} is there already" if changes.is_tagged else f"tagged {changes.tag}"
-    say(f"account     {f'{changes.user}, may write' if changes.user else 'not known'}")
-    say(f"repository  {changes.address}: {where}")
-    say(f"commit      {what}; then read back; {then}")
+    say("account", f"{f'{changes.user}, may write' if changes.user else 'not known'}")
+    say("repository", f"{changes.address}: {where}")
+    say("commit", f"{what}; then read back; {then}")
 
 
 def _upload(client: HubClient, changes: Changes) -> str:
@@ -367,7 +367,7 @@ def _upload(client: HubClient, changes: Changes) -> str:
         return start.head
 
     def commit() -> str:
-        # Made anew for each attempt: huggingface_hub marks those it has sent.
+        # Made again for each attempt: huggingface_hub marks those it has sent.
         operations = [
             CommitOperationDelete(path)
             if changes.states[path] == "removed"
@@ -421,7 +421,7 @@ def _read_back(client: HubClient, changes: Changes, commit: str, expected: dict[
                 sha256,
                 "It was not tagged. Run the same command again",
             )
-    say(f"read back   {len(expected)} files, all with the hashes of {RELEASE}; {CARD} is valid")
+    say("read back", f"{len(expected)} files, all with the hashes of {RELEASE}; {CARD} is valid")
 
 
 def _tag(client: HubClient, changes: Changes, commit: str) -> None:
@@ -451,12 +451,12 @@ def fetch_model(client: HubClient, repository: str, revision: str | None = None)
     """
     check_repository(repository)
     # A mistyped `release/Ant-10M` has the form of a repository's name; said before the wait for a Hub.
-    say(f"hub         {repository} is no folder here; asking the Hub")
+    say("hub", f"{repository} is not a folder here; asking the Hub")
     try:
         remote = read_remote(client, repository)
     except HubUnreachableError:
         raise HubUnreachableError(
-            f"{repository} is no folder here and cannot be had from the Hub",
+            f"{repository} is not a folder here and cannot be fetched from the Hub",
             hint="Check the name of the folder, or the network",
         ) from None
     if remote is None:

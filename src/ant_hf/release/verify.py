@@ -58,7 +58,7 @@ class HeldOut(BaseModel, ser_json_inf_nan="constants"):
     text: Path
     """JSON lines, a document each."""
     loss: float
-    """In training, nats a token."""
+    """In training, nats per token."""
     byte_perplexity: float
     tokens: int
     context_tokens: int
@@ -69,7 +69,7 @@ class Job(BaseModel):
 
     folder: Path
     owner: str = ""
-    """Hub account whose name is no secret."""
+    """Hub account whose name is not a secret."""
     parameters: int | None = None
     """Counted by the training."""
     held_out: HeldOut | None = None
@@ -137,7 +137,7 @@ def write_held_out(run: dict[str, Any], tokens: Path, tokenizer: Path, target: P
 def ask_gate(
     folder: Path, run: dict[str, Any] | None, tokens: Path | None, owner: str = ""
 ) -> dict[str, Any]:
-    """The gate's report on a folder, held to what its records and a run's packed tokens say.
+    """The gate's report on a folder, checked against what its records and a run's packed tokens say.
 
     Args:
         run: the record of the run that trained it.
@@ -289,7 +289,7 @@ def _leaderboards(folder: Path) -> Check:
 
 def _hashes(folder: Path) -> Check:
     """The files against the hashes of release.json."""
-    files, there = read_release(folder, "Make it anew: ant-hf card")["files"], inventory(folder)
+    files, there = read_release(folder, "Make it again: ant-hf card")["files"], inventory(folder)
     wrong = [name for name in files if there.get(name, {}).get("sha256") != files[name]["sha256"]]
     seen = f"differ from {RELEASE}: {', '.join(wrong)}" if wrong else f"{len(files)} files as in {RELEASE}"
     return Check("hashes", not wrong, seen)

@@ -382,7 +382,7 @@ def _say_result(record: RunRecord, path: Path) -> None:
     if best:
         why = "held-out loss was not lower after it" if best["step"] < best["last_step"] else "the last one"
         say("best", f"the model of step {best['step']:,} of {best['last_step']:,}: {why}")
-    say("final", f"{path / FINAL}")
+    say("final", path / FINAL)
     text = "training text" if final.get("split") == TRAIN else "validation"
     say(
         "reloaded",

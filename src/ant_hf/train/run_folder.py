@@ -291,7 +291,7 @@ def begin_or_go_on(setup: Setup, folder: RunFolder) -> RunRecord:
         record.resumed_from_steps.append(step)
     changes = [*folder.changes, *differences(record.environment, now_here)]
     for change in changes:
-        say("changed", f"{change}")
+        say("changed", change)
     if changes:
         record.changes.append({"when": now(), "step": step, "what": changes})
     record.status, record.environment = "running", now_here

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Protocol, TextIO, cast
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -113,7 +114,7 @@ def lasting_output() -> Iterator[None]:
 _LABEL_WIDTH = 12
 
 
-def say(label: str = "", text: str | None = None) -> None:
+def say(label: str = "", text: str | Path | None = None) -> None:
     """Print a line: a text behind its label, as in a table, or one text alone.
 
     Args:

@@ -179,7 +179,7 @@ class Pane {
     }
   }
 
-  // The Tab key has one stop for all fragments; the arrows go on from there.
+  // The Tab key has one stop for all fragments; the arrows continue from there.
   move(span) {
     this.text.querySelector(".f[tabindex='0']")?.setAttribute("tabindex", -1);
     span.tabIndex = 0;
@@ -211,7 +211,7 @@ class Pane {
     const head = make("div", {class: "head", "aria-hidden": "true"}, make("span", {}, token.given ? "Expected" : "Possible"),
       make("span"), make("span", {}, "chance"), make("span", {}, token.given ? "" : "as set"));
     this.place.replaceChildren(make("h3", {}, token.name.replace("\n", "")),
-      make("p", {}, `${facts} Token ${token.id}, bytes ${bytes}.${token.given ? "" : " Choose another to go on from it."}`), ...(rows.length ? [head, make("ul", {}, ...rows)] : []));
+      make("p", {}, `${facts} Token ${token.id}, bytes ${bytes}.${token.given ? "" : " Choose another to continue from it."}`), ...(rows.length ? [head, make("ul", {}, ...rows)] : []));
     this.place.hidden = false;
     this.place.scrollIntoView({block: "nearest"});
   }
@@ -409,7 +409,7 @@ class Page {
     });
   }
 
-  // One text goes on from another fragment than the one that stands there.
+  // One text continues from another fragment than the one that stands there.
   branch(pane, index, {id, share, after}, {top}) {
     if (pane.tokens[index]?.given) return;
     const rank = top.findIndex((each) => each.id === id) + 1, chosen = {id, bits: -Math.log2(share), rank, top, after};

@@ -13,7 +13,7 @@ function mix(value) {
   return (value ^ (value >>> 16)) >>> 0;
 }
 
-// A number from 0 up to 1 for a seed and a place. Without a state, a text that was stopped and goes on is the
+// A number from 0 up to 1 for a seed and a place. Without a state, a text that was stopped and continues is the
 // same as one that was not stopped.
 export function uniform(seed, place) {
   const high = mix((seed ^ mix(place + 0x9e3779b9)) >>> 0), low = mix((high + 0x9e3779b9 + place) >>> 0);

@@ -47,7 +47,7 @@ const tasks = {
     return {told: told.slice(prefix.length)};
   },
 
-  // Takes up a text from its tokens, when it goes on from another place than the last.
+  // Takes up a text from its tokens, when it continues from another place than the last.
   async resume({made}) {
     const all = [...prefix, ...made];
     if (all.length === ids.length && all.every((id, at) => id === ids[at])) return;
