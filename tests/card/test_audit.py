@@ -39,7 +39,7 @@ ANT_10M = [
     ("piqa 50.32% of 1,838", "no whole number"),
     ("boolq 37.82% of 3,270", "1,237 is 37.829%"),
     ("WikiText-2 byte perplexity 30.62", "3.42 nats per byte: worse than a uniform guess among 4,096 tokens"),
-    ("validation loss 2.5314 a token beside 3.42 nats per byte", "0.74 bytes per token"),
+    ("loss 2.5314 per token beside 3.42 nats per byte", "0.74 bytes per token"),
 ]
 ANT_5M = [
     ("arc_challenge 24.42% of 1,172", "no whole number"),
