@@ -74,10 +74,14 @@ class HubClient:
         self, token: str | None = None, attempts: int = 5, timeout: float = 60.0, anonymous: bool = False
     ) -> None:
         self._publishes = None if token else os.environ.get(_PUBLISHER)
-        self._token, self._timeout = token or self._found_token(), timeout
+        self.attempts, self._timeout = attempts, timeout
+        self._token: str | None = None
+        if self._publishes:
+            self._token = self.step("asking for this CI job's token", self._exchanged)
+        else:
+            self._token = token or get_token()
         if not self._token and not anonymous:
             raise AntError("no Hub token found", hint=HOW_TO_LOG_IN)
-        self.attempts = attempts
         self.api = HfApi(token=self._token or False)
         # huggingface_hub's own clients wait for ever; keep their hooks and give them a limit.
         hooks = get_session().event_hooks
@@ -85,19 +89,18 @@ class HubClient:
         # Its warnings quote upload addresses, which are signed.
         logging.set_verbosity_error()
 
-    def _found_token(self) -> str | None:
-        """What huggingface_hub finds, or what it gets for a CI job that publishes without a secret."""
+    def _exchanged(self) -> str | None:
+        """The token that the Hub gives to this CI job for what the job itself is."""
         try:
             return get_token()
         except Exception as error:
-            # Elsewhere it looks into the environment and files.
-            if not self._publishes:
+            if is_transient(error):
                 raise
-            self._token, where = None, f"https://huggingface.co/{self._publishes}/settings"
             raise AntError(
                 f"the Hub gave this CI job no token for {self._publishes}: {self._brief(error)}",
-                hint=f"The repository must exist and name this job as a Trusted Publisher, in {where}, and "
-                "the job needs the permission id-token: write. docs/releasing.md has the steps",
+                hint="The repository must exist and name this job as a Trusted Publisher, in "
+                f"https://huggingface.co/{self._publishes}/settings, and the job needs the permission "
+                "id-token: write. docs/releasing.md has the steps",
             ) from None
 
     def of_repository(self, repository: str, kind: str = "model") -> HubClient:

@@ -52,6 +52,14 @@ def test_a_name_that_gets_too_long_is_refused_before_anything_is_made(hub, sessi
     assert hub.requests == []
 
 
+def test_without_llama_cpp_nothing_is_begun(hub, session, run, monkeypatch):
+    monkeypatch.setattr("ant_hf.export.llama_cpp.is_installed", lambda: False)
+    ((code, said),) = session(["publish", run / "final", "--repo", REPO, "--gguf", "--yes"])
+    assert code == 2
+    assert "only files that llama.cpp has verified" in said
+    assert hub.requests == []
+
+
 JOB = "a-signed-statement-of-the-job"
 
 
@@ -63,6 +71,7 @@ def test_a_trusted_publisher_needs_no_token(hub, session, run, quick_gate):
     environment = {"HF_TOKEN": None, "HF_OIDC_RESOURCE": REPO, "HF_OIDC_ID_TOKEN": JOB}
     publish = ["publish", run / "final", "--repo", REPO, "--gguf", "--yes"]
     hub.faults.add("POST", "/commit/", "echo")
+    hub.faults.add("POST", "/oauth/token", 503)
     ((code, said),) = session(publish, **environment)
     assert code == 0, said
     assert f"the Trusted Publisher of {GGUF_REPO}, may write" in said

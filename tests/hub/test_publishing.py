@@ -163,6 +163,7 @@ def test_the_plan_needs_no_token(hub, session, run, monkeypatch):
     assert "[/odd].md" in known[1]
     assert "not seen without a token" in new[1]
     assert "what it holds is not known" in silent[1]
+    assert "nothing to change" not in silent[1]
     assert sent == []
 
 

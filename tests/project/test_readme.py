@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -153,3 +154,50 @@ def test_the_table_of_the_evaluation_is_that_of_the_release():
     for way in ("greedy", "sampled"):
         values = results["degeneration"][way]
         assert re.search(rf"\b{100 * values['loop_rate']:.1f} %[^.]* {way}\b", README), way
+
+
+def options_exist(words):
+    """Every option of an `ant-hf` line is one of that command's."""
+    said = run_here("ant-hf", words[1], "--help", COLUMNS="200").stdout
+    options = [word for word in words if word.startswith("--")]
+    return [word for word in options if not re.search(rf"{word}\b", said)] == []
+
+
+def test_the_workflow_that_publishes_is_complete():
+    (workflow,) = re.findall(
+        r"```yaml\n(name: publish\n.*?)```", (ROOT / "docs/releasing.md").read_text(), re.DOTALL
+    )
+    values = yaml.safe_load(workflow)
+    # YAML 1.1 reads the key `on` as true.
+    assert "workflow_dispatch" in values[True]
+    assert values["permissions"] == {"contents": "read", "id-token": "write"}
+    (job,) = values["jobs"].values()
+    steps = [step for step in job["steps"] if "run" in step]
+    install, launch, evaluate, publish = (shlex.split(step["run"]) for step in steps)
+    extras = set(re.search(r"\[(.*)\]", install[-1])[1].split(","))
+    known = (ROOT / "pyproject.toml").read_text()
+    assert {"eval", "gguf"} <= extras
+    assert all(f"\n{extra} = [" in known for extra in extras)
+    recipe = load_recipe(ROOT / launch[launch.index("--config") + 1])
+    assert Path(evaluate[2]) == Path(publish[2]) == Path(recipe.output_dir) / "final"
+    assert set(evaluate[-1].split(",")) - {"degeneration"} <= set(known_benchmarks())
+    assert all(options_exist(words) for words in (evaluate, publish))
+    assert steps[-1]["env"]["HF_OIDC_RESOURCE"] == publish[publish.index("--repo") + 1]
+
+
+def test_the_job_on_rented_gpus_names_options_that_exist():
+    (command,) = re.findall(
+        r"```bash\n(hf jobs run .*?)```", (ROOT / "docs/scale-out.md").read_text(), re.DOTALL
+    )
+    words = shlex.split(command)
+    hf = Path(sys.executable).with_name("hf")
+    said = subprocess.run([hf, "jobs", "run", "--help"], capture_output=True, text=True, check=True).stdout
+    for word in [*words[: words.index("bash")], "t4-small"]:
+        if word.startswith("--"):
+            assert word in said
+    assert "t4-small" in said
+    inside = words[-1]
+    launch = shlex.split(inside[inside.index("accelerate") :])
+    overrides = [launch[place + 1] for place, word in enumerate(launch) if word == "--set"]
+    recipe = load_recipe(ROOT / launch[launch.index("--config") + 1], overrides)
+    assert recipe.training.push_to_hub

@@ -42,7 +42,7 @@ def run(trained_run, tmp_path):
     return tmp_path / "run"
 
 
-def test_a_release_has_the_graphs_and_the_hub_offers_transformers_js(run, quick_gate, monkeypatch):
+def test_a_release_has_the_graphs_and_a_card_that_names_transformers_js(run, quick_gate, monkeypatch):
     monkeypatch.setattr(exporting, "export", lambda model, to: (run / to, {}))
     monkeypatch.setattr(build, "plot_run", lambda *_: [])
     release = make_release(run / "final", REPO, onnx=True)

@@ -4,11 +4,14 @@ import dataclasses
 from types import SimpleNamespace
 
 import pytest
-from conftest import tiny_recipe
+import torch
+from conftest import ROOT, tiny_recipe
 
 from ant_hf.data.survey import Survey
 from ant_hf.errors import AntError
-from ant_hf.model.architecture import load_config
+from ant_hf.model.architecture import build_model, load_config
+from ant_hf.model.attention import CAUSAL_SDPA
+from ant_hf.model.loss import return_loss_only
 from ant_hf.train import estimates
 from ant_hf.train.estimates import (
     Batch,
@@ -30,7 +33,7 @@ from ant_hf.train.estimates import (
     training_phases,
 )
 from ant_hf.train.run_folder import RunFolder
-from ant_hf.train.setup import ratio, set_up
+from ant_hf.train.setup import activation_bytes_per_token, memory_on, ratio, set_up
 from ant_hf.utils.hardware import Gpu
 
 
@@ -209,7 +212,7 @@ def test_what_the_recipe_says_of_compilation_is_not_tried(setup_of, monkeypatch)
 
 
 def test_a_gpu_that_is_not_here_is_told_by_arithmetic(setup_of):
-    gpu = Gpu(peak_flops=1e9, watts=1)
+    gpu = Gpu(peak_flops=1e9, watts=1, gigabytes=16)
     setup, with_muon = (
         setup_of(max_steps=100),
         setup_of(max_steps=100, optimizer="muon", muon_learning_rate=0.02),
@@ -219,8 +222,51 @@ def test_a_gpu_that_is_not_here_is_told_by_arithmetic(setup_of):
     muon = 100 * muon_flops(setup.config)
     assert seconds_on(gpu, with_muon) == pytest.approx((setup.plan.total_flops + muon) / 0.2e9)
     # A GPU that is never the limit still starts kernels.
-    assert seconds_on(Gpu(peak_flops=1e30, watts=1), setup) == pytest.approx(100 * 0.03)
-    assert "1 TFLOP/s" in arithmetic(Gpu(1e12, 1))
+    assert seconds_on(Gpu(peak_flops=1e30, watts=1, gigabytes=16), setup) == pytest.approx(100 * 0.03)
+    assert "1 TFLOP/s" in arithmetic(Gpu(1e12, 1, 16))
+
+
+def kept_for_backward(model, blocks):
+    """Bytes of the tensors that autograd keeps of a forward pass in 16 bits, each storage once."""
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        held.append(tensor)
+        return tensor
+
+    held, ids = [], torch.zeros((blocks, 64), dtype=torch.int64)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu"):
+        model(input_ids=ids, labels=ids)
+    return sum(kept.values())
+
+
+def test_activations_are_what_autograd_keeps(shared):
+    config = load_config(shared / "config.json")
+    for name, value in {"hidden_size": 64, "head_dim": 16, "num_hidden_layers": 6, "vocab_size": 300}.items():
+        setattr(config, name, value)
+    model = build_model(config, 0, CAUSAL_SDPA)
+    return_loss_only(model, 0.0)
+    counted = (kept_for_backward(model, 3) - kept_for_backward(model, 1)) / (2 * 64)
+    # The gradients of the logits come after what is counted here.
+    assert activation_bytes_per_token(config) - 6 * 300 == pytest.approx(counted, rel=0.05)
+
+
+def test_memory_of_a_gpu_that_is_not_here_is_told_for_the_blocks_that_fit(setup_of):
+    setup = setup_of(per_device_batch_size="auto")
+    parameters, block = setup.ledger.total, 64 * activation_bytes_per_token(setup.config)
+    # 18 bytes a parameter with AdamW, and all 8 blocks of a step at once.
+    fixed = 18 * parameters / 1e9
+    whole = memory_on(Gpu(1e12, 1, 16), setup)
+    assert whole.startswith(f"{fixed + 8 * block / 1e9:.1f} of 16 GB by arithmetic: {fixed:.2f} GB for")
+    assert "of the 8 blocks at once" in whole
+    nothing = Gpu(1e12, 1, 0)
+    assert memory_on(nothing, setup).startswith("not enough, ")
+    wide = dataclasses.replace(setup, config=load_config(ROOT / "configs/llama_ant10m.json"))
+    wide.config.vocab_size = 10**8
+    # 64 GB for each block.
+    assert "GB for each of the 2 blocks at once" in memory_on(Gpu(1e12, 1, 300), wide)
 
 
 def test_muons_arithmetic_is_that_of_its_iterations():

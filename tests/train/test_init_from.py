@@ -11,7 +11,7 @@ from conftest import TINY_CONFIG, tiny_values
 from hub.metadata_rules import problems
 from records import write_results
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from ant_hf.errors import AntError
@@ -118,6 +118,69 @@ def test_anyones_llama_is_trained_packed_and_verified(finetune, tmp_path, chapte
     assert by_name["held-out loss, float32"]["passed"], by_name
     assert by_name["byte and token perplexity agree"]["passed"]
     assert by_name["loading"]["passed"], by_name["loading"]
+
+
+def sentencepiece_model(folder, chapters, metaspace=False, tokenizer_class="PreTrainedTokenizerFast"):
+    """A Llama whose vocabulary has one sign for the space, which begins every text too, and single bytes.
+
+    The sign is put there by a normalizer, as in Llama 2's tokenizer.json, or by the pre-tokenizer Metaspace.
+    """
+    space = "\u2581"
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    learnt = Tokenizer(models.BPE())
+    learnt.pre_tokenizer = pre_tokenizers.Metaspace()
+    learnt.train_from_iterator(chapters[:9], trainers.BpeTrainer(vocab_size=150, show_progress=False))
+    values = json.loads(learnt.to_str())["model"]
+    entries = {entry: index for index, entry in enumerate([*special, *values["vocab"]])}
+    merges = [tuple(merge) for merge in values["merges"]]
+    tokenizer = Tokenizer(models.BPE(entries, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    if metaspace:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    else:
+        signs = [normalizers.Prepend(space), normalizers.Replace(" ", space)]
+        tokenizer.normalizer = normalizers.Sequence(signs)
+    steps = [
+        decoders.Replace(space, " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+        decoders.Strip(" ", 1, 0),
+    ]
+    tokenizer.decoder = decoders.Sequence(steps)
+    tokenizer.add_special_tokens(special[:3])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": tokenizer_class}))
+    config = TINY_CONFIG | {"vocab_size": len(entries), "bos_token_id": 1, "eos_token_id": 2}
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(LlamaConfig(**config)).save_pretrained(folder)
+    return folder
+
+
+def test_a_llama_with_a_sentencepiece_vocabulary_is_trained(finetune, tmp_path, chapters):
+    recipe = finetune(sentencepiece_model(tmp_path / "base", chapters), max_steps=4, learning_rate=0.02)
+    pretrain(recipe)
+    run, final = RunRecord.read(run_folder(recipe)), run_folder(recipe) / "final"
+    assert run.final["bits_per_byte"] < run.before["final"]["bits_per_byte"]
+    tokenizer = AutoTokenizer.from_pretrained(final)
+    for text in ("In the beginning", " two  spaces", "\u4f60\u597d \U0001f600\n"):
+        ids = tokenizer(text)["input_ids"]
+        assert ids[0] == 1
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
+def test_a_class_of_transformers_that_reads_the_file_in_another_way_is_refused(finetune, tmp_path, chapters):
+    """Transformers 5 makes a Metaspace of every LlamaTokenizer; what the hint names is trained above."""
+    base = sentencepiece_model(tmp_path / "base", chapters, tokenizer_class="LlamaTokenizer")
+    with pytest.raises(AntError, match=r"in another way than its tokenizer\.json.*PreTrainedTokenizerFast"):
+        architecture_of(finetune(base))
+
+
+def test_a_tokenizer_that_loses_the_first_space_of_a_text_is_refused(finetune, tmp_path, chapters):
+    """Metaspace takes a space that is there for the one that it would put there."""
+    with pytest.raises(AntError, match=r"does not give every text back.*a space at its beginning is lost"):
+        architecture_of(finetune(sentencepiece_model(tmp_path / "base", chapters, metaspace=True)))
 
 
 def test_what_a_run_cannot_begin_with_is_one_message(finetune, tmp_path, chapters, shared):

@@ -1,5 +1,6 @@
 """A wish becomes a recipe that loads and whose dry run passes, or one clear refusal."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -96,7 +97,9 @@ def test_hours_on_a_gpu_become_tokens_by_arithmetic(unlooked, capsys):
     recipe = load_recipe(file)
     seconds = seconds_on(gpu_named("t4"), set_up(recipe, file.parent))
     assert seconds == pytest.approx(0.9 * 9 * 3600, rel=0.1)
-    assert "on one T4" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "on one T4" in said
+    assert re.search(r"its memory +│ \d+\.\d of 16 GB by arithmetic: 0\.29 GB for weights", said), said
     assert "by arithmetic" in file.read_text()
 
 

@@ -54,7 +54,7 @@ def render_gguf_card(
         "bits": first["bits_per_byte"] - first["bits_per_byte_difference"],
         "prompts": first["prompts"],
         "texts": first["texts"],
-        "mixed": Safe(" and ".join(kind for kind in kinds if kind[:2] in ("Q4", "Q5"))),
+        "mixed": Safe(", ".join(kind for kind in kinds if kind[:2] in ("Q4", "Q5"))),
         "flags": Safe(" ".join(f"--{flag} {params[key]}" for key, flag in _FLAGS.items() if key in params)),
         "prompt": Safe(_PROMPT),
         "weights": record["made_of"]["weights_sha256"],
@@ -81,6 +81,8 @@ def _files_table(runs: Mapping[str, Mapping[str, Any]]) -> Safe:
         run = values["verified"]["llama_cpp"]
         loss, error = run["bits_per_byte_difference"], run["bits_per_byte_difference_stderr"]
         share = loss / (run["bits_per_byte"] - loss)
+        # Without a minus before a zero.
+        loss, share = round(loss, 4) + 0.0, round(share, 4) + 0.0
         rows.append([
             code(name),
             f"{values['bytes']:,}",

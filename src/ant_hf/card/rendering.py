@@ -654,7 +654,7 @@ def card_data(inputs: CardInputs, scores: list[Score]) -> ModelCardData:
         license_name="see-card" if inputs.license == "other" else None,
         library_name="transformers",
         pipeline_tag="text-generation",
-        # The Hub takes one library; it finds another by its tag.
+        # `library_name` holds one library; the other is a tag.
         tags=[*tags, "onnx", "transformers.js"] if inputs.onnx else tags,
         datasets=datasets or None,
         metrics=["accuracy", "perplexity"] if results else None,

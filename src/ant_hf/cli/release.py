@@ -131,6 +131,7 @@ def publish(
     continues.
     """
     from ant_hf.card.gguf import gguf_repository
+    from ant_hf.export.llama_cpp import is_installed
     from ant_hf.hub import HubClient
     from ant_hf.release.build import license_of, make_release
     from ant_hf.release.publish import check_repository
@@ -146,6 +147,11 @@ def publish(
     others = [(gguf_repository(repo), "model")] * gguf + [(repo, "space")] * bool(space)
     for name, _ in [(repo, "model"), *others]:
         check_repository(name)
+    if gguf and not is_installed():
+        raise AntError(
+            "--gguf publishes only files that llama.cpp has verified, and xllamacpp is not installed",
+            hint="pip install 'ant-hf[gguf]'",
+        )
     client = HubClient(attempts=attempts, timeout=timeout, anonymous=True)
     if client.is_anonymous:
         say("token       no Hub token found: the release is made and the plan shown, and nothing is sent")

@@ -144,16 +144,19 @@ def _check_tokenizer(base: Base, rows: int) -> None:
             raise AntError(
                 f"{of} is read by Transformers in another way than its {TOKENIZER} says",
                 seen=f"{text[:40]!r} is other tokens",
-                hint="It can be trained on only where both are the same.",
+                hint="It can be trained on only where both are the same. As its file says, it is read from a "
+                "copy of the folder with tokenizer_class: PreTrainedTokenizerFast in tokenizer_config.json.",
             )
         # SentencePiece puts a space before every text.
         extra = sum(lengths[index] for index in ids) - len(text.encode())
-        if decode(loaded, ids) != text or extra not in (0, 1):
+        if (back := decode(loaded, ids)) != text or extra not in (0, 1):
+            # Metaspace takes it for the space that it puts before a text.
+            lost = "; a space at its beginning is lost" if f" {back}" == text else ""
             raise AntError(
                 f"{of} does not give every text back",
-                seen=f"{text[:40]!r} comes back as {decode(loaded, ids)[:40]!r}",
-                hint="Only tokenizers that lose nothing can be trained on: byte-level ones, or with bytes to "
-                "fall back to.",
+                seen=f"{text[:40]!r} comes back as {back[:40]!r}{lost}",
+                hint="Only tokenizers that lose nothing can be trained on: byte-level ones, or others that "
+                "keep every space and have bytes to fall back to.",
             )
 
 

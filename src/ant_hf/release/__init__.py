@@ -4,5 +4,6 @@ In: a run's `final/` with its results. Out: `release/`, then one commit on the H
 
 Read `build.py` first: it gathers the records, has them judged, and makes the card. `verify.py` asks the gate,
 about a release or anyone's model, and `gate.py` is its process, which knows nothing but the files; `files.py`
-says what may lie in a release. `publish.py` is all that talks to the Hub.
+says what may lie in a release. `gguf.py` makes the folder of its GGUF files, for a repository of their own.
+`publish.py` is all that talks to the Hub.
 """

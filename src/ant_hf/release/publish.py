@@ -334,11 +334,11 @@ def _show(changes: Changes) -> None:
         where = f"will be created, {visibility}"
         where += "" if changes.user else " (or is there and private, which is not seen without a token)"
     size = sum(sizes.get(name, 0) for name in changes.paths)
-    what = (
-        f"one, with {len(changes.paths)} changes, {size:,} bytes"
-        if changes.paths
-        else "none, nothing to change"
-    )
+    what = "none, nothing to change"
+    if changes.unknown:
+        what = "one, with what is not there yet"
+    elif changes.paths:
+        what = f"one, with {len(changes.paths)} changes, {size:,} bytes"
     then = f"the tag {changes.tag} is there already" if changes.is_tagged else f"tagged {changes.tag}"
     say(f"account     {f'{changes.user}, may write' if changes.user else 'not known'}")
     say(f"repository  {changes.address}: {where}")

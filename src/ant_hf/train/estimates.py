@@ -28,7 +28,7 @@ from ant_hf.model.architecture import build_model
 from ant_hf.model.scoring import score_tokens
 from ant_hf.train.checkpoints import step_of
 from ant_hf.train.run_folder import RunFolder, room_needed
-from ant_hf.train.setup import Setup
+from ant_hf.train.setup import Setup, memory_on
 from ant_hf.train.trainer import AntTrainer, RunData
 from ant_hf.utils.console import facts_table, is_first_process, say, show
 from ant_hf.utils.files import check_room, free_bytes, nearest
@@ -447,7 +447,7 @@ def show_estimates(setup: Setup, folder: RunFolder, text: Survey, rate: Training
     if rate:
         rows.append(("in all", _in_all(phases, setup.recipe.training.max_hours)))
         if setup.execution.device != "cuda":
-            rows.append(("on a T4", _on_a_t4(setup)))
+            rows += [("on a T4", _on_a_t4(setup)), ("its memory", memory_on(gpu_named("T4"), setup))]
     for room in room_for(setup, folder, text):
         needed, free = sum(room.parts.values()), free_bytes(room.folder)
         rows.append(

@@ -18,7 +18,7 @@ from ant_hf.model.shapes import Shape, shapes_for
 from ant_hf.recipe import NAME, Recipe, load_recipe
 from ant_hf.train.estimates import arithmetic, choose_compilation, in_words, measure_training, seconds_on
 from ant_hf.train.pretrain import dry_run
-from ant_hf.train.setup import Setup, ratio, set_up, show_plan
+from ant_hf.train.setup import Setup, memory_on, ratio, set_up, show_plan
 from ant_hf.train.sizing import (
     FEWEST_STEPS,
     MEASURED,
@@ -313,7 +313,7 @@ def _show_choices(wish: Wish, setup: Setup, gpu_name: str | None) -> None:
     if gpu_name:
         gpu = gpu_named(gpu_name)
         told = f"{in_words(seconds_on(gpu, setup))} of training, {arithmetic(gpu)}"
-        facts.append((f"on one {gpu_name.upper()}", told))
+        facts += [(f"on one {gpu_name.upper()}", told), ("its memory", memory_on(gpu, setup))]
     show(facts_table(f"Chosen for {wish.name}", facts))
 
 

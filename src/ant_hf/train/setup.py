@@ -25,7 +25,7 @@ from ant_hf.model.base import Base, architecture_of, config_source
 from ant_hf.model.loss import return_loss_only
 from ant_hf.recipe import Integration, Recipe, TrainingRecipe
 from ant_hf.utils.console import facts_table, is_first_process, say, show
-from ant_hf.utils.hardware import cpu_flags, cpu_name, keep_freed_memory, known_gpu, threads_per_process
+from ant_hf.utils.hardware import Gpu, cpu_flags, cpu_name, keep_freed_memory, known_gpu, threads_per_process
 
 # In fp32 on a CPU, SDPA pays per call and wins from longer blocks on; see docs/decisions.md.
 _EAGER_UP_TO_TOKENS = 256
@@ -368,10 +368,8 @@ def choose_micro_batch(
             expected=f"a multiple of the {num_processes} processes",
             hint=f"Use --set training.sequences_per_step={nearest}",
         )
-    asked = recipe.per_device_batch_size
-    most = max(1, _most_tokens(execution.device) // recipe.sequence_length) if asked == "auto" else asked
-    candidates = [size for size in range(min(most, per_process), 0, -1) if per_process % size == 0]
-    if asked != "auto" or execution.device != "cuda":
+    candidates = _divisors(recipe, per_process, _most_tokens(execution.device))
+    if recipe.per_device_batch_size != "auto" or execution.device != "cuda":
         return candidates[0]
     chosen = largest_that_fits(candidates, lambda size: _fits(recipe, config, execution, size))
     if chosen is None:
@@ -388,10 +386,55 @@ def choose_micro_batch(
     return chosen
 
 
-def _most_tokens(device: str) -> int:
-    if device == "cuda" and torch.cuda.get_device_properties().total_memory > _LARGE_GPU_BYTES:
-        return _MOST_TOKENS_LARGE_GPU
+def _divisors(recipe: TrainingRecipe, per_process: int, most_tokens: int) -> list[int]:
+    """Numbers of blocks that one process may handle at once, the largest first."""
+    asked = recipe.per_device_batch_size
+    most = max(1, most_tokens // recipe.sequence_length) if asked == "auto" else asked
+    return [size for size in range(min(most, per_process), 0, -1) if per_process % size == 0]
+
+
+def _most_tokens(device: str, gpu_bytes: float | None = None) -> int:
+    if device == "cuda":
+        if gpu_bytes is None:
+            gpu_bytes = torch.cuda.get_device_properties().total_memory
+        return _MOST_TOKENS_LARGE_GPU if gpu_bytes > _LARGE_GPU_BYTES else _MOST_TOKENS["cuda"]
     return _MOST_TOKENS[device]
+
+
+def memory_on(gpu: Gpu, setup: Setup) -> str:
+    """What one process takes of the memory of a GPU that is not here, by arithmetic alone, in words.
+
+    With as many blocks at once as `choose_micro_batch` would find room for; what CUDA itself takes and
+    fragmentation come on top, for which that leaves a fifth free.
+    """
+    training, ledger, total = setup.recipe.training, setup.ledger, 1e9 * gpu.gigabytes
+    # Weights and gradients in fp32, the weights in 16 bits, and what the optimizer keeps.
+    fixed = 10 * ledger.total + setup.plan.checkpoint_bytes - 4 * ledger.total
+    block = training.sequence_length * activation_bytes_per_token(setup.config)
+    per_process = training.sequences_per_step // setup.plan.num_processes
+    sizes = _divisors(training, per_process, _most_tokens("cuda", total))
+    fitting = [size for size in sizes if fixed + size * block <= _USABLE_MEMORY * total]
+    size = fitting[0] if fitting else sizes[-1]
+    told = (
+        f"{(fixed + size * block) / 1e9:.1f} of {gpu.gigabytes} GB by arithmetic: {fixed / 1e9:.2f} GB for "
+        f"weights, gradients and optimizer, and {block / 1e9:.2f} GB for "
+        f"{'the one block' if size == 1 else f'each of the {size} blocks'} at once"
+    )
+    return told if fitting else f"not enough, {told}"
+
+
+def activation_bytes_per_token(config: PreTrainedConfig) -> int:
+    """Bytes that a forward pass of a Llama in 16 bits keeps for the backward pass, per token; not compiled.
+
+    Of each layer, in numbers: 4 of the width in fp32 (two norms: their input and output) and 6 in 16 bits
+    (what goes into and comes out of projections), queries, keys, values, and 4 of the MLP's width. At the end
+    the logits in fp32 (4 bytes), and their gradients in fp32 and 16 bits. Attention keeps no scores. Counted
+    on what autograd keeps (tests/train/test_estimates.py).
+    """
+    width, mlp = config.hidden_size, config.intermediate_size
+    queries, shared = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+    layer = (4 * 4 + 6 * 2) * width + 2 * queries + 2 * 2 * shared + 4 * 2 * mlp
+    return int(config.num_hidden_layers * layer + 10 * width + 10 * config.vocab_size)
 
 
 def ran_out_of_memory(error: Exception) -> bool:

@@ -60,22 +60,24 @@ class Gpu(NamedTuple):
     """Dense 16-bit FLOP/s."""
     watts: int
     """Board power."""
+    gigabytes: int
+    """Memory; of the smallest one where there are several."""
 
 
 # By words of CUDA's name; the first match counts.
 _GPUS = {
-    "H200": Gpu(989e12, 700),
-    "H100 PCIe": Gpu(756e12, 350),
-    "H100": Gpu(989e12, 700),
-    "A100": Gpu(312e12, 400),
-    "L40S": Gpu(362e12, 350),
-    "L4": Gpu(121e12, 72),
-    "A10G": Gpu(70e12, 150),
-    "T4": Gpu(65e12, 70),
-    "V100": Gpu(125e12, 300),
-    "P100": Gpu(18.7e12, 250),
-    "RTX 4090": Gpu(None, 450),
-    "RTX 3090": Gpu(None, 350),
+    "H200": Gpu(989e12, 700, 141),
+    "H100 PCIe": Gpu(756e12, 350, 80),
+    "H100": Gpu(989e12, 700, 80),
+    "A100": Gpu(312e12, 400, 40),
+    "L40S": Gpu(362e12, 350, 48),
+    "L4": Gpu(121e12, 72, 24),
+    "A10G": Gpu(70e12, 150, 24),
+    "T4": Gpu(65e12, 70, 16),
+    "V100": Gpu(125e12, 300, 16),
+    "P100": Gpu(18.7e12, 250, 12),
+    "RTX 4090": Gpu(None, 450, 24),
+    "RTX 3090": Gpu(None, 350, 24),
 }
 # Boards, and shares of a board, that are not as their namesake.
 _OTHERS = {"NVL", "MIG"}
