@@ -89,7 +89,7 @@ class Pane {
     const told = token.bits === null ? "the first, so no surprise" : `${token.bits.toFixed(1)} bits`;
     const colour = token.bits === null ? {} : {class: `s${step(token.bits)}`};
     const span = make("span", {
-      class: ["f", colour.class, token.given && "given", special && "special"].filter(Boolean).join(" "),
+      class: ["f", colour.class, token.given && "given", special && "special", !apart && /^\n+$/.test(token.shown) && "line"].filter(Boolean).join(" "),
       role: "option", "aria-selected": "false", tabindex: index ? -1 : 0, "data-index": index, "data-id": token.id,
       "aria-label": `${token.name.trim()}, ${told}`, title: told,
     }, special || apart ? token.name : token.shown.replace(/^ (?=\S)/, ""));
