@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ant_hf.data.survey import Survey, survey
 from ant_hf.errors import AntError
-from ant_hf.studies.report import short
+from ant_hf.studies.report import short, whole
 from ant_hf.studies.running import outcome_of
 from ant_hf.studies.study import without_impossible
 from ant_hf.studies.study_file import LoadedStudy, PlannedRun
@@ -192,4 +192,4 @@ def _runs_table(loaded: LoadedStudy, seconds: dict[str, float]) -> Table:
             short(run.tokens),
             in_words(sum(seconds[each.name] for each in runs)),
         )
-    return table
+    return whole(table)

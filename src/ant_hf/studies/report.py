@@ -11,6 +11,8 @@ from typing import Any
 import jinja2
 from matplotlib.axes import Axes
 from rich import box
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from ant_hf.studies.record import Cell, Estimate, Prediction, StudyRecord
@@ -53,10 +55,21 @@ def results_table(record: StudyRecord) -> Table:
     )
     for number, name in enumerate(columns(record)):
         # A long name goes on below; a number is never cut.
-        table.add_column(name, justify="right" if number else "left", no_wrap=number > 0)
-    table.columns[0].max_width = 30
+        head = name.replace(" ", "\n") if number else name
+        table.add_column(head, justify="right" if number else "left", no_wrap=number > 0)
+    table.columns[0].max_width = 24
     for row in rows_of(record):
         table.add_row(row.name, row.size, row.tokens, str(row.seeds), *row.figures, row.less_best)
+    return whole(table)
+
+
+def whole(table: Table) -> Table:
+    """The table as wide as it needs to be: a narrower terminal breaks its lines, and no number is cut."""
+    wide = Console(width=500)
+    title, table.title, caption, table.caption = table.title, None, table.caption, None
+    needed = Measurement.get(wide, wide.options, table).maximum
+    table.title, table.caption = title, caption
+    table.width = max(needed, 60)
     return table
 
 
@@ -64,7 +77,7 @@ def columns(record: StudyRecord) -> list[str]:
     """Heads of the table."""
     table = all_scores()
     labels = [table[name].label for name in record.scores]
-    return ["run", "parameters", "tokens", "seeds", *labels, f"{labels[0]}, less the best"]
+    return ["run", "parameters", "tokens", "seeds", *labels, "less the best"]
 
 
 def rows_of(record: StudyRecord) -> list[Row]:
@@ -224,7 +237,7 @@ class _Drawn:
 
 def _drawn(record: StudyRecord) -> _Drawn:
     plot = record.plot
-    axes = list(record.cells[0].rows[0].point) if record.cells else []
+    axes = list(dict.fromkeys(axis for cell in record.cells for axis in cell.rows[0].point))
     y = all_scores()[plot.y or record.scores[0]]
     x = plot.x or (axes[0] if axes else None)
     others = [axis for axis in axes if axis != x]
@@ -288,7 +301,11 @@ def _draw_lines(record: StudyRecord, drawn: _Drawn, path: Path) -> None:
     series: dict[str, list[tuple[Any, float, float]]] = {}
     for cell in record.cells:
         if cell.values(drawn.y.name) and (x := cell.x(drawn.x)) is not None:
-            name = cell.rows[0].point.get(drawn.lines or "", "" if cell.rows[0].point else cell.name)
+            point = cell.rows[0].point
+            if drawn.lines and drawn.lines not in point:
+                # On no line: it stands in the table.
+                continue
+            name = point[drawn.lines] if drawn.lines else ""
             mean, deviation = cell.mean(drawn.y.name), cell.deviation(drawn.y.name) or 0.0
             series.setdefault(name, []).append((x, mean, deviation))
     every = [x for points in series.values() for x, _, _ in points]

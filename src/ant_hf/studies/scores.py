@@ -42,6 +42,7 @@ _SCORES = (
     Score("gradient_noise", "gradient noise", None, "{:.3f}"),
     Score("spikes", "loss spikes", "lower", "{:.0f}"),
     Score("skipped_steps", "skipped steps", "lower", "{:.0f}"),
+    Score("embedding_share", "in embeddings", None, "{:.0%}"),
     Score("bytes_per_token", "bytes per token", None, "{:.3f}"),
     Score("words_kept_whole", "words kept whole", None, "{:.1%}"),
     Score("weight_rank", "effective rank of the matrices", None, "{:.3f}", "inspection"),
@@ -107,6 +108,7 @@ def read_scores(recipe: Recipe, record: RunRecord, names: list[str]) -> dict[str
         "skipped_steps": record.skipped_steps,
         "spikes": sum("spike_loss" in row for row in rows),
         "gradient_noise": gradient_noise(rows),
+        "embedding_share": _embedding_share(record.parameters),
     }
     tokenizer = recipe.tokenizer_dir / FRAGMENTATION
     if {"bytes_per_token", "words_kept_whole"} & set(names) and tokenizer.exists():
@@ -121,6 +123,12 @@ def read_scores(recipe: Recipe, record: RunRecord, names: list[str]) -> dict[str
         if loops := results.get(LOOPS):
             found["loop_rate"] = loops["greedy"]["loop_rate"]
     return {name: found.get(name) for name in names}
+
+
+def _embedding_share(parameters: dict[str, Any]) -> float:
+    """Of all parameters, with the output matrix where it is another."""
+    parts = parameters["by_component"]
+    return float((parts["embeddings"] + parts.get("lm_head", 0)) / parameters["total"])
 
 
 def gradient_noise(rows: list[dict[str, Any]]) -> float | None:

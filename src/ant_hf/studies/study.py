@@ -210,7 +210,7 @@ def _conditions(outcomes: list[tuple[PlannedRun, Outcome]]) -> dict[str, list[st
         values = {
             "text": ", ".join(text) if isinstance(text, list) else text,
             "held-out text": f"{final['bytes']:,} bytes" if "bytes" in final else None,
-            "device": f"{here['device']} ({here['device_name']}), {here['torch_threads']} threads",
+            "device": f"{here['device']} ({here['device_name']}), torch threads: {here['torch_threads']}",
             "precision": here["precision"],
             "packages": ", ".join(
                 f"{name} {here['packages'][name]}"

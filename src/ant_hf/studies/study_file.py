@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig
 
 from ant_hf.errors import AntError
 from ant_hf.model.architecture import Ledger, checked_architecture
-from ant_hf.model.shapes import usual_shape
+from ant_hf.model.shapes import Shape, shape_of_width, usual_shape
 from ant_hf.recipe import NAME, Count, PathText, Recipe, Section, load_recipe, read_yaml, violations
 from ant_hf.studies.scores import known_score
 from ant_hf.train.setup import training_flops_per_token
@@ -28,7 +28,9 @@ Changes = dict[str, Any]
 Positive = Annotated[float, Field(gt=0.0)]
 _ARCHITECTURE_KEY = "architecture."
 # Keys of a change that are no key of a recipe.
-_TOKENS, _FLOPS, _SHAPE, _RATE, _SEEDS = _SPECIAL = ("tokens", "flops", "shape", "rate", "seeds")
+_TOKENS, _FLOPS, _SHAPE, _PARAMETERS, _RATE, _SEEDS, _AT = _SPECIAL = (
+    *("tokens", "flops", "shape", "parameters", "rate", "seeds", "at"),
+)
 # They go with the number of steps.
 _COUNTED_IN_STEPS = ("warmup_steps", "logging_steps", "eval_steps", "save_steps")
 _RATES = ("muon_learning_rate", "learning_rate", "weight_decay")
@@ -101,7 +103,7 @@ class Study(Section):
     """Axes; a run for every combination of their points. An axis is a key with a list of values, or a name
     with named points, each a mapping of keys."""
     runs: dict[str, Changes | None] = Field(default_factory=dict)
-    """Further runs by name, beside the grid."""
+    """Further runs by name, beside the grid; `at: {AXIS: NAME}` says on which line of the plot one stands."""
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default_factory=lambda: [42], min_length=1)
     """Each run is trained once with each; `seeds` in a change replaces them there."""
     rates: Literal["base", "scaled"] = "base"
@@ -245,7 +247,10 @@ def _cells(study: Study, path: Path) -> Iterator[_Cell]:
         seeds = own.pop(_SEEDS, study.seeds)
         if not (isinstance(seeds, list) and seeds and all(type(seed) is int for seed in seeds)):
             raise AntError(f"{path}: seeds of {name!r} is {seeds!r}", expected="a list such as [42, 43, 44]")
-        yield _Cell(name, point, own, seeds)
+        at = own.pop(_AT, {})
+        if not (isinstance(at, dict) and all(isinstance(text, str) for text in at.values())):
+            raise AntError(f"{path}: at of {name!r} is {at!r}", expected="a mapping of axes to names")
+        yield _Cell(name, point | at, own, seeds)
 
 
 def _points(axis: str, points: list[Any] | dict[str, Changes | None]) -> Iterator[tuple[str, str, Changes]]:
@@ -254,7 +259,7 @@ def _points(axis: str, points: list[Any] | dict[str, Changes | None]) -> Iterato
         yield from ((name, name, own or {}) for name, own in points.items())
         return
     for value in points:
-        yield str(value), f"{axis.rpartition('.')[2]} {value}", {axis: value}
+        yield str(value), f"{axis.rpartition('.')[2].replace('_', ' ')} {value}", {axis: value}
 
 
 class _Planner:
@@ -295,8 +300,8 @@ class _Planner:
         recipe = load_recipe(self._base, self._options.overrides, of_recipe)
         if "data_dir" not in cell.changes:
             # Runs of one text and vocabulary share it, whatever else they change.
-            made_of = recipe.model_dump(include={"corpus", "tokenizer"})
-            made_of["context"] = config.max_position_embeddings
+            settings = recipe.tokenizer and recipe.tokenizer.model_dump()
+            made_of = [recipe.corpus.model_dump(), settings, config.max_position_embeddings]
             data = Path(self._study.data_dir or self._folder / "data")
             of_recipe["data_dir"] = str(data / f"{config.vocab_size}-{fingerprint(made_of)[:8]}")
         of_recipe["architecture"] = str(folder / ARCHITECTURE)
@@ -311,12 +316,34 @@ class _Planner:
             for key, value in changes.items()
             if key.startswith(_ARCHITECTURE_KEY)
         }
-        if shape := changes.get(_SHAPE):
-            if not (isinstance(shape, list) and len(shape) == 2 and all(type(size) is int for size in shape)):
-                raise AntError(f"shape is {shape!r}", expected="[hidden_size, num_hidden_layers]")
-            sizes = usual_shape(*shape).architecture(values["vocab_size"], values["max_position_embeddings"])
+        if shape := self._shape(changes, values | own):
+            sizes = shape.architecture(values["vocab_size"], values["max_position_embeddings"])
             values |= {key: sizes[key] for key in sizes.keys() & _SIZES}
         return values | own
+
+    def _shape(self, changes: Changes, values: dict[str, Any]) -> Shape | None:
+        """The shape that `shape` or `parameters` asks for."""
+        given, parameters = changes.get(_SHAPE), changes.get(_PARAMETERS)
+        if given is not None and parameters is not None:
+            raise AntError(
+                "shape and parameters are both set", hint="Leave one out: it follows from the other."
+            )
+        if parameters is not None:
+            if type(parameters) is not int or parameters < 1:
+                raise AntError(f"parameters is {parameters!r}", expected="a whole number above 0")
+            return shape_of_width(values["hidden_size"], parameters, values["vocab_size"])
+        if given is None:
+            return None
+        if not (
+            isinstance(given, list)
+            and len(given) in (2, 3)
+            and all(type(size) is int and size > 0 for size in given)
+        ):
+            raise AntError(
+                f"shape is {given!r}",
+                expected="[hidden_size, num_hidden_layers], and intermediate_size as a third if you like",
+            )
+        return Shape(*given) if len(given) == 3 else usual_shape(*given)
 
     def _length(
         self, base: Recipe, changes: Changes, config: PreTrainedConfig, ledger: Ledger, explicit: Changes
@@ -338,15 +365,18 @@ class _Planner:
         steps = max(1, round(tokens * self._options.scale / step))
         found: Changes = {"training.max_steps": steps}
         for key in _COUNTED_IN_STEPS:
-            share = getattr(training, key) * steps / training.max_steps
-            if f"training.{key}" not in explicit or self._options.scale != 1:
-                least = 0 if key == "warmup_steps" else 1
-                found[f"training.{key}"] = min(max(least, round(share)), steps - 1 if least == 0 else 10**9)
+            is_given = f"training.{key}" in explicit
+            factor = self._options.scale if is_given else steps / training.max_steps
+            found[f"training.{key}"] = max(1, round(getattr(training, key) * factor))
+        if not training.warmup_steps:
+            found["training.warmup_steps"] = 0
+        sizes = Steps(steps, training.sequences_per_step, training.sequence_length)
+        if study.rates == "scaled" and "training.warmup_steps" not in explicit:
+            found["training.warmup_steps"] = sizes.warmup
+        found["training.warmup_steps"] = min(found["training.warmup_steps"], steps - 1)
         values = dict(zip(_RATES, (getattr(training, key) for key in _RATES), strict=True))
         if study.rates == "scaled":
-            rates = scaled_rates(
-                Steps(steps, training.sequences_per_step, training.sequence_length), config.hidden_size
-            )
+            rates = scaled_rates(sizes, config.hidden_size)
             scaled = dict(zip(_RATES, (rates.muon, rates.adamw, rates.weight_decay), strict=True))
             if training.optimizer != "muon":
                 raise AntError(
@@ -379,7 +409,8 @@ def _check_names(study: Study, path: Path, runs: list[PlannedRun]) -> None:
     names = [run.name for run in runs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise AntError(f"{path}: two runs would have one folder", seen=", ".join(twice))
-    axes, cells, facts = list(study.grid), list(dict.fromkeys(run.cell for run in runs)), runs[0].facts()
+    axes = list(dict.fromkeys(axis for run in runs for axis in run.point))
+    cells, facts = list(dict.fromkeys(run.cell for run in runs)), runs[0].facts()
     changed = {key for run in runs for key in run.changes}
     rules: list[tuple[str, Sequence[str | None], list[str]]] = [
         ("plot.x", [study.plot.x], [*axes, *facts, *changed]),
