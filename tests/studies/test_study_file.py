@@ -48,6 +48,19 @@ def test_what_is_counted_in_steps_goes_with_the_tokens(write_study):
     assert scaled.folder.name == "small-x10"
 
 
+def test_the_command_line_changes_all_runs_but_not_what_the_grid_does(write_study):
+    file = write_study(
+        changes={"training.weight_decay": 0.2, "training.z_loss": 0.0},
+        grid={"training.learning_rate": [0.01, 0.02]},
+    )
+    options = Options(["training.weight_decay=0.3", "training.learning_rate=0.5"], {"corpus.path": "my.txt"})
+    loaded = load_study(file, options)
+    assert [run.recipe.training.learning_rate for run in loaded.runs] == [0.01, 0.02]
+    assert {run.recipe.training.weight_decay for run in loaded.runs} == {0.3}
+    assert {run.recipe.corpus.path for run in loaded.runs} == {"my.txt"}
+    assert loaded.shared["training.weight_decay"] == 0.3
+
+
 def test_half_the_batch_takes_twice_the_steps(write_study):
     file = write_study(runs={"half": {"training.sequences_per_step": 4, "tokens": TOKENS}})
     (run,) = load_study(file).runs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Annotated
 
@@ -203,6 +204,8 @@ def study(
     study.json, a plot and a page. Run again, it continues; what is finished is not trained again.
     """
     switch_libraries()
+    if importlib.util.find_spec("scipy") is None or importlib.util.find_spec("lm_eval") is None:
+        raise AntError("a study needs scipy and lm-eval", hint="pip install 'ant-hf[eval]'")
     from ant_hf.studies.study_file import Options, load_study
 
     changes, of_text = own_text(data, overrides)

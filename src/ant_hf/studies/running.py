@@ -39,7 +39,7 @@ from ant_hf.utils.stopping import stopped_by_signals
 from ant_hf.utils.workers import worker_processes
 
 LOG = "log.txt"
-_LOOK_SECONDS = 0.5
+_LOOK_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,9 @@ def in_a_process(run: PlannedRun, scoring: Scoring, progress: Callable[[int], No
     with stopped_by_signals(asked.append), worker_processes(1, os.getpid) as pool:
         work = pool.submit(_work, run.folder, scoring)
         error = _wait_for(work, asked, lambda: progress(_tokens_seen(run.folder)))
-    if asked:
-        raise RunStopped(asked[0].name)
+        if asked:
+            # Inside, so that its process is ended at once: to take torch's modules down takes seconds.
+            raise RunStopped(asked[0].name)
     if isinstance(error, BrokenProcessPool):
         raise AntError(
             f"the process of {run.folder} was killed",

@@ -13,7 +13,7 @@ from ant_hf.studies.record import STUDY_RECORD, RunRow, StudyRecord
 from ant_hf.studies.report import draw, page, results_table
 from ant_hf.studies.running import Outcome, Scoring, in_a_process, outcome_of, write_recipe
 from ant_hf.studies.scores import all_scores
-from ant_hf.studies.study_file import ARCHITECTURE, RECIPE, LoadedStudy, PlannedRun
+from ant_hf.studies.study_file import ARCHITECTURE, RECIPE, Changes, LoadedStudy, PlannedRun
 from ant_hf.train.checkpoints import checkpoints
 from ant_hf.train.setup import choose_execution
 from ant_hf.utils.console import Advance, progress_bar, say, show
@@ -176,7 +176,7 @@ def _record(
         scores=study.score,
         limit=study.limit,
         plot=study.plot,
-        shared_changes=without_paths(study.changes),
+        shared_changes=_public(loaded.shared),
         conditions=_conditions(outcomes),
         runs=[_row(run, outcome) for run, outcome in outcomes],
     )
@@ -189,7 +189,7 @@ def _row(run: PlannedRun, outcome: Outcome) -> RunRow:
     return RunRow(
         cell=run.cell,
         point=run.point,
-        changes=without_paths(run.changes),
+        changes=_public(run.changes),
         seed=run.seed,
         facts=run.facts(),
         scores=outcome.scores,
@@ -198,6 +198,11 @@ def _row(run: PlannedRun, outcome: Outcome) -> RunRow:
         sha256={name: file_sha256(run.folder / file) for name, file in files.items()}
         | {name: record.sha256[name] for name in ("tokenizer", "tokens") if name in record.sha256},
     )
+
+
+def _public(changes: Changes) -> Changes:
+    """Changes without the folders of somebody's machine."""
+    return {key: without_paths(value, key.rpartition(".")[2]) for key, value in changes.items()}
 
 
 def _conditions(outcomes: list[tuple[PlannedRun, Outcome]]) -> dict[str, list[str]]:

@@ -16,7 +16,17 @@ from transformers import PreTrainedConfig
 from ant_hf.errors import AntError
 from ant_hf.model.architecture import Ledger, checked_architecture
 from ant_hf.model.shapes import Shape, shape_of_width, usual_shape
-from ant_hf.recipe import NAME, Count, PathText, Recipe, Section, load_recipe, read_yaml, violations
+from ant_hf.recipe import (
+    NAME,
+    Count,
+    PathText,
+    Recipe,
+    Section,
+    load_recipe,
+    parsed_override,
+    read_yaml,
+    violations,
+)
 from ant_hf.studies.scores import known_score
 from ant_hf.train.setup import training_flops_per_token
 from ant_hf.train.sizing import Steps, scaled_rates
@@ -180,7 +190,7 @@ class Options:
     """What the command line says beside the study's file."""
 
     overrides: Sequence[str] = ()
-    """`KEY=VALUE`, changes of the base recipe; the study's own have the last word."""
+    """`KEY=VALUE`: changes of all runs, over those of the study; its grid and runs have the last word."""
     changes: Mapping[str, Any] | None = None
     """The same with values, such as the text of --data."""
     output_dir: str | None = None
@@ -196,6 +206,8 @@ class LoadedStudy:
     file: Path
     folder: Path
     scale: float
+    shared: Changes
+    """Changes of the base that all runs share, the command line's among them."""
     runs: list[PlannedRun]
 
 
@@ -218,10 +230,11 @@ def load_study(file: str | Path, options: Options | None = None) -> LoadedStudy:
         known_score(name, path)
     longer = "" if options.scale == 1 else f"-x{options.scale:g}"
     folder = Path(options.output_dir or f"runs/studies/{study.name}{longer}")
-    planner = _Planner(study, path, folder, options)
-    runs = [planner.planned(cell, seed) for cell in _cells(study, path) for seed in cell.seeds]
+    shared = study.changes | dict(map(parsed_override, options.overrides)) | dict(options.changes or {})
+    planner = _Planner(study, path, folder, options.scale)
+    runs = [planner.planned(cell, seed) for cell in _cells(study, path, shared) for seed in cell.seeds]
     _check_names(study, path, runs)
-    return LoadedStudy(study, path, folder, options.scale, runs)
+    return LoadedStudy(study, path, folder, options.scale, shared, runs)
 
 
 @dataclass(frozen=True)
@@ -232,7 +245,7 @@ class _Cell:
     seeds: list[int]
 
 
-def _cells(study: Study, path: Path) -> Iterator[_Cell]:
+def _cells(study: Study, path: Path, shared: Changes) -> Iterator[_Cell]:
     axes = [[(axis, *point) for point in _points(axis, points)] for axis, points in study.grid.items()]
     found = []
     for combination in itertools.product(*axes) if axes else ():
@@ -241,7 +254,7 @@ def _cells(study: Study, path: Path) -> Iterator[_Cell]:
         found.append((", ".join(shown for _, _, shown, _ in combination), point, changes))
     found += [(name, {}, [own or {}]) for name, own in study.runs.items()]
     for name, point, parts in found or [("base", {}, [])]:
-        own = dict(study.changes)
+        own = dict(shared)
         for part in parts:
             own |= part
         seeds = own.pop(_SEEDS, study.seeds)
@@ -265,8 +278,8 @@ def _points(axis: str, points: list[Any] | dict[str, Changes | None]) -> Iterato
 class _Planner:
     """Makes the recipe and the architecture of each run."""
 
-    def __init__(self, study: Study, path: Path, folder: Path, options: Options) -> None:
-        self._study, self._path, self._folder, self._options = study, path, folder, options
+    def __init__(self, study: Study, path: Path, folder: Path, scale: float) -> None:
+        self._study, self._path, self._folder, self._scale = study, path, folder, scale
         beside = path.parent / study.base
         self._base = beside if beside.is_file() else study.base
 
@@ -279,8 +292,7 @@ class _Planner:
     def _planned(self, cell: _Cell, seed: int) -> PlannedRun:
         own = {key: value for key, value in cell.changes.items() if key not in _SPECIAL}
         of_recipe = {key: value for key, value in own.items() if not key.startswith(_ARCHITECTURE_KEY)}
-        of_recipe |= self._options.changes or {}
-        base = load_recipe(self._base, self._options.overrides, of_recipe)
+        base = load_recipe(self._base, changes=of_recipe)
         if base.training.init_from or not base.architecture:
             raise AntError(
                 "the base recipe trains from a model", expected="one that trains from random weights"
@@ -297,7 +309,7 @@ class _Planner:
         if base.tokenizer and "tokenizer.vocab_size" not in of_recipe:
             of_recipe["tokenizer.vocab_size"] = config.vocab_size
         of_recipe |= self._length(base, cell.changes, config, ledger, of_recipe)
-        recipe = load_recipe(self._base, self._options.overrides, of_recipe)
+        recipe = load_recipe(self._base, changes=of_recipe)
         if "data_dir" not in cell.changes:
             # Runs of one text and vocabulary share it, whatever else they change.
             settings = recipe.tokenizer and recipe.tokenizer.model_dump()
@@ -305,7 +317,7 @@ class _Planner:
             data = Path(self._study.data_dir or self._folder / "data")
             of_recipe["data_dir"] = str(data / f"{config.vocab_size}-{fingerprint(made_of)[:8]}")
         of_recipe["architecture"] = str(folder / ARCHITECTURE)
-        recipe = load_recipe(self._base, self._options.overrides, of_recipe)
+        recipe = load_recipe(self._base, changes=of_recipe)
         changes = dict(cell.changes)
         return PlannedRun(cell.name, cell.point, changes, seed, folder, recipe, architecture, config, ledger)
 
@@ -362,11 +374,11 @@ class _Planner:
             tokens = changes[_TOKENS]
         elif _FLOPS in changes:
             tokens = changes[_FLOPS] / training_flops_per_token(config, ledger, training.sequence_length)
-        steps = max(1, round(tokens * self._options.scale / step))
+        steps = max(1, round(tokens * self._scale / step))
         found: Changes = {"training.max_steps": steps}
         for key in _COUNTED_IN_STEPS:
             is_given = f"training.{key}" in explicit
-            factor = self._options.scale if is_given else steps / training.max_steps
+            factor = self._scale if is_given else steps / training.max_steps
             found[f"training.{key}"] = max(1, round(getattr(training, key) * factor))
         if not training.warmup_steps:
             found["training.warmup_steps"] = 0
