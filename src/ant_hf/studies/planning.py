@@ -14,7 +14,8 @@ from ant_hf.data.survey import Survey, survey
 from ant_hf.errors import AntError
 from ant_hf.studies.report import short, whole
 from ant_hf.studies.running import outcome_of
-from ant_hf.studies.study import without_impossible
+from ant_hf.studies.scores import all_scores
+from ant_hf.studies.study import say_left_out, without_impossible
 from ant_hf.studies.study_file import LoadedStudy, PlannedRun
 from ant_hf.train.estimates import (
     arithmetic,
@@ -70,15 +71,14 @@ def plan_study(loaded: LoadedStudy, tokens_per_second: float | None = None) -> N
     facts = [
         ("runs", f"{len(loaded.runs)}, of which {len(done)} are finished"),
         ("tokens", f"{sum(run.tokens for run in loaded.runs):,}"),
-        ("text", f"{len(texts)} vocabularies to pack, each once: {in_words(prepared)}"),
+        ("text", f"tokenizers and tokens of {len(texts)}, each made once: {in_words(prepared)}"),
         ("runs left", f"{in_words(left)}; {pace.how}"),
-        ("in all", f"{(left + prepared) / 3600:.1f} hours, without {_not_counted(loaded)}"),
+        ("in all", f"{(left + prepared) / 3600:.1f} hours{_not_counted(loaded)}"),
         ("on a T4", f"{in_words(on_gpu)} of training, {arithmetic(gpu)}"),
         ("disk", _disk(loaded, setups, texts)),
     ]
     show(facts_table(f"The study {loaded.study.name}", facts))
-    for cell, reason in left_out.items():
-        say("left out", f"{cell}: {reason}")
+    say_left_out(left_out)
     say("dry run", "nothing was written")
 
 
@@ -138,10 +138,9 @@ def _seconds(run: PlannedRun, pace: _Pace, texts: dict[str, Survey]) -> float:
 
 
 def _not_counted(loaded: LoadedStudy) -> str:
-    others = [
-        name for name in loaded.study.score if name not in ("bits_per_byte", "loss", "tokens_per_second")
-    ]
-    return f"what scoring {', '.join(others)} takes" if others else "pauses of the machine"
+    table = all_scores()
+    others = [name for name in loaded.study.score if table[name].needs != "run"]
+    return f", and what measuring {', '.join(others)} takes" if others else ""
 
 
 def _disk(loaded: LoadedStudy, setups: dict[str, Setup], texts: dict[str, Survey]) -> str:

@@ -50,8 +50,7 @@ def run_study(loaded: LoadedStudy, where: Where) -> StudyRecord:
     with locked(loaded.folder, "study"), phase(f"running the study {study.name}", kept):
         for run in loaded.runs:
             write_recipe(run)
-        for cell, reason in left_out.items():
-            say("left out", f"{cell}: {reason}")
+        say_left_out(left_out)
         outcomes = _all_run(loaded, scoring)
     record = _record(loaded, left_out, outcomes)
     if study.fit:
@@ -99,6 +98,13 @@ def without_impossible(loaded: LoadedStudy) -> tuple[LoadedStudy, dict[str, str]
             f"{loaded.file}: this machine can train none of its runs", hint=next(iter(left_out.values()))
         )
     return replace(loaded, runs=runs), left_out
+
+
+def say_left_out(left_out: dict[str, str]) -> None:
+    """Name the cells that are not trained here, by reason."""
+    for reason in dict.fromkeys(left_out.values()):
+        say("left out", "; ".join(cell for cell, own in left_out.items() if own == reason))
+        say("", reason)
 
 
 def _all_run(loaded: LoadedStudy, scoring: Scoring) -> list[tuple[PlannedRun, Outcome]]:

@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -232,7 +232,7 @@ def load_study(file: str | Path, options: Options | None = None) -> LoadedStudy:
     folder = Path(options.output_dir or f"runs/studies/{study.name}{longer}")
     shared = study.changes | dict(map(parsed_override, options.overrides)) | dict(options.changes or {})
     planner = _Planner(study, path, folder, options.scale)
-    runs = [planner.planned(cell, seed) for cell in _cells(study, path, shared) for seed in cell.seeds]
+    runs = [run for cell in _cells(study, path, shared) for run in planner.planned(cell)]
     _check_names(study, path, runs)
     return LoadedStudy(study, path, folder, options.scale, shared, runs)
 
@@ -258,7 +258,11 @@ def _cells(study: Study, path: Path, shared: Changes) -> Iterator[_Cell]:
         for part in parts:
             own |= part
         seeds = own.pop(_SEEDS, study.seeds)
-        if not (isinstance(seeds, list) and seeds and all(type(seed) is int for seed in seeds)):
+        if not (
+            isinstance(seeds, list)
+            and seeds
+            and all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds)
+        ):
             raise AntError(f"{path}: seeds of {name!r} is {seeds!r}", expected="a list such as [42, 43, 44]")
         at = own.pop(_AT, {})
         if not (isinstance(at, dict) and all(isinstance(text, str) for text in at.values())):
@@ -283,11 +287,29 @@ class _Planner:
         beside = path.parent / study.base
         self._base = beside if beside.is_file() else study.base
 
-    def planned(self, cell: _Cell, seed: int) -> PlannedRun:
+    def planned(self, cell: _Cell) -> list[PlannedRun]:
+        """A run for each seed of a cell."""
         try:
-            return self._planned(cell, seed)
+            first = self._planned(cell, cell.seeds[0])
         except AntError as error:
             raise AntError(f"{self._path}, run {cell.name!r}: {error}") from None
+        return [first, *(self._with_seed(first, seed) for seed in cell.seeds[1:])]
+
+    def _with_seed(self, run: PlannedRun, seed: int) -> PlannedRun:
+        folder = self._folder_of(run.cell, seed)
+        training = run.recipe.training.model_copy(update={"seed": seed})
+        recipe = run.recipe.model_copy(update={**self._places(folder), "training": training})
+        return replace(run, seed=seed, folder=folder, recipe=recipe)
+
+    def _folder_of(self, cell: str, seed: int) -> Path:
+        return self._folder / f"{_as_file_name(cell)}-s{seed}"
+
+    def _places(self, folder: Path) -> Changes:
+        return {
+            "name": f"{self._study.name}-{folder.name}",
+            "output_dir": str(folder),
+            "architecture": str(folder / ARCHITECTURE),
+        }
 
     def _planned(self, cell: _Cell, seed: int) -> PlannedRun:
         own = {key: value for key, value in cell.changes.items() if key not in _SPECIAL}
@@ -300,24 +322,19 @@ class _Planner:
         architecture = self._architecture(base, cell.changes)
         where = f"the changed {base.architecture}"
         config, ledger = checked_architecture(architecture, where)
-        folder = self._folder / f"{_as_file_name(cell.name)}-s{seed}"
-        of_recipe |= {
-            "name": f"{self._study.name}-{folder.name}",
-            "output_dir": str(folder),
-            "training.seed": seed,
-        }
+        folder = self._folder_of(cell.name, seed)
         if base.tokenizer and "tokenizer.vocab_size" not in of_recipe:
             of_recipe["tokenizer.vocab_size"] = config.vocab_size
         of_recipe |= self._length(base, cell.changes, config, ledger, of_recipe)
+        of_recipe |= {**self._places(folder), "training.seed": seed}
         recipe = load_recipe(self._base, changes=of_recipe)
         if "data_dir" not in cell.changes:
             # Runs of one text and vocabulary share it, whatever else they change.
             settings = recipe.tokenizer and recipe.tokenizer.model_dump()
             made_of = [recipe.corpus.model_dump(), settings, config.max_position_embeddings]
             data = Path(self._study.data_dir or self._folder / "data")
-            of_recipe["data_dir"] = str(data / f"{config.vocab_size}-{fingerprint(made_of)[:8]}")
-        of_recipe["architecture"] = str(folder / ARCHITECTURE)
-        recipe = load_recipe(self._base, changes=of_recipe)
+            place = str(data / f"{config.vocab_size}-{fingerprint(made_of)[:8]}")
+            recipe = recipe.model_copy(update={"data_dir": place})
         changes = dict(cell.changes)
         return PlannedRun(cell.name, cell.point, changes, seed, folder, recipe, architecture, config, ledger)
 
