@@ -40,8 +40,9 @@ def test_what_broke_is_in_the_table_and_is_not_best():
         row("half", 2, 1.0),
     ]
     good, bad, half = rows_of(record_of(rows))
-    assert (good.less_best, bad.figures) == ("best", ["broke: loss nan at step 7"])
+    assert (good.less_best, bad.less_best, bad.figures) == ("best", "", ["broke: loss nan at step 7"])
     assert half.figures == ["1.0000 (1 of 2 broke)"]
+    assert "runs that broke are not drawn" in page(record_of(rows))
 
 
 def test_the_page_has_question_answer_conditions_and_limits():

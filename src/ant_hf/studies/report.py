@@ -89,7 +89,7 @@ def rows_of(record: StudyRecord) -> list[Row]:
             short(cell.facts["parameters"]),
             short(cell.facts["tokens"]),
             len(cell.rows),
-            [_figure(cell, score) for score in _scores(record)],
+            [_figure(cell, score, number == 0) for number, score in enumerate(_scores(record))],
             _less_best(record, cell, best),
         )
         for cell in record.cells
@@ -137,15 +137,15 @@ def _scores(record: StudyRecord) -> list[Score]:
     return [table[name] for name in record.scores]
 
 
-def _figure(cell: Cell, score: Score) -> str:
+def _figure(cell: Cell, score: Score, is_first: bool) -> str:
     if cell.broken and len(cell.broken) == len(cell.rows):
-        return f"broke: {cell.broken[0]}"
+        return f"broke: {cell.broken[0]}" if is_first else _NOT_MEASURED
     if not cell.values(score.name):
         return _NOT_MEASURED
     shown = _number(cell.mean(score.name), score)
     if (deviation := cell.deviation(score.name)) is not None:
         shown += f" ± {_number(deviation, score)}"
-    if cell.broken:
+    if cell.broken and is_first:
         shown += f" ({len(cell.broken)} of {len(cell.rows)} broke)"
     return shown
 
@@ -214,8 +214,10 @@ _NOTES = {
     "vocabulary only",
     "gradient_noise": "gradient noise is the standard deviation of the gradient's norm over its mean, of the "
     "logged steps of the second half of the run",
-    "weight_rank": "effective rank (Roy and Vetterli 2007) is a share of the largest possible one; of "
-    "the matrices it is the mean over all linear matrices of the layers",
+    "weight_rank": "matrix rank is the effective rank (Roy and Vetterli 2007) as a share of the largest possible "
+    "one, the mean over all linear matrices of the layers",
+    "hidden_rank": "hidden rank is the same of the hidden states after the last layer, on the first held-out "
+    "tokens",
     "loop_rate": "the greedy loop rate is the share of greedy continuations that end in a repeated span",
     "tokens_per_second": "tokens per second are of training steps, on a machine that may have had other work",
 }
@@ -255,7 +257,8 @@ def what_is_drawn(record: StudyRecord) -> str:
     text = f"{drawn.y.label} of each run" if drawn.x is None else f"{drawn.y.label} by {_words(drawn.x)}"
     if drawn.lines:
         text += f", a line for each {_words(drawn.lines)}"
-    return f"{text}; bars are one standard deviation over seeds"
+    broken = "; runs that broke are not drawn" if any(cell.broken for cell in record.cells) else ""
+    return f"{text}; bars are one standard deviation over seeds{broken}"
 
 
 def _words(key: str) -> str:

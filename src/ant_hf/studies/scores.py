@@ -45,8 +45,8 @@ _SCORES = (
     Score("embedding_share", "in embeddings", None, "{:.0%}"),
     Score("bytes_per_token", "bytes per token", None, "{:.3f}"),
     Score("words_kept_whole", "words kept whole", None, "{:.1%}"),
-    Score("weight_rank", "effective rank of the matrices", None, "{:.3f}", "inspection"),
-    Score("hidden_rank", "effective rank of the last hidden states", None, "{:.3f}", "inspection"),
+    Score("weight_rank", "matrix rank", None, "{:.3f}", "inspection"),
+    Score("hidden_rank", "hidden rank", None, "{:.3f}", "inspection"),
     Score("loop_rate", "greedy loop rate", "lower", "{:.1%}", "evaluation"),
 )
 
