@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullLocator
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
@@ -214,8 +216,8 @@ _NOTES = {
     "vocabulary only",
     "gradient_noise": "gradient noise is the standard deviation of the gradient's norm over its mean, of the "
     "logged steps of the second half of the run",
-    "weight_rank": "matrix rank is the effective rank (Roy and Vetterli 2007) as a share of the largest possible "
-    "one, the mean over all linear matrices of the layers",
+    "weight_rank": "matrix rank is the effective rank (Roy and Vetterli 2007) as a share of the largest "
+    "possible one, the mean over all linear matrices of the layers",
     "hidden_rank": "hidden rank is the same of the hidden states after the last layer, on the first held-out "
     "tokens",
     "loop_rate": "the greedy loop rate is the share of greedy continuations that end in a repeated span",
@@ -346,20 +348,12 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
         return
     axes.set_xscale("log")
     if len(distinct) <= 8:
-        axes.set_xticks(distinct, [f"{x:g}" if x < 10_000 else short(x) for x in distinct])
-        axes.xaxis.set_minor_locator(_no_ticks())
-
-
-def _no_ticks() -> Any:
-    from matplotlib.ticker import NullLocator
-
-    return NullLocator()
+        axes.set_xticks(distinct, [f"{x:g}" if x < 100_000 else short(x) for x in distinct])
+        axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _draw_law(record: StudyRecord, path: Path) -> None:
     """The runs and the law over the tokens, a colour for each size; below it the residuals."""
-    import numpy as np
-
     assert record.fit
     law = Law(**{name: estimate.value for name, estimate in record.fit.parameters.items()})
     held_out = {prediction.name for prediction in record.fit.held_out}
@@ -371,22 +365,23 @@ def _draw_law(record: StudyRecord, path: Path) -> None:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         for number, size in enumerate(sizes):
             colour = cycle[number % len(cycle)]
-            style = {"color": colour, "linestyle": "-" if number < len(cycle) else "--"}
+            again = number >= len(cycle)
+            style = {"color": colour, "linestyle": "--" if again else "-"}
             upper.plot(tokens / 1e6, law.loss(size, tokens), linewidth=1, label=short(size), **style)
             for cell in cells:
                 if cell.facts["non_embedding_parameters"] != size:
                     continue
-                x, mean = cell.facts["tokens"] / 1e6, cell.mean("loss")
+                x, mean, marker = cell.facts["tokens"] / 1e6, cell.mean("loss"), "s" if again else "o"
                 own = {"color": colour, "markerfacecolor": "white" if cell.name in held_out else colour}
-                upper.errorbar(x, mean, yerr=cell.deviation("loss") or 0.0, fmt="o", capsize=4, **own)
+                upper.errorbar(x, mean, yerr=cell.deviation("loss") or 0.0, fmt=marker, capsize=4, **own)
                 fitted = law.loss(size, cell.facts["tokens"])
-                lower.plot(x, 100 * (mean / fitted - 1), "o", **own)
-        upper.set_xscale("log")
+                lower.plot(x, 100 * (mean / fitted - 1), marker, **own)
         upper.set_ylabel("held-out loss (nats per token)")
         lower.set_ylabel("measured less\nfitted (%)")
         lower.set_xlabel("tokens (millions); hollow: held out of the fit")
         lower.axhline(0, color="black", linewidth=1)
-        lower.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        # Whole steps are a little off the tokens that were asked for.
+        _scale(lower, [float(f"{cell.facts['tokens'] / 1e6:.2g}") for cell in cells])
         figure.legend(
             frameon=False, loc="outside lower center", ncols=4, title="non-embedding parameters", fontsize=9
         )
