@@ -474,6 +474,13 @@ def load_recipe(
         raise violations(error, what) from None
 
 
+def other_text(data: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Values of ``--set`` to begin with, and changes, for the text of ``--data`` in a recipe."""
+    # What the recipe says of its own text is not true of this one; --set may say it again.
+    forgotten = ["corpus.language=null", "corpus.sources=[]", "corpus.mix=null"]
+    return forgotten, {"corpus.source": "files", "corpus.path": data[0] if len(data) == 1 else data}
+
+
 def read_yaml(path: Path, what: str) -> dict[str, Any]:
     """The mapping in a YAML file of ours.
 

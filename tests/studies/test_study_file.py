@@ -53,7 +53,7 @@ def test_the_command_line_changes_all_runs_but_not_what_the_grid_does(write_stud
         changes={"training.weight_decay": 0.2, "training.z_loss": 0.0},
         grid={"training.learning_rate": [0.01, 0.02]},
     )
-    options = Options(["training.weight_decay=0.3", "training.learning_rate=0.5"], {"corpus.path": "my.txt"})
+    options = Options(["training.weight_decay=0.3", "training.learning_rate=0.5"], ["my.txt"])
     loaded = load_study(file, options)
     assert [run.recipe.training.learning_rate for run in loaded.runs] == [0.01, 0.02]
     assert {run.recipe.training.weight_decay for run in loaded.runs} == {0.3}

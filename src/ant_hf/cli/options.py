@@ -71,23 +71,16 @@ def read_recipe(
     Args:
         training: values for keys of the section `training`; None leaves a key alone.
     """
-    from ant_hf.recipe import load_recipe
+    from ant_hf.recipe import load_recipe, other_text
 
     changes = {f"training.{key}": value for key, value in training.items() if value is not None}
-    overrides, of_text = own_text(data, overrides)
-    changes |= of_text
+    if data:
+        forgotten, of_text = other_text(data)
+        changes |= of_text
+        overrides = [*forgotten, *(overrides or ())]
     if output_dir is not None:
         changes["output_dir"] = output_dir
-    return load_recipe(config, overrides, changes)
-
-
-def own_text(data: list[str] | None, overrides: list[str] | None) -> tuple[list[str], dict[str, Any]]:
-    """The values of --set and the changes of a recipe, with the text of --data in place of the recipe's."""
-    if not data:
-        return overrides or [], {}
-    # What the recipe says of its own text is not true of this one; --set may say it again.
-    overrides = ["corpus.language=null", "corpus.sources=[]", "corpus.mix=null", *(overrides or ())]
-    return overrides, {"corpus.source": "files", "corpus.path": data[0] if len(data) == 1 else data}
+    return load_recipe(config, overrides or (), changes)
 
 
 def whole_number(option: str, text: str) -> int:

@@ -13,7 +13,6 @@ from ant_hf.cli.options import (
     Data,
     OutputDir,
     Set,
-    own_text,
     read_recipe,
     switch_libraries,
     whole_number,
@@ -208,8 +207,7 @@ def study(
         raise AntError("a study needs scipy and lm-eval", hint="pip install 'ant-hf[eval]'")
     from ant_hf.studies.study_file import Options, load_study
 
-    changes, of_text = own_text(data, overrides)
-    loaded = load_study(file, Options(changes, of_text, output_dir, scale))
+    loaded = load_study(file, Options(overrides or (), data or (), output_dir, scale))
     if dry_run:
         from ant_hf.studies.planning import plan_study
 

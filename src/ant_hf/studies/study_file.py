@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,6 +23,7 @@ from ant_hf.recipe import (
     Recipe,
     Section,
     load_recipe,
+    other_text,
     parsed_override,
     read_yaml,
     violations,
@@ -191,8 +192,8 @@ class Options:
 
     overrides: Sequence[str] = ()
     """`KEY=VALUE`: changes of all runs, over those of the study; its grid and runs have the last word."""
-    changes: Mapping[str, Any] | None = None
-    """The same with values, such as the text of --data."""
+    data: Sequence[str] = ()
+    """Files, folders or patterns to train on instead of the recipe's corpus."""
     output_dir: str | None = None
     scale: float = 1.0
     """Times as many tokens in every run."""
@@ -230,11 +231,16 @@ def load_study(file: str | Path, options: Options | None = None) -> LoadedStudy:
         known_score(name, path)
     longer = "" if options.scale == 1 else f"-x{options.scale:g}"
     folder = Path(options.output_dir or f"runs/studies/{study.name}{longer}")
-    shared = study.changes | dict(map(parsed_override, options.overrides)) | dict(options.changes or {})
+    shared = _shared(study, options)
     planner = _Planner(study, path, folder, options.scale)
     runs = [run for cell in _cells(study, path, shared) for run in planner.planned(cell)]
     _check_names(study, path, runs)
     return LoadedStudy(study, path, folder, options.scale, shared, runs)
+
+
+def _shared(study: Study, options: Options) -> Changes:
+    forgotten, of_text = other_text(list(options.data)) if options.data else ([], {})
+    return study.changes | dict(map(parsed_override, [*forgotten, *options.overrides])) | of_text
 
 
 @dataclass(frozen=True)
