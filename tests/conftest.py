@@ -162,6 +162,20 @@ def make_recipe(shared, prepared, tmp_path, monkeypatch):
     return make
 
 
+@pytest.fixture
+def write_study(make_recipe, tmp_path):
+    """A function that writes a study of the tiny recipe, `tiny.yaml`, with other keys, and gives its file."""
+
+    def write(training=None, **keys):
+        make_recipe("tiny", **(training or {}))
+        values = {"name": "small", "question": "Does it work?", "base": "tiny.yaml", "seeds": [42]}
+        file = tmp_path / "small.yaml"
+        file.write_text(yaml.safe_dump(values | keys, sort_keys=False))
+        return file
+
+    return write
+
+
 @pytest.fixture(scope="session")
 def tiny_run(once, shared, prepared) -> Path:
     """The output folder of a finished tiny run; read-only for tests."""

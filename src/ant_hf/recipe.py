@@ -121,13 +121,13 @@ def _known_encoding(name: str) -> str:
 PartName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
 
-class TextSource(_Section):
+class TextSource(Section):
     """A part of the corpus as the card names it."""
 
     name: str
@@ -142,7 +142,7 @@ class TextSource(_Section):
 OWN_TEXT, REPLAY = "text", "replay"
 
 
-class TextPlace(_Section):
+class TextPlace(Section):
     """A text, and how it is read."""
 
     source: Literal["hub", "files", "embedded"] = "hub"
@@ -248,7 +248,7 @@ class CorpusRecipe(TextPlace):
         return {name: part.model_copy(update={"weight": part.weight / total}) for name, part in mix.items()}
 
 
-class TokenizerRecipe(_Section):
+class TokenizerRecipe(Section):
     """Byte-level BPE settings."""
 
     vocab_size: Annotated[int, Field(ge=SMALLEST_VOCABULARY, le=65536)] | None = None
@@ -260,7 +260,7 @@ class TokenizerRecipe(_Section):
     """Train on at most this much text: it bounds the memory, which holds every distinct word."""
 
 
-class TrainingRecipe(_Section):
+class TrainingRecipe(Section):
     """Optimisation and hardware."""
 
     init_from: PathText | None = None
@@ -393,7 +393,7 @@ class TrainingRecipe(_Section):
         return self
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """One run from text to checkpoint."""
 
     name: Annotated[str, Field(pattern=NAME)]
@@ -463,23 +463,50 @@ def load_recipe(
         AntError: the file is missing or no YAML, or the recipe has violations (all are listed).
     """
     path = find_config(path, "recipe", "recipes/*.yaml")
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), RecipeLoader)  # noqa: S506 (a SafeLoader)
-    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
-        detail = " ".join(str(error).split())
-        raise AntError(f"{path} is not a readable YAML file: {detail}") from None
-    if not isinstance(values, dict):
-        raise AntError(f"{path} holds no recipe", seen=values, expected="a mapping of keys")
+    values = read_yaml(path, "recipe")
     _find_beside(path.parent, values)
     for key, value in [*map(parsed_override, overrides), *(changes or {}).items()]:
         _set(values, key, value)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        problems = "\n".join(_explained(item) for item in error.errors()).splitlines()
-        listing = "\n".join(f"  - {line}" for line in problems)
-        what = f"{path} with the options of this command" if overrides or changes else path
-        raise AntError(f"{what} has {len(problems)} problem{'s'[: len(problems) > 1]}:\n{listing}") from None
+        what = f"{path} with the options of this command" if overrides or changes else str(path)
+        raise violations(error, what) from None
+
+
+def other_text(data: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Values of ``--set`` to begin with, and changes, for the text of ``--data`` in a recipe."""
+    # What the recipe says of its own text is not true of this one; --set may say it again.
+    forgotten = ["corpus.language=null", "corpus.sources=[]", "corpus.mix=null"]
+    return forgotten, {"corpus.source": "files", "corpus.path": data[0] if len(data) == 1 else data}
+
+
+def read_yaml(path: Path, what: str) -> dict[str, Any]:
+    """The mapping in a YAML file of ours.
+
+    Raises:
+        AntError: the file is not readable YAML, or holds no mapping.
+    """
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), RecipeLoader)  # noqa: S506 (a SafeLoader)
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
+        detail = " ".join(str(error).split())
+        raise AntError(f"{path} is not a readable YAML file: {detail}") from None
+    if not isinstance(values, dict):
+        raise AntError(f"{path} holds no {what}", seen=values, expected="a mapping of keys")
+    return values
+
+
+def violations(error: ValidationError, where: str, root: type[BaseModel] | None = None) -> AntError:
+    """All that is wrong with a file of keys, in its own words.
+
+    Args:
+        where: the file, for the message.
+        root: what the file is read as; None: a recipe.
+    """
+    problems = "\n".join(_explained(item, root or Recipe) for item in error.errors()).splitlines()
+    listing = "\n".join(f"  - {line}" for line in problems)
+    return AntError(f"{where} has {len(problems)} problem{'s'[: len(problems) > 1]}:\n{listing}")
 
 
 def _find_beside(folder: Path, values: dict[str, Any]) -> None:
@@ -541,12 +568,14 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = value
 
 
-def _explained(item: Any) -> str:
+def _explained(item: Any, root: type[BaseModel]) -> str:
     """One violation as pydantic gives it, in the words of a recipe."""
     location = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        near = _nearest_key(item["loc"])
-        return f"{location} is not a key of a recipe" + (f"; did you mean {near}?" if near else "")
+        near = _nearest_key(item["loc"], root)
+        return f"{location} is not a key of a {root.__name__.lower()}" + (
+            f"; did you mean {near}?" if near else ""
+        )
     if item["type"] == "missing":
         return f"{location} is missing"
     message = item["msg"].removeprefix("Value error, ")
@@ -559,12 +588,12 @@ def _explained(item: Any) -> str:
     return f"{location} is {item['input']!r}; {message[0].lower()}{message[1:]}"
 
 
-def _nearest_key(location: tuple[Any, ...]) -> str | None:
+def _nearest_key(location: tuple[Any, ...], root: type[BaseModel]) -> str | None:
     """The key that was meant, as it is typed: this name in another section, or one like it, nearby first."""
     name, section = str(location[-1]), location[:-1]
-    here = [".".join(map(str, (*section, key))) for key in _keys_at(section)]
-    top = _keys_at(())
-    everywhere = [f"{each}.{key}" for each in top for key in _keys_at((each,))] + top
+    here = [".".join(map(str, (*section, key))) for key in _keys_at(section, root)]
+    top = _keys_at((), root)
+    everywhere = [f"{each}.{key}" for each in top for key in _keys_at((each,), root)] + top
     for keys, likeness in ((everywhere, 1.0), (here, 0.6), (everywhere, 0.6)):
         by_name = {key.rpartition(".")[2]: key for key in keys}
         if near := difflib.get_close_matches(name, by_name, n=1, cutoff=likeness):
@@ -572,8 +601,8 @@ def _nearest_key(location: tuple[Any, ...]) -> str | None:
     return None
 
 
-def _keys_at(location: tuple[Any, ...]) -> list[str]:
-    section: type[BaseModel] = Recipe
+def _keys_at(location: tuple[Any, ...], root: type[BaseModel]) -> list[str]:
+    section = root
     for name in location:
         field = section.model_fields.get(name)
         if field is None:

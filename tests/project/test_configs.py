@@ -9,9 +9,12 @@ from conftest import ROOT
 from ant_hf.errors import AntError
 from ant_hf.model.base import architecture_of
 from ant_hf.recipe import load_recipe
+from ant_hf.studies.study_file import load_study
 from ant_hf.train.setup import choose_execution, choose_micro_batch, make_plan
 
 RECIPES = sorted((ROOT / "configs" / "recipes").glob("*.yaml"))
+
+STUDIES = sorted((ROOT / "configs" / "studies").glob("*.yaml"))
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +82,35 @@ def test_every_other_recipe_fits_one_to_eight_processes(path, processes):
 def test_a_step_that_does_not_divide_over_the_processes_is_refused():
     with pytest.raises(AntError, match=r"sequences_per_step is 256.*3 processes.*sequences_per_step=258"):
         plan_of("ant10m", num_processes=3)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_study_can_be_planned(path):
+    loaded = load_study(path)
+    assert loaded.study.name == path.stem
+    assert loaded.study.does_not_show
+    for run in loaded.runs:
+        assert run.recipe.training.sequence_length <= run.config.max_position_embeddings
+    folders = {(run.recipe.data_dir, run.config.vocab_size) for run in loaded.runs}
+    assert len(folders) == len({folder for folder, _ in folders})
+
+
+def test_the_studies_are_as_the_guide_says():
+    """Equal compute, equal parameters, and a run that is held out."""
+    runs = {run.cell: run for run in load_study("vocabulary").runs}
+    for run in runs.values():
+        assert run.flops_per_token * run.tokens == pytest.approx(6e13, rel=0.01)
+        if run.cell.startswith("equal parameters"):
+            assert run.ledger.total == pytest.approx(9_902_336, rel=0.005)
+    scaling = load_study("scaling")
+    largest = max(scaling.runs, key=lambda run: run.flops_per_token * run.tokens)
+    assert [largest.cell] == scaling.study.fit.held_out
+    for size in ("5M", "10M"):
+        bodies = [run.facts() for run in load_study("geometry").runs if run.point.get("size") == size]
+        assert {run["num_hidden_layers"] for run in bodies} == {3, 6, 12, 24}
+        for body in bodies:
+            wanted = 1e6 * int(size[:-1])
+            assert body["non_embedding_parameters"] == pytest.approx(wanted, rel=0.01)
 
 
 def test_config_files_are_json_without_comments():

@@ -17,7 +17,7 @@ LAYERS = [
     ["data"],
     ["model"],
     ["train", "evaluation", "inspection"],
-    ["card"],
+    ["card", "studies"],
     ["export"],
     ["demo"],
     ["release"],

@@ -29,7 +29,7 @@ app = _typer(help="Train, check and publish tiny Llama language models with stoc
 for command in (
     *(release.audit, release.card, release.verify, release.publish),
     *(models.inspect, models.demo, models.export),
-    *(train.train, train.new, train.tokenizer, train.pack, train.params),
+    *(train.train, train.new, train.study, train.tokenizer, train.pack, train.params),
     *(models.generate, models.perplexity, models.evaluate, models.compare),
     train.plots,
 ):

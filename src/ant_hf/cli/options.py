@@ -84,13 +84,13 @@ def read_recipe(
     Args:
         training: values for keys of the section `training`; None leaves a key alone.
     """
-    from ant_hf.recipe import load_recipe
+    from ant_hf.recipe import load_recipe, other_text
 
     changes = {f"training.{key}": value for key, value in training.items() if value is not None}
     if data:
-        changes |= {"corpus.source": "files", "corpus.path": data[0] if len(data) == 1 else data}
-        # What the recipe says of its own text is not true of this one; --set may say it again.
-        overrides = ["corpus.language=null", "corpus.sources=[]", "corpus.mix=null", *(overrides or ())]
+        forgotten, of_text = other_text(data)
+        changes |= of_text
+        overrides = [*forgotten, *(overrides or ())]
     if output_dir is not None:
         changes["output_dir"] = output_dir
     return load_recipe(config, overrides or (), changes)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Annotated
 
 from typer import Argument, Option
 
-from ant_hf.cli.options import Config, Data, OutputDir, Set, read_recipe, whole_number
+from ant_hf.cli.options import (
+    Config,
+    Data,
+    OutputDir,
+    Set,
+    read_recipe,
+    switch_libraries,
+    whole_number,
+)
 from ant_hf.errors import AntError, missing_file
 from ant_hf.utils.console import say, show
 
@@ -159,6 +168,54 @@ def new(
     file = new_recipe(wish, overwrite)
     say("train it", f"accelerate launch --quiet pretrain.py --config {file}")
     say("", f"or: ant-hf train --config {file}")
+
+
+def study(
+    file: Annotated[
+        Path, Argument(help="Study: a YAML file, or the name of one that comes with the package: first.")
+    ],
+    data: Data = None,
+    overrides: Set = None,
+    output_dir: Annotated[
+        str | None, Option(help="Folder of the study and its runs. Default: runs/studies/NAME.")
+    ] = None,
+    scale: Annotated[
+        float,
+        Option(metavar="X", help="Train every run on X times as many tokens, for example 100 on a GPU."),
+    ] = 1.0,
+    data_dir: Annotated[
+        Path | None,
+        Option(help="Folder of evaluation sets as JSONL, if the study scores some. Default: the Hub."),
+    ] = None,
+    docs: Annotated[
+        Path | None,
+        Option(metavar="DIR", help="Also put page, plot and record here, for example docs/studies."),
+    ] = None,
+    dry_run: DryRun = False,
+    tokens_per_second: Annotated[
+        float | None,
+        Option(min=1, help="For --dry-run: speed of the largest model, instead of timing some steps here."),
+    ] = None,
+) -> None:
+    """Answer a question by a set of runs: ant-hf study first.
+
+    Trains and scores every run of the study file in a process of its own, one after the other, then writes
+    study.json, a plot and a page. Run again, it continues; what is finished is not trained again.
+    """
+    switch_libraries()
+    if importlib.util.find_spec("scipy") is None or importlib.util.find_spec("lm_eval") is None:
+        raise AntError("a study needs scipy and lm-eval", hint="pip install 'ant-hf[eval]'")
+    from ant_hf.studies.study_file import Options, load_study
+
+    loaded = load_study(file, Options(overrides or (), data or (), output_dir, scale))
+    if dry_run:
+        from ant_hf.studies.planning import plan_study
+
+        plan_study(loaded, tokens_per_second)
+        return
+    from ant_hf.studies.study import Where, run_study
+
+    run_study(loaded, Where(data_dir, docs))
 
 
 def tokenizer(config: Config, data: Data = None, output_dir: OutputDir = None, overrides: Set = None) -> None:

@@ -74,12 +74,24 @@ def load_architecture(path: str | Path, is_foreign: bool = False) -> tuple[PreTr
     if is_foreign:
         known = set(AutoConfig.for_model("llama").to_dict()) | _ALSO_KNOWN
         values = {key: value for key, value in values.items() if key in known and value is not None}
+    return checked_architecture(values, file)
+
+
+def checked_architecture(values: dict[str, Any], name: str | Path) -> tuple[PreTrainedConfig, Ledger]:
+    """The config that values of a JSON give, and its count of parameters.
+
+    Args:
+        name: where the values are from, for messages.
+
+    Raises:
+        AntError: as `load_architecture`.
+    """
     problems = _problems(values)
     if problems:
         listing = "\n".join(f"  - {problem}" for problem in problems)
-        raise AntError(f"{file} has {len(problems)} problem{'s'[: len(problems) > 1]}:\n{listing}")
+        raise AntError(f"{name} has {len(problems)} problem{'s'[: len(problems) > 1]}:\n{listing}")
     # The file may have any name, so AutoConfig gets the values and not the path.
-    return _counted(file, lambda: AutoConfig.for_model(**values))
+    return _counted(name, lambda: AutoConfig.for_model(**values))
 
 
 def model_architecture(folder: Path) -> tuple[PreTrainedConfig, Ledger]:
@@ -100,7 +112,7 @@ def model_architecture(folder: Path) -> tuple[PreTrainedConfig, Ledger]:
     )
 
 
-def _counted(file: Path, config: Callable[[], PreTrainedConfig]) -> tuple[PreTrainedConfig, Ledger]:
+def _counted(file: str | Path, config: Callable[[], PreTrainedConfig]) -> tuple[PreTrainedConfig, Ledger]:
     try:
         made = config()
         return made, parameter_ledger(made)

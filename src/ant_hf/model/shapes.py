@@ -81,6 +81,26 @@ def usual_shape(width: int, layers: int) -> Shape:
     return Shape(width, layers, int(_USUAL_MLP * width))
 
 
+def shape_of_width(width: int, parameters: int, vocabulary: int) -> Shape:
+    """The shape of a width with so many parameters, and its MLP in proportion as far as possible.
+
+    Raises:
+        AntError: the embeddings alone have as many, or no number of layers fits.
+    """
+    shapes = []
+    for layers in range(1, _MOST_LAYERS + 1):
+        left = parameters - Shape(width, layers, 0).parameters(vocabulary)
+        mlp = 8 * round(left / (3 * width * layers * 8))
+        if _LEAST_MLP * width <= mlp <= _MOST_MLP * width:
+            shapes.append(Shape(width, layers, mlp))
+    if not shapes:
+        raise AntError(
+            f"no model {width} wide with a vocabulary of {vocabulary:,} has {parameters:,} parameters",
+            seen=f"{vocabulary * width:,} in its embeddings alone",
+        )
+    return min(shapes, key=lambda shape: abs(math.log(shape.mlp / (_USUAL_MLP * width))))
+
+
 def shapes_for(parameters: int, vocabulary: int) -> list[Shape]:
     """The best shape of each width within 3 % of a number of parameters; best in proportion first.
 

@@ -47,7 +47,7 @@ _TOLD_AFTER_STEPS, _TOLD_AFTER_SECONDS = 3, 3.0
 _SCORING_SPEED, _FINAL_SPEED = 2.5, 1.3
 # Guesses, for nothing here was measured on a GPU yet: a small model does not fill one, and the hundreds of
 # kernels of a step take their time to start.
-_ASSUMED_UTILISATION, _ASSUMED_STEP_SECONDS = 0.2, 0.03
+ASSUMED_UTILISATION, _ASSUMED_STEP_SECONDS = 0.2, 0.03
 # Three samples of 64 tokens, one after the other.
 _SAMPLE_TOKENS = 192
 
@@ -360,7 +360,7 @@ def seconds_on(gpu: Gpu, setup: Setup) -> float:
     if setup.recipe.training.optimizer == "muon":
         flops += setup.recipe.training.max_steps * muon_flops(setup.config)
     steps = setup.recipe.training.max_steps
-    return max(flops / (gpu.peak_flops * _ASSUMED_UTILISATION), steps * _ASSUMED_STEP_SECONDS)
+    return max(flops / (gpu.peak_flops * ASSUMED_UTILISATION), steps * _ASSUMED_STEP_SECONDS)
 
 
 def muon_flops(config: PreTrainedConfig) -> int:
@@ -388,7 +388,7 @@ def arithmetic(gpu: Gpu) -> str:
     assert gpu.peak_flops is not None
     peak = f"{gpu.peak_flops / 1e12:g} TFLOP/s"
     return (
-        f"by arithmetic and not measured: assumed are {_ASSUMED_UTILISATION:.0%} of its peak ({peak}) and at "
+        f"by arithmetic and not measured: assumed are {ASSUMED_UTILISATION:.0%} of its peak ({peak}) and at "
         f"least {1000 * _ASSUMED_STEP_SECONDS:.0f} ms per step"
     )
 

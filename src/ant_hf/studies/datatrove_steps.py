@@ -1,0 +1,54 @@
+"""The runs of a study as tasks of a datatrove pipeline: one GPU each, on one machine or on a cluster."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ant_hf.errors import AntError
+from ant_hf.studies.running import Scoring, in_a_process, outcome_of, write_recipe
+from ant_hf.studies.study_file import Options, load_study
+
+try:
+    from datatrove.pipeline.base import PipelineStep
+except ImportError:
+    raise AntError("these steps need datatrove", hint="pip install 'ant-hf[cluster]'") from None
+
+
+class TrainRuns(PipelineStep):
+    """Trains and scores every `world_size`-th run of a study; as many tasks as runs give one run to each.
+
+    Afterwards `ant-hf study` with the same file writes the page: it trains nothing that is finished.
+
+    Args:
+        file: the study file.
+        gpu_by_rank: task 0 takes GPU 0, task 1 GPU 1, and so on: for one machine with as many tasks as GPUs.
+            Slurm gives each task its own.
+    """
+
+    type, name = "TRAIN", "train runs"
+
+    def __init__(
+        self,
+        file: str,
+        options: Options | None = None,
+        data_dir: Path | None = None,
+        gpu_by_rank: bool = False,
+    ) -> None:
+        super().__init__()
+        self.file, self.options, self.data_dir, self.gpu_by_rank = file, options, data_dir, gpu_by_rank
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
+        yield from data or ()
+        if self.gpu_by_rank:
+            # Before CUDA starts, which it does in the process of the run.
+            os.environ["CUDA_VISIBLE_DEVICES"] = str(rank)
+        loaded = load_study(self.file, self.options)
+        study = loaded.study
+        scoring = Scoring.of(study, self.data_dir)
+        for run in loaded.runs[rank::world_size]:
+            write_recipe(run)
+            if outcome_of(run, scoring.names) is None:
+                in_a_process(run, scoring, lambda tokens: None)

@@ -1,0 +1,236 @@
+"""A study from file to page: plan, train and score run after run, fit, write."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ant_hf.errors import AntError, RunStopped
+from ant_hf.studies.fitting import fitted
+from ant_hf.studies.record import STUDY_RECORD, RunRow, StudyRecord
+from ant_hf.studies.report import draw, page, results_table
+from ant_hf.studies.running import Outcome, Scoring, in_a_process, outcome_of, write_recipe
+from ant_hf.studies.scores import all_scores
+from ant_hf.studies.study_file import ARCHITECTURE, RECIPE, Changes, LoadedStudy, PlannedRun
+from ant_hf.train.checkpoints import checkpoints
+from ant_hf.train.setup import choose_execution
+from ant_hf.utils.console import Advance, progress_bar, say, show
+from ant_hf.utils.files import file_sha256, write_text
+from ant_hf.utils.locks import locked
+from ant_hf.utils.names import RUN_RECORD
+from ant_hf.utils.provenance import without_paths
+from ant_hf.utils.stopping import phase
+
+_PRECISION = "training.precision"
+
+
+@dataclass(frozen=True)
+class Where:
+    """What is measured with, and where the results go."""
+
+    data_dir: Path | None = None
+    """Folder of evaluation sets as JSONL; None: the Hub."""
+    docs: Path | None = None
+    """Folder that gets the page, its plot and its record too."""
+
+
+def run_study(loaded: LoadedStudy, where: Where) -> StudyRecord:
+    """Train and score what is missing, then write record, plot and page.
+
+    Raises:
+        AntError: a run fails for another reason than its numbers; or as `load_study` and `fit_law`.
+        RunStopped: a signal came; what is finished is kept, and the run that was at work has a checkpoint.
+    """
+    loaded, left_out = without_impossible(loaded)
+    study = loaded.study
+    scoring = Scoring.of(study, where.data_dir)
+    kept = "What is finished is kept. Run the same command again to continue."
+    with locked(loaded.folder, "study"), phase(f"running the study {study.name}", kept):
+        for run in loaded.runs:
+            write_recipe(run)
+        say_left_out(left_out)
+        outcomes = _all_run(loaded, scoring)
+    record = _record(loaded, left_out, outcomes)
+    if study.fit:
+        say("fitting", f"the scaling law, and again to {study.fit.resamples} samples of the runs")
+        record.fit = fitted(study.fit, record.runs)
+    write_all(record, loaded.folder)
+    if where.docs:
+        write_all(record, where.docs, named=True)
+    show(results_table(record))
+    say("study", str(loaded.folder / STUDY_RECORD))
+    say("page", str((where.docs or loaded.folder) / f"{study.name}.md"))
+    if not study.answer:
+        say("next", f"write the answer into {loaded.file}, as answer: ..., and run this command again")
+    return record
+
+
+def write_all(record: StudyRecord, folder: Path, named: bool = False) -> None:
+    """Write record, plot and page of a study.
+
+    Args:
+        named: give the record the study's name, as in a folder of several.
+    """
+    record.write(folder / (f"{record.name}.json" if named else STUDY_RECORD))
+    draw(record, folder / f"{record.name}.png")
+    write_text(folder / f"{record.name}.md", page(record))
+
+
+def without_impossible(loaded: LoadedStudy) -> tuple[LoadedStudy, dict[str, str]]:
+    """The study without the runs in a precision that this machine lacks, and why, by cell.
+
+    Raises:
+        AntError: no run is left.
+    """
+    left_out: dict[str, str] = {}
+    for run in loaded.runs:
+        if run.cell in left_out or _PRECISION not in run.changes:
+            continue
+        try:
+            choose_execution(run.recipe.training)
+        except AntError as error:
+            left_out[run.cell] = str(error)
+    runs = [run for run in loaded.runs if run.cell not in left_out]
+    if not runs:
+        raise AntError(
+            f"{loaded.file}: this machine can train none of its runs", hint=next(iter(left_out.values()))
+        )
+    return replace(loaded, runs=runs), left_out
+
+
+def say_left_out(left_out: dict[str, str]) -> None:
+    """Name the cells that are not trained here, by reason."""
+    for reason in dict.fromkeys(left_out.values()):
+        say("left out", "; ".join(cell for cell, own in left_out.items() if own == reason))
+        say("", reason)
+
+
+def _all_run(loaded: LoadedStudy, scoring: Scoring) -> list[tuple[PlannedRun, Outcome]]:
+    """Every run with what came of it."""
+    found = {run.name: outcome_of(run, scoring.names) for run in loaded.runs}
+    done = sum(run.tokens for run in loaded.runs if found[run.name])
+    total = sum(run.tokens for run in loaded.runs)
+    finished = sum(outcome is not None for outcome in found.values())
+    say("study", f"{loaded.study.name}: {len(found)} runs, {total:,} tokens; {finished} runs are finished")
+    with progress_bar("study", earlier=done) as advance:
+        for number, run in enumerate(loaded.runs, 1):
+            if found[run.name]:
+                continue
+            progress = _run_progress(advance, total, f"run {number} of {len(found)}: {run.name}")
+            progress(0)
+            try:
+                in_a_process(run, scoring, progress)
+            except RunStopped as stopped:
+                finished = sum(outcome is not None for outcome in found.values())
+                text = (
+                    f"stopped     by {stopped} in run {number} of {len(found)}, {run.name}; {finished} are "
+                    "finished. Run the same command again to continue."
+                )
+                say(text)
+                raise RunStopped(text) from None
+            found[run.name] = outcome = outcome_of(run, scoring.names)
+            if outcome is None:
+                raise AntError(f"{run.folder} lacks some of {', '.join(scoring.names)} after its run")
+            progress(run.tokens)
+            for checkpoint in checkpoints(run.folder):
+                # Of Ant-10M 83 MB each, and a finished run needs none.
+                shutil.rmtree(checkpoint)
+            say("run", f"{number} of {len(found)}, {run.name}: {_in_words(outcome)}")
+    return [(run, outcome) for run in loaded.runs if (outcome := found[run.name])]
+
+
+def _run_progress(advance: Advance, total: int, figures: str) -> Callable[[int], None]:
+    """What moves the bar of all runs as far as one run has come, in tokens."""
+    seen = 0
+
+    def progress(tokens: int) -> None:
+        nonlocal seen
+        advance(max(0, tokens - seen), total, figures)
+        seen = max(seen, tokens)
+
+    return progress
+
+
+def _in_words(outcome: Outcome) -> str:
+    if outcome.broken:
+        return f"broke, {outcome.broken}"
+    table = all_scores()
+    return ", ".join(
+        f"{table[name].label} {table[name].form.format(value)}"
+        for name, value in outcome.scores.items()
+        if value is not None
+    )
+
+
+def _record(
+    loaded: LoadedStudy, left_out: dict[str, str], outcomes: list[tuple[PlannedRun, Outcome]]
+) -> StudyRecord:
+    study = loaded.study
+    return StudyRecord(
+        name=study.name,
+        question=study.question,
+        answer=study.answer,
+        does_not_show=study.does_not_show,
+        base=study.base,
+        file=loaded.file.name,
+        file_sha256=file_sha256(loaded.file),
+        scale=loaded.scale,
+        planned=len(loaded.runs),
+        left_out=left_out,
+        scores=study.score,
+        limit=study.limit,
+        plot=study.plot,
+        shared_changes=_public(loaded.shared),
+        conditions=_conditions(outcomes),
+        runs=[_row(run, outcome) for run, outcome in outcomes],
+    )
+
+
+def _row(run: PlannedRun, outcome: Outcome) -> RunRow:
+    files = {"recipe": RECIPE, "architecture": ARCHITECTURE, "run": RUN_RECORD}
+    record = outcome.record
+    seconds = record.train_and_finish_seconds
+    return RunRow(
+        cell=run.cell,
+        point=run.point,
+        changes=_public(run.changes),
+        seed=run.seed,
+        facts=run.facts(),
+        scores=outcome.scores,
+        broken=outcome.broken,
+        minutes=round(seconds / 60, 1) if seconds else None,
+        sha256={name: file_sha256(run.folder / file) for name, file in files.items()}
+        | {name: record.sha256[name] for name in ("tokenizer", "tokens") if name in record.sha256},
+    )
+
+
+def _public(changes: Changes) -> Changes:
+    """Changes without the folders of somebody's machine."""
+    return {key: without_paths(value, key.rpartition(".")[2]) for key, value in changes.items()}
+
+
+def _conditions(outcomes: list[tuple[PlannedRun, Outcome]]) -> dict[str, list[str]]:
+    """What the records of the runs say of machine, packages and text."""
+    found: dict[str, dict[str, None]] = {}
+    for run, outcome in outcomes:
+        here, final = outcome.record.environment, outcome.record.final or {}
+        corpus = without_paths(run.recipe.corpus.model_dump())
+        text = corpus["path"] or corpus["source"]
+        values = {
+            "text": ", ".join(text) if isinstance(text, list) else text,
+            "held-out text": f"{final['bytes']:,} bytes" if "bytes" in final else None,
+            "device": f"{here['device']} ({here['device_name']}), torch threads: {here['torch_threads']}",
+            "precision": here["precision"],
+            "packages": ", ".join(
+                f"{name} {here['packages'][name]}"
+                for name in ("ant-hf", "torch", "transformers")
+                if name in here["packages"]
+            ),
+            "commit": here.get("commit"),
+        }
+        for name, value in values.items():
+            if value:
+                found.setdefault(name, {})[str(value)] = None
+    return {name: list(values) for name, values in found.items()}
