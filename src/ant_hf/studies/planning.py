@@ -170,7 +170,7 @@ def _runs_table(loaded: LoadedStudy, seconds: dict[str, float]) -> Table:
         pad_edge=False,
         collapse_padding=True,
     )
-    # A long name goes on below; a number is never cut.
+    # A long name continues below; a number is never cut.
     table.add_column("run", max_width=26)
     for name in ("seeds", "params", "embed", "layers", "width", "vocab", "tokens", "time"):
         table.add_column(name, justify="right", no_wrap=True)

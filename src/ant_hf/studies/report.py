@@ -56,7 +56,7 @@ def results_table(record: StudyRecord) -> Table:
         collapse_padding=True,
     )
     for number, name in enumerate(columns(record)):
-        # A long name goes on below; a number is never cut.
+        # A long name continues below; a number is never cut.
         head = name.replace(" ", "\n") if number else name
         table.add_column(head, justify="right" if number else "left", no_wrap=number > 0)
     table.columns[0].max_width = 24
@@ -320,7 +320,7 @@ def _draw_lines(record: StudyRecord, drawn: _Drawn, path: Path) -> None:
         axes = figure.subplots()
         for number, (name, points) in enumerate(series.items()):
             own = sorted(points, key=lambda point: point[0]) if is_numeric else points
-            # Bars at one place would hide each other where x is no number.
+            # Bars at one place would hide each other where x is not a number.
             beside = 0.0 if is_numeric else 0.12 * (number - (len(series) - 1) / 2)
             axes.errorbar(
                 [x if is_numeric else places[str(x)] + beside for x, _, _ in own],
