@@ -73,14 +73,16 @@ wait_for() {
     [ "$SECONDS" -ge "$deadline" ] && break
     sleep 2
   done
-  cp "$RUN.log" "$RUN/metrics.jsonl" "$RUN/run.json" "$OUT/"
   newest=$(ls -d "$RUN"/checkpoint-*/ 2> /dev/null | sort -V | while read -r folder; do
     [ -f "$folder/checkpoint.json" ] && echo "$folder"
   done | tail -n 1)
+  # All that is small in one file: not many may come back.
+  find "$RUN.log" "$RUN" -maxdepth 2 -type f -size -2M ! -path '*/tensorboard/*' -print0 \
+    | tar -czf "$OUT/records.tgz" --null --files-from -
   case $what in
-    weights) pieces "$newest/model.safetensors" "$newest/checkpoint.json" ;;
-    optimizer) pieces "$newest/optimizer.pt" "$newest/checkpoint.json" ;;
-    final) pieces "$RUN"/final/* ;;
+    weights) pieces "$newest/model.safetensors" ;;
+    optimizer) pieces "$newest/optimizer.pt" ;;
+    final) pieces "$RUN/final/model.safetensors" ;;
   esac
   echo "${newest:-no checkpoint yet}" | tee "$OUT/which.txt"
   tail -n 5 "$RUN.log"
