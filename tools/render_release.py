@@ -23,7 +23,8 @@ def render(folder: Path) -> None:
     """
     release = read_json(folder / RELEASE, "release record", "Make a release first: ant-hf card")
     listed = {name: HubTask(**task) for name, task in release.get("benchmarks", {}).items()}
-    finish(folder, release["repository"], release["license"], release["made_of"], listed)
+    linked = release.get("gguf_repository")
+    finish(folder, release["repository"], release["license"], release["made_of"], listed, linked)
 
 
 if __name__ == "__main__":

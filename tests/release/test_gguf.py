@@ -1,10 +1,12 @@
 """The folder of a `-GGUF` repository: files of the release's very weights, a card made of their record."""
 
 import json
+import runpy
 import shutil
 
 import pytest
 import yaml
+from conftest import ROOT
 from hub.metadata_rules import problems
 
 from ant_hf.card.inputs import read_inputs
@@ -13,6 +15,7 @@ from ant_hf.card.rendering import render_card
 from ant_hf.errors import AntError
 from ant_hf.export import llama_cpp
 from ant_hf.export.exporting import export
+from ant_hf.release.build import finish
 from ant_hf.release.gguf import make_gguf_release
 from ant_hf.utils.files import inventory, read_sealed, write_sealed
 
@@ -117,3 +120,13 @@ def test_only_a_card_that_was_told_links_to_the_files(released):
     linked = render_card(read_inputs(folder, REPO, "apache-2.0", files, None, f"{REPO}-GGUF"))
     assert f"[{REPO}-GGUF](https://huggingface.co/{REPO}-GGUF)" in linked
     assert json.loads((folder / "release.json").read_text())["repository"] == REPO
+
+
+def test_a_card_that_is_written_again_keeps_its_link(released, tmp_path):
+    folder = shutil.copytree(released / "release", tmp_path / "release")
+    release = json.loads((folder / "release.json").read_text())
+    finish(folder, REPO, release["license"], release["made_of"], {}, f"{REPO}-GGUF")
+    before = (folder / "README.md").read_text()
+    assert f"{REPO}-GGUF" in before
+    runpy.run_path(str(ROOT / "tools" / "render_release.py"))["render"](folder)
+    assert (folder / "README.md").read_text() == before

@@ -241,6 +241,7 @@ def finish(
         "made": now(),
         "made_of": made_of,
         "benchmarks": {name: vars(task) for name, task in listed.items()},
+        "gguf_repository": linked,
         "ant_hf_commit": source_commit(),
         "files": inventory(folder, without=(names.RELEASE,)),
     }
