@@ -248,3 +248,18 @@ def exported_onnx(once, trained_run) -> Path:
         export(str(run / "final"), "onnx")
 
     return once("exported_onnx", fill) / "run"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """The system's Chromium, which finds no computer but this one; its tests skip where it is missing."""
+    # Only where it is installed.
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    # Chromium's own sandbox needs rights that a container's root does not have.
+    cut = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=chromium, args=cut)
+        yield running
+        running.close()

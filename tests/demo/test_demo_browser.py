@@ -20,7 +20,7 @@ if MISSING or CHROMIUM is None:
     missing = ", ".join([*MISSING, *([] if CHROMIUM else ["chromium (apt install chromium)"])])
     pytest.skip(f"not installed: {missing}", allow_module_level=True)
 
-from playwright.sync_api import expect, sync_playwright  # noqa: E402 (only where it is installed)
+from playwright.sync_api import expect  # noqa: E402 (only where it is installed)
 
 CONTEXT = 1024
 HOSTILE = ("<img src=x onerror='window.hacked=1'>", "<script>hacked=1</script>{{7*7}}${hacked=1}")
@@ -70,15 +70,6 @@ def address(models, tmp_path_factory):
     finally:
         process.kill()
         process.wait()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        # Chromium's own sandbox needs rights that a container's root does not have.
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield running
-        running.close()
 
 
 class Visitor:

@@ -28,7 +28,7 @@ if not (NODE_MODULES / "@huggingface/transformers").is_dir():
 if MISSING:
     pytest.skip(f"not installed: {', '.join(MISSING)}", allow_module_level=True)
 
-from playwright.sync_api import expect, sync_playwright  # noqa: E402 (only where it is installed)
+from playwright.sync_api import expect  # noqa: E402 (only where it is installed)
 
 # Two exports and a browser: tens of seconds.
 pytestmark = pytest.mark.slow
@@ -75,16 +75,6 @@ def address(models, tmp_path_factory):
     yield f"http://127.0.0.1:{server.server_port}/some/where/"
     server.shutdown()
     server.server_close()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    # Chromium's own sandbox needs rights that a container's root does not have.
-    cut = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=cut)
-        yield running
-        running.close()
 
 
 class Visitor:

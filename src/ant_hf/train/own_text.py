@@ -39,7 +39,7 @@ from ant_hf.utils.names import RUN_RECORD, expand_home
 
 RECIPE, MINUTES = "recipe.yaml", 10.0
 _ARCHITECTURE = "architecture.json"
-# How these were found: docs/decisions.md, "A text of one's own".
+# What they give stands in the table that the run shows (docs/decisions.md: the recipe that it chose).
 _BYTES_AN_ENTRY, _VOCABULARIES = 256, (1024, 2048, 4096)
 _MOST_PASSES, _DECAY_A_PASS = 10, 0.1
 _STEPS, _FEWEST_STEPS, _BLOCKS_A_STEP = 1000, 20, 8
