@@ -205,7 +205,8 @@ def test_stop_is_there_while_it_writes(visitor):
     visitor.set(max_new_tokens=500)
     visitor.page.fill("#prompt", "In the")
     visitor.page.press("#prompt", "Enter")
-    expect(visitor.page.locator(".pane").nth(1).locator(".f:not(.given)").nth(5)).to_be_visible(timeout=WAIT)
+    # Attached and not visible: a fragment that is half of a character has no width.
+    expect(visitor.page.locator(".pane").nth(1).locator(".f:not(.given)").nth(5)).to_be_attached(timeout=WAIT)
     assert visitor.page.is_enabled("#stop")
     visitor.page.keyboard.press("Escape")
     visitor.status("Stopped.")
@@ -235,6 +236,7 @@ def test_a_link_carries_prompt_settings_and_text(visitor, new_visitor):
 
 
 def test_keys_alone_show_what_else_was_possible_and_go_on_from_it(visitor):
+    visitor.set(seed=1)
     visitor.write("In the beginning")
     page, before = visitor.page, visitor.ids(0)
     fragments = page.locator(".pane").first.locator(".f")
