@@ -185,8 +185,15 @@ class _NamedText(TextPlace):
 class MixPart(_NamedText):
     """A part of a mix."""
 
-    weight: Annotated[float, Field(gt=0.0)]
+    weight: Annotated[float, Field(ge=0.0)]
     """Its share of the training tokens, beside the weights of the other parts; they need not add up to 1."""
+    decay_weight: Annotated[float, Field(ge=0.0)] | None = None
+    """The same while the learning rate decays, with warmup_stable_decay. Default: weight."""
+
+
+def share_in_words(share: float, decay_share: float | None) -> str:
+    """A part's share of the training, and the other one that it has in the decay."""
+    return f"{share:.1%}" + ("" if decay_share is None else f", in the decay {decay_share:.1%}")
 
 
 class Replay(_NamedText):
@@ -226,7 +233,29 @@ class CorpusRecipe(TextPlace):
                 )
         if self.mix and self.replay:
             raise ValueError("corpus.replay is set beside corpus.mix; make it a part of the mix")
+        for name, part in (self.mix or {}).items():
+            if not part.weight and not part.decay_weight:
+                raise ValueError(
+                    f"corpus.mix.{name}.weight is 0; must be above 0, or have a decay_weight above 0"
+                )
+        if self.mix and not all(map(sum, self._weights)):
+            raise ValueError(
+                "corpus.mix has only weights of 0 before the decay, or in it; one must be above 0"
+            )
+        if self.changes_in_decay and self.max_tokens:
+            raise ValueError("corpus.max_tokens is set beside a decay_weight; leave it out, to pack all text")
         return self
+
+    @property
+    def changes_in_decay(self) -> bool:
+        """Whether a mix has other shares while the learning rate decays."""
+        return any(part.decay_weight is not None for part in (self.mix or {}).values())
+
+    @property
+    def _weights(self) -> tuple[list[float], list[float]]:
+        parts = [*(self.mix or {}).values()]
+        decays = [part.weight if part.decay_weight is None else part.decay_weight for part in parts]
+        return [part.weight for part in parts], decays
 
     @property
     def texts(self) -> list[TextPlace]:
@@ -235,7 +264,9 @@ class CorpusRecipe(TextPlace):
 
     @property
     def parts(self) -> dict[str, MixPart]:
-        """The parts of a mix, or a text and its replay; none of a text alone. The weights add up to 1."""
+        """The parts of a mix, or a text and its replay; none of a text alone. Weights add up to 1, and so do
+        decay weights, which all parts have or none.
+        """
         if self.replay:
             share = self.replay.share
             own, again = dict(self), dict(self.replay)
@@ -243,9 +274,13 @@ class CorpusRecipe(TextPlace):
                 OWN_TEXT: MixPart(**{key: own[key] for key in TextPlace.model_fields}, weight=1 - share),
                 REPLAY: MixPart(**{key: again[key] for key in _NamedText.model_fields}, weight=share),
             }
-        mix = self.mix or {}
-        total = sum(part.weight for part in mix.values())
-        return {name: part.model_copy(update={"weight": part.weight / total}) for name, part in mix.items()}
+        constant, decay = ([weight / sum(weights) for weight in weights] for weights in self._weights)
+        return {
+            name: part.model_copy(
+                update={"weight": one, "decay_weight": other if self.changes_in_decay else None}
+            )
+            for (name, part), one, other in zip((self.mix or {}).items(), constant, decay, strict=True)
+        }
 
 
 class TokenizerRecipe(Section):
@@ -439,6 +474,12 @@ class Recipe(Section):
                 for name, is_given in given.items()
                 if is_given
             ]
+        constant = self.training.lr_scheduler_type == "warmup_stable_decay" and self.training.stable_fraction
+        if self.corpus.changes_in_decay and not constant:
+            problems.append(
+                "corpus.mix has a decay_weight; set training.lr_scheduler_type to "
+                "warmup_stable_decay and training.stable_fraction above 0, or leave it out"
+            )
         if self.corpus.general and not self.training.init_from:
             problems.append("corpus.general is set; only a run with training.init_from measures it")
         if problems:

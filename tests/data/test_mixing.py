@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from ant_hf.data.packing_tasks import pack_with_workers, plan_packing
 from ant_hf.data.survey import survey
 from ant_hf.data.tokenizer import load_tokenizer, make_tokenizer
 from ant_hf.data.tokens import TRAIN, VALIDATION, PackedTokens, read_manifest
-from ant_hf.errors import AntError
+from ant_hf.errors import AntError, RunStopped
 from ant_hf.recipe import CorpusRecipe, load_recipe
+from ant_hf.train.pretrain import pretrain
+from ant_hf.train.run_folder import RunRecord
 
 
 @pytest.fixture
@@ -158,7 +161,19 @@ TWO = {"a": {"path": "a.txt", "weight": 1}, "b": {"path": "b.txt", "weight": 1}}
         ({"mix": TWO | {"c": {"path": "c.txt"}}}, r"corpus\.mix\.c\.weight is missing"),
         (
             {"mix": TWO | {"c": {"path": "c.txt", "weight": 0}}},
-            r"corpus\.mix\.c\.weight is 0; .*greater than 0",
+            r"corpus\.mix\.c\.weight is 0; must be above 0",
+        ),
+        (
+            {"mix": {name: part | {"weight": 0, "decay_weight": 1} for name, part in TWO.items()}},
+            r"only weights of 0 before the decay",
+        ),
+        (
+            {"mix": TWO | {"c": {"path": "c.txt", "weight": 0, "decay_weight": 1}}, "max_tokens": 9},
+            r"corpus\.max_tokens is set beside a decay_weight",
+        ),
+        (
+            {"mix": TWO | {"c": {"path": "c.txt", "weight": 0, "decay_weight": 1}}},
+            r"set training\.lr_scheduler_type to warmup_stable_decay",
         ),
         ({"mix": TWO | {"c": {"weight": 1}}}, r"corpus\.mix\.c\.path is missing; source 'files'"),
         ({"mix": TWO | {"c": {"path": "c.txt", "wieght": 1}}}, r"did you mean corpus\.mix\.c\.weight"),
@@ -191,3 +206,35 @@ def test_parts_are_looked_for_beside_the_recipe(make_recipe, texts):
     file.write_text("".join(x for x in text if not x.startswith(("  path:", "  source:"))))
     assert load_recipe(file).corpus.mix["many"].path == str(texts / "many.jsonl")
     assert load_recipe(file).corpus.mix["one"].path == str(texts / "*.txt")
+
+
+def test_a_run_has_another_mix_in_its_decay_and_may_change_it_before(mixed, texts):
+    recipe = mixed()
+    schedule = {"lr_scheduler_type": "warmup_stable_decay", "stable_fraction": 0.5, "min_lr_rate": 0.0}
+
+    def run(max_hours=None, **decay):
+        mix = {
+            name: {"path": str(texts / f"{name}.jsonl"), "weight": weight, "decay_weight": decay.get(name)}
+            for name, weight in (("many", 3), ("few", 1))
+        }
+        changes = {"max_steps": 8, "max_hours": max_hours, **schedule}
+        return recipe.model_copy(
+            update={
+                "data_dir": str(texts / "data"),
+                "corpus": CorpusRecipe(mix=mix, validation_fraction=0.15),
+                "training": recipe.training.model_copy(update=changes),
+            }
+        )
+
+    with pytest.raises(RunStopped):
+        pretrain(run(max_hours=1e-9))
+    pretrain(run(many=0.0, few=2.0))
+    record = RunRecord.read(Path(recipe.output_dir))
+    assert {name: (part["share"], part["decay_share"]) for name, part in record.mix.items()} == {
+        "many": (0.75, 0.0), "few": (0.25, 1.0),
+    }  # fmt: skip
+    total = 8 * recipe.training.sequences_per_step * recipe.training.sequence_length
+    assert record.mix["few"]["tokens"] / total >= 0.5
+    assert "corpus.mix.few.decay_weight was None, is 2.0" in record.changes[0]["what"]
+    with pytest.raises(AntError, match=r"mix\.few\.decay_weight was 2\.0, is 1\.0"):
+        pretrain(run(many=0.0, few=1.0))

@@ -123,6 +123,32 @@ def test_what_each_part_gives_is_counted():
     assert abs(given[0] / sum(given) - 0.4) < 0.02
 
 
+def test_in_the_decay_the_shares_are_others_and_no_document_comes_again(monkeypatch):
+    monkeypatch.setattr("ant_hf.data.repacking.ROUND_TOKENS", 40 * 32)
+    parts = [Text(lengths(400, 20)), Text(lengths(400, 20), 1000), Text(lengths(400, 20), 5000)]
+    blocks = RepackedBlocks(parts, [0.5, 0.5, 0.0], 32, seed=1, change=(3, [0.2, 0.0, 0.8]))
+    order = RepackedOrder(blocks, 200, seed=1, decay_begins=90)
+    plain = RepackedOrder(RepackedBlocks(parts, [0.5, 0.5, 0.0], 32, seed=1), 200, seed=1)
+    whole = read(order)
+    assert np.array_equal(whole[:90], read(plain)[:90])
+    for rows, shares in ((whole[:80], [0.5, 0.5, 0]), (whole[90:170], [0.2, 0, 0.8])):
+        tokens = rows[rows > 0]
+        counts = np.bincount(np.searchsorted([1000, 5000], tokens, "right"), minlength=3)
+        assert np.abs(counts / counts.sum() - shares).max() < 0.05
+    # A document may be cut where a round ends, but none is read twice.
+    for document, count in Counter(whole[whole > 0].tolist()).items():
+        part = int(np.searchsorted([1000, 5000], document, "right"))
+        number = document - (1, 1000, 5000)[part]
+        assert count < np.diff(parts[part].document_ends, prepend=0)[number]
+    again = RepackedOrder(blocks, 200, seed=1, decay_begins=90)
+    assert all(np.array_equal(again[position]["input_ids"], whole[position]) for position in (150, 89, 90, 0))
+    counted = Counter(
+        part for position in range(200) for part, _, size in blocks.pieces(order.block_index(position))
+        for _ in range(size)
+    )  # fmt: skip
+    assert order.tokens_by_part() == [counted[0], counted[1], counted[2]]
+
+
 def test_documents_end_where_the_packed_tokens_say(tiny_run):
     tokens = PackedTokens(tiny_run / "tokens", TRAIN)
     ids = tokens.slice(0, len(tokens))

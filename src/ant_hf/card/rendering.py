@@ -24,7 +24,7 @@ from ant_hf.card.markdown import Safe, code, escape, fenced, plain, quote, table
 from ant_hf.errors import AntError
 from ant_hf.evaluation.results import ABOVE, BELOW, UNCLEAR, interval
 from ant_hf.published import PublishedModel, published_models
-from ant_hf.recipe import OWN_TEXT, REPLAY
+from ant_hf.recipe import OWN_TEXT, REPLAY, share_in_words
 from ant_hf.utils.hardware import known_gpu
 from ant_hf.utils.metrics import before_and_after
 from ant_hf.utils.names import shipped_file
@@ -563,7 +563,8 @@ def _mix_table(inputs: CardInputs) -> Safe:
     scores, rows = inputs.run["final"].get("parts") or {}, []
     for key, part in _texts(inputs.recipe["corpus"]).items():
         given = inputs.run["mix"][key]
-        figures = [f"{given['share']:.1%}", f"{given['tokens']:,}", f"{given['tokens_of_text']:,}"]
+        share = share_in_words(given["share"], given.get("decay_share"))
+        figures = [share, f"{given['tokens']:,}", f"{given['tokens_of_text']:,}"]
         figures += [f"{given['passes']:.2f}", _number(scores.get(key, {}).get("bits_per_byte"))]
         from_where = part.get("url") or (part["path"] if part["source"] == "hub" else NOT_MEASURED)
         rows.append([part.get("name") or key, part.get("license") or "not recorded", from_where, *figures])

@@ -105,20 +105,27 @@ class RepackedBlocks:
     """The blocks of `sequence_length` tokens that documents give which are shuffled each pass.
 
     Block 7 is the eighth of the run, whatever the pass: there is no last one, and none is padded. `len()` is
-    the number of blocks that are shuffled together.
+    the number of blocks that are shuffled together, a round.
 
     Args:
         parts: the tokens of each part.
         shares: of the tokens of the run, which add up to 1.
+        change: a round from which the shares are others, and those.
 
     Raises:
         AntError: there are fewer tokens than one block holds.
     """
 
     def __init__(
-        self, parts: Sequence[PackedTokens], shares: Sequence[float], sequence_length: int, seed: int
+        self,
+        parts: Sequence[PackedTokens],
+        shares: Sequence[float],
+        sequence_length: int,
+        seed: int,
+        change: tuple[int, Sequence[float]] | None = None,
     ) -> None:
-        self.parts, self.shares, self.sequence_length = parts, shares, sequence_length
+        self.parts, self.sequence_length = parts, sequence_length
+        self._shares, self._change = shares, change
         self.tokens = sum(map(len, parts))
         check_one_block(parts[0].split, self.tokens, sequence_length)
         self._streams = [_Stream(tokens, seed, number) for number, tokens in enumerate(parts)]
@@ -127,16 +134,26 @@ class RepackedBlocks:
     def __len__(self) -> int:
         return -(-min(self.tokens, ROUND_TOKENS) // self.sequence_length)
 
-    def _table(self, number: int) -> _Table:
-        """The documents of a span of the stream: each part's, merged by the share of it that was given."""
+    def _given(self, number: int) -> list[float]:
+        """What of each part belongs to the rounds before this one, in tokens."""
         span = len(self) * self.sequence_length
+        change, later = self._change or (number, self._shares)
+        before, after = min(number, change) * span, max(0, number - change) * span
+        return [before * one + after * other for one, other in zip(self._shares, later, strict=True)]
+
+    def _table(self, number: int) -> _Table:
+        """The documents of a round: each part's, merged by the share of it that was given."""
         start, found = 0, []
-        for part, (stream, share) in enumerate(zip(self._streams, self.shares, strict=True)):
-            begin, end = number * span * share, (number + 1) * span * share
+        origin, shares = self._change if self._change and number >= self._change[0] else (0, self._shares)
+        bounds = zip(self._given(origin), self._given(number), self._given(number + 1), strict=True)
+        for part, (stream, share, (zero, begin, end)) in enumerate(
+            zip(self._streams, shares, bounds, strict=True)
+        ):
             documents, middles = stream.between(begin, end)
             start += stream.tokens_before(begin)
             of_part = np.full(len(documents), part)
-            found.append((middles / share, of_part, stream.starts[documents], stream.lengths[documents]))
+            given = (middles - zero) / share
+            found.append((given, of_part, stream.starts[documents], stream.lengths[documents]))
         keys, parts, starts, lengths = map(np.concatenate, zip(*found, strict=True))
         order = np.argsort(keys, kind="stable")
         return _Table(start, start + np.cumsum(lengths[order]), parts[order], starts[order])
@@ -165,8 +182,7 @@ class RepackedBlocks:
         """Tokens that each part gives to the blocks before `index` of the stream, shape (parts,)."""
         place = index * self.sequence_length
         number, table = self._table_at(place)
-        begin = number * len(self) * self.sequence_length
-        before = [s.tokens_before(begin * share) for s, share in zip(self._streams, self.shares, strict=True)]
+        before = [s.tokens_before(given) for s, given in zip(self._streams, self._given(number), strict=True)]
         sizes = np.diff(np.minimum(table.ends, place), prepend=table.start)
         return before + np.bincount(table.parts, weights=sizes, minlength=len(before)).astype(np.int64)
 
@@ -183,15 +199,23 @@ class RepackedBlocks:
 
 
 class RepackedOrder(TrainingOrder):
-    """The blocks of a run where each pass is packed afresh; otherwise as `TrainingOrder`."""
+    """The blocks of a run where each pass is packed afresh; otherwise as `TrainingOrder`.
+
+    Args:
+        decay_begins: a position from which another round begins, with its shares. The rest of the round
+            before is not read.
+    """
 
     blocks: RepackedBlocks  # type: ignore[assignment]
 
-    def __init__(self, blocks: RepackedBlocks, length: int, seed: int) -> None:
+    def __init__(self, blocks: RepackedBlocks, length: int, seed: int, decay_begins: int = 0) -> None:
         super().__init__(blocks, length, seed)  # type: ignore[arg-type]  # what it uses of them is the same
+        self._decay_begins = decay_begins
 
     def block_index(self, position: int) -> int:
         """Which block of the run's endless stream stands at `position`."""
+        if position >= self._decay_begins:
+            position += -self._decay_begins % len(self.blocks)
         return position - position % len(self.blocks) + super().block_index(position)
 
     def tokens_before(self, position: int) -> int:
@@ -200,12 +224,17 @@ class RepackedOrder(TrainingOrder):
 
     def tokens_by_part(self) -> list[int]:
         """The tokens that each part gives to the whole run, shape (parts,)."""
-        whole = self.length - self.length % len(self.blocks)
-        counts = self.blocks.given_before(whole)
-        # Of a round that the run leaves early, each block counts for itself.
-        for position in range(whole, self.length):
-            for part, _, size in self.blocks.pieces(self.block_index(position)):
-                counts[part] += size
+        size = len(self.blocks)
+        counts = np.zeros(len(self.blocks.parts), dtype=np.int64)
+        for begin, end in ((0, self._decay_begins), (self._decay_begins, self.length)):
+            whole = end - (end - begin) % size
+            if whole > begin:
+                first = begin + -self._decay_begins % size if begin else 0
+                counts += self.blocks.given_before(first + whole - begin) - self.blocks.given_before(first)
+            # Of a round that the run leaves early, each block counts for itself.
+            for position in range(whole, end):
+                for part, _, tokens in self.blocks.pieces(self.block_index(position)):
+                    counts[part] += tokens
         return list(map(int, counts))
 
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
@@ -227,13 +256,15 @@ def training_order(recipe: Recipe, pad_token_id: int) -> TrainingOrder:
         return TrainingOrder(
             PackedDataset(tokens, training.sequence_length, pad_token_id), length, training.seed
         )
-    blocks = RepackedBlocks(
-        [PackedTokens(recipe.tokens_dir, TRAIN, part=name) for name in parts or [None]],
-        [part.weight for part in parts.values()] or [1.0],
-        training.sequence_length,
-        training.seed,
-    )
-    return RepackedOrder(blocks, length, training.seed)
+    texts = [PackedTokens(recipe.tokens_dir, TRAIN, part=name) for name in parts or [None]]
+    shares = [part.weight for part in parts.values()] or [1.0]
+    blocks = RepackedBlocks(texts, shares, training.sequence_length, training.seed)
+    if not recipe.corpus.changes_in_decay:
+        return RepackedOrder(blocks, length, training.seed)
+    begins = training.decay_begins * training.sequences_per_step
+    change = -(-begins // len(blocks)), [part.decay_weight or 0.0 for part in parts.values()]
+    blocks = RepackedBlocks(texts, shares, training.sequence_length, training.seed, change)
+    return RepackedOrder(blocks, length, training.seed, begins)
 
 
 def given_by_parts(order: TrainingOrder, recipe: Recipe) -> dict[str, dict[str, Any]] | None:
@@ -244,6 +275,7 @@ def given_by_parts(order: TrainingOrder, recipe: Recipe) -> dict[str, dict[str, 
     return {
         name: {
             "share": part.weight,
+            **({} if part.decay_weight is None else {"decay_share": part.decay_weight}),
             "tokens": tokens,
             "documents": text.documents,
             "tokens_of_text": len(text),

@@ -25,7 +25,7 @@ from ant_hf.model.architecture import build_model
 from ant_hf.model.loading import load_any, load_final
 from ant_hf.model.saving import export_final
 from ant_hf.model.scoring import SAME_LOSS
-from ant_hf.recipe import OWN_TEXT, Recipe
+from ant_hf.recipe import OWN_TEXT, Recipe, share_in_words
 from ant_hf.train.before_after import before_after_table, measure, measure_held_out
 from ant_hf.train.checkpoints import checkpoint_name
 from ant_hf.train.distributed import check_run_folder_is_shared, is_first_on_another_machine
@@ -227,11 +227,9 @@ def _train(setup: Setup, folder: RunFolder) -> None:
     if is_first_process():
         record.mix = given_by_parts(data.order, recipe)
         for name, given in (record.mix or {}).items():
-            say(
-                "",
-                f"part {name}: {given['tokens']:,} tokens ({given['share']:.1%}), "
-                f"{given['passes']:.2f} passes over {given['tokens_of_text']:,}",
-            )
+            share = share_in_words(given["share"], given.get("decay_share"))
+            passes = f"{given['passes']:.2f} passes over {given['tokens_of_text']:,}"
+            say("", f"part {name}: {given['tokens']:,} tokens ({share}), {passes}")
         record.write(folder.path)
     trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
     meter = trainer.meter

@@ -238,7 +238,9 @@ def open_run_folder(recipe: Recipe, fresh: bool = False, look_only: bool = False
     before = _with_whole_paths(recorded.model_dump() if recorded else record.recipe)
     values = _with_whole_paths(recipe.model_dump())
     is_open = recorded and record.status != "finished" and _length_is_open(path, recorded, recipe)
-    free = _FREE_KEYS | _LENGTH_KEYS if is_open else _FREE_KEYS
+    free = _FREE_KEYS
+    if is_open:
+        free = free | _LENGTH_KEYS | {f"corpus.{part}.decay_weight" for part in _parts(values)}
     if recipe.training.average_last:
         # They say which checkpoints are averaged.
         free = free - {"training.save_steps"}

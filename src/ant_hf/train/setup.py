@@ -23,7 +23,7 @@ from ant_hf.model.architecture import Ledger, build_model, ledger_table, paramet
 from ant_hf.model.attention import CAUSAL_BLOCKS, CAUSAL_SDPA
 from ant_hf.model.base import Base, architecture_of, config_source
 from ant_hf.model.loss import return_loss_only
-from ant_hf.recipe import Integration, Recipe, TrainingRecipe
+from ant_hf.recipe import Integration, Recipe, TrainingRecipe, share_in_words
 from ant_hf.utils.console import facts_table, is_first_process, say, show
 from ant_hf.utils.hardware import Gpu, cpu_flags, cpu_name, keep_freed_memory, known_gpu, threads_per_process
 
@@ -581,10 +581,19 @@ def show_plan(setup: Setup, text: Survey) -> None:
 def _part_facts(recipe: Recipe, plan: Plan, text: Survey, about: str) -> list[tuple[str, str]]:
     """What each part of a mix will give, and how often its text is passed over."""
     facts = []
+    constant = recipe.training.decay_begins / recipe.training.max_steps
     for name, part in recipe.corpus.parts.items():
-        tokens, there = part.weight * plan.total_tokens, text.tokens_by_part.get(name)
+        share, there = part.weight, text.tokens_by_part.get(name)
+        if part.decay_weight is not None:
+            share = part.weight * constant + part.decay_weight * (1 - constant)
+        tokens = share * plan.total_tokens
         passes = f"{ratio(tokens / there)} passes over {about}{there:,}" if there else "passes not known"
-        facts.append((f"part {name}", f"{part.weight:.1%}: {tokens:,.0f} tokens, {passes}"))
+        facts.append(
+            (
+                f"part {name}",
+                f"{share_in_words(part.weight, part.decay_weight)}: {tokens:,.0f} tokens, {passes}",
+            )
+        )
     return facts
 
 
