@@ -74,7 +74,7 @@ def test_a_signal_saves_and_leaves(make_recipe, monkeypatch, capfd, name):
             pretrain(stopped)
         monkeypatch.undo()
         trial.message = left.value
-        assert f"stopped     by {name} at step 3 of 8" in str(left.value)
+        assert f"stopped by {name} at step 3 of 8" in str(left.value)
         assert "Run the same command again to continue" in str(left.value)
         assert "saving a checkpoint after this step" in capfd.readouterr().err
         record = json.loads((open_run_folder(stopped).path / "run.json").read_text())

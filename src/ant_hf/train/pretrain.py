@@ -253,14 +253,14 @@ def _train(setup: Setup, folder: RunFolder) -> None:
     finish_uploads(uploads, None if stopped_by else folder.path / FINAL)
     if stopped_by:
         text = (
-            f"stopped     by {stopped_by} at step {step:,} of {trainer.state.max_steps:,}, saved in "
+            f"by {stopped_by} at step {step:,} of {trainer.state.max_steps:,}, saved in "
             f"{folder.path / checkpoint_name(step)}. Run the same command again to continue."
         )
-        say(text)
+        say("stopped", text)
     # The launcher ends the others as soon as one has left.
     trainer.accelerator.wait_for_everyone()
     if stopped_by:
-        raise RunStopped(text)
+        raise RunStopped(f"stopped {text}")
 
 
 def _read_data(setup: Setup) -> RunData:
