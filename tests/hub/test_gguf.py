@@ -29,7 +29,7 @@ def test_the_model_and_then_its_gguf_files(hub, session, run, quick_gate):
     dry, real, again = session(publish, [*publish, "--yes", "--tag", "v1.0"], [*publish, "--yes"])
     assert [each[0] for each in (dry, real, again)] == [0, 0, 0], (dry, real, again)
     assert f"{GGUF_REPO}: will be created, public" in dry[1]
-    assert again[1].count("nothing to change") == 2
+    assert again[1].count("nothing changes") == 2
     files, tags = there(hub, REPO)
     assert files == local_files(run / "release")
     assert f"https://huggingface.co/{GGUF_REPO}" in files["README.md"].decode()

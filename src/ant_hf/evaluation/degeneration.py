@@ -106,7 +106,9 @@ def no_room(tokenizer: Any, texts: Sequence[str], context: int) -> str | None:
     """Why a model with so many tokens of context cannot continue the prompts; None: it can."""
     if (longest := max(len(tokenizer.encode(text)) for text in texts)) < context:
         return None
-    return f"degeneration: its prompts have up to {longest} tokens and the model's context {context}"
+    return (
+        f"degeneration, because its prompts have up to {longest} tokens and the model's context is {context}"
+    )
 
 
 def loop_period(ids: Sequence[int]) -> int | None:

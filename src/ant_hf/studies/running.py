@@ -165,7 +165,7 @@ def in_a_process(run: PlannedRun, scoring: Scoring, progress: Callable[[int], No
     if isinstance(error, BrokenProcessPool):
         raise AntError(
             f"the process of {run.folder} was killed",
-            hint=f"The memory may have run out: see {run.folder / LOG}. Run the same command again to continue.",
+            hint=f"Memory may have run out: see {run.folder / LOG}. Run the same command again to continue.",
         ) from None
     if isinstance(error, AntError):
         if not broken_at(run.folder):
