@@ -132,10 +132,10 @@ def test_a_look_at_the_text_tells_the_tokens_of_each_part(mixed):
 
 def test_tasks_leave_a_mix_to_one_process(mixed, capsys):
     recipe = mixed()
-    with pytest.raises(AntError, match="the files of one text"):
+    with pytest.raises(AntError, match="the files of a single text"):
         plan_packing(recipe)
     assert len(pack_with_workers(recipe, 2)["parts"]) == 3
-    assert "by one process" in capsys.readouterr().out
+    assert "in one process" in capsys.readouterr().out
 
 
 def test_replay_is_a_mix_of_two(texts):

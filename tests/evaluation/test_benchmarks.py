@@ -142,7 +142,9 @@ def test_a_missing_field_names_file_line_and_field(tmp_path):
     del document["answerKey"]
     write_jsonl(tmp_path / "arc_easy.jsonl", [arc(1), document])
     chosen, _ = choose_benchmarks(["arc_easy"], known_benchmarks(), tmp_path)
-    with pytest.raises(AntError, match=r"arc_easy\.jsonl, line 2: no field answerKey; saw .*'question'"):
+    with pytest.raises(
+        AntError, match=r"arc_easy\.jsonl, line 2: the field answerKey is missing; saw .*'question'"
+    ):
         write_definitions(chosen, tmp_path / "d")
 
 
@@ -158,7 +160,7 @@ def test_mmlu_needs_its_dev_file_and_known_subjects(tmp_path):
     write_benchmarks(tmp_path)
     (tmp_path / "mmlu_dev.jsonl").unlink()
     chosen, _ = choose_benchmarks(["mmlu"], known_benchmarks(), tmp_path)
-    with pytest.raises(AntError, match=r"mmlu also needs mmlu_dev\.jsonl"):
+    with pytest.raises(AntError, match=r"mmlu also needs the file mmlu_dev\.jsonl"):
         write_definitions(chosen, tmp_path / "d")
     write_benchmarks(tmp_path)
     text = (tmp_path / "mmlu.jsonl").read_text().replace("anatomy", "alchemy")
@@ -168,13 +170,13 @@ def test_mmlu_needs_its_dev_file_and_known_subjects(tmp_path):
 
 
 def test_an_unknown_task_gets_the_nearest_names(data_dir, read_once):
-    with pytest.raises(AntError, match=r"unknown task arc_esay.*Nearest: arc_easy"):
+    with pytest.raises(AntError, match=r"unknown task arc_esay.*Similar names: arc_easy"):
         choose_benchmarks(["arc_esay"], known_benchmarks(), None)
 
 
 def test_a_named_set_without_a_file_is_an_error_and_a_default_one_is_reported(tmp_path):
     write_jsonl(tmp_path / "arc_easy.jsonl", [arc(0)])
-    with pytest.raises(AntError, match=r"piqa: no documents.*piqa\.jsonl"):
+    with pytest.raises(AntError, match=r"piqa has no documents.*piqa\.jsonl"):
         choose_benchmarks(["piqa"], known_benchmarks(), tmp_path)
     chosen, absent = choose_benchmarks([], known_benchmarks(), tmp_path)
     assert [benchmark.name for benchmark in chosen] == ["arc_easy", "arithmark_generated"]

@@ -139,7 +139,7 @@ def test_a_document_without_an_answer_is_refused(ready, name, make, change):
 def test_an_answer_that_is_left_out_is_refused(ready, make):
     rows = [make(0), make(1)]
     del rows[1]["label"]
-    with pytest.raises(AntError, match=r"line 2: no field label.*unlabelled"):
+    with pytest.raises(AntError, match=r"line 2: the field label is missing.*without labels"):
         ready(make.__name__, rows)
 
 

@@ -343,7 +343,7 @@ def test_bfloat16_and_degeneration_alone(model, data_dir):
     [
         ({"model": "nowhere/at/all"}, "model not found: nowhere/at/all"),
         ({"model": "user/name"}, "user/name is not a folder here and cannot be fetched from the Hub"),
-        ({"dtype": "float8"}, "unknown dtype; saw 'float8'; expected float32, bfloat16, float16"),
+        ({"dtype": "float8"}, "--dtype is unknown; saw 'float8'; expected float32 or bfloat16 or float16"),
         ({"device": "cuda:9"}, "device cuda:9 cannot be used"),
         ({"limit": 0}, "--limit is too small; saw 0; expected 1 or more"),
         ({"batch_size": -1}, "--batch-size is too small"),
@@ -367,7 +367,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused(model, data_dir):
     tokenizer["added_tokens"].append(added)
     (model / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(
-        AntError, match="differ in vocabulary; saw '385 entries'; expected at most vocab_size 384"
+        AntError, match="has more entries than the model; saw '385 entries'; expected at most vocab_size 384"
     ):
         measure(model, data_dir)
 

@@ -353,7 +353,9 @@ def test_weights_that_training_destroyed_are_refused(final, tmp_path):
     model.model.norm.weight.data[3] = torch.nan
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path / "model")
-    with pytest.raises(AntError, match=r"model\.norm\.weight holds NaN or infinity; saw '1 of 32 entries'"):
+    with pytest.raises(
+        AntError, match=r"model\.norm\.weight contains NaN or infinity; saw '1 of 32 entries'"
+    ):
         export(str(tmp_path / "model"), "gguf", output=tmp_path / "out")
 
 

@@ -133,7 +133,7 @@ def test_an_unfinished_save_is_skipped_and_kept(cut_run, capsys):
         pretrain(recipe)
         text = capsys.readouterr().out
         trial.message = next(line for line in text.splitlines() if line.startswith("warning"))
-        assert "the save of step 6 was cut short; skipped, kept as" in text
+        assert "the checkpoint of step 6 was not saved completely; it is moved to" in text
         assert (folder / "incomplete" / "checkpoint-6" / "model.safetensors").exists()
         assert "resuming    from step 4" in text
 
@@ -303,7 +303,7 @@ def test_a_run_without_data_of_its_own_is_no_data_dir(make_recipe, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "run.json").write_text("{}")
     recipe = make_recipe().model_copy(update={"data_dir": str(tmp_path / "other")})
-    with pytest.raises(AntError, match="keeps its data in another folder"):
+    with pytest.raises(AntError, match="keeps its data elsewhere"):
         pretrain(recipe)
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["run.json"]
     assert not (tmp_path / "run").exists()

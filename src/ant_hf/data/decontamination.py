@@ -69,7 +69,8 @@ class EvaluationSets:
         files = sorted(path.glob("*.jsonl"))
         if not 0 < len(files) <= _MOST_SETS:
             raise AntError(
-                f"{path} has {len(files)} JSONL files", expected=f"1 to {_MOST_SETS}, one a set of documents"
+                f"corpus.decontaminate: {path} has {len(files)} JSONL files",
+                expected=f"1 to {_MOST_SETS}, one for each evaluation set",
             )
         return cls({file.name.removesuffix(".jsonl"): file for file in files})
 
@@ -104,7 +105,8 @@ class EvaluationSets:
                 texts = [run_hashes(text) for _, row in read_json_rows(file) for text in strings_in(row)]
                 if not texts:
                     raise AntError(
-                        f"{file} holds no documents", hint="Fill it, or move it out of the folder."
+                        f"{file} does not contain any documents",
+                        hint="Fill it, or move it out of the folder.",
                     )
                 found.append(np.concatenate(texts))
         bits = [np.full(len(runs), 1 << index, dtype=np.uint64) for index, runs in enumerate(found)]

@@ -39,7 +39,7 @@ def find_files(patterns: Iterable[str], column: str, encoding: str = "utf-8") ->
             named.add(path)
             if kind_of(path) not in ("", *KINDS):
                 hint = f"If it is plain text, copy it to a name that says so: cp {path.name} {path.stem}.txt"
-                raise AntError(f"{path} is of an unknown kind", expected=_READ, hint=hint)
+                raise AntError(f"{path} is not a kind of file that can be read", expected=_READ, hint=hint)
         elif path.exists() and not path.is_dir():
             raise AntError(f"{path} is not a file", hint="Text is read twice: save it to a file first.")
         elif not path.exists() and not glob.has_magic(pattern):

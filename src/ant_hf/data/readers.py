@@ -172,7 +172,9 @@ def _json_objects(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         number += 1
         where = f"{file}, object {number:,}"
         if not isinstance(value, dict):
-            raise AntError(f"{where}, is not a JSON object", seen=type(value).__name__)
+            raise AntError(
+                f"{where}, is not a JSON object", seen=type(value).__name__, hint="Repair or remove it."
+            )
         yield where, value
 
 
@@ -180,7 +182,7 @@ def read_csv(file: Path, column: str, encoding: str = "utf-8") -> Iterator[str]:
     """The texts of a table with a first line of names, separated by commas, semicolons, tabs or bars.
 
     Raises:
-        AntError: a line that is none of such a table, with its number; or as `decoded` and `texts_of`.
+        AntError: a line does not belong to such a table (names it); or as `decoded` and `texts_of`.
     """
     return texts_of(_csv_rows(file, column, encoding), column)
 
@@ -238,7 +240,10 @@ def _parquet_rows(file: Path, column: str) -> Iterator[tuple[str, dict[str, Any]
                         number += 1
                         yield f"{file}, row {number:,}", row
         except pyarrow.ArrowException as error:
-            raise AntError(f"{file} is not a readable Parquet file: {' '.join(str(error).split())}") from None
+            raise AntError(
+                f"{file} cannot be read as Parquet: {' '.join(str(error).split())}",
+                hint="Copy or download it again.",
+            ) from None
 
 
 _READERS: dict[str, Callable[[Path, str, str], Iterator[str]]] = {

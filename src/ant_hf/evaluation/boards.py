@@ -196,8 +196,8 @@ def counted_line(board: Board, results: dict[str, Any]) -> str | None:
     if (text := next(texts, None)) is None:
         return None
     return (
-        f"{text['label']}: exp({text['nats']:,.0f} nats / {text['bytes']:,} bytes), both counted in the text that "
-        f"was scored, which has {text['bytes_per_token']:.3f} bytes per token."
+        f"{text['label']}: exp({text['nats']:,.0f} nats / {text['bytes']:,} bytes), both counted in the text "
+        f"that was scored, which has {text['bytes_per_token']:.3f} bytes per token."
     )
 
 

@@ -140,8 +140,8 @@ def evaluate(
             raise AntError(
                 f"there is nothing to measure: {data_dir} has no file for these sets",
                 seen=", ".join(absent),
-                hint="Put their files there (docs/evaluation.md lists the names), or leave --data-dir out to take "
-                "the documents from the Hub.",
+                hint="Put their files there (docs/evaluation.md lists the names), or leave --data-dir out to "
+                "take the documents from the Hub.",
             )
         return old, folder / RESULTS
     started = time.perf_counter()

@@ -353,8 +353,8 @@ class BatchedLM(HFLM):
                 f"{where}: the answer does not have a token of its own",
                 seen=request.args[-1],
                 expected="a token that begins where the answer begins",
-                hint="The tokenizer drops it, or joins it with the end of the prompt. Let answers begin with a "
-                "space, for example by target_delimiter in the task file.",
+                hint="The tokenizer drops it, or joins it with the end of the prompt. Let answers begin with "
+                "a space, for example by target_delimiter in the task file.",
             )
         if len(continuation) > self.max_length:
             raise AntError(

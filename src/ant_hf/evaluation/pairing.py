@@ -35,8 +35,8 @@ _SAID = {"dtype": "precision", "context_length": "context in tokens", "bos_polic
 # And those under which seconds can be compared.
 _OF_SPEED = ("dtype", "device", "torch_threads", "batch_size", "limit")
 _NOT_LINED_UP = (
-    "not paired by document, so only a larger difference counts; pairing needs the samples.jsonl of both models, "
-    "which ant-hf evaluate writes"
+    "not paired by document, so only a larger difference counts; pairing needs the samples.jsonl of both "
+    "models, which ant-hf evaluate writes"
 )
 METHOD = {
     "interval": f"95 %, paired bootstrap of {RESAMPLES:,} samples over documents, or over groups where "

@@ -397,7 +397,7 @@ def previous_results(folder: Path, identity: dict[str, Any], conditions: dict[st
     for name, sha256 in values["files"].items():
         own = folder / name
         if own.exists():
-            hint = f"Delete {own} to continue without its results of earlier sets."
+            hint = f"Remove {own} to continue without its results of earlier sets."
             check_file(own, sha256, "was changed after it was written", hint)
     return values
 

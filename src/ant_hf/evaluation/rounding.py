@@ -53,8 +53,8 @@ class Rounding:
             else "too much, so the set is scored in float32"
         )
         return (
-            f"{label}: {self.documents} documents were scored in {self.dtype} too: {seen}. That moves the score by up to "
-            f"{self.error / self.stderr:.2f} standard errors: {verdict}"
+            f"{label}: {self.documents} documents were scored in {self.dtype} too: {seen}. That moves the "
+            f"score by up to {self.error / self.stderr:.2f} standard errors: {verdict}"
         )
 
 

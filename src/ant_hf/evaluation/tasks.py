@@ -188,8 +188,8 @@ def load_tasks(benchmarks: list[Benchmark], definitions: Path) -> dict[str, dict
         raise AntError(
             "these sets are not in the local cache, and the Hub cannot be reached",
             seen=", ".join(missing),
-            hint="Check the network; or pass --data-dir FOLDER with their documents as JSONL (docs/evaluation.md "
-            "gives names and fields), or --tasks with the other sets.",
+            hint="Check the network; or pass --data-dir FOLDER with their documents as JSONL "
+            "(docs/evaluation.md gives names and fields), or --tasks with the other sets.",
         )
     for item in benchmarks:
         for task in loaded[item.name]["tasks"].values():

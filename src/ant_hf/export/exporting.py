@@ -1,4 +1,4 @@
-"""`ant-hf export`: write a format's files in a temporary folder, verify them, and only then move them in place."""
+"""`ant-hf export`: write a format's files into a temporary folder, verify them, then move them in place."""
 
 from __future__ import annotations
 

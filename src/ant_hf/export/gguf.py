@@ -101,8 +101,8 @@ def check_architecture(model: PreTrainedModel, kinds: Sequence[str]) -> None:
             continue
         if blocks and weight.shape[1] % _BLOCK:
             raise AntError(
-                f"{blocks} stores blocks of {_BLOCK} numbers, and the row length of {name} is not a multiple of "
-                f"{_BLOCK}",
+                f"{blocks} stores blocks of {_BLOCK} numbers, and the row length of {name} is not a multiple "
+                f"of {_BLOCK}",
                 seen=weight.shape[1],
                 hint="Export without it: --type f32 --type f16",
             )

@@ -238,7 +238,7 @@ def verify(
         final = run_dir / FINAL
         raise AntError(
             f"{folder} is a checkpoint: it holds the state of a training and cannot be published",
-            hint=f"Verify {final} when the run is finished. ant-hf evaluate and perplexity accept checkpoints.",
+            hint=f"Verify {final} when the run is finished. ant-hf evaluate accepts checkpoints.",
         )
     run, packed = _run_of(folder)
     if tokens:
@@ -271,7 +271,7 @@ def _run_of(folder: Path) -> tuple[dict[str, Any] | None, Path | None]:
 
     The record lies inside a release, or beside a `final` folder whose weights it names.
     """
-    run_dir, hint = folder.resolve().parent, "Delete it to verify the model without it."
+    run_dir, hint = folder.resolve().parent, "Remove it to verify the model without it."
     own, beside = (
         read_sealed(path, "run record", hint) if path.is_file() else None
         for path in (folder / RUN_RECORD, run_dir / RUN_RECORD)

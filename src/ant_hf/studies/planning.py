@@ -92,8 +92,8 @@ def _stated(runs: list[PlannedRun], tokens_per_second: float) -> _Pace:
     most = max(run.flops_per_token for run in runs)
     return _Pace(
         lambda flops: flops / most / tokens_per_second,
-        f"{tokens_per_second:,.0f} tokens per second for the largest model, as you gave it; the others follow "
-        "from their compute",
+        f"{tokens_per_second:,.0f} tokens per second for the largest model, as given; the others follow from "
+        "their compute",
     )
 
 

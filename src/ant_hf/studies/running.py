@@ -101,7 +101,7 @@ def write_recipe(run: PlannedRun) -> None:
             listing = "".join(f"\n  - {line}" for line in changed)
             raise AntError(
                 f"{run.folder} already holds a run with other values:{listing}\n"
-                "Name another folder with --output-dir, or delete this one"
+                "Name another folder with --output-dir, or remove this one"
             )
     write_json(architecture, run.architecture)
     write_text(file, as_yaml(values))

@@ -135,7 +135,7 @@ def _all_run(loaded: LoadedStudy, scoring: Scoring) -> list[tuple[PlannedRun, Ou
                 raise AntError(
                     f"the run in {run.folder} ended, but some of its scores are missing",
                     expected=", ".join(scoring.names),
-                    hint="Delete that folder and run the same command again.",
+                    hint="Remove that folder and run the same command again.",
                 )
             progress(run.tokens)
             for checkpoint in checkpoints(run.folder):
