@@ -163,11 +163,11 @@ TWO = {"a": {"path": "a.txt", "weight": 1}, "b": {"path": "b.txt", "weight": 1}}
         ({"mix": TWO | {"c": {"weight": 1}}}, r"corpus\.mix\.c\.path is missing; source 'files'"),
         ({"mix": TWO | {"c": {"path": "c.txt", "wieght": 1}}}, r"did you mean corpus\.mix\.c\.weight"),
         ({"mix": TWO | {"c": {"path": "", "weight": 1}}}, r"corpus\.mix\.c\.path is ''; must be text"),
-        ({"mix": TWO, "source": "files", "path": "d.txt"}, r"corpus\.source is set beside corpus\.mix"),
+        ({"mix": TWO, "source": "files", "path": "d.txt"}, r"corpus\.source and corpus\.mix are both set"),
         ({"mix": TWO, "encoding": "latin-1"}, r"set it for a part: corpus\.mix\.NAME\.encoding"),
         (
             {"mix": TWO, "replay": {"path": "d.txt", "share": 0.1}},
-            r"corpus\.replay is set beside corpus\.mix",
+            r"corpus\.replay and corpus\.mix are both set",
         ),
         (
             {"source": "files", "path": "a", "replay": {"path": "b", "share": 1.0}},

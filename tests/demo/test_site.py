@@ -119,7 +119,7 @@ def test_a_failure_leaves_what_was_there(final, exported, node_modules, tmp_path
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--static", "--port", "8000"), "--static writes a folder and serves nothing"),
+        (("--static", "--port", "8000"), "--static writes a folder and does not serve it"),
         (("--static", "--dtype", "int4"), "--dtype is unknown; saw 'int4'; expected fp32 or fp16 or q8"),
         (("--static", "--vendor", "nowhere"), "nowhere/@huggingface/transformers/package.json is missing"),
         (("--dtype", "q8"), "Add --static to write one"),

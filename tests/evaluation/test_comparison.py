@@ -248,7 +248,7 @@ def test_the_command_answers_in_a_sentence_and_a_table(two, here, pages):
     first, *_ = result.stdout.splitlines()
     assert first.startswith("Neither is better everywhere")
     assert "unclear: no difference was seen" in result.stdout
-    assert "comparison: comparisons/first-vs-second" in result.stdout
+    assert "comparison  comparisons/first-vs-second" in result.stdout
     for words, message in (
         ((two[0],), "two models or more"),
         ((two[0], two[0]), "is given twice"),

@@ -244,7 +244,7 @@ def test_dates_stay_text(ready):
     [
         (b"", "does not contain any documents"),
         (b"\n \n", "does not contain any documents"),
-        (b'{"goal": "a", "goal": "b"}\n', "line 1.*a key stands there twice"),
+        (b'{"goal": "a", "goal": "b"}\n', "line 1.*a key is given twice"),
         (b"[1]\n", "line 1.*not a JSON object"),
         (b"\xff\xfe{\x00}\x00", "not UTF-8.*UTF-16"),
         (b'{"goal": ' + b"[" * 100_000, "line 1"),

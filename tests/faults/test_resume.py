@@ -292,7 +292,7 @@ def test_nothing_is_written_into_the_folder_of_another_thing(make_recipe, tmp_pa
     (folder / "run.json").write_text("{}")
     recipe = make_recipe().model_copy(update={key: str(folder)})
     for fresh in (False, True):
-        with pytest.raises(AntError, match=r"other holds a \w+; nothing is added there"):
+        with pytest.raises(AntError, match=r"other holds a \w+, and nothing may be added to it"):
             pretrain(recipe, fresh=fresh)
     assert sorted(path.name for path in folder.iterdir()) == sorted([file, "run.json"])
     # Nor into a new folder that would hold the run.

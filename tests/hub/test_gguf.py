@@ -90,7 +90,7 @@ def test_a_job_that_is_not_trusted_is_told_what_to_set(hub, session, run, truste
     ((code, said),) = session(["publish", run / "final", "--repo", REPO, "--gguf", "--yes"], **environment)
     missing = GGUF_REPO if trusted else REPO
     assert code == 2
-    assert f"the Hub gave this CI job no token for {missing}: " in said
+    assert f"the Hub did not give this CI job a token for {missing}: " in said
     assert f"https://huggingface.co/{missing}/settings" in said
     assert "id-token: write" in said
     assert JOB not in said

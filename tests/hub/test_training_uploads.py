@@ -82,7 +82,7 @@ def test_another_machine_goes_on_from_the_last_checkpoint_that_arrived(hub, reci
 
     hub.faults.clear()
     resumed, finished = pretrain(second, first)
-    assert f"step 4 was fetched from {REPO}" in resumed
+    assert f"the checkpoint of step 4 was downloaded from {REPO}" in resumed
     assert "resuming    from step 4" in resumed
     again = load_file(tmp_path / "second" / "run" / "final" / "model.safetensors")
     assert all((again[name] == tensor).all() for name, tensor in final.items())

@@ -199,8 +199,8 @@ def test_places_that_cannot_be_written_are_refused_before_the_work(folder, monke
     (tmp_path / "file").touch()
     no_folder, good = tmp_path / "file" / "report.html", tmp_path / "a"
     for page_file, json_file, problem in (
-        (no_folder, None, "cannot be written. Name another place: --html FILE"),
-        (good, no_folder, "cannot be written. Name another place: --json FILE"),
+        (no_folder, None, "cannot be written. Name another place with --html FILE"),
+        (good, no_folder, "cannot be written. Name another place with --json FILE"),
         (tmp_path, None, f"{tmp_path} is a folder. Name a file: --html"),
     ):
         with pytest.raises(AntError, match=re.escape(problem)):

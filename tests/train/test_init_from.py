@@ -206,7 +206,9 @@ def test_what_a_run_cannot_begin_with_is_one_message(finetune, tmp_path, chapter
     refused("model not found", tmp_path / "nothing")
     file = tmp_path / "both.yaml"
     file.write_text(yaml.safe_dump(tiny_values(shared, tmp_path / "x", init_from=str(lossy))))
-    with pytest.raises(AntError, match=r"(?s)architecture is set, and so .*tokenizer is set"):
+    with pytest.raises(
+        AntError, match=r"(?s)architecture and training.init_from are both set.*tokenizer and"
+    ):
         load_recipe(file)
     with pytest.raises(AntError, match=r"(?s)architecture is missing.*tokenizer is missing"):
         load_recipe(file, ["training.init_from=null", "architecture=null", "tokenizer=null"])

@@ -92,7 +92,7 @@ def test_which_checkpoints_are_averaged_follows_from_the_recipe(make_recipe):
     assert steps(max_steps=10, save_steps=3, average_last=2) == [9, 10]
     assert steps(max_steps=9, save_steps=3, average_last=3) == [3, 6, 9]
     assert steps(max_steps=9, save_steps=3) == []
-    with pytest.raises(AntError, match=r"average_last is 4; the run saves 3 checkpoints, one each 3 steps"):
+    with pytest.raises(AntError, match=r"average_last is 4; the run saves 3 checkpoints, one every 3 steps"):
         make_recipe(max_steps=9, save_steps=3, average_last=4)
 
 

@@ -247,8 +247,8 @@ class Corpus:
         seen = f"{texts[1]:,} characters"
         if counts.duplicate:
             raise AntError(
-                f"of {counts.duplicate + texts[0]:,} documents {counts.duplicate:,} repeat another, and the rest "
-                "is too short to hold a part of it out",
+                f"of {counts.duplicate + texts[0]:,} documents {counts.duplicate:,} repeat another, and the "
+                "rest is too short to hold a part of it out",
                 seen=seen,
                 hint="Check how the corpus was made, or add different text.",
             )

@@ -243,8 +243,8 @@ def make_tokens(recipe: Recipe) -> dict[str, Any]:
     if cut := counts.get("cut"):
         say(
             "",
-            f"there are too few documents to hold whole ones out: {cut['characters']:,} characters are cut at "
-            f"paragraphs; {cut['held_out']:,} blocks are held out, {cut['repeated']:,} repeated ones left out",
+            f"too few documents to hold whole ones out: {cut['characters']:,} characters are cut at "
+            f"paragraphs, {cut['held_out']:,} blocks are held out, {cut['repeated']:,} repeats left out",
         )
     if not recipe.corpus.validation_fraction:
         say("warning", "no text is held out, so nothing will show whether the model learns or only repeats")
@@ -259,8 +259,8 @@ def unfit(recipe: Recipe, manifest: dict[str, Any]) -> AntError | None:
         if not part[TRAIN]["tokens"]:
             return AntError(
                 f"part {name!r} of the mix gives no text to train on",
-                hint="Its documents are empty, held out, or the same as those of another part. Check its path, "
-                f"or leave it out. If {recipe.tokens_dir} exists, remove it.",
+                hint="Its documents are empty, held out, or the same as those of another part. Check its "
+                f"path, or leave it out. If {recipe.tokens_dir} exists, remove it.",
             )
     held_out, counts = manifest["splits"][VALIDATION], manifest["documents"]
     # The first token is not scored and an end of text counts no bytes: of two tokens, none are left.

@@ -103,8 +103,8 @@ def check_architecture(model: PreTrainedModel, kinds: Sequence[str]) -> None:
         )
     if other := {*(getattr(config, "layer_types", None) or ())} - {"full_attention"}:
         raise AntError(
-            "only models whose layers attend to the whole text can be exported to ONNX: config.json has others "
-            "in layer_types",
+            "only models whose layers attend to the whole text can be exported to ONNX: config.json has "
+            "others in layer_types",
             seen=sorted(other),
             expected="full_attention",
         )

@@ -145,7 +145,7 @@ def _check_tokenizer(base: Base, rows: int) -> None:
                 f"Transformers reads {of} differently than its {TOKENIZER} says",
                 seen=f"{text[:40]!r} gives other tokens",
                 hint="Both must be the same for training. Copy the folder, and set tokenizer_class to "
-                "PreTrainedTokenizerFast in the copy's tokenizer_config.json: it is then read as its file says.",
+                "PreTrainedTokenizerFast in the copy's tokenizer_config.json.",
             )
         # SentencePiece puts a space before every text.
         extra = sum(lengths[index] for index in ids) - len(text.encode())
@@ -155,8 +155,8 @@ def _check_tokenizer(base: Base, rows: int) -> None:
             raise AntError(
                 f"{of} changes texts when it encodes and decodes them",
                 seen=f"{text[:40]!r} comes back as {back[:40]!r}{lost}",
-                hint="Training needs a tokenizer that loses nothing: a byte-level one, or one that keeps every "
-                "space and has byte fallback.",
+                hint="Training needs a tokenizer that loses nothing: a byte-level one, or one that keeps "
+                "every space and has byte fallback.",
             )
 
 

@@ -123,8 +123,8 @@ class _Finite(LogitsProcessor):
         if not bool((scores < torch.inf).all()):
             raise AntError(
                 "the model's scores are not numbers",
-                hint="Its weights contain NaN or infinity, or are so large that they overflow. Pass another model "
-                "or checkpoint.",
+                hint="Its weights contain NaN or infinity, or are so large that they overflow. Pass another "
+                "model or checkpoint.",
             )
         return scores
 

@@ -66,7 +66,7 @@ def load_any(
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     if strict and model.config.tie_word_embeddings and head.weight.data_ptr() != embeddings.weight.data_ptr():
         raise AntError(
-            f"{folder}: config.json says that embeddings and output projection are tied, but the weights are not"
+            f"{folder}: embeddings and output projection are tied in config.json, but not in the weights"
         )
     entries, places = len(tokenizer), model.config.get_text_config(decoder=True).vocab_size
     if entries > places:

@@ -169,8 +169,8 @@ def check_finite(scores: TextScore) -> TextScore:
     if not math.isfinite(scores.nats):
         raise AntError(
             "the model's loss is not a number",
-            hint="Its weights contain NaN or infinity, or are so large that they overflow. Pass another model or "
-            "checkpoint.",
+            hint="Its weights contain NaN or infinity, or are so large that they overflow. Pass another "
+            "model or checkpoint.",
         )
     return scores
 

@@ -157,7 +157,7 @@ def _disk(loaded: LoadedStudy, setups: dict[str, Setup], texts: dict[str, Survey
     free = free_bytes(loaded.folder)
     return (
         f"{(tokens + finals + checkpoints) / 1e9:,.2f} GB (tokens {tokens / 1e9:,.2f}, final models "
-        f"{finals / 1e9:,.2f}, checkpoints of one run {checkpoints / 1e9:,.2f}); {free / 1e9:,.1f} GB are free"
+        f"{finals / 1e9:,.2f}, checkpoints of a run {checkpoints / 1e9:,.2f}); {free / 1e9:,.1f} GB are free"
     )
 
 

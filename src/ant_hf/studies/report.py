@@ -115,7 +115,7 @@ def noise_in_words(record: StudyRecord) -> str:
         return "Every run has only one seed: any difference may be chance."
     return (
         f"Another seed moves {score.label} by {_number(noise, score)} (one standard deviation, pooled over "
-        f'all runs with several seeds). "{_SAME}": within two standard errors of the best, so it may be chance.'
+        f'all runs with several seeds). "{_SAME}": within two standard errors of the best; it may be chance.'
     )
 
 

@@ -99,7 +99,7 @@ def new_recipe(wish: Wish, overwrite: bool = False) -> Path:
     if not wish.data:
         say(
             "note",
-            "the recipe reads the World English Bible, 4 MB, to try it out; for your own text add --data FILE",
+            "the recipe reads the World English Bible, 4 MB, to try it out; for your text add --data FILE",
         )
     if shortage:
         show_plan(replace(setup, recipe=recipe), Survey("nothing"))

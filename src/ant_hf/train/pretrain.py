@@ -373,9 +373,9 @@ def _say_finished(recipe: Recipe, record: RunRecord) -> None:
     say("after" if record.before else "sample", record.samples[0]["text"])
     say()
     final, prompt = shlex.quote(str(folder / FINAL)), shlex.quote(recipe.sample_prompt)
-    say("next", f"look at the curves:     {folder / PLOTS / 'loss.png'}")
-    say("", f"let it write:           ant-hf generate {final} --prompt {prompt}")
-    say("", f"measure it:             ant-hf evaluate {final}")
+    say("curves", folder / PLOTS / "loss.png")
+    say("let it write", f"ant-hf generate {final} --prompt {prompt}")
+    say("measure it", f"ant-hf evaluate {final}")
 
 
 def _say_result(record: RunRecord, path: Path) -> None:

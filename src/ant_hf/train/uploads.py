@@ -263,7 +263,7 @@ def fetch_checkpoint(recipe: Recipe, fresh: bool) -> None:
         shutil.copyfile(found / METRICS, output_dir / METRICS)
     # Last: a folder with this file counts as the run's.
     write_sealed(output_dir / RUN_RECORD, record | {"recipe": then})
-    say("hub", f"step {step:,} was fetched from {repository}")
+    say("hub", f"the checkpoint of step {step:,} was downloaded from {repository}")
 
 
 def _with_paths(then: Any, now: Any, key: str = "") -> Any:

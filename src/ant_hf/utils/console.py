@@ -1,4 +1,4 @@
-"""What is said: lines, tables and bars of ours, on the first process only, and not those of libraries."""
+"""Lines, tables and progress bars of ours, on the first process only, and without those of libraries."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _write_nowhere(stream: TextIO) -> None:
 
 
 class _Lasting:
-    """A stream whose reader may leave: what is written from then on is lost, and nobody fails of it."""
+    """A stream whose reader may leave: what is written from then on is lost, and nothing fails for it."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -101,7 +101,7 @@ class _Lasting:
 
 @contextmanager
 def lasting_output() -> Iterator[None]:
-    """Go on where nobody reads the output any more: Ctrl-C in `pretrain.py | tee log` ends `tee` as well."""
+    """Continue when nobody reads the output: Ctrl-C in `pretrain.py | tee log` ends `tee` as well."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (cast("TextIO", _Lasting(stream)) for stream in before)
     try:
