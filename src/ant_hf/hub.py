@@ -35,7 +35,7 @@ httpx: Any = importlib.import_module("httpx" if huggingface_hub.__version__.star
 T = TypeVar("T")
 _TRANSIENT = {408, 425, 429}
 HOW_TO_LOG_IN = (
-    "Make one that may write at https://huggingface.co/settings/tokens, then run: hf auth login "
+    "Create one that may write at https://huggingface.co/settings/tokens, then run: hf auth login "
     "(or set HF_TOKEN)"
 )
 # Names the repository that a CI job, known to the Hub as a Trusted Publisher, gets an hour's token for
@@ -97,7 +97,7 @@ class HubClient:
             if is_transient(error):
                 raise
             raise AntError(
-                f"the Hub gave this CI job no token for {self._publishes}: {self._brief(error)}",
+                f"the Hub did not give this CI job a token for {self._publishes}: {self._brief(error)}",
                 hint="The repository must exist and name this job as a Trusted Publisher, in "
                 f"https://huggingface.co/{self._publishes}/settings, and the job needs the permission "
                 "id-token: write. docs/releasing.md has the steps",
@@ -170,7 +170,7 @@ class HubClient:
                 f"{name} may not write under {owner}",
                 seen=owner,
                 expected=" or ".join([name, *writable]),
-                hint=f"Take {name}/NAME as the repository, or log in with another account: hf auth login",
+                hint=f"Use --repo {name}/NAME, or log in with another account: hf auth login",
             )
         rights = access.get("fineGrained") or {}
         scopes = [
@@ -219,7 +219,7 @@ class HubClient:
                 seconds = _wait(error, attempt)
                 say("hub", f"{what}: {self._brief(error)}; trying again in {seconds:.0f} s")
                 time.sleep(seconds)
-            if after_failure and (done := self.step(f"{what}, looking what arrived", after_failure)):
+            if after_failure and (done := self.step(f"{what}, checking what arrived", after_failure)):
                 return done
         raise AssertionError("the last attempt returns or raises")
 
@@ -234,7 +234,7 @@ class HubClient:
         if isinstance(_root(error), OfflineModeIsEnabled):
             return "Unset HF_HUB_OFFLINE"
         if _is_full(error):
-            return "Make room in that account, or ask for more; then run the same command again"
+            return "Free space in that account, or ask for more; then run the same command again"
         if isinstance(found, GatedRepoError):
             return (
                 "Its owner lets only some accounts read it: ask for access on its page on the Hub, then run "
@@ -268,7 +268,7 @@ class HubClient:
             who = "storage" if _is_of_storage(found) else "Hub"
             text = f"the {who} answered {found.response.status_code} {detail}"
         elif _BATCH_REFUSED.search(str(root)):
-            text = f"the Hub takes no files: {_BATCH_REFUSED.sub('', str(root)).replace('`', '')}"
+            text = f"the Hub does not accept files: {_BATCH_REFUSED.sub('', str(root)).replace('`', '')}"
         else:
             text = f"{type(root).__name__} {root}"
         return self.redact(text)[:_LONGEST_TEXT].rstrip(" .")
@@ -278,7 +278,7 @@ class HubClient:
 def hub_or_cache(seconds: float = 5.0) -> Iterator[None]:
     """Downloads of this block come from the Hub if it answers one request in time, else from the caches.
 
-    By themselves huggingface_hub waits for ever, and datasets asks half a minute for each file.
+    Left alone, huggingface_hub waits for ever, and datasets asks half a minute for each file.
     """
     modules = ("huggingface_hub.constants", "datasets.config")
     loaded: list[Any] = [sys.modules[name] for name in modules if name in sys.modules]

@@ -103,7 +103,9 @@ def _blocks(value: object) -> object:
 def _paths(value: object) -> object:
     for path in value if isinstance(value, list) and value else [value]:
         if path is not None and not (isinstance(path, str) and re.match(_PATH, path)):
-            raise ValueError(f"is {path!r}; must be text, and must not be empty or hold control characters")
+            raise ValueError(
+                f"is {path!r}; must be text, and must not be empty or contain control characters"
+            )
     if isinstance(value, list):
         return [expand_home(path) for path in value]
     return expand_home(value) if isinstance(value, str) else value
@@ -229,10 +231,10 @@ class CorpusRecipe(TextPlace):
         for key, field in TextPlace.model_fields.items() if self.mix else ():
             if getattr(self, key) != field.default:
                 raise ValueError(
-                    f"corpus.{key} is set beside corpus.mix; set it for a part: corpus.mix.NAME.{key}"
+                    f"corpus.{key} and corpus.mix are both set; set it for a part: corpus.mix.NAME.{key}"
                 )
         if self.mix and self.replay:
-            raise ValueError("corpus.replay is set beside corpus.mix; make it a part of the mix")
+            raise ValueError("corpus.replay and corpus.mix are both set; make it a part of the mix")
         for name, part in (self.mix or {}).items():
             if not part.weight and not part.decay_weight:
                 raise ValueError(
@@ -243,7 +245,7 @@ class CorpusRecipe(TextPlace):
                 "corpus.mix has only weights of 0 before the decay, or in it; one must be above 0"
             )
         if self.changes_in_decay and self.max_tokens:
-            raise ValueError("corpus.max_tokens is set beside a decay_weight; leave it out, to pack all text")
+            raise ValueError("corpus.max_tokens and a decay_weight are both set; leave max_tokens out")
         return self
 
     @property
@@ -407,13 +409,13 @@ class TrainingRecipe(Section):
                 not muon or rate is not None
             ),
             "training.muon_learning_rate is set; optimizer adamw does not use it": muon or rate is None,
-            f"training.average_last is {self.average_last}; the run saves {saves} checkpoints, one each "
+            f"training.average_last is {self.average_last}; the run saves {saves} checkpoints, one every "
             f"{self.save_steps} steps (save_steps)": (self.average_last or 0) <= saves,
             f"training.save_steps is {self.save_steps} and eval_steps {self.eval_steps}; with "
             "load_best_model_at_end they must be equal": (
                 not self.load_best_model_at_end or self.save_steps == self.eval_steps
             ),
-            "training.average_last and load_best_model_at_end exclude each other": (
+            "training.average_last and load_best_model_at_end are both set; leave one out": (
                 not (self.average_last and self.load_best_model_at_end)
             ),
             "training.early_stopping_patience is set; it needs load_best_model_at_end": (
@@ -470,7 +472,7 @@ class Recipe(Section):
             problems = [f"{name} is missing" for name, is_given in given.items() if not is_given]
         else:
             problems = [
-                f"{name} is set, and so is training.init_from, whose model brings its own; leave one out"
+                f"{name} and training.init_from are both set, and that model brings its own; leave one out"
                 for name, is_given in given.items()
                 if is_given
             ]
@@ -501,7 +503,7 @@ def load_recipe(
         changes: values by dotted key, taken as they are; they have the last word.
 
     Raises:
-        AntError: the file is missing or no YAML, or the recipe has violations (all are listed).
+        AntError: the file is missing or not YAML, or the recipe has violations (all are listed).
     """
     path = find_config(path, "recipe", "recipes/*.yaml")
     values = read_yaml(path, "recipe")
@@ -534,7 +536,7 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
         detail = " ".join(str(error).split())
         raise AntError(f"{path} is not a readable YAML file: {detail}") from None
     if not isinstance(values, dict):
-        raise AntError(f"{path} holds no {what}", seen=values, expected="a mapping of keys")
+        raise AntError(f"{path} is not a {what}", seen=values, expected="a mapping of keys")
     return values
 
 
@@ -597,7 +599,11 @@ def parsed_override(override: str) -> tuple[str, Any]:
     try:
         return key, yaml.load(text, RecipeLoader)  # noqa: S506
     except (yaml.YAMLError, ValueError, RecursionError):
-        raise AntError(f"--set {key}: the value is not YAML", seen=text) from None
+        raise AntError(
+            f"--set {key}: the value is not YAML",
+            seen=text,
+            hint="Put a text with special characters in quotes.",
+        ) from None
 
 
 def _set(values: dict[str, Any], key: str, value: Any) -> None:
@@ -605,7 +611,10 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise AntError(f"--set {key}: {section!r} is not a section of the recipe")
+            raise AntError(
+                f"--set {key}: {section!r} is not a section of the recipe",
+                hint="For example --set training.max_steps=100",
+            )
     values[last] = value
 
 
@@ -625,7 +634,7 @@ def _explained(item: Any, root: type[BaseModel]) -> str:
         begins = message.partition(" ")[0]
         return {"path": f"{location}.{message}", "is": f"{location} {message}"}.get(begins, message)
     if item["type"] == "string_pattern_mismatch" and not (item["input"] and item["input"].isprintable()):
-        message = "must not be empty or hold control characters"
+        message = "must not be empty or contain control characters"
     return f"{location} is {item['input']!r}; {message[0].lower()}{message[1:]}"
 
 

@@ -35,19 +35,19 @@ ANT_10M = [
     ("81,520 to 83,000 tokens/s", "85,936 tokens/s"),
     ("perplexity 15.22 at step 600", "exp(2.7217) = 15.21, exp(2.7231) = 15.23"),
     ("learning rate 2.46e-4 at step 80", "1.60e-04"),
-    ("cosine through 2.31e-4 at step 600, last step 1,200", "ended by step 1,090 at the latest"),
-    ("piqa 50.32% of 1,838", "no whole number"),
+    ("cosine through 2.31e-4 at step 600, last step 1,200", "ends by step 1,090 at the latest"),
+    ("piqa 50.32% of 1,838", "not a whole number"),
     ("boolq 37.82% of 3,270", "1,237 is 37.829%"),
     ("WikiText-2 byte perplexity 30.62", "3.42 nats per byte: worse than a uniform guess among 4,096 tokens"),
     ("loss 2.5314 per token beside 3.42 nats per byte", "0.74 bytes per token"),
 ]
 ANT_5M = [
-    ("arc_challenge 24.42% of 1,172", "no whole number"),
-    ("winogrande 48.85% of 1,267", "no whole number"),
-    ("arithmark_2.0, 1 operator 23.40% of 1,250", "no whole number"),
-    ("arithmark_2.0, 2 operators 21.90% of 750", "no whole number"),
-    ("arithmark_2.0, 3 operators 20.10% of 500", "no whole number"),
-    ("arithmark_2.0 22.10% of 2,500", "no whole number"),
+    ("arc_challenge 24.42% of 1,172", "not a whole number"),
+    ("winogrande 48.85% of 1,267", "not a whole number"),
+    ("arithmark_2.0, 1 operator 23.40% of 1,250", "not a whole number"),
+    ("arithmark_2.0, 2 operators 21.90% of 750", "not a whole number"),
+    ("arithmark_2.0, 3 operators 20.10% of 500", "not a whole number"),
+    ("arithmark_2.0 22.10% of 2,500", "not a whole number"),
 ]
 
 

@@ -117,7 +117,7 @@ def test_a_comparison_beside_the_model_is_in_the_card(released, tmp_path, monkey
     assert str(tmp_path) not in (release / "comparison.json").read_text()
     # Of other weights it says nothing about this model.
     write_sealed(final / "comparison.json", values | {"models": [{"weights_sha256": "0" * 64}]})
-    with pytest.raises(AntError, match="is about another model"):
+    with pytest.raises(AntError, match="compares another model"):
         make_release(final, REPO)
 
 
@@ -148,7 +148,7 @@ def test_slices_belong_to_the_benchmark_of_the_table_and_to_no_name_like_it(inpu
 @pytest.mark.parametrize(
     ("printed", "changed"),
     [
-        ("| Tokens a step | 512 |", "| Tokens a step | 640 |"),
+        ("| Tokens per step | 512 |", "| Tokens per step | 640 |"),
         (
             "| PIQA | `acc_norm` | 0.4951 | 0.5032 | 0.5386 |",
             "| PIQA | `acc_norm` | 0.4951 | 0.5032 | 0.5388 |",
@@ -193,7 +193,7 @@ def test_a_missing_number_is_named_with_its_file(released, tmp_path, file, path)
     (tmp_path / file).write_text(json.dumps(record))
     files = inventory(released / "release", without=("README.md", "release.json"))
     with pytest.raises(
-        AntError, match=rf"{re.escape(str(tmp_path / file))} has no {path}, which the card shows"
+        AntError, match=rf"{re.escape(str(tmp_path / file))} lacks {path}, which the card shows"
     ):
         render_card(read_inputs(tmp_path, REPO, "apache-2.0", files))
 
@@ -230,7 +230,7 @@ def test_whatever_key_is_missing_is_named_or_the_card_does_without(released, tmp
             messages.append((key, str(error)))
     for key, message in messages:
         assert file in message
-        assert key in message or "is about other weights" in message
+        assert key in message or "belongs to other weights" in message
     assert refused > 5
 
 

@@ -79,7 +79,7 @@ def test_mistakes_in_recipe_data_and_device_are_one_message(recipe_file, tmp_pat
     assert "no file matches *.nothing" in error("--data", "*.nothing")
     assert "corpus not found: 2026" in error("--data", "2026")
     missing = "mps" if torch.cuda.is_available() else "cuda"
-    assert "no such device" in error("--set", f"training.device={missing}")
+    assert "does not have such a device" in error("--set", f"training.device={missing}")
     assert f"{recipe_file} with the options of this command has" in error("--set", "training.max_steps=-3")
     (tmp_path / "one.txt").write_text("One short document, and no other to be held out or trained on.")
     assert "expected at least 4,096" in error("--data", str(tmp_path / "one.txt"))
@@ -109,7 +109,7 @@ def test_the_plan_says_where_it_differs_from_the_recipe(recipe_file):
     assert plan.returncode == 0, plan.stderr
     assert "random weights" not in plan.stdout
     said = " ".join(plan.stdout.replace("\u2502", " ").split())
-    assert "2 a device x 4 accumulated); the recipe's 3 a device do not divide it" in said
+    assert "2 per device x 4 accumulated); the recipe's 3 per device do not divide it" in said
     assert "the recipe's" not in run_here(*command, "training.per_device_batch_size=4").stdout
 
 
@@ -117,7 +117,7 @@ def test_a_model_as_architecture_gives_its_shape_and_the_plan_says_so(recipe_fil
     command = ("python", "pretrain.py", "--config", str(recipe_file), "--dry-run")
     plan = run_here(*command, "--set", f"architecture={tiny_run / 'final'}", COLUMNS="200")
     assert plan.returncode == 0, plan.stderr
-    assert "random weights; of the model in" in plan.stdout
+    assert "random weights; only the shape is taken from" in plan.stdout
 
 
 def test_unknown_flag_and_missing_model_are_refused(tmp_path):

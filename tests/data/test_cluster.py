@@ -187,7 +187,9 @@ def test_other_files_and_tokenizers_have_parts_of_their_own(recipe, files):
 
 def test_only_files_are_handed_out(recipe):
     corpus = recipe.corpus.model_copy(update={"source": "embedded", "path": None})
-    with pytest.raises(AntError, match=r"hands out files; saw 'corpus.source embedded'.*hf download"):
+    with pytest.raises(
+        AntError, match=r"only local files can be packed.*saw 'corpus.source embedded'.*hf download"
+    ):
         plan_packing(recipe.model_copy(update={"corpus": corpus}))
 
 

@@ -179,10 +179,10 @@ def test_workers_pack_a_single_text_to_the_same_bytes(recipe_for, capsys):
     other = recipe_for(text, name="other")
     (other.tokenizer_dir.parent).mkdir()
     other.tokenizer_dir.symlink_to(recipe.tokenizer_dir)
-    with pytest.raises(AntError, match="too few documents for tasks"):
+    with pytest.raises(AntError, match="too few documents for several workers"):
         merge(plan_packing(other))
     pack_with_workers(other, 2)
-    assert "by one process" in capsys.readouterr().out
+    assert "in one process" in capsys.readouterr().out
     for path in recipe.tokens_dir.iterdir():
         assert path.read_bytes() == (other.tokens_dir / path.name).read_bytes(), path.name
 

@@ -84,7 +84,7 @@ def recipe(make_recipe, folder, chapters, tmp_path):
 
 def test_packing_leaves_them_out_and_says_so(recipe, capsys):
     make_data(recipe, 64)
-    assert "2 left out, sharing text with pages 1, questions 1" in capsys.readouterr().out
+    assert "2 left out, because they share text with pages 1, questions 1" in capsys.readouterr().out
     manifest = json.loads((recipe.tokens_dir / "manifest.json").read_text())
     counts = manifest["documents"]
     assert counts["contaminated_by_set"] == {"pages": 1, "questions": 1}
@@ -116,7 +116,10 @@ def test_tokens_made_before_a_set_was_added_are_refused(recipe, folder):
     [
         (lambda folder: [path.unlink() for path in folder.iterdir()], "has 0 JSONL files"),
         (lambda folder: (folder / "pages.jsonl").write_text("{}\n{"), r"pages\.jsonl, line 2, is not a JSON"),
-        (lambda folder: (folder / "pages.jsonl").write_text(""), r"pages\.jsonl holds no documents"),
+        (
+            lambda folder: (folder / "pages.jsonl").write_text(""),
+            r"pages\.jsonl does not contain any documents",
+        ),
         (lambda folder: [path.unlink() for path in folder.iterdir()] and folder.rmdir(), "not found"),
     ],
     ids=["empty folder", "broken line", "empty file", "no folder"],

@@ -93,7 +93,7 @@ def test_nothing_to_read_is_refused(tmp_path):
         (tmp_path / "missing.txt", "not found"),
         (tmp_path / "pictures", "no file matches .*saw 'b.png'"),
         (tmp_path / "*.txt", "no file matches"),
-        (tmp_path / "a.pdf", r"unknown kind.*cp a\.pdf a\.txt"),
+        (tmp_path / "a.pdf", r"not a kind of file that can be read.*cp a\.pdf a\.txt"),
         (tmp_path / "pipe", "not a file.*save it"),
     ):
         with pytest.raises(AntError, match=word):

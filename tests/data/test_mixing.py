@@ -135,10 +135,10 @@ def test_a_look_at_the_text_tells_the_tokens_of_each_part(mixed):
 
 def test_tasks_leave_a_mix_to_one_process(mixed, capsys):
     recipe = mixed()
-    with pytest.raises(AntError, match="the files of one text"):
+    with pytest.raises(AntError, match="the files of a single text"):
         plan_packing(recipe)
     assert len(pack_with_workers(recipe, 2)["parts"]) == 3
-    assert "by one process" in capsys.readouterr().out
+    assert "in one process" in capsys.readouterr().out
 
 
 def test_replay_is_a_mix_of_two(texts):
@@ -169,7 +169,7 @@ TWO = {"a": {"path": "a.txt", "weight": 1}, "b": {"path": "b.txt", "weight": 1}}
         ),
         (
             {"mix": TWO | {"c": {"path": "c.txt", "weight": 0, "decay_weight": 1}}, "max_tokens": 9},
-            r"corpus\.max_tokens is set beside a decay_weight",
+            r"corpus\.max_tokens and a decay_weight are both set",
         ),
         (
             {"mix": TWO | {"c": {"path": "c.txt", "weight": 0, "decay_weight": 1}}},
@@ -178,11 +178,11 @@ TWO = {"a": {"path": "a.txt", "weight": 1}, "b": {"path": "b.txt", "weight": 1}}
         ({"mix": TWO | {"c": {"weight": 1}}}, r"corpus\.mix\.c\.path is missing; source 'files'"),
         ({"mix": TWO | {"c": {"path": "c.txt", "wieght": 1}}}, r"did you mean corpus\.mix\.c\.weight"),
         ({"mix": TWO | {"c": {"path": "", "weight": 1}}}, r"corpus\.mix\.c\.path is ''; must be text"),
-        ({"mix": TWO, "source": "files", "path": "d.txt"}, r"corpus\.source is set beside corpus\.mix"),
+        ({"mix": TWO, "source": "files", "path": "d.txt"}, r"corpus\.source and corpus\.mix are both set"),
         ({"mix": TWO, "encoding": "latin-1"}, r"set it for a part: corpus\.mix\.NAME\.encoding"),
         (
             {"mix": TWO, "replay": {"path": "d.txt", "share": 0.1}},
-            r"corpus\.replay is set beside corpus\.mix",
+            r"corpus\.replay and corpus\.mix are both set",
         ),
         (
             {"source": "files", "path": "a", "replay": {"path": "b", "share": 1.0}},

@@ -145,7 +145,7 @@ def test_without_a_terminal_a_line_tells_how_far_it_is(recipe, monkeypatch, caps
     pack(recipe)
     line = capsys.readouterr().err.splitlines()[30]
     assert re.fullmatch(
-        r"packing     [\d.]+ \w+ of [\d.]+ kB, [\d.]+ \w+ a second, about 0:00:\d\d left", line
+        r"packing     [\d.]+ \w+ of [\d.]+ kB, [\d.]+ \w+ per second, about 0:00:\d\d left", line
     )
 
 

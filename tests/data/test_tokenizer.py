@@ -166,5 +166,5 @@ def test_a_tokenizer_without_our_special_tokens_is_refused(tmp_path):
     with pytest.raises(AntError, match="endoftext"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(AntError, match="not a readable tokenizer"):
+    with pytest.raises(AntError, match="cannot be read as a tokenizer"):
         load_tokenizer(tmp_path)

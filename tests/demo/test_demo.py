@@ -88,7 +88,7 @@ def test_no_public_address_is_one_message(monkeypatch):
     monkeypatch.setattr(serving, "load_page", lambda _: page)
     monkeypatch.setattr(serving, "launch", launched)
     with pytest.raises(
-        AntError, match=r"no public address for the page: Could not .* frpc\. Check the network"
+        AntError, match=r"the page did not get a public address: Could not .* frpc\. Check the network"
     ):
         serving.serve(["tiny"], share=True)
 

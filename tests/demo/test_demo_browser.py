@@ -365,7 +365,7 @@ def test_a_loop_is_told_while_it_runs(visitor):
     visitor.set("repetition_penalty", 1)
     visitor.start("In the")
     loop = visitor.page.locator("#output-1 .loop")
-    expect(loop).to_contain_text("In a loop: the last", timeout=30_000)
+    expect(loop).to_contain_text("The text is in a loop: it repeats the last", timeout=30_000)
     assert "Done" not in visitor.page.locator("#status").text_content()
     visitor.page.locator("#stop").click()
     visitor.done("Stopped")

@@ -112,15 +112,15 @@ def test_a_failure_leaves_what_was_there(final, exported, node_modules, tmp_path
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()
-    with pytest.raises(AntError, match=r"mine exists and is not a site.*-o FOLDER"):
+    with pytest.raises(AntError, match=r"mine exists already and is not a site.*-o FOLDER"):
         make_site([str(final)], tmp_path / "mine", SiteOptions(vendor=node_modules))
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--static", "--port", "8000"), "--static writes a folder and serves nothing"),
-        (("--static", "--dtype", "int4"), "unknown --dtype; saw 'int4'; expected fp32, fp16, q8"),
+        (("--static", "--port", "8000"), "--static writes a folder and does not serve it"),
+        (("--static", "--dtype", "int4"), "--dtype is unknown; saw 'int4'; expected fp32 or fp16 or q8"),
         (("--static", "--vendor", "nowhere"), "nowhere/@huggingface/transformers/package.json is missing"),
         (("--dtype", "q8"), "Add --static to write one"),
         (("-o", "site"), "Add --static to write one"),
@@ -194,11 +194,11 @@ def test_another_file_than_the_pinned_one_and_no_answer_are_one_error(registry, 
         find_packages()
     registry.unlink()
     with pytest.raises(
-        AntError, match=r"thing-1\.2\.3\.tgz gives nothing: File not found\. .*--vendor node_modules"
+        AntError, match=r"thing-1\.2\.3\.tgz cannot be downloaded: File not found\. .*--vendor node_modules"
     ):
         find_packages()
     monkeypatch.setenv("NPM_CONFIG_REGISTRY", "http://127.0.0.1:9/")
-    with pytest.raises(AntError, match=r"gives nothing: .*refused.*--vendor node_modules"):
+    with pytest.raises(AntError, match=r"cannot be downloaded: .*refused.*--vendor node_modules"):
         find_packages()
     assert not any(site.Path(vendor.constants.HF_HOME).rglob("LICENSE"))
 

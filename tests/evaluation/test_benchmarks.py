@@ -133,7 +133,7 @@ def test_the_generated_arithmark_has_the_shape_of_the_real_one(tmp_path):
     ],
 )
 def test_another_schema_is_not_arithmark(row):
-    with pytest.raises(AntError, match=r"not Arithmark-2.0's .* saw .* expected ctx"):
+    with pytest.raises(AntError, match=r"of Arithmark-2.0.* saw .* expected ctx"):
         check_schema([row], "arithmark_2.0")
 
 
@@ -142,7 +142,9 @@ def test_a_missing_field_names_file_line_and_field(tmp_path):
     del document["answerKey"]
     write_jsonl(tmp_path / "arc_easy.jsonl", [arc(1), document])
     chosen, _ = choose_benchmarks(["arc_easy"], known_benchmarks(), tmp_path)
-    with pytest.raises(AntError, match=r"arc_easy\.jsonl, line 2: no field answerKey; saw .*'question'"):
+    with pytest.raises(
+        AntError, match=r"arc_easy\.jsonl, line 2: the field answerKey is missing; saw .*'question'"
+    ):
         write_definitions(chosen, tmp_path / "d")
 
 
@@ -158,23 +160,23 @@ def test_mmlu_needs_its_dev_file_and_known_subjects(tmp_path):
     write_benchmarks(tmp_path)
     (tmp_path / "mmlu_dev.jsonl").unlink()
     chosen, _ = choose_benchmarks(["mmlu"], known_benchmarks(), tmp_path)
-    with pytest.raises(AntError, match=r"mmlu also needs mmlu_dev\.jsonl"):
+    with pytest.raises(AntError, match=r"mmlu also needs the file mmlu_dev\.jsonl"):
         write_definitions(chosen, tmp_path / "d")
     write_benchmarks(tmp_path)
     text = (tmp_path / "mmlu.jsonl").read_text().replace("anatomy", "alchemy")
     (tmp_path / "mmlu.jsonl").write_text(text)
-    with pytest.raises(AntError, match="subject names no part of mmlu; saw 'alchemy'"):
+    with pytest.raises(AntError, match="subject does not name a part of mmlu; saw 'alchemy'"):
         write_definitions(chosen, tmp_path / "e")
 
 
 def test_an_unknown_task_gets_the_nearest_names(data_dir, read_once):
-    with pytest.raises(AntError, match=r"unknown task arc_esay.*Nearest: arc_easy"):
+    with pytest.raises(AntError, match=r"unknown task arc_esay.*Similar names: arc_easy"):
         choose_benchmarks(["arc_esay"], known_benchmarks(), None)
 
 
 def test_a_named_set_without_a_file_is_an_error_and_a_default_one_is_reported(tmp_path):
     write_jsonl(tmp_path / "arc_easy.jsonl", [arc(0)])
-    with pytest.raises(AntError, match=r"piqa: no documents.*piqa\.jsonl"):
+    with pytest.raises(AntError, match=r"piqa has no documents.*piqa\.jsonl"):
         choose_benchmarks(["piqa"], known_benchmarks(), tmp_path)
     chosen, absent = choose_benchmarks([], known_benchmarks(), tmp_path)
     assert [benchmark.name for benchmark in chosen] == ["arc_easy", "arithmark_generated"]
@@ -208,10 +210,10 @@ def test_a_few_lines_add_a_set(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("copa: {metric: acc}", "copa has no definition"),
-        ("copa: {definition: nowhere.yaml}", "names a task file that is not there"),
+        ("copa: {metric: acc}", "copa lacks the key definition"),
+        ("copa: {definition: nowhere.yaml}", "names a task file that does not exist"),
         ("copa: {definition: piqa/piqa.yaml, filed: [a]}", "unknown keys"),
-        ("- copa", "expected one mapping a set"),
+        ("- copa", "is not a mapping of sets"),
         ("a: [", "is not readable YAML"),
     ],
 )

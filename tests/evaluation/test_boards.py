@@ -103,14 +103,14 @@ def test_only_what_is_missing_is_measured(tiny_run, tmp_path, capsys):
     )
     first, _ = evaluate(model, ["arc_easy"], data_dir=data, device="cpu")
     results, _ = evaluate(model, board="tiny-ml", data_dir=data, device="cpu")
-    assert "already measured on these weights: ARC-Easy" in capsys.readouterr().out
+    assert "ARC-Easy: measured before on these weights" in capsys.readouterr().out
     assert results["tasks"]["arc_easy"] == first["tasks"]["arc_easy"]
     assert set(results["tasks"]) | set(results["perplexity"]) == set(load_board("tiny-ml").tasks)
     # No stand-in takes the place of a set that a board wants.
     (data / "blimp.jsonl").unlink()
     others, _ = evaluate(model, board="open-slm", data_dir=data, device="cpu")
     assert "arithmark_generated" not in others["tasks"]
-    assert "not measured, no file" in capsys.readouterr().out
+    assert "has no file for them" in capsys.readouterr().out
     assert "degeneration" not in json.loads((model / "results.json").read_text())
 
 

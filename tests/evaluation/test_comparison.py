@@ -86,7 +86,7 @@ def rows(values, pair=0):
 def test_the_answer_names_the_better_model_and_where(compared):
     values, folder = compared
     answer = values["pairs"][0]["answer"]
-    assert answer.startswith("Neither is better in everything: first on LOGIC (by 7.5 points) and WikiText-2")
+    assert answer.startswith("Neither is better everywhere: first on LOGIC (by 7.5 points) and WikiText-2")
     assert "; second on Loops, greedy (by 40.0 points). On 3 of 6 figures the two cannot" in answer
     by_name = rows(values)
     assert {name: row["verdict"] for name, row in by_name.items()} == {
@@ -183,7 +183,7 @@ def test_other_prompts_are_not_compared(two, here):
     samples.write_text(samples.read_text().replace('"question 7"', '"Question 7?"'))
     _resealed(other, lambda _: None)
     values = compare([two[0], other])[0]
-    assert values["pairs"][0]["not_compared"]["LOGIC"] == "other prompts or choices in 1 of 400 documents"
+    assert values["pairs"][0]["not_compared"]["LOGIC"] == "prompts or choices differ in 1 of 400 documents"
     assert "wikitext" in rows(values)
 
 
@@ -192,12 +192,12 @@ def test_other_documents_are_not_compared(two, here):
     samples = other / "samples.jsonl"
     samples.write_text(samples.read_text().replace('"logic ', '"other '))
     _resealed(other, lambda _: None)
-    with pytest.raises(AntError, match="no document that both have"):
+    with pytest.raises(AntError, match="measured on different documents: 0 in common"):
         compare([two[0], other], ["logic"])
     # Without samples, the hash of all documents says so.
     samples.unlink()
     _resealed(other, lambda values: values["tasks"]["logic"].update(data_sha256="1" * 64))
-    with pytest.raises(AntError, match="other documents, and no samples"):
+    with pytest.raises(AntError, match="documents differ, and pairing them needs the samples"):
         compare([two[0], other], ["logic"])
 
 
@@ -234,7 +234,7 @@ def test_figures_or_samples_changed_by_hand_are_refused(two, here):
 def test_a_folder_that_holds_something_else_is_not_replaced(two, here):
     (here / "mine").mkdir()
     (here / "mine" / "thesis.tex").write_text("years of work")
-    with pytest.raises(AntError, match="mine is there and holds no comparison"):
+    with pytest.raises(AntError, match="mine exists already and is not a comparison"):
         compare(two, output_dir="mine")
     assert (here / "mine" / "thesis.tex").exists()
     # Its own is.
@@ -246,15 +246,15 @@ def test_the_command_answers_in_a_sentence_and_a_table(two, here, pages):
     result = run_here("ant-hf", "compare", *two, cwd=here, COLUMNS="120")
     assert result.returncode == 0, result.stderr
     first, *_ = result.stdout.splitlines()
-    assert first.startswith("Neither is better in everything")
+    assert first.startswith("Neither is better everywhere")
     assert "unclear: no difference was seen" in result.stdout
-    assert "comparison: comparisons/first-vs-second" in result.stdout
+    assert "comparison  comparisons/first-vs-second" in result.stdout
     for words, message in (
         ((two[0],), "two models or more"),
         ((two[0], two[0]), "is given twice"),
         ((two[0], here / "none"), "not found"),
         ((*two, "--tasks", "chemistry"), "nothing can be compared"),
-        ((*two, "--for-card"), "holds no model"),
+        ((*two, "--for-card"), "needs a model folder"),
     ):
         result = run_here("ant-hf", "compare", *words, cwd=here)
         assert result.returncode == 2
@@ -296,7 +296,7 @@ def test_what_is_missing_is_measured_once_it_is_wanted(models, here, pages):
     result = run_here(*words, "--tasks", "arc_easy,wikitext", cwd=here)
     assert result.returncode == 2
     assert "plain is not measured on arc_easy and wikitext; noisy is not measured on" in result.stderr
-    assert "Add --yes to measure that first" in result.stderr
+    assert "Add --yes to measure it first" in result.stderr
     result = run_here(*words, "--tasks", "arc_easy,wikitext", "--yes", "--for-card", cwd=here)
     assert result.returncode == 0, result.stderr
     values = read_sealed(ours / "comparison.json", "comparison", "")

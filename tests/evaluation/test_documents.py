@@ -131,7 +131,7 @@ UNLABELLED = [
 
 @pytest.mark.parametrize(("name", "make", "change"), UNLABELLED)
 def test_a_document_without_an_answer_is_refused(ready, name, make, change):
-    with pytest.raises(AntError, match=rf"{name}.jsonl, line 3: .*No answer: an unlabelled test split\?"):
+    with pytest.raises(AntError, match=rf"{name}.jsonl, line 3: .*may be a test split without labels"):
         ready(name, [make(0), make(1), make(2) | change])
 
 
@@ -139,7 +139,7 @@ def test_a_document_without_an_answer_is_refused(ready, name, make, change):
 def test_an_answer_that_is_left_out_is_refused(ready, make):
     rows = [make(0), make(1)]
     del rows[1]["label"]
-    with pytest.raises(AntError, match=r"line 2: no field label.*unlabelled"):
+    with pytest.raises(AntError, match=r"line 2: the field label is missing.*without labels"):
         ready(make.__name__, rows)
 
 
@@ -150,7 +150,8 @@ def test_so_is_a_set_of_which_the_answer_is_not_known(ready, tmp_path, answer):
     folder.mkdir()
     (folder / "benchmarks.yaml").write_text(COPA.partition("  fields")[0])
     with pytest.raises(
-        AntError, match=r"copa.jsonl, line 1: label holds no answer.*in every line.*unlabelled"
+        AntError,
+        match=r"copa.jsonl, line 1: label does not give an answer.*in every other line.*without labels",
     ):
         ready("copa", [COPA_ROW | {"label": answer}] * 2, folder=folder)
 
@@ -160,23 +161,23 @@ def test_so_is_a_set_of_which_the_answer_is_not_known(ready, tmp_path, answer):
     [
         ("piqa", piqa, {"label": 0.0}, "label is a fraction; saw 0.0"),
         ("piqa", piqa, {"label": float("nan")}, "label is a fraction; saw nan"),
-        ("piqa", piqa, {"label": 2}, "names no choice; saw 2; expected 0 to 1"),
+        ("piqa", piqa, {"label": 2}, "does not name a choice; saw 2; expected 0 to 1"),
         ("piqa", piqa, {"label": "1"}, "label is text; saw '1'; expected a number, as in .* line 1"),
-        ("piqa", piqa, {"sol2": None}, "sol2 holds null"),
-        ("piqa", piqa, {"sol2": ""}, "a choice is not text or empty"),
+        ("piqa", piqa, {"sol2": None}, "sol2 is or contains null"),
+        ("piqa", piqa, {"sol2": ""}, "a choice is empty or not text"),
         ("piqa", piqa, {"sol2": 7}, "sol2 is a number"),
         ("piqa", piqa, {"goal": ["a"]}, "goal is a list"),
         ("hellaswag", hellaswag, {"endings": []}, "too few choices"),
-        ("hellaswag", hellaswag, {"endings": ["a", None]}, "endings holds null"),
+        ("hellaswag", hellaswag, {"endings": ["a", None]}, "endings is or contains null"),
         ("hellaswag", hellaswag, {"endings": ["a", 5]}, r"endings\[\] is a number; saw 5"),
         ("hellaswag", hellaswag, {"label": "x"}, "cannot read this document"),
-        ("hellaswag", hellaswag, {"label": "4"}, "names no choice; saw 4"),
+        ("hellaswag", hellaswag, {"label": "4"}, "does not name a choice; saw 4"),
         ("winogrande", winogrande, {"sentence": "No blank."}, "cannot read this document"),
         ("winogrande", winogrande, {"sentence": "It was _"}, "nothing to score"),
         ("winogrande", winogrande, {"answer": "3"}, "cannot read this document"),
         ("arc_easy", arc, {"answerKey": "Z"}, "cannot read this document"),
         ("arc_easy", arc, {"choices": {"text": ["a"], "label": ["A"]}, "answerKey": "A"}, "too few choices"),
-        ("mmlu", mmlu, {"answer": 4}, "names no choice; saw 4"),
+        ("mmlu", mmlu, {"answer": 4}, "does not name a choice; saw 4"),
         ("mmlu", mmlu, {"choices": ["a", "b"]}, "cannot read this document"),
         ("boolq", boolq, {"passage": "a\ud800"}, "cannot read this document"),
         ("wikitext", lambda i: {"page": f"Page {i}."}, {"page": ""}, "nothing to score"),
@@ -241,9 +242,9 @@ def test_dates_stay_text(ready):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "holds no documents"),
-        (b"\n \n", "holds no documents"),
-        (b'{"goal": "a", "goal": "b"}\n', "line 1.*a key stands there twice"),
+        (b"", "does not contain any documents"),
+        (b"\n \n", "does not contain any documents"),
+        (b'{"goal": "a", "goal": "b"}\n', "line 1.*a key is given twice"),
         (b"[1]\n", "line 1.*not a JSON object"),
         (b"\xff\xfe{\x00}\x00", "not UTF-8.*UTF-16"),
         (b'{"goal": ' + b"[" * 100_000, "line 1"),
@@ -287,7 +288,7 @@ def test_an_answer_that_shares_its_only_token_with_the_prompt_is_refused(ready, 
         {"stem": "The sea", "endings": [" is salt", " is old"], "label": 0},
         {"stem": whole[:-1], "endings": [whole[-1], "?"], "label": 0},
     ]
-    with pytest.raises(AntError, match="line 2: the answer has no token of its own"):
+    with pytest.raises(AntError, match="line 2: the answer does not have a token of its own"):
         ready("spelling", rows, folder=folder, language_model=language_model)
 
 

@@ -179,7 +179,7 @@ def test_blimp_is_scored_as_by_plain_lm_eval(model, tmp_path):
 def test_measured_sets_are_kept_and_new_ones_added(model, data_dir, capsys):
     first, path = measure(model, data_dir)
     again, _ = measure(model, data_dir, ("boolq", "piqa"))
-    assert "already measured on these weights: BoolQ" in capsys.readouterr().out
+    assert "BoolQ: measured before on these weights" in capsys.readouterr().out
     assert list(again["tasks"]) == ["arc_easy", "piqa", "boolq"]
     assert again["tasks"]["arc_easy"] == first["tasks"]["arc_easy"]
     lines = (model / "samples.jsonl").read_text().splitlines()
@@ -225,7 +225,7 @@ def test_another_model_in_place_is_refused(model, data_dir, monkeypatch):
     with pytest.raises(AntError, match=r"results\.json was measured with another weights sha256.*--fresh"):
         measure(model, data_dir, ("piqa",))
     (model / "results.json").unlink()
-    with pytest.raises(AntError, match="interrupted evaluation here had another weights sha256"):
+    with pytest.raises(AntError, match="interrupted evaluation with another weights sha256"):
         measure(model, data_dir, ("piqa",))
     measure(model, data_dir, ("piqa",), fresh=True)
 
@@ -292,13 +292,15 @@ def test_a_checkpoint_is_measured_and_stays_as_it_is(tiny_run, data_dir, tmp_pat
 def test_a_context_too_short_for_degeneration(model, data_dir, tmp_path, capsys):
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 12}))
-    with pytest.raises(AntError, match=r"degeneration: its prompts have up to .* context 12.*--tasks"):
+    with pytest.raises(
+        AntError, match=r"degeneration, because its prompts have up to .* context is 12.*--tasks"
+    ):
         measure(model, data_dir, ("boolq", "degeneration"))
     only = tmp_path / "only"
     only.mkdir()
     shutil.copy(data_dir / "boolq.jsonl", only)
     values, _ = measure(model, only, (), limit=2)
-    assert "not measured, degeneration" in capsys.readouterr().out
+    assert "left out    degeneration" in capsys.readouterr().out
     assert list(values["tasks"]) == ["boolq", "arithmark_generated"]
     assert "degeneration" not in values
     assert values["conditions"]["context_length"] == 12
@@ -312,7 +314,7 @@ def test_a_tokenizer_without_special_tokens(model, data_dir):
         )
     values, _ = measure(model, data_dir, ("boolq", "degeneration"), limit=3)
     assert values["degeneration"]["greedy"]["outputs"] == 3
-    with pytest.raises(AntError, match=r"wikitext2.jsonl, line 1: nothing stands before the text"):
+    with pytest.raises(AntError, match=r"wikitext2.jsonl, line 1: the text needs a token before it"):
         measure(model, data_dir, ("wikitext",), limit=3)
 
 
@@ -341,7 +343,7 @@ def test_bfloat16_and_degeneration_alone(model, data_dir):
     [
         ({"model": "nowhere/at/all"}, "model not found: nowhere/at/all"),
         ({"model": "user/name"}, "user/name is not a folder here and cannot be fetched from the Hub"),
-        ({"dtype": "float8"}, "unknown dtype; saw 'float8'; expected float32, bfloat16, float16"),
+        ({"dtype": "float8"}, "--dtype is unknown; saw 'float8'; expected float32 or bfloat16 or float16"),
         ({"device": "cuda:9"}, "device cuda:9 cannot be used"),
         ({"limit": 0}, "--limit is too small; saw 0; expected 1 or more"),
         ({"batch_size": -1}, "--batch-size is too small"),
@@ -365,7 +367,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused(model, data_dir):
     tokenizer["added_tokens"].append(added)
     (model / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(
-        AntError, match="differ in vocabulary; saw '385 entries'; expected at most vocab_size 384"
+        AntError, match="has more entries than the model; saw '385 entries'; expected at most vocab_size 384"
     ):
         measure(model, data_dir)
 

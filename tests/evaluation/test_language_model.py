@@ -144,7 +144,7 @@ def test_a_tokenizer_without_special_tokens_scores_what_has_a_context(language_m
     assert len(tokenizer) == entries
     page = Instance("loglikelihood_rolling", {}, (chapters[0],), 0, ("wikitext", 0, 1))
     for request in (page, Instance("loglikelihood", {}, ("", " sea"), 0, ("blimp", 0, 1))):
-        with pytest.raises(AntError, match=r"line 1: nothing stands before the text.*bos_token"):
+        with pytest.raises(AntError, match=r"line 1: the text needs a token before it.*bos_token"):
             scorer.check(request, "line 1")
 
 

@@ -30,7 +30,7 @@ def measured(tiny_run, tmp_path, monkeypatch, capsys):
 
 def test_the_check_is_said_and_recorded(measured):
     record, said = measured()
-    assert "60 documents in bfloat16 too" in said
+    assert "60 documents were scored in bfloat16 too" in said
     check = record["rounding"]
     assert check["documents"] == 60
     assert 0 <= check["changed"] <= 60
@@ -49,7 +49,7 @@ def test_a_set_that_rounding_changes_is_scored_in_float32(measured, monkeypatch)
 
     monkeypatch.setattr(BatchedLM, "loglikelihood", rough)
     record, said = measured()
-    assert "too much, scored in float32" in said
+    assert "too much, so the set is scored in float32" in said
     assert record["dtype"] == "float32"
     assert record["value"] == exact["value"]
 

@@ -200,7 +200,7 @@ def phases(work: Path, hub: Hub) -> list[Phase]:
             partial.is_file,
             8.0,
             "What was scored is kept",
-            "results: ",
+            "results     ",
             fresh(partial.parent),
         ),
         Phase(

@@ -204,7 +204,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, recipe, capsys):
     with tried("newest of two checkpoints damaged") as trial:
         assert newest_checkpoint(run).name == "checkpoint-4"
         trial.message = " ".join(capsys.readouterr().out.split())
-        assert "checkpoint-8 is skipped and kept as" in trial.message
+        assert "checkpoint-8 is skipped and moved to" in trial.message
         assert "optimizer.pt has sha256" in trial.message
         assert (run / "incomplete" / "checkpoint-8" / "optimizer.pt").exists()
 
@@ -239,7 +239,7 @@ def test_a_stray_file_that_an_older_seal_names_is_held_to_it(run):
 def test_other_files_that_the_seal_does_not_name_are_refused(name, run, capsys):
     (run / "checkpoint-8" / name).write_bytes(b"x")
     assert newest_checkpoint(run).name == "checkpoint-4"
-    assert f"{name} missing or not in checkpoint.json" in " ".join(capsys.readouterr().out.split())
+    assert f"{name} is missing, or not listed in checkpoint.json" in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_can_be_made_anew_is(run, recipe, capsys):
@@ -253,14 +253,14 @@ def test_what_can_be_made_anew_is(run, recipe, capsys):
     with tried("metrics: missing or empty") as trial:
         read_log(run, recipe)
         trial.message = capsys.readouterr().out.strip()
-        assert "metrics.jsonl is gone; it starts again" in trial.message
+        assert "metrics.jsonl is missing; its rows start again" in trial.message
 
 
 def test_a_tokenizer_without_its_record_may_be_anyones_and_is_left_alone(run, recipe):
     (run / "tokenizer/training.json").unlink()
     before = (run / "tokenizer/tokenizer.json").read_bytes()
     with tried("tokenizer folder without its record") as trial:
-        with pytest.raises(AntError, match="without the record of its training") as refused:
+        with pytest.raises(AntError, match="but not the record of its training") as refused:
             read_tokenizer(run, recipe)
         trial.message = refused.value
     assert (run / "tokenizer/tokenizer.json").read_bytes() == before
@@ -269,7 +269,7 @@ def test_a_tokenizer_without_its_record_may_be_anyones_and_is_left_alone(run, re
 def test_a_run_without_its_record_is_not_continued(run, recipe):
     (run / "run.json").unlink()
     with tried("run record: missing") as trial:
-        with pytest.raises(AntError, match=r"checkpoints without a run\.json") as refused:
+        with pytest.raises(AntError, match=r"checkpoints, but no run\.json") as refused:
             open_run_folder(recipe)
         trial.message = refused.value
 

@@ -119,7 +119,7 @@ def test_a_model_folder_that_asks_for_a_trillion_parameters(run, tmp_path):
     (alone / "config.json").write_text(json.dumps(config | {"intermediate_size": 10**6}))
     with tried("weights far smaller than their config") as trial:
         with pytest.raises(
-            AntError, match=r"is cut short, or its config\.json is another model's"
+            AntError, match=r"is cut short, or config\.json belongs to another model"
         ) as refused:
             load_final(alone)
         trial.message = refused.value
@@ -144,7 +144,7 @@ def test_remote_code_is_never_asked_for(run, tmp_path):
     }
     (alone / "tokenizer_config.json").write_text(json.dumps(settings))
     with tried("tokenizer_config.json with auto_map (remote code)") as trial:
-        with pytest.raises(AntError, match="asks for code of its own") as refused:
+        with pytest.raises(AntError, match="needs code that comes with the model") as refused:
             load_final(alone)
         trial.message = refused.value
     assert not trace.exists()
@@ -181,7 +181,7 @@ def test_a_sealed_checkpoint_with_a_harmful_pickle_is_refused(make_recipe, tmp_p
     seal(folder / "checkpoint-1", made_of, keep=2)
     with tried("harmful pickle in a checkpoint") as trial:
         with pytest.raises(
-            AntError, match="checkpoint-1 cannot be loaded: a file of it holds more than"
+            AntError, match="checkpoint-1 cannot be loaded: one of its files contains more than"
         ) as refused:
             pretrain(recipe)
         trial.message = refused.value

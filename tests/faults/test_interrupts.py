@@ -66,7 +66,7 @@ def test_an_evaluation_goes_on_after_what_was_scored(interrupted, final, tmp_pat
     assert "while measuring the model. What was scored is kept." in line
     assert not (final / "results.json").exists()
     again = run_here(*words)
-    assert "continuing an interrupted evaluation" in again.stdout
+    assert "an interrupted evaluation: " in again.stdout
     assert (final / "results.json").is_file()
 
 

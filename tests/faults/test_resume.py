@@ -74,7 +74,7 @@ def test_a_signal_saves_and_leaves(make_recipe, monkeypatch, capfd, name):
             pretrain(stopped)
         monkeypatch.undo()
         trial.message = left.value
-        assert f"stopped     by {name} at step 3 of 8" in str(left.value)
+        assert f"stopped by {name} at step 3 of 8" in str(left.value)
         assert "Run the same command again to continue" in str(left.value)
         assert "saving a checkpoint after this step" in capfd.readouterr().err
         record = json.loads((open_run_folder(stopped).path / "run.json").read_text())
@@ -133,7 +133,7 @@ def test_an_unfinished_save_is_skipped_and_kept(cut_run, capsys):
         pretrain(recipe)
         text = capsys.readouterr().out
         trial.message = next(line for line in text.splitlines() if line.startswith("warning"))
-        assert "the save of step 6 was cut short; skipped, kept as" in text
+        assert "the checkpoint of step 6 was not saved completely; it is moved to" in text
         assert (folder / "incomplete" / "checkpoint-6" / "model.safetensors").exists()
         assert "resuming    from step 4" in text
 
@@ -292,7 +292,7 @@ def test_nothing_is_written_into_the_folder_of_another_thing(make_recipe, tmp_pa
     (folder / "run.json").write_text("{}")
     recipe = make_recipe().model_copy(update={key: str(folder)})
     for fresh in (False, True):
-        with pytest.raises(AntError, match=r"other holds a \w+; nothing is added there"):
+        with pytest.raises(AntError, match=r"other holds a \w+, and nothing may be added to it"):
             pretrain(recipe, fresh=fresh)
     assert sorted(path.name for path in folder.iterdir()) == sorted([file, "run.json"])
     # Nor into a new folder that would hold the run.
@@ -303,7 +303,7 @@ def test_a_run_without_data_of_its_own_is_no_data_dir(make_recipe, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "run.json").write_text("{}")
     recipe = make_recipe().model_copy(update={"data_dir": str(tmp_path / "other")})
-    with pytest.raises(AntError, match="keeps its data in another folder"):
+    with pytest.raises(AntError, match="keeps its data elsewhere"):
         pretrain(recipe)
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["run.json"]
     assert not (tmp_path / "run").exists()

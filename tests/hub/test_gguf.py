@@ -29,7 +29,7 @@ def test_the_model_and_then_its_gguf_files(hub, session, run, quick_gate):
     dry, real, again = session(publish, [*publish, "--yes", "--tag", "v1.0"], [*publish, "--yes"])
     assert [each[0] for each in (dry, real, again)] == [0, 0, 0], (dry, real, again)
     assert f"{GGUF_REPO}: will be created, public" in dry[1]
-    assert again[1].count("nothing to change") == 2
+    assert again[1].count("nothing changes") == 2
     files, tags = there(hub, REPO)
     assert files == local_files(run / "release")
     assert f"https://huggingface.co/{GGUF_REPO}" in files["README.md"].decode()
@@ -90,7 +90,7 @@ def test_a_job_that_is_not_trusted_is_told_what_to_set(hub, session, run, truste
     ((code, said),) = session(["publish", run / "final", "--repo", REPO, "--gguf", "--yes"], **environment)
     missing = GGUF_REPO if trusted else REPO
     assert code == 2
-    assert f"the Hub gave this CI job no token for {missing}: " in said
+    assert f"the Hub did not give this CI job a token for {missing}: " in said
     assert f"https://huggingface.co/{missing}/settings" in said
     assert "id-token: write" in said
     assert JOB not in said

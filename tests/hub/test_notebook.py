@@ -294,7 +294,7 @@ def test_two_sessions_end_in_a_published_model(hub, session, tmp_path):
 
     said, figures, error = session("second")
     assert error is None, f"{said}\n{error}"
-    assert "step 1 was fetched from GODELEV/Ant-10M-training" in said
+    assert "the checkpoint of step 1 was downloaded from GODELEV/Ant-10M-training" in said
     assert "resuming    from step 1" in said
     assert figures == 1
     assert "Generated Output Fragments:\nThe basic principles of small language models require" in said

@@ -53,8 +53,8 @@ def test_from_dry_run_to_a_repository_that_verifies(hub, session, run):
     assert scored[0] == 0, scored[1]
     assert "byte perplexity" in scored[1]
     assert again[0] == 0, again[1]
-    assert "nothing to change" in again[1]
-    assert "is this release already, tagged v1" in again[1]
+    assert "nothing changes" in again[1]
+    assert "already holds this release, tagged v1" in again[1]
 
     repository, release = hub.repository(REPO), local_files(run / "release")
     assert {
@@ -105,7 +105,7 @@ def test_results_of_sets_that_the_hub_lists_go_to_its_leaderboards(hub, session,
     results = json.loads((run / "release" / "results.json").read_text())
     assert "32.98, and results.json has 23.98" in eval_result_problems(run / "release", results)[0]
     path.write_text("- dataset: {id: allenai/ai2_arc}\n")
-    assert "is not what the Hub's client reads" in eval_result_problems(run / "release", results)[0]
+    assert "the Hub's client cannot read" in eval_result_problems(run / "release", results)[0]
 
     # A Hub that does not say which sets it lists: the dated list counts, which has none of ours.
     hub.faults.add("GET", r"/api/datasets$", 403, 1)
@@ -161,9 +161,9 @@ def test_the_plan_needs_no_token(hub, session, run, monkeypatch):
         assert "hf auth login" in said
     assert re.search(r"run\.json +│ +[\d,]+ │ is there already", known[1]), known[1]
     assert "[/odd].md" in known[1]
-    assert "not seen without a token" in new[1]
+    assert "cannot be seen without a token" in new[1]
     assert "what it holds is not known" in silent[1]
-    assert "nothing to change" not in silent[1]
+    assert "nothing changes" not in silent[1]
     assert sent == []
 
 
@@ -172,7 +172,7 @@ def test_a_mistyped_folder_is_told_from_a_silent_hub(hub, session, client_here, 
         ["verify", "someone/Ant-11M"], ["verify", "runs/quickstart/finl"], ["verify", "someone/Ant 10M"]
     )
     assert "someone/Ant-11M is not a folder here; asking the Hub" in missing[1]
-    assert "neither a folder nor a repository that can be read: someone/Ant-11M" in missing[1]
+    assert "someone/Ant-11M is neither a folder here nor a repository" in missing[1]
     assert "does not exist, or it is private and the Hub token found here may not read it" in missing[1]
     assert "model not found: runs/quickstart/finl. Pass a model folder" in path[1]
     assert "name is not valid; saw 'someone/Ant 10M'" in odd[1]
@@ -217,7 +217,7 @@ def test_what_is_wrong_is_said_before_the_first_byte(hub, session, run):
     assert "--yes and --dry-run" in both[1]
     assert "last-checkpoint/optimizer.pt" in unsafe[1]
     assert "--prune" in unsafe[1]
-    assert "is public and --private was given" in private[1]
+    assert "is public, but --private was given" in private[1]
     assert {result[0] for result in (elsewhere, odd, both, unsafe, private)} == {2}
     assert pruned[0] == 0, pruned[1]
     assert set(hub.repository("GODELEV/training").files()) == {

@@ -41,7 +41,7 @@ def test_the_model_then_the_space_in_one_commit_each(hub, session, released, tmp
     assert f"spaces/{REPO}: will be created, public" in dry[1]
     assert real[0] == 0, real[1]
     assert f"/spaces/{REPO} at" in real[1]
-    assert again[1].count("nothing to change") == 2
+    assert again[1].count("nothing changes") == 2
     there = hub.repository(REPO, "spaces")
     names = [name for name in there.files() if name != ".gitattributes"]
     assert {name: there.content(name) for name in names} == local_files(run / "space")

@@ -64,7 +64,7 @@ def test_another_machine_goes_on_from_the_last_checkpoint_that_arrived(hub, reci
     fault = hub.faults.add("POST", "/commit/", 403, times=99, skip=1)
     (said,) = pretrain(first)
     assert fault.met == 2, said
-    assert "step 8 was not sent, training continues" in said
+    assert "step 8 was not sent, but the training continues" in said
     assert "run the same command again to continue" in said
     assert (tmp_path / "first" / "run" / "checkpoint-8").is_dir()
     final = load_file(tmp_path / "first" / "run" / "final" / "model.safetensors")
@@ -82,7 +82,7 @@ def test_another_machine_goes_on_from_the_last_checkpoint_that_arrived(hub, reci
 
     hub.faults.clear()
     resumed, finished = pretrain(second, first)
-    assert f"step 4 was fetched from {REPO}" in resumed
+    assert f"the checkpoint of step 4 was downloaded from {REPO}" in resumed
     assert "resuming    from step 4" in resumed
     again = load_file(tmp_path / "second" / "run" / "final" / "model.safetensors")
     assert all((again[name] == tensor).all() for name, tensor in final.items())
@@ -119,7 +119,7 @@ def test_a_hub_that_is_slow_or_down_changes_nothing_in_the_training(hub, recipes
     hub.faults.add("GET", "/api/whoami-v2", 503, times=6, skip=3)
     slow_said, _ = pretrain(slow, slow)
     # While step 1 was on its way, newer checkpoints took the place of those that waited.
-    assert "is not sent: a newer checkpoint" in slow_said
+    assert "is not sent, because a newer one" in slow_said
     remote = hub.repository(REPO)
     state = json.loads(remote.content("last-checkpoint/trainer_state.json"))
     assert state["global_step"] == 8
@@ -139,7 +139,7 @@ def test_what_cannot_work_is_said_before_anything_is_spent(hub, here, recipes, m
     for token, problem in (
         (None, "no Hub token found"),
         (READ_TOKEN, "may only read"),
-        (WRITE_TOKEN, "whether GODELEV/training holds a checkpoint of this run is not known"),
+        (WRITE_TOKEN, "not known whether GODELEV/training holds a checkpoint of this run"),
     ):
         monkeypatch.setenv("HF_TOKEN", token or "")
         with pytest.raises(AntError, match=problem):
@@ -174,7 +174,9 @@ def test_the_end_waits_a_bounded_time_and_what_still_waits_then_is_left(monkeypa
     uploads.finish(tmp_path / "final")
     uploads.finish(tmp_path / "final")
     assert (
-        capsys.readouterr().out.count("the final model was not sent, training continues: no end after 0 s")
+        capsys.readouterr().out.count(
+            "the final model was not sent, but the training continues: the upload did not end within 0 s"
+        )
         == 2
     )
     answer.set()
@@ -198,9 +200,7 @@ def test_ctrl_c_while_the_uploads_are_waited_for_leaves_without_them(monkeypatch
     answer.set()
     uploads._client.api.run_as_future(int).result(60)
     line = capsys.readouterr().err.strip()
-    assert line.startswith(
-        f"stopped     by SIGINT while sending the final model to {REPO}. All of it lies in"
-    )
+    assert line.startswith(f"stopped     by SIGINT while sending the final model to {REPO}. All of it is in")
     assert line.endswith("Run the same command again to send the rest.")
 
 

@@ -189,7 +189,9 @@ def test_a_run_that_cannot_be_written_to_is_told_and_the_report_lands_here(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(files.tempfile, "TemporaryFile", no_file)
     assert str(default_report(str(folder / "final"), None)).endswith("-final-inspection.html")
-    assert "cannot be written: the report goes into this folder" in capsys.readouterr().out.replace("\n", " ")
+    assert "is read-only, so the report goes into the current folder" in capsys.readouterr().out.replace(
+        "\n", " "
+    )
 
 
 def test_places_that_cannot_be_written_are_refused_before_the_work(folder, monkeypatch, tmp_path):
@@ -197,8 +199,8 @@ def test_places_that_cannot_be_written_are_refused_before_the_work(folder, monke
     (tmp_path / "file").touch()
     no_folder, good = tmp_path / "file" / "report.html", tmp_path / "a"
     for page_file, json_file, problem in (
-        (no_folder, None, "cannot be written. Name another place: --html FILE"),
-        (good, no_folder, "cannot be written. Name another place: --json FILE"),
+        (no_folder, None, "cannot be written. Name another place with --html FILE"),
+        (good, no_folder, "cannot be written. Name another place with --json FILE"),
         (tmp_path, None, f"{tmp_path} is a folder. Name a file: --html"),
     ):
         with pytest.raises(AntError, match=re.escape(problem)):
@@ -236,8 +238,8 @@ def test_what_cannot_be_told_gets_no_tick(wide, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"position": 99999}, r"no such position.*99999.*0 to \d+"),
-        ({"text": ""}, "no text to read"),
+        ({"position": 99999}, r"--position is outside the text.*99999.*0 to \d+"),
+        ({"text": ""}, "the text is empty"),
         ({"text": "missing/file.txt"}, "text file not found: missing/file.txt"),
         ({"model": "nowhere"}, "model not found: nowhere"),
     ],
@@ -260,5 +262,5 @@ def test_broken_weights_end_in_one_error(folder, tmp_path):
     weights = load_file(broken / "model.safetensors")
     weights["model.norm.weight"][3] = torch.inf
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(AntError, match=r"model\.norm\.weight holds NaN or infinity"):
+    with pytest.raises(AntError, match=r"model\.norm\.weight contains NaN or infinity"):
         inspections(broken)

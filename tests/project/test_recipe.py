@@ -85,8 +85,8 @@ def test_broken_override_is_refused(write, override):
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        ("", "holds no recipe"),
-        ("- 1\n- 2\n", "holds no recipe"),
+        ("", "is not a recipe"),
+        ("- 1\n- 2\n", "is not a recipe"),
         ("name: [", "not a readable YAML"),
         ("name: a\nname: b\n", "key given twice: name"),
         ("name: !!python/object/apply:os.system ['true']\n", "not a readable YAML"),

@@ -334,7 +334,7 @@ def test_results_of_other_weights_are_refused(run, quick_gate):
     values = json.loads(path.read_text())
     values["model"]["weights_sha256"] = "0" * 64
     path.write_text(json.dumps(values))
-    with pytest.raises(AntError, match=r"results\.json is about other weights"):
+    with pytest.raises(AntError, match=r"results\.json belongs to other weights"):
         release(run)
 
 

@@ -89,7 +89,7 @@ def test_a_chat_model_is_run_as_one(run):
 def test_files_of_other_weights_are_refused(run, tiny_run, tmp_path, monkeypatch):
     monkeypatch.setattr(llama_cpp, "is_installed", lambda: False)
     other, _ = export(str(tiny_run / "final"), "gguf", ("f16",), tmp_path / "other", REPO)
-    with pytest.raises(AntError, match=r"was made of another model\.safetensors.*Export again"):
+    with pytest.raises(AntError, match=r"was made from another model\.safetensors.*Export again"):
         make_gguf_release(other, run / "release")
     half, _ = export(str(run / "final"), "gguf", ("f16",), tmp_path / "half", REPO)
     with pytest.raises(AntError, match=r"only after llama\.cpp has verified them; saw .llama\.cpp was not"):

@@ -97,10 +97,10 @@ def remove_record(folder):
 @pytest.mark.parametrize(
     ("change", "seen"),
     [
-        (change_graph, "not as verified: onnx/model_quantized.onnx"),
-        (change_tokenizer, "not as verified: tokenizer.json"),
-        (change_weights, "made of other weights"),
-        (add_graph, "not as verified: onnx/model.onnx"),
+        (change_graph, "changed since they were verified: onnx/model_quantized.onnx"),
+        (change_tokenizer, "changed since they were verified: tokenizer.json"),
+        (change_weights, "made from other weights"),
+        (add_graph, "changed since they were verified: onnx/model.onnx"),
         (change_record, "record of the ONNX export"),
         (remove_record, "record of the ONNX export"),
     ],

@@ -81,7 +81,8 @@ def test_runs_become_a_record_and_a_page_and_are_not_run_again(small, here, tmp_
     values["runs"]["faster"]["training.learning_rate"] = 0.04
     file.write_text(yaml.safe_dump(values))
     with pytest.raises(
-        AntError, match=r"(?s)faster-s3 holds a run of other values.*learning_rate was 0.03, is 0.04"
+        AntError,
+        match=r"(?s)faster-s3 already holds a run with other values.*learning_rate was 0.03, is 0.04",
     ):
         run_study(load_study(file, options), Where())
 
@@ -117,7 +118,7 @@ def test_a_dry_run_writes_nothing(small, tmp_path, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert "2, of which 0 are finished" in said
     assert "2,048" in said
-    assert re.search(r"1,000 tokens per second of the │? ?│? ?largest model", said)
+    assert re.search(r"1,000[ │]+tokens[ │]+per[ │]+second[ │]+for", said)
     assert "GB are free" in said
 
 
@@ -127,7 +128,7 @@ def test_a_precision_that_is_not_here_is_left_out(write_study, tmp_path, monkeyp
     loaded, left_out = study_module.without_impossible(load_study(file))
     assert [run.cell for run in loaded.runs] == ["precision fp32"]
     assert "'fp16' on cpu" in left_out["precision fp16"]
-    with pytest.raises(AntError, match="can train none of its runs"):
+    with pytest.raises(AntError, match="cannot train any of its runs"):
         study_module.without_impossible(load_study(write_study(grid={"training.precision": ["fp16"]})))
 
 

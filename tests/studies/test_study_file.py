@@ -123,7 +123,10 @@ WRONG = {
     "an axis": ({"plot": {"lines": "depth"}}, "plot.lines is 'depth'"),
     "tokens": ({"changes": {"tokens": -5}}, "tokens is -5"),
     "two lengths": ({"changes": {"tokens": 9999, "flops": 1e9}}, "tokens and flops are both set"),
-    "one folder": ({"runs": {"a b": {}, "a-b": {}}}, "two runs would have one folder; saw 'a-b-s42'"),
+    "one folder": (
+        {"runs": {"a b": {}, "a-b": {}}},
+        "two runs would write to the same folder; saw 'a-b-s42'",
+    ),
     "seeds": ({"runs": {"a": {"seeds": 3}}}, "seeds of 'a' is 3"),
     "a shape": ({"changes": {"shape": "wide"}}, "shape is 'wide'"),
     "a base": ({"base": "nowhere"}, "recipe not found: nowhere"),

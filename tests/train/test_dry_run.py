@@ -94,7 +94,7 @@ REFUSED = {
     "another encoding": (another_encoding, r"b\.txt is not UTF-8"),
     "nothing but blanks": (blank, "no text to train on"),
     "damaged tokens": (damaged, r"train-00000\.bin is damaged"),
-    "a tokenizer from elsewhere": (foreign_tokenizer, "without the record of its training"),
+    "a tokenizer from elsewhere": (foreign_tokenizer, "but not the record of its training"),
     "no folder of sets": (key("corpus.decontaminate", "/nowhere"), "folder of evaluation sets not found"),
     "a broken set": (broken_set, r"boolq\.jsonl, line 2"),
     "another run": (another_run, "holds another run"),
@@ -209,7 +209,7 @@ def test_the_plan_of_a_run_has_the_same_lines(make_recipe, monkeypatch, capsys):
     said = capsys.readouterr().out
     for row in ("text", "tokenizer", "packing", "training", "disk"):
         assert re.search(rf"│ {row} +│", said), row
-    assert "told after the first steps" in said
+    assert "shown after the first steps" in said
     assert said.index("│ disk") < said.index("to go: training") < said.index("final  ")
 
 

@@ -122,7 +122,7 @@ def test_what_is_not_known_is_not_told(setup_of, tmp_path, capsys):
     said = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
     assert "evaluation not known" in said
     assert "packing not known" in said
-    assert "in all 16 s and what is not known, in 5 sessions" in said
+    assert "in all 16 s plus what is not known, in 5 sessions" in said
 
 
 def test_room_is_for_what_is_not_there_yet(setup_of, tmp_path):
@@ -259,7 +259,7 @@ def test_memory_of_a_gpu_that_is_not_here_is_told_for_the_blocks_that_fit(setup_
     # 18 bytes per parameter with AdamW, and all 8 blocks of a step at once.
     fixed = 18 * parameters / 1e9
     whole = memory_on(Gpu(1e12, 1, 16), setup)
-    assert whole.startswith(f"{fixed + 8 * block / 1e9:.1f} of 16 GB by arithmetic: {fixed:.2f} GB for")
+    assert whole.startswith(f"{fixed + 8 * block / 1e9:.1f} of 16 GB, calculated: {fixed:.2f} GB for")
     assert "of the 8 blocks at once" in whole
     nothing = Gpu(1e12, 1, 0)
     assert memory_on(nothing, setup).startswith("not enough, ")

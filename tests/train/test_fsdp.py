@@ -82,6 +82,6 @@ def test_other_kinds_of_sharding_are_refused(monkeypatch):
 def test_cpus_that_would_train_unsharded_are_refused(make_recipe, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(
-        AntError, match="FSDP was asked for, and accelerate shards models on several GPUs only"
+        AntError, match="FSDP was asked for, but accelerate shards models only on several GPUs"
     ):
         pretrain(make_recipe())

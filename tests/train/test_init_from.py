@@ -173,13 +173,15 @@ def test_a_llama_with_a_sentencepiece_vocabulary_is_trained(finetune, tmp_path, 
 def test_a_class_of_transformers_that_reads_the_file_in_another_way_is_refused(finetune, tmp_path, chapters):
     """Transformers 5 makes a Metaspace of every LlamaTokenizer; what the hint names is trained above."""
     base = sentencepiece_model(tmp_path / "base", chapters, tokenizer_class="LlamaTokenizer")
-    with pytest.raises(AntError, match=r"in another way than its tokenizer\.json.*PreTrainedTokenizerFast"):
+    with pytest.raises(AntError, match=r"differently than its tokenizer\.json.*PreTrainedTokenizerFast"):
         architecture_of(finetune(base))
 
 
 def test_a_tokenizer_that_loses_the_first_space_of_a_text_is_refused(finetune, tmp_path, chapters):
     """Metaspace takes a space that is there for the one that it would put there."""
-    with pytest.raises(AntError, match=r"does not give every text back.*a space at its beginning is lost"):
+    with pytest.raises(
+        AntError, match=r"changes texts when it encodes and decodes them.*a space at its beginning is lost"
+    ):
         architecture_of(finetune(sentencepiece_model(tmp_path / "base", chapters, metaspace=True)))
 
 
@@ -191,20 +193,22 @@ def test_what_a_run_cannot_begin_with_is_one_message(finetune, tmp_path, chapter
 
     refused("must be 'llama'", foreign_model(tmp_path / "a", chapters, model_type="mistral"))
     refused("longer than the context", foreign_model(tmp_path / "b", chapters), sequence_length=65)
-    refused("does not match its embedding", foreign_model(tmp_path / "c", chapters, rows=290))
+    refused("has more entries than the model", foreign_model(tmp_path / "c", chapters, rows=290))
     refused("quantized", foreign_model(tmp_path / "d", chapters, quantization_config={"bits": 4}))
     lossy = foreign_model(tmp_path / "e", chapters)
     values = json.loads((lossy / "tokenizer.json").read_text())
     (lossy / "tokenizer.json").write_text(json.dumps(values | {"normalizer": {"type": "Lowercase"}}))
-    refused("does not give every text back", lossy)
+    refused("changes texts when it encodes and decodes them", lossy)
     settings = json.loads((lossy / "tokenizer_config.json").read_text())
     del settings["eos_token"]
     (lossy / "tokenizer_config.json").write_text(json.dumps(settings))
-    refused("names no token that ends a text", lossy)
+    refused("does not name an end-of-text token", lossy)
     refused("model not found", tmp_path / "nothing")
     file = tmp_path / "both.yaml"
     file.write_text(yaml.safe_dump(tiny_values(shared, tmp_path / "x", init_from=str(lossy))))
-    with pytest.raises(AntError, match=r"(?s)architecture is set, and so .*tokenizer is set"):
+    with pytest.raises(
+        AntError, match=r"(?s)architecture and training.init_from are both set.*tokenizer and"
+    ):
         load_recipe(file)
     with pytest.raises(AntError, match=r"(?s)architecture is missing.*tokenizer is missing"):
         load_recipe(file, ["training.init_from=null", "architecture=null", "tokenizer=null"])

@@ -67,7 +67,7 @@ def test_what_the_machine_cannot_do_is_refused(monkeypatch, make_recipe):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(setup, "cpu_flags", lambda: {"avx2"})
     for change, words in (
-        ({"device": "cuda"}, "training.device is 'cuda' and no such device"),
+        ({"device": "cuda"}, "training.device is 'cuda', and this machine does not have such a device"),
         ({"precision": "fp16"}, "'fp16' on cpu"),
         ({"precision": "bf16"}, "'bf16'.*neither bf16"),
     ):

@@ -73,7 +73,7 @@ def test_the_mean_of_the_last_checkpoints_is_exported_whatever_interrupts_the_ru
     assert averaged["last"]["loss"] == pytest.approx(alone, rel=1e-5) != record["final"]["loss"]
     assert record["final"]["loss_in_training"] == pytest.approx(record["final"]["loss"], rel=1e-4)
     assert "mean        of the checkpoints 4, 6, 8" in printed
-    assert f"of the last alone {alone:.4f}" in printed
+    assert f"the last one alone: {alone:.4f}" in printed
     # Left at a step whose checkpoint does not count, then after one that counts; one checkpoint is kept.
     cut = make_recipe("cut", save_total_limit=1, **options)
     leave_at(cut, 5, is_kill=False)
@@ -92,7 +92,7 @@ def test_which_checkpoints_are_averaged_follows_from_the_recipe(make_recipe):
     assert steps(max_steps=10, save_steps=3, average_last=2) == [9, 10]
     assert steps(max_steps=9, save_steps=3, average_last=3) == [3, 6, 9]
     assert steps(max_steps=9, save_steps=3) == []
-    with pytest.raises(AntError, match=r"average_last is 4; the run saves 3 checkpoints, one each 3 steps"):
+    with pytest.raises(AntError, match=r"average_last is 4; the run saves 3 checkpoints, one every 3 steps"):
         make_recipe(max_steps=9, save_steps=3, average_last=4)
 
 

@@ -344,7 +344,7 @@ def test_files_that_do_not_reproduce_the_training_fail_the_run(make_recipe, monk
         return original(model, *rest)
 
     monkeypatch.setattr(pretraining, "export_final", export_shuffled)
-    with pytest.raises(AntError, match="reloaded, does not reproduce the trained model"):
+    with pytest.raises(AntError, match="does not reproduce the trained model when it is loaded"):
         pretrain(make_recipe())
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "running"
 
@@ -499,7 +499,7 @@ def test_one_process_keeps_to_one_gpu_and_to_the_batch_of_the_recipe(make_recipe
     setup = run_setup.set_up(recipe, Path(recipe.output_dir))
     blocks = setup.arguments.train_batch_size * setup.arguments.gradient_accumulation_steps
     assert blocks == recipe.training.sequences_per_step
-    assert "uses one of the 2 GPUs" in capsys.readouterr().out
+    assert "uses only one of the 2 GPUs" in capsys.readouterr().out
 
 
 def test_the_same_text_by_another_of_its_names_is_the_same_run(make_recipe, monkeypatch, tmp_path):

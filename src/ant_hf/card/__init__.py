@@ -1,4 +1,4 @@
-"""The model card, made of records alone, and the arithmetic that holds cards to themselves.
+"""The model card, made of records alone, and the arithmetic that checks a card's figures against each other.
 
 In: the records of a release folder (`run.json`, `results.json`, `gate.json`, ...). Out: `README.md`.
 

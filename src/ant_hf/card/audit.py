@@ -14,7 +14,7 @@ from ant_hf.card.claims import Accuracy, Claims, Moment, Perplexities, Printed, 
 
 # WikiText counts differ a little between versions of the harness.
 _TEXT_TOLERANCE = 0.005
-# Bytes a token are printed with three decimals.
+# Bytes per token are printed with three decimals.
 _IDENTITY_TOLERANCE = 0.002
 # The least that byte-level BPE of 4,096 entries or more reaches on English; ours has 3.0 to 4.0.
 _USUAL_BYTES_PER_TOKEN = 2.5
@@ -73,11 +73,11 @@ def _parameters(claims: Claims) -> Iterator[Finding]:
         return
     label = f"{printed.text} parameters"
     if (counted := count_parameters(claims.architecture)) is None:
-        yield Finding(label, "the card gives no full architecture", None)
+        yield Finding(label, "the card does not give the full architecture", None)
         return
     difference = printed.value - counted
     note = f" ({difference:+,.0f} printed)" if difference else ""
-    yield Finding(label, f"{counted:,} from the architecture{note}", printed.meets(counted, counted))
+    yield Finding(label, f"{counted:,} counted from the architecture{note}", printed.meets(counted, counted))
 
 
 def _speed(claims: Claims) -> Iterator[Finding]:
@@ -137,7 +137,7 @@ def _schedule(schedule: Schedule, moments: tuple[Moment, ...], steps: int | None
             first = max(0, moment.step - 1 - schedule.skipped_steps)
             shares = [rate_at(schedule, step, last, least) for step in range(first, moment.step + 1)]
             low, high = min(shares) * schedule.peak.low, max(shares) * schedule.peak.high
-            recomputed = f"{shares[-1] * schedule.peak.value:.2e} on the way of the schedule"
+            recomputed = f"{shares[-1] * schedule.peak.value:.2e} by the schedule"
             yield Finding(claim, recomputed, printed.meets(low, high))
         elif schedule.kind == "cosine" and steps and moment.step < steps:
             yield _cosine_end(schedule, moment.step, printed, steps)
@@ -150,7 +150,7 @@ def _cosine_end(schedule: Schedule, step: int, printed: Printed, steps: int) -> 
     done = math.acos(2 * share - 1) / math.pi
     end = schedule.warmup_steps + (step - schedule.warmup_steps) / done if done else math.inf
     claim = f"cosine through {printed.text} at step {step:,}, last step {steps:,}"
-    return Finding(claim, f"such a cosine has ended by step {end:,.0f} at the latest", end >= steps)
+    return Finding(claim, f"such a cosine ends by step {end:,.0f} at the latest", end >= steps)
 
 
 def _whole_count(accuracy: Accuracy) -> Finding:
@@ -162,7 +162,7 @@ def _whole_count(accuracy: Accuracy) -> Finding:
         return Finding(claim, f"{low:,} right" if low == high else f"{low:,} to {high:,} right", True)
     below = math.floor(printed.value * items)
     near = ", ".join(f"{count:,} is {count / items:.3%}" for count in (below, below + 1))
-    return Finding(claim, f"no whole number of items: {near}", False)
+    return Finding(claim, f"not a whole number of items: {near}", False)
 
 
 def _sliced(sliced: Sliced, accuracies: tuple[Accuracy, ...]) -> Iterator[Finding]:
@@ -186,7 +186,7 @@ def _on_leaderboards(claims: Claims) -> Iterator[Finding]:
     for label, percent in claims.on_leaderboards:
         claim = f"{label} {percent.text} % for the Hub's leaderboard"
         if (share := shares.get(label)) is None:
-            yield Finding(claim, "the card's table has no such set", None)
+            yield Finding(claim, "the card's table does not have this set", None)
         else:
             agrees = share.meets(percent.low / 100, percent.high / 100)
             yield Finding(claim, f"{share.text} in the card's table", agrees)
@@ -208,7 +208,7 @@ def _perplexities(perplexities: Perplexities, claims: Claims) -> Iterator[Findin
         implied = losses[-1].value / nats
         yield Finding(
             f"loss {losses[-1].text} per token beside {nats:.2f} nats per byte on {perplexities.text}",
-            f"goes together at {implied:.2f} bytes per token; a token has at least one byte",
+            f"both hold only at {implied:.2f} bytes per token; a token has at least one byte",
             implied >= 1,
         )
 

@@ -29,7 +29,7 @@ class Printed:
         try:
             number = Decimal(self.text.replace(",", ""))
         except InvalidOperation:
-            raise AntError("a printed figure is not a number", seen=self.text) from None
+            raise AntError("a figure of the card is not a number", seen=self.text) from None
         half_a_unit = Decimal(5).scaleb(int(number.as_tuple().exponent) - 1)
         self.value = float(number)
         self.low, self.high = float(number - half_a_unit), float(number + half_a_unit)
@@ -203,7 +203,7 @@ def read_card(path: Path) -> Claims:
     """The figures of a README.md, or of the one in a folder.
 
     Raises:
-        AntError: it is not there, or no card of ours; or a file for leaderboards beside it is damaged.
+        AntError: it is missing, or `ant-hf card` did not make it; or a file for leaderboards is damaged.
     """
     # Brings the Hub's client, which no command line starts with.
     from ant_hf.card.eval_results import read_entries
@@ -230,7 +230,10 @@ def card_claims(text: str, name: str) -> Claims:
         by_title.setdefault(table[0][0], []).append(table)
     missing = [t for t in ("architecture", "training", "training dynamics", "text") if t not in by_title]
     if missing:
-        raise AntError(f"{name} is not a card that ant-hf made: it has no table of {', '.join(missing)}")
+        raise AntError(
+            f"{name} is not a card that ant-hf made: it lacks the tables {', '.join(missing)}",
+            hint="Make one: ant-hf card MODEL_FOLDER --repo OWNER/NAME",
+        )
     architecture, training = _facts(by_title["architecture"][0]), _facts(by_title["training"][0])
     accuracies = tuple(share for table in by_title.get("benchmark", ()) for share in _accuracies(table))
     by_label = {accuracy.label: accuracy for accuracy in accuracies}
@@ -244,7 +247,8 @@ def card_claims(text: str, name: str) -> Claims:
         hours=_printed(training.get("Training time, hours")),
         steps=_count(training["Steps"]),
         tokens_per_second=(Printed(speed),) if speed else (),
-        tokens_per_step=Printed(training["Tokens a step"]),
+        # Cards of earlier versions have the second label.
+        tokens_per_step=Printed(training.get("Tokens per step") or training["Tokens a step"]),
         tokens_of_text=_count(training["Tokens of the text"]),
         block_tokens=_count(training["Block length, tokens"]),
         schedule=Schedule(

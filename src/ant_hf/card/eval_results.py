@@ -69,8 +69,8 @@ def listed_benchmarks(client: HubClient | None) -> dict[str, HubTask]:
         except Exception as error:
             say(
                 "benchmarks",
-                f"the Hub does not say which data sets it lists ({type(error).__name__}); the "
-                f"list of {dated['looked_up']} counts",
+                f"the Hub does not say which data sets it lists ({type(error).__name__}); the list of "
+                f"{dated['looked_up']} is used",
             )
     listed = {}
     for name, (dataset, config, split) in SETS.items():
@@ -92,7 +92,7 @@ def _tasks_of(client: HubClient, dataset: str) -> list[dict[str, Any]]:
 
 
 def write_eval_results(inputs: CardInputs, scores: Iterable[Score], folder: Path) -> list[Path]:
-    """Write one file a complete set that the Hub lists, into a release; accuracies in %.
+    """Write one file per complete set that the Hub lists, into a release; accuracies in %.
 
     Returns:
         The files.
@@ -152,7 +152,7 @@ def read_entries(path: Path) -> list[EvalResultEntry]:
             float(entry.value)
     except (yaml.YAMLError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise AntError(
-            f"{path} is not what the Hub's client reads as results ({type(error).__name__}: {error})",
+            f"the Hub's client cannot read {path} as results ({type(error).__name__}: {error})",
             hint="Make the release again: ant-hf card MODEL_FOLDER",
         ) from None
     return entries

@@ -1,4 +1,4 @@
-"""What a card is made of: the files of one release folder, held against each other."""
+"""What a card is made of: the files of one release folder, checked against each other."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Record(dict[str, Any]):
 
     def __missing__(self, key: str) -> Any:
         raise AntError(
-            f"{self._file} has no {self._path}{key}, which the card shows",
+            f"{self._file} lacks {self._path}{key}, which the card shows",
             hint="Train and measure again with this version.",
         )
 
@@ -107,18 +107,20 @@ def read_inputs(
     log = folder / names.METRICS
     metrics: list[dict[str, Any]] = [Record(log, row) for row in read_metrics(log)]
     if not any("loss" in row and "learning_rate" in row for row in metrics):
-        raise AntError(f"no metrics in {log}", hint="The card shows the training's course.")
+        raise AntError(
+            f"{log} has no rows, and the card shows how the training went", hint="Restore it, or train again."
+        )
     weights, measure = files[names.WEIGHTS]["sha256"], "Measure this model: ant-hf evaluate MODEL_FOLDER"
     for what, seen, hint in (
         (names.RUN_RECORD, run["final"].get("weights_sha256"), None),
         (names.RESULTS, results.get("model", {}).get("weights_sha256"), measure),
         (names.GATE, gate.get("sha256", {}).get(names.WEIGHTS), None),
     ):
-        check_hash(f"{what} is about other weights than {folder / names.WEIGHTS}", seen, weights, hint)
+        check_hash(f"{what} belongs to other weights than {folder / names.WEIGHTS}", seen, weights, hint)
     comparison = _read(folder / names.COMPARISON) if names.COMPARISON in files else None
     if comparison is not None:
         check_hash(
-            f"{folder / names.COMPARISON} is about another model",
+            f"{folder / names.COMPARISON} compares another model",
             comparison["models"][0]["weights_sha256"],
             weights,
             f"{_RECORDS[names.COMPARISON][1]} Or remove it.",

@@ -39,7 +39,7 @@ def render_card(inputs: CardInputs) -> str:
     """The card's text.
 
     Raises:
-        AntError: the licence is none of the Hub's, or a record lacks a key that the card shows (names both).
+        AntError: the Hub does not know the licence, or a record lacks a key that the card shows (names both).
     """
     context = _context(inputs)
     data = card_data(inputs, context["rows"])
@@ -238,21 +238,23 @@ def _takeaways(
     lines = []
     if sentence := _against_floors(scores):
         lines.append(f"Against the floor of each benchmark: {sentence}.")
-    # The first documents of a set are no sample of it, so they stand beside no published figure.
+    # The first documents of a set are not a sample of it, so they stand beside no published figure.
     complete = [score for score in scores if score.complete]
     names = dict.fromkeys(name for score in complete for name in score.published)
     lines += [_against([score for score in complete if name in score.published], name) for name in names]
     if partial := [score for score in scores if not score.complete]:
-        lines.append(f"Not the complete set, so not compared with published figures: {_listed(partial)}.")
+        lines.append(
+            f"Measured on a part of the set, so not compared with published figures: {_listed(partial)}."
+        )
     for (_, title), own in parts.items():
         if sentence := _against_floors(own):
             lines.append(f"{title}, against the floor of each part: {sentence}.")
     if wikitext := inputs.wikitext:
         uniform, byte = wikitext["uniform_guess_byte_perplexity"], wikitext["byte_perplexity"]
         broken = "on this text the model is broken"
-        outcome = broken if byte >= uniform else f"{wikitext['bits_per_byte']:.3f} bits for each byte of text"
+        outcome = broken if byte >= uniform else f"{wikitext['bits_per_byte']:.3f} bits per byte of text"
         lines.append(
-            f"{wikitext['label']}: byte perplexity {byte:.3f}, where guessing all tokens alike has "
+            f"{wikitext['label']}: byte perplexity {byte:.3f}, where guessing all tokens alike scores "
             f"{uniform:.2f}: {outcome}."
         )
     if degeneration := inputs.results.get("degeneration"):
@@ -265,7 +267,7 @@ def _takeaways(
     return lines
 
 
-_WORDS: dict[str | None, str] = {ABOVE: "above it", UNCLEAR: "not to be told from it", BELOW: "below it"}
+_WORDS: dict[str | None, str] = {ABOVE: "above it", UNCLEAR: "no clear difference", BELOW: "below it"}
 
 
 def _against_floors(scores: list[Score]) -> str:
@@ -288,7 +290,7 @@ def _against(scores: list[Score], name: str) -> str:
     groups = {"better": better, "worse": worse}
     parts = [f"{word} on {_listed(group, shown)}" for word, group in groups.items() if group]
     if alike := len(scores) - len(better) - len(worse):
-        parts.append(f"no sure difference on {alike} of {len(scores)}")
+        parts.append(f"no clear difference on {alike} of {len(scores)}")
     return f"Against the published figures of {name}: {'; '.join(parts)}."
 
 
@@ -353,9 +355,9 @@ def _training_table(inputs: CardInputs) -> Safe:
         ["Precision", f"{environment['precision']}: {environment['precision_reason']}"],
         ["Tokens seen", f"{_tokens_seen(inputs):,}"],
         ["Tokens of the text", f"{inputs.manifest['splits']['train']['tokens']:,}"],
-        ["Tokens a step", f"{run['plan']['tokens_per_step']:,}"],
+        ["Tokens per step", f"{run['plan']['tokens_per_step']:,}"],
         ["Steps", f"{training['max_steps']:,}"],
-        ["Tokens a parameter", f"{_tokens_seen(inputs) / run['parameters']['total']:.2f}"],
+        ["Tokens per parameter", f"{_tokens_seen(inputs) / run['parameters']['total']:.2f}"],
         *([["Skipped steps", f"{skipped:,}"]] if skipped else []),
         *_time_rows(inputs),
         ["Optimizer", optimizer],
@@ -557,7 +559,7 @@ def _texts(corpus: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _mix_table(inputs: CardInputs) -> Safe:
-    """What each part of the training text is, and what it gave."""
+    """What each part of the training text is, and how much of it was trained on."""
     header = ["part of the training text", "licence", "from", "share of the training", "tokens trained on"]
     header += ["tokens of its text", "passes", "held out, bits per byte"]
     scores, rows = inputs.run["final"].get("parts") or {}, []
@@ -671,7 +673,7 @@ def card_data(inputs: CardInputs, scores: list[Score]) -> ModelCardData:
 
 
 def _language(inputs: CardInputs) -> str | None:
-    """The recipe's. Earlier recipes name none: their gate held every model to plain English."""
+    """The recipe's. Earlier recipes name none: their gate tested every model on plain English."""
     english = (check for check in inputs.gate["checks"] if check["name"].startswith("plain English"))
     held_to_it = any(check["passed"] for check in english)
     return inputs.recipe["corpus"].get("language") or ("en" if held_to_it else None)

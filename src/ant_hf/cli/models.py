@@ -44,17 +44,25 @@ def generate(
         float | None,
         Option(min=0.0, help="Default of this and the next three: the model's own, else the public card's."),
     ] = None,
-    top_p: Annotated[float | None, Option(min=0.01, max=1.0, help="Share of the probability kept.")] = None,
-    top_k: Annotated[int | None, Option(min=1, help="Tokens kept.")] = None,
-    repetition_penalty: Annotated[float | None, Option(min=0.01, help="1 for none.")] = None,
-    max_new_tokens: Annotated[int, Option(min=1, help="As far as the model's context goes.")] = 64,
-    greedy: Annotated[bool, Option("--greedy", help="Always the most probable token: no sampling.")] = False,
-    num_samples: Annotated[int, Option(min=1, help="Continue N times, from seed to seed + N - 1.")] = 1,
+    top_p: Annotated[
+        float | None, Option(min=0.01, max=1.0, help="Choose among tokens of this share of the probability.")
+    ] = None,
+    top_k: Annotated[int | None, Option(min=1, help="Choose among the K most probable tokens.")] = None,
+    repetition_penalty: Annotated[
+        float | None, Option(min=0.01, help="Above 1, tokens of the text become less likely; 1 for none.")
+    ] = None,
+    max_new_tokens: Annotated[int, Option(min=1, help="As many as the model's context has room for.")] = 64,
+    greedy: Annotated[
+        bool, Option("--greedy", help="Always take the most probable token, without sampling.")
+    ] = False,
+    num_samples: Annotated[
+        int, Option(min=1, help="Continue N times, with the seeds from SEED to SEED + N - 1.")
+    ] = 1,
     seed: Annotated[int, Option(help="Seed of the sampling: the same one gives the same text.")] = 0,
 ) -> None:
-    """Continue a prompt, or each of the prompts that are typed (Ctrl-D ends) or piped in, a line each.
+    """Continue a prompt, or each of the prompts that are typed (Ctrl-D ends) or piped in, one per line.
 
-    The text goes to stdout as it is made; the settings are said on stderr.
+    The text goes to stdout as it is made; the settings are shown on stderr.
     """
     folder = _model_folder(model)
     from ant_hf.model import generation
@@ -131,7 +139,9 @@ def perplexity(
 ) -> None:
     """Score held-out text, or any text: token perplexity, bits per byte, byte perplexity."""
     if (tokens is None) == (text is None):
-        raise AntError("one text is needed", hint="Pass --text FILE, or --tokens FOLDER of packed tokens.")
+        raise AntError(
+            "perplexity needs one text", hint="Pass --text FILE, or --tokens FOLDER of packed tokens."
+        )
     folder = _model_folder(model)
     from ant_hf.model.scoring import score_file, score_folder
 
@@ -172,11 +182,11 @@ def evaluate(
             "board's rows, with a plot. Sets that are measured already are not measured again.",
         ),
     ] = None,
-    limit: Annotated[int | None, Option(help="Only the first N documents per task: for trying.")] = None,
+    limit: Annotated[int | None, Option(help="Only the first N documents per task, to try it out.")] = None,
     batch_size: Annotated[
         int | None,
         Option(
-            help="Full-length sequences a forward pass; shorter ones fill up to as many tokens. "
+            help="Full-length sequences per forward pass; of shorter ones, as many as give the same tokens. "
             "Default: 2 on a CPU, 64 on a GPU."
         ),
     ] = None,
@@ -193,8 +203,8 @@ def evaluate(
     dtype: Annotated[
         str,
         Option(
-            help="float32, bfloat16 or float16. In 16 bits, a set is scored in float32 all the same where "
-            "rounding would move its score by more than a third of the standard error, or where it is small."
+            help="float32, bfloat16 or float16. In 16 bits, a set is still scored in float32 if rounding "
+            "would move its score by more than a third of the standard error, or if it is small."
         ),
     ] = "float32",
     device: Annotated[str | None, Option(help="cpu or cuda. Default: the GPU if there is one.")] = None,
@@ -204,7 +214,7 @@ def evaluate(
 
     Writes results.json, lm_eval_results.json and samples.jsonl next to the model.
 
-    Run again after an interruption, it continues.
+    After an interruption, the same command continues.
     """
     if board is not None and tasks is None and not fresh:
         from ant_hf.evaluation.boards import load_board, recorded_results
@@ -240,7 +250,7 @@ def evaluate(
         show(results_table(results, published_models()))
         for line in filter(None, [incomplete_line(results), *perplexity_lines(results)]):
             say(line)
-    say(f"results: {path}")
+    say("results", path)
 
 
 def _show_board(name: str, results: dict[str, Any], folder: Path) -> None:
@@ -255,10 +265,10 @@ def _show_board(name: str, results: dict[str, Any], folder: Path) -> None:
     for line in filter(None, [incomplete_line(results), counted_line(board, results), *board.notes]):
         say(line)
     row = markdown_row(board, rows)
-    say(f"To paste:\n{row}" if row else "No row to paste: it needs every set that counts, and all of each.")
+    say(f"To paste:\n{row}" if row else "There is no row to paste: it needs all documents of every set.")
     # A release holds what its record names and nothing else.
     place = Path() if (folder / RELEASE).is_file() else folder
-    say(f"plot: {plot_board(rows, board.title, board.score, place / f'board-{name}.png')}")
+    say("plot", plot_board(rows, board.title, board.score, place / f"board-{name}.png"))
 
 
 def compare(
@@ -274,10 +284,10 @@ def compare(
         Option(help="Sets to compare, separated by commas. Default: all that one of them was measured on."),
     ] = None,
     data_dir: Annotated[
-        Path | None, Option(help="Where the documents of sets that must be measured first lie, as JSONL.")
+        Path | None, Option(help="Folder of JSONL documents, for sets that must be measured first.")
     ] = None,
     limit: Annotated[
-        int | None, Option(help="Measure only the first N documents a task of what is missing: for trying.")
+        int | None, Option(help="Measure missing sets on their first N documents per task, to try it out.")
     ] = None,
     output_dir: Annotated[
         Path | None, Option(help="Folder of the comparison. Default: comparisons/A-vs-B.")
@@ -314,7 +324,7 @@ def compare(
         show(comparison_table(pair))
     for line in comparison_lines(values):
         say(line)
-    say(f"comparison: {folder}")
+    say("comparison", folder)
 
 
 def _is_folder(model: str) -> bool:
@@ -326,7 +336,8 @@ def _names(tasks: str | None) -> list[str]:
 
 
 def _ask(missing: str) -> bool:
-    return typer.confirm(f"{missing}. Measure that first? It can take minutes a set", default=True, err=True)
+    question = f"{missing}. Measure it first? It can take minutes per set"
+    return typer.confirm(question, default=True, err=True)
 
 
 def inspect(
@@ -389,10 +400,10 @@ def demo(
     model: Model,
     other: Annotated[str | None, Argument(help="A second one, to compare side by side.")] = None,
     port: Annotated[
-        int | None, Option(min=1, max=65535, help="Default: the first free one from 7860.")
+        int | None, Option(min=1, max=65535, help="Port of the page. Default: the first free one from 7860.")
     ] = None,
     share: Annotated[
-        bool, Option("--share", help="Also give it a public address, through Gradio's servers.")
+        bool, Option("--share", help="Also give the page a public address, through Gradio's servers.")
     ] = False,
     static: Annotated[
         bool,
@@ -428,7 +439,7 @@ def demo(
     if static:
         if port or share:
             raise AntError(
-                "--static writes a folder and serves nothing", hint="Leave out --port and --share."
+                "--static writes a folder and does not serve it", hint="Leave out --port and --share."
             )
         from ant_hf.demo.site import SiteOptions, make_site
 
@@ -440,8 +451,8 @@ def demo(
         return
     if output or dtypes or prompts or vendor:
         raise AntError(
-            "--output, --dtype, --prompt and --vendor are about the folder of a static page",
-            hint="Add --static to write one.",
+            "--output, --dtype, --prompt and --vendor need --static",
+            hint="Add --static to write the folder of a static page.",
         )
     if importlib.util.find_spec("gradio") is None:
         raise AntError(

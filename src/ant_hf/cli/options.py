@@ -23,7 +23,7 @@ _FACTORS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 _PLACES = {"model", "other", "text"}
 
 Config = Annotated[
-    Path, Option("--config", "-c", help="Recipe: a YAML file, or the name of one here, such as quickstart.")
+    Path, Option("--config", "-c", help="Recipe: a YAML file, or the name of a shipped one: quickstart.")
 ]
 Data = Annotated[
     list[str] | None,
@@ -100,7 +100,7 @@ def whole_number(option: str, text: str) -> int:
     """A number as people write it: 20M, 1.5B, 400k, 8,192.
 
     Raises:
-        AntError: it is none, or is not whole and above 0.
+        AntError: it is not a whole number above 0.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmbt]?)", text.strip().replace(",", "").replace("_", "").lower())
     value = Decimal(match[1]) * _FACTORS[match[2]] if match else 0

@@ -20,7 +20,7 @@ Timeout = Annotated[float, Option(min=1, help="Seconds without an answer that co
 def audit(
     card: Annotated[
         Path | None,
-        Argument(help="README.md, or the folder of it, that ant-hf card wrote; default: the public cards."),
+        Argument(help="A README.md that ant-hf card wrote, or its folder. Default: the public cards."),
     ] = None,
 ) -> None:
     """Check a card's figures against each other by arithmetic alone."""
@@ -34,18 +34,22 @@ def audit(
         findings = check(claimed)
         show(audit_table(f"{claimed.name} ({claimed.source})", findings))
         wrong += sum(finding.verdict == "DISAGREES" for finding in findings)
-    say(f"{wrong} figures disagree with the arithmetic")
+    say("audit", f"{wrong} figures disagree with the arithmetic")
     # That the public cards contradict themselves is a finding; that ours does is a fault.
     if card and wrong:
-        raise AntError(f"{card} contradicts itself", seen=f"{wrong} figures")
+        raise AntError(
+            f"{card} contradicts itself",
+            seen=f"{wrong} figures",
+            hint="The table names them. Make the card again: ant-hf card MODEL_FOLDER --repo OWNER/NAME",
+        )
 
 
 def card(
     model: Final, repo: Repo, license_id: License = None, tokens: Tokens = None, onnx: Onnx = False
 ) -> None:
-    """Make the release folder of a run: gate, figures, card, hashes. Sends nothing.
+    """Make the release folder of a run: check it, draw its figures, write its card. Nothing is sent.
 
-    Needs results.json (ant-hf evaluate). Everything lies in release/ beside the final folder then.
+    Needs results.json, from ant-hf evaluate. The release is the folder release/ beside the final folder.
     """
     from ant_hf.release.build import make_release
     from ant_hf.utils.names import CARD, RELEASE
@@ -69,7 +73,7 @@ def verify(
 ) -> None:
     """Check any model, anyone's: does it load, do weights and tokenizer belong together, are its files safe?
 
-    With a run's tokens the recorded loss is reproduced; without, all is checked that can be from outside.
+    With the run's tokens the recorded loss is reproduced too; without them, everything else is checked.
     """
     from ant_hf.release.verify import PASSED, refusal
     from ant_hf.release.verify import verify as run_gate
@@ -110,14 +114,14 @@ def publish(
         bool,
         Option(
             "--gguf",
-            help="Then export it to GGUF and publish the files as OWNER/NAME-GGUF, for llama.cpp and Ollama.",
+            help="Also export it to GGUF and publish the files as OWNER/NAME-GGUF, for llama.cpp and Ollama.",
         ),
     ] = False,
     space: Annotated[
         str | None,
         Option(
             metavar="KIND",
-            help="Then publish a Space of the same name in which to try the model: static, where it runs in "
+            help="Also publish a Space of the same name to try the model in: static, where it runs in "
             "the visitor's browser, costs nothing and never sleeps; or gradio, where it runs on the Hub.",
         ),
     ] = None,
@@ -125,13 +129,13 @@ def publish(
     attempts: Attempts = 5,
     timeout: Timeout = 60.0,
 ) -> None:
-    """Gate, card, and one commit to the Hub, which is then read back and tagged.
+    """Check a model, write its card, and send both to the Hub in one commit, which is read back and tagged.
 
     With --gguf, OWNER/NAME-GGUF is published too, with --space static (or gradio) the demo as a Space
     (spaces/OWNER/NAME): one commit each.
 
-    Without --yes nothing is sent, and the plan needs no token. Interrupted or failed, the same command
-    continues.
+    Without --yes nothing is sent, and no token is needed. After an interruption or a failure, the same
+    command continues.
     """
     from ant_hf.card.gguf import gguf_repository
     from ant_hf.export.llama_cpp import is_installed
@@ -141,7 +145,7 @@ def publish(
     from ant_hf.release.publish import publish as publish_release
 
     if yes and dry_run:
-        raise AntError("--yes and --dry-run were both given", hint="Leave one out")
+        raise AntError("--yes and --dry-run were both given", hint="Leave one out.")
     if space not in (None, "static", "gradio"):
         hint = "Write --space static: a page that runs in the browser"
         raise AntError("--space needs a kind of Space", seen=space, expected="static or gradio", hint=hint)
@@ -157,7 +161,7 @@ def publish(
         )
     client = HubClient(attempts=attempts, timeout=timeout, anonymous=True)
     if client.is_anonymous:
-        say("token", "no Hub token found: the release is made and the plan shown, and nothing is sent")
+        say("token", "no Hub token was found: the release is made and the plan is shown, but nothing is sent")
     elif yes:
         # A token that will not do should not cost the minute that the gate takes.
         for name, kind in [(repo, "model"), *others]:

@@ -31,7 +31,7 @@ ReportTo = Annotated[
 Fresh = Annotated[bool, Option("--fresh", help="Remove the run in the output folder first.")]
 DryRun = Annotated[
     bool,
-    Option("--dry-run", help="Check text, folders and machine, say how long it takes; write nothing."),
+    Option("--dry-run", help="Check text, folders and machine, and say how long it takes. Write nothing."),
 ]
 
 
@@ -46,7 +46,7 @@ def pretrain(
 ) -> None:
     """Train a model from a recipe: tokenizer, packed tokens, training, export, check.
 
-    Run again with the same recipe, it continues from the newest checkpoint. On several GPUs:
+    The same command again continues from the newest checkpoint. On several GPUs:
     accelerate launch --quiet --num_processes N pretrain.py --config RECIPE.
     """
     from ant_hf.train import pretrain as runs
@@ -59,11 +59,11 @@ def pretrain(
 
 def train(
     texts: Annotated[
-        list[str] | None, Argument(metavar="[TEXT]...", help="More texts, as the shell makes them of *.txt.")
+        list[str] | None, Argument(metavar="[TEXT]...", help="More texts, as when the shell expands *.txt.")
     ] = None,
     config: Annotated[
         Path | None,
-        Option("--config", "-c", help="Recipe, to train as it says instead of choosing one for the text."),
+        Option("--config", "-c", help="Train by this recipe, instead of one that is chosen for the text."),
     ] = None,
     data: Data = None,
     base: Annotated[
@@ -71,15 +71,13 @@ def train(
         Option(
             "--from",
             metavar="MODEL",
-            help="Go on from this Llama, a folder or OWNER/NAME on the Hub, as the recipe finetune says.",
+            help="Start from this Llama, a folder or OWNER/NAME on the Hub, with the recipe finetune.",
         ),
     ] = None,
     output_dir: OutputDir = None,
     minutes: Annotated[
         float | None,
-        Option(
-            min=0.1, help="How long the whole run may take here, for a recipe that is chosen. Default: 10."
-        ),
+        Option(min=0.1, help="How long the whole run may take here, if no recipe is given. Default: 10."),
     ] = None,
     overrides: Set = None,
     report_to: ReportTo = None,
@@ -89,11 +87,11 @@ def train(
     """Train on a text of your own: ant-hf train --data my.txt. Or from a recipe, with --config.
 
     Vocabulary, model, context and steps are chosen by the size of the text and the speed of this machine, and
-    written as a recipe into the run's folder, runs/my, for you to edit. Run again, it continues.
+    written as a recipe into the run's folder, runs/my, for you to edit. The same command again continues it.
     """
     data = [*(data or ()), *(texts or ())]
     if base is not None and config is not None:
-        hint = "With a recipe of your own: --set training.init_from=MODEL"
+        hint = "Leave --from out, and write: --set training.init_from=MODEL"
         raise AntError("--from and --config were both given", hint=hint)
     if base is not None and data:
         from ant_hf.train.own_text import folder_for
@@ -105,14 +103,14 @@ def train(
         if minutes is not None:
             raise AntError(
                 f"--minutes and {'--from' if base else '--config'} were both given",
-                hint="A recipe says training.max_steps.",
+                hint="Leave --minutes out: a recipe has training.max_steps, which --set can change.",
             )
         pretrain(config, data, output_dir, overrides, report_to, fresh, dry_run)
         return
     if not data:
         raise AntError(
             "no text and no recipe were given",
-            hint="ant-hf train --data my.txt, or --config with a recipe: quickstart",
+            hint="Type: ant-hf train --data my.txt. Or: ant-hf train --config quickstart",
         )
     from ant_hf.train.own_text import own_recipe
 
@@ -120,7 +118,7 @@ def train(
         folder = None if dry_run else str(recipe.parent)
         pretrain(recipe, None, folder, overrides, report_to, fresh, dry_run)
         if not dry_run:
-            say("", f"change it:              edit {recipe}, and run this again with --fresh")
+            say("change it", f"edit {recipe}, and run this again with --fresh")
 
 
 def new(
@@ -139,13 +137,13 @@ def new(
     ] = None,
     device: Annotated[
         str | None,
-        Option(help="GPU of the hours, for example t4: by arithmetic. Default: this machine, measured."),
+        Option(help="GPU that --hours are for, for example t4: calculated. Default: this machine, measured."),
     ] = None,
     width: Annotated[
-        int | None, Option(help="Width of the model, out of the table that this command shows.")
+        int | None, Option(help="Width of the model, one of those in the table that this command shows.")
     ] = None,
     data: Data = None,
-    overwrite: Annotated[bool, Option("--overwrite", help="Write over the files of that name.")] = False,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace the files of that name.")] = False,
 ) -> None:
     """Make a recipe from a wish: ant-hf new my-20m --parameters 20M --tokens 400M.
 
@@ -194,13 +192,13 @@ def study(
     dry_run: DryRun = False,
     tokens_per_second: Annotated[
         float | None,
-        Option(min=1, help="For --dry-run: speed of the largest model, instead of timing some steps here."),
+        Option(min=1, help="With --dry-run: speed of the largest model, instead of timing a few steps here."),
     ] = None,
 ) -> None:
     """Answer a question by a set of runs: ant-hf study first.
 
     Trains and scores every run of the study file in a process of its own, one after the other, then writes
-    study.json, a plot and a page. Run again, it continues; what is finished is not trained again.
+    study.json, a plot and a page. The same command again continues; finished runs are not trained again.
     """
     switch_libraries()
     if importlib.util.find_spec("scipy") is None or importlib.util.find_spec("lm_eval") is None:
@@ -261,7 +259,7 @@ def params(
         Path, Argument(help="LlamaConfig JSON, model folder, or the name of one here: ant10m, ant5m.")
     ] = Path("ant10m"),
 ) -> None:
-    """Count parameters by component on the model itself, beside the published figure."""
+    """Count a model's parameters by component, and show the published number beside the sum."""
     from ant_hf.model.architecture import ledger_table, load_architecture, model_architecture
     from ant_hf.model.loading import model_folder
     from ant_hf.published import published_counterpart

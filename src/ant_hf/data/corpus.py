@@ -247,16 +247,16 @@ class Corpus:
         seen = f"{texts[1]:,} characters"
         if counts.duplicate:
             raise AntError(
-                f"of {counts.duplicate + texts[0]:,} documents {counts.duplicate:,} repeat another, and what "
-                "is left is too short to hold some of it out",
+                f"of {counts.duplicate + texts[0]:,} documents {counts.duplicate:,} repeat another, and the "
+                "rest is too short to hold a part of it out",
                 seen=seen,
-                hint="Look at how the corpus was made, or add text that differs.",
+                hint="Check how the corpus was made, or add different text.",
             )
         raise AntError(
-            "the corpus is too short, or repeats itself too much, to hold some of it out",
+            "the corpus is too short, or repeats itself too much, to hold a part of it out",
             seen=seen,
             expected=f"at least {SMALLEST_TEXT:,}, in different paragraphs",
-            hint="Add text.",
+            hint="Add more text.",
         )
 
     def _different_texts(self, counts: CorpusCounts) -> Iterator[str]:

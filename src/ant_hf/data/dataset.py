@@ -22,7 +22,7 @@ def check_one_block(split: str, tokens: int, sequence_length: int) -> None:
     """Refuse a split of fewer tokens than one block holds.
 
     Raises:
-        AntError: it is one.
+        AntError: it is too small.
     """
     if tokens < sequence_length:
         raise AntError(

@@ -3,7 +3,7 @@
 Two texts share a run when thirteen consecutive words are equal without case, punctuation and Unicode
 form, the criterion of GPT-3 (Brown et al. 2020, appendix C). Markup such as WikiText-2's " @-@ " falls
 away with the punctuation. Texts of fewer words cannot be found this way: a short question that a
-document quotes stays in. It costs 60 ms a megabyte, on the one process that reads the corpus.
+document quotes stays in. It costs 60 ms per megabyte, on the one process that reads the corpus.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ class EvaluationSets:
         files = sorted(path.glob("*.jsonl"))
         if not 0 < len(files) <= _MOST_SETS:
             raise AntError(
-                f"{path} has {len(files)} JSONL files", expected=f"1 to {_MOST_SETS}, one a set of documents"
+                f"corpus.decontaminate: {path} has {len(files)} JSONL files",
+                expected=f"1 to {_MOST_SETS}, one for each evaluation set",
             )
         return cls({file.name.removesuffix(".jsonl"): file for file in files})
 
@@ -104,7 +105,8 @@ class EvaluationSets:
                 texts = [run_hashes(text) for _, row in read_json_rows(file) for text in strings_in(row)]
                 if not texts:
                     raise AntError(
-                        f"{file} holds no documents", hint="Fill it, or move it out of the folder."
+                        f"{file} does not contain any documents",
+                        hint="Fill it, or move it out of the folder.",
                     )
                 found.append(np.concatenate(texts))
         bits = [np.full(len(runs), 1 << index, dtype=np.uint64) for index, runs in enumerate(found)]

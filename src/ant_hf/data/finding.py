@@ -39,7 +39,7 @@ def find_files(patterns: Iterable[str], column: str, encoding: str = "utf-8") ->
             named.add(path)
             if kind_of(path) not in ("", *KINDS):
                 hint = f"If it is plain text, copy it to a name that says so: cp {path.name} {path.stem}.txt"
-                raise AntError(f"{path} is of an unknown kind", expected=_READ, hint=hint)
+                raise AntError(f"{path} is not a kind of file that can be read", expected=_READ, hint=hint)
         elif path.exists() and not path.is_dir():
             raise AntError(f"{path} is not a file", hint="Text is read twice: save it to a file first.")
         elif not path.exists() and not glob.has_magic(pattern):
@@ -73,7 +73,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def _matching(path: Path) -> list[Path]:
-    """What a glob finds. Folders that are there by their very names are no patterns: `corpus [v2]/*.txt`."""
+    """What a glob finds. A folder of exactly that name is not a pattern: `corpus [v2]/*.txt`."""
     there = next(parent for parent in path.parents if parent.exists())
     found = glob.glob(str(path.relative_to(there)), root_dir=there, recursive=True)  # noqa: PTH207
     return [there / name for name in found]

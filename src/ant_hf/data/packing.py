@@ -64,8 +64,8 @@ class EncodedChunk(NamedTuple):
 
 # Characters that no text has on purpose, and what they come from.
 _TRACES = {
-    "\0": "the character NUL. It means nothing in a text; without it: tr -d '\\000' < OLD > NEW",
-    "\ufffd": "the character U+FFFD, which stands where text was once read in a wrong encoding",
+    "\0": "the character NUL, which means nothing in a text. Remove it: tr -d '\\000' < OLD > NEW",
+    "\ufffd": "the character U+FFFD, which is left where text was once read in a wrong encoding",
 }
 
 
@@ -239,15 +239,15 @@ def make_tokens(recipe: Recipe) -> dict[str, Any]:
     )
     if by_set := counts.get("contaminated_by_set"):
         shared = ", ".join(f"{name} {count:,}" for name, count in by_set.items() if count)
-        say("", f"{counts['contaminated']:,} left out, sharing text with {shared or 'no set'}")
+        say("", f"{counts['contaminated']:,} left out, because they share text with {shared or 'no set'}")
     if cut := counts.get("cut"):
         say(
             "",
-            f"too few documents to hold whole ones out: {cut['characters']:,} characters are cut "
-            f"at paragraphs, {cut['held_out']:,} blocks held out, {cut['repeated']:,} repeated ones left out",
+            f"too few documents to hold whole ones out: {cut['characters']:,} characters are cut at "
+            f"paragraphs, {cut['held_out']:,} blocks are held out, {cut['repeated']:,} repeats left out",
         )
     if not recipe.corpus.validation_fraction:
-        say("warning", "no text is held out: nothing can tell whether the model learns or only repeats")
+        say("warning", "no text is held out, so nothing will show whether the model learns or only repeats")
     if problem := unfit(recipe, manifest):
         raise problem
     return manifest
@@ -259,8 +259,8 @@ def unfit(recipe: Recipe, manifest: dict[str, Any]) -> AntError | None:
         if not part[TRAIN]["tokens"]:
             return AntError(
                 f"part {name!r} of the mix gives no text to train on",
-                hint="Its documents are empty, held out, or the same as those of another part. Look into "
-                f"its path, or leave it out. If {recipe.tokens_dir} is there, remove it.",
+                hint="Its documents are empty, held out, or the same as those of another part. Check its "
+                f"path, or leave it out. If {recipe.tokens_dir} exists, remove it.",
             )
     held_out, counts = manifest["splits"][VALIDATION], manifest["documents"]
     # The first token is not scored and an end of text counts no bytes: of two tokens, none are left.
@@ -269,7 +269,7 @@ def unfit(recipe: Recipe, manifest: dict[str, Any]) -> AntError | None:
         return None
     hint = f"Raise the share: --set corpus.validation_fraction={larger_share(fraction):g}"
     if counts["past_limit"] or recipe.corpus.max_tokens:
-        hint += ", or corpus.max_tokens, where the reading of the text ends"
+        hint += ", or raise corpus.max_tokens, where reading the text ends"
     elif counts.get("contaminated"):
         hint += ", or leave corpus.decontaminate out"
     return AntError(
@@ -277,7 +277,7 @@ def unfit(recipe: Recipe, manifest: dict[str, Any]) -> AntError | None:
         if held_out["documents"]
         else "no document fell into the validation split",
         seen=f"{held_out['tokens']} tokens at validation_fraction {fraction}",
-        hint=f"{hint}. If {recipe.tokens_dir} is there, remove it.",
+        hint=f"{hint}. If {recipe.tokens_dir} exists, remove it.",
     )
 
 
@@ -368,10 +368,10 @@ def _hardly_meant(name: str) -> str:
     """What was found in a text, and what to do about it."""
     if name == END_OF_TEXT:
         return (
-            f"{name} within a line, where it is learnt as text. To end a document there, put it on a line "
+            f"{name} inside a line, where it is learned as text. To end a document there, put it on a line "
             f"of its own: sed 's/{name}/\\n&\\n/g' OLD.txt > NEW.txt"
         )
-    return _TRACES.get(name, f"{name}, which is learnt as text and not as the special token")
+    return _TRACES.get(name, f"{name}, which is learned as text and not as the special token")
 
 
 class _SplitWriter:

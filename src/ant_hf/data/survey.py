@@ -1,4 +1,4 @@
-"""What a corpus is and how long it takes to prepare, from some seconds of it; nothing is written."""
+"""What a corpus is and how long its preparation takes, from a few seconds of reading; nothing is written."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def survey(
         if read.is_whole:
             raise
         # All of the text may do where its beginning does not.
-        return Survey(f"{what}; no estimate from them: {error}", read.text_bytes())
+        return Survey(f"{what}; they allow no estimate: {error}", read.text_bytes())
 
 
 def _look_into_every_file(source: Source, seconds: float) -> None:
@@ -252,7 +252,11 @@ def _estimated(recipe: Recipe, sample: _Sample, read: _Read, tokenizer: Path | N
         if problem := unfit(recipe, {"splits": {VALIDATION: held_out}, "documents": counts}):
             raise problem
     if not encoded[TRAIN]:
-        raise AntError("what was read of the corpus holds no text to train on", seen=what)
+        raise AntError(
+            "the part of the corpus that was read has no text to train on",
+            seen=what,
+            hint="Check what corpus.path (--data) names.",
+        )
     # Tokens of each split in a byte that is read.
     density = {
         name: size / read.bytes * tokens.total() / encoded.total() for name, size in sample.sizes.items()

@@ -143,7 +143,7 @@ def trained_before(
     is_there = (folder / _RECORD).exists()
     if not is_there and (folder / TOKENIZER).exists():
         raise AntError(
-            f"{folder} holds a tokenizer without the record of its training, {_RECORD}",
+            f"{folder} has a tokenizer, but not the record of its training, {_RECORD}",
             hint="Move it away, or set another data_dir: --set data_dir=FOLDER",
         )
     before = _read_record(folder)["inputs"]["corpus"] if is_there else None
@@ -182,7 +182,7 @@ def _check_size(tokenizer: Tokenizer, recipe: TokenizerRecipe) -> None:
         raise AntError(
             f"the text is too small for a vocabulary of {recipe.vocab_size} entries",
             seen=f"{size} entries",
-            hint="Add text, or let the vocabularies of tokenizer and model be what the text gives: "
+            hint="Add text, or let tokenizer and model have the vocabulary that the text gives: "
             "--set tokenizer.vocab_size=null",
         )
 
@@ -200,7 +200,7 @@ def train_on(corpus: Corpus, recipe: TokenizerRecipe, entries: int) -> tuple[Tok
     if not held_out:
         share = larger_share(corpus.validation_fraction)
         raise AntError(
-            "no held-out text to measure the tokenizer on",
+            "there is no held-out text to measure the tokenizer on",
             seen=f"validation_fraction {corpus.validation_fraction}",
             hint="The documents held out may all quote the sets of corpus.decontaminate. Raise the share: "
             f"--set corpus.validation_fraction={share:g}",
@@ -209,7 +209,7 @@ def train_on(corpus: Corpus, recipe: TokenizerRecipe, entries: int) -> tuple[Tok
         fewer = max(SMALLEST_VOCABULARY, size // _ROUND_ENTRIES * _ROUND_ENTRIES)
         say(
             "vocabulary",
-            f"{fewer:,} entries instead of {entries:,}: the text gives no more, and the model follows",
+            f"{fewer:,} entries instead of {entries:,}: the text does not give more, and the model follows",
         )
         return train_on(corpus, recipe, fewer)
     return tokenizer, held_out
@@ -241,13 +241,13 @@ def _training_texts(
     counts = corpus.counts
     if not counts.validation:
         raise AntError(
-            "the corpus holds no text to train on",
+            "the corpus has no text to train on",
             seen=f"{counts.read:,} documents, {counts.empty:,} of them empty, "
             f"{counts.contaminated:,} shared with evaluation sets",
-            hint="Look into what corpus.path (--data) names.",
+            hint="Check what corpus.path (--data) names.",
         )
     raise AntError(
-        f"all documents of the corpus with text in them, {counts.validation:,}, are held out",
+        f"all {counts.validation:,} documents of the corpus that have text are held out",
         seen=f"validation_fraction {corpus.validation_fraction}",
         hint="Lower it: --set corpus.validation_fraction=0.05",
     )
@@ -356,9 +356,9 @@ def end_of_text(folder: Path) -> str:
     token = found.get("content") if isinstance(found, dict) else found
     if not isinstance(token, str):
         raise AntError(
-            f"{folder / _SETTINGS} names no token that ends a text",
+            f"{folder / _SETTINGS} does not name an end-of-text token",
             seen=f"eos_token {found!r}",
-            hint="Set eos_token there: it stands between the documents of the packed text.",
+            hint="Set eos_token there: it is put between the documents of the packed text.",
         )
     return token
 
@@ -383,9 +383,9 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
-        raise AntError(f"{path} is not a readable tokenizer: {error}") from None
+        raise AntError(f"{path} cannot be read as a tokenizer: {error}") from None
     if tokenizer.token_to_id(end := end_of_text(folder)) is None:
-        raise AntError(f"{path} has no {end} token, which ends a text")
+        raise AntError(f"{path} lacks the end-of-text token {end}")
     return tokenizer
 
 

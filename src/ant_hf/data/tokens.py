@@ -90,7 +90,7 @@ def read_manifest(folder: Path, inputs: dict[str, Any] | None = None) -> dict[st
         check_made_of(folder, "tokens", manifest, inputs)
     if manifest.get("format_version") not in _READABLE:
         raise AntError(
-            f"{folder / MANIFEST} has another format",
+            f"{folder / MANIFEST} has the format of another version",
             seen=manifest.get("format_version"),
             expected=str(FORMAT_VERSION),
             hint=hint,

@@ -39,7 +39,7 @@ def fragments_html(model: int, name: str, tokens: Sequence[Fragment], given: int
         given: how many of them, from the first, are the prompt's.
     """
     if not tokens:
-        return '<p class="none">The fragments of this tokenizer cannot be shown.</p>'
+        return '<p class="none">The tokens of this tokenizer cannot be shown one by one.</p>'
     # One stop of the Tab key for all of them; the arrow keys continue from there.
     spans = "".join(
         f'<span class="f s{surprise_step(token.nats)}{" of-prompt" if index < given else ""}" '
@@ -53,14 +53,14 @@ def fragments_html(model: int, name: str, tokens: Sequence[Fragment], given: int
 
 def describe(fragment: Fragment) -> str:
     """One line: readable text, surprise in nats, token id, bytes in hexadecimal."""
-    nats = "no loss: nothing comes before" if fragment.nats is None else f"{fragment.nats:.2f} nats"
+    nats = "no loss: nothing comes before it" if fragment.nats is None else f"{fragment.nats:.2f} nats"
     return f"{fragment.text}  |  {nats}  |  id {fragment.token_id}  |  bytes {fragment.raw.hex(' ').upper()}"
 
 
 def alternatives_html(
     model: int, index: int, chosen: Fragment, candidates: Sequence[Candidate], given: bool
 ) -> str:
-    """What the model held for probable in a fragment's place, best first, as buttons to continue from.
+    """What the model found probable in a fragment's place, best first, as buttons to continue from.
 
     Args:
         given: the fragment is the prompt's, where the model has no choice.
@@ -72,7 +72,7 @@ def alternatives_html(
         f"{percent(each.probability)}</button></li>"
         for each in candidates
     )
-    told = "The model was not asked for it."
+    told = "Nothing comes before it, so the model did not predict it."
     if chosen.nats is not None:
         told = f"The model gave it {percent(math.exp(-chosen.nats))}. Its most probable choices here"
         told += ":" if given else "; click one to continue from it:"

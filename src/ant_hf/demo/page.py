@@ -185,7 +185,9 @@ class _Page:
             text = visit.texts.get(number)
             share = {each.token_id: each.probability for each in text.considered(index)} if text else {}
             if text is None or token_id not in share:
-                raise AntError("the text has changed since", hint="Click on a fragment of the present one.")
+                raise AntError(
+                    "the text has changed in the meantime", hint="Click on a fragment of the new one."
+                )
             chosen = (token_id, surprise(share[token_id]))
             return {number: text.again(sampling, index - len(text.given), chosen)}
 
@@ -249,7 +251,7 @@ class _Page:
         while not self.room.acquire(timeout=_TURN):
             if not self._wanted(visit, mine):
                 return
-            yield {self.status: _say("Waiting until others are done ...")}
+            yield {self.status: _say("Waiting until other visitors' texts are done ...")}
         try:
             began = shown = now = time.perf_counter()
             with closing(generate_together([text.generation for text in texts.values()])) as steps:

@@ -41,7 +41,7 @@ class Sampling:
     max_new_tokens: int = 32
     seed: int = 0
     greedy: bool = False
-    """Always the most probable token, after the repetition penalty; the rest is then without effect."""
+    """Always the most probable token, after the repetition penalty; the rest then has no effect."""
 
     def __post_init__(self) -> None:
         for key in fields(self)[:-1]:

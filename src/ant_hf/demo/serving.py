@@ -62,12 +62,12 @@ def serve(models: Sequence[str], port: int | None = None, share: bool = False) -
         with redirect_stdout(told):
             launch(page, server_name=HOST, server_port=port, share=share, app_kwargs=secured)
     except OSError as error:
-        raise AntError(f"the page cannot be served: {error}", hint="Try another --port.") from None
+        raise AntError(f"the page cannot be served: {error}", hint="Pass another --port.") from None
     try:
         if share and not page.share_url:
             reason = next(filter(None, told.getvalue().splitlines()), "no reason given").strip(" .")
             hint = "Check the network, or leave out --share to try the model on this computer."
-            raise AntError(f"no public address for the page: {reason}", hint=hint)
+            raise AntError(f"the page did not get a public address: {reason}", hint=hint)
         # Within, because Ctrl-C may come at once.
         say("demo", f"{page.local_url}  (Ctrl-C ends it)")
         if page.share_url:
@@ -94,5 +94,5 @@ def _refuse_busy(port: int) -> None:
         except OSError as error:
             raise AntError(
                 f"port {port} of {HOST} cannot be used: {error.strerror}",
-                hint="Pass another --port, or none to take the first free one from 7860.",
+                hint="Pass another --port, or leave it out to take the first free one from 7860.",
             ) from None

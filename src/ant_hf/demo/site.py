@@ -44,7 +44,7 @@ class SiteOptions:
 
     def __post_init__(self) -> None:
         if unknown := [dtype for dtype in self.dtypes if dtype not in onnx.TYPES]:
-            raise AntError("unknown --dtype", seen=unknown[0], expected=", ".join(onnx.TYPES))
+            raise AntError("--dtype is unknown", seen=unknown[0], expected=" or ".join(onnx.TYPES))
 
 
 def make_site(models: Sequence[str], folder: Path, options: SiteOptions) -> Path:
@@ -58,7 +58,7 @@ def make_site(models: Sequence[str], folder: Path, options: SiteOptions) -> Path
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / _SITE).is_file():
         raise AntError(
-            f"{folder} exists and is not a site", hint="Name a folder that is new or empty: -o FOLDER"
+            f"{folder} exists already and is not a site", hint="Name a folder that is new or empty: -o FOLDER"
         )
     check_writable(folder.parent, "-o FOLDER")
     with site_in(folder, models, options):

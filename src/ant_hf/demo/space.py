@@ -36,7 +36,10 @@ def make_space(run_dir: Path, repository: str, license_id: str) -> Path:
     """
     modules, needed = _closure()
     if "gradio" not in packages_distributions():
-        raise AntError("a Space runs the Gradio that is installed here", hint="pip install 'ant-hf[demo]'")
+        raise AntError(
+            "a Space needs the version of Gradio that is installed here, and Gradio is not installed",
+            hint="pip install 'ant-hf[demo]'",
+        )
     with whole_folder(run_dir / "space") as folder:
         # With the style sheet and script of the same name.
         for path in (file for module in modules for file in module.parent.glob(f"{module.stem}.*")):

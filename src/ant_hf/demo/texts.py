@@ -26,7 +26,7 @@ class Text:
     subject: Subject
     prompt: str
     given: list[Fragment]
-    """The prompt's; none if the tokenizer is of a kind whose fragments cannot be told apart."""
+    """The prompt's; none if the tokenizer is of a kind whose fragments cannot be separated."""
     generation: Generation
 
     def again(self, sampling: Sampling, count: int, *more: tuple[int, float]) -> Text:
@@ -55,7 +55,7 @@ class Text:
         if not (period := loop_period(self.generation.ids)):
             return None
         again = decode(self.subject.tokenizer, self.generation.ids[-period:])
-        return f'In a loop: the last {period} tokens again and again: "{again}"'
+        return f'The text is in a loop: it repeats the last {period} tokens again and again: "{again}"'
 
     def facts(self, seconds: float) -> str:
         """Lengths, speed, mean surprise, seed, and why it ended.
@@ -89,7 +89,7 @@ class Text:
         return [*self.given, *made]
 
     def considered(self, index: int) -> list[Candidate]:
-        """What the model held for most probable in a fragment's place; nothing where nothing comes before."""
+        """What the model found most probable in a fragment's place; nothing where nothing comes before."""
         model, tokenizer = self.subject.model, self.subject.tokenizer
         if (place := index - len(self.given)) >= 0:
             before = self.generation.prompt_ids + self.generation.ids[:place]

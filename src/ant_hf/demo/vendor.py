@@ -29,7 +29,8 @@ REGISTRY = "https://registry.npmjs.org"
 _SILENCE, _LONGEST = 30.0, 600.0
 _PIECE = 1 << 18
 _OFFLINE = (
-    "Check the network; or run npm install {} where there is one, and pass its folder: --vendor node_modules"
+    "Check the network; or run npm install {} on a computer that has one, and pass its folder: --vendor "
+    "node_modules"
 )
 
 
@@ -101,7 +102,7 @@ def copy_packages(found: dict[Package, Path], target: Path, webgpu: bool) -> Non
     spec = importlib.util.find_spec("onnxruntime")
     if spec is None or spec.origin is None:
         raise AntError(
-            "the site needs the licence of ONNX Runtime, which is not installed",
+            "the site needs the licence file of ONNX Runtime, which is not installed",
             hint="pip install 'ant-hf[onnx]'",
         )
     for name in ("LICENSE", "ThirdPartyNotices.txt"):
@@ -119,7 +120,10 @@ def _in_folder(package: Package, given: Path) -> Path:
     # Only its licence is taken, which all versions share.
     if seen != package.version and package.files != ("LICENSE",):
         raise AntError(
-            f"{folder} is another version of {package.name}", seen=seen, expected=package.version, hint=wanted
+            f"{folder} has another version of {package.name}",
+            seen=seen,
+            expected=package.version,
+            hint=wanted,
         )
     return folder
 
@@ -157,13 +161,13 @@ def _download(package: Package) -> bytes:
                 pieces.append(piece)
                 advance(len(piece), total)
                 if time.monotonic() > end:
-                    raise TimeoutError(f"not there after {_LONGEST:.0f} s")
+                    raise TimeoutError(f"the download was not complete after {_LONGEST:.0f} s")
         if total and sum(map(len, pieces)) < total:
-            raise ConnectionError("the line was cut")
+            raise ConnectionError("the connection was cut")
     except (OSError, ValueError, HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         raise AntError(
-            f"the page needs {package.name} {package.version}, and {address} gives nothing: {reason}",
+            f"the page needs {package.name} {package.version}, but {address} cannot be downloaded: {reason}",
             hint=_OFFLINE.format(f"{PACKAGES[0].name}@{PACKAGES[0].version}"),
         ) from None
     packed = b"".join(pieces)
@@ -173,6 +177,6 @@ def _download(package: Package) -> bytes:
             f"{address} is another file than the one that was published as {package.name} {package.version}",
             seen=f"sha512 {seen[:12]}",
             expected=package.integrity[:12],
-            hint="Something on the way changes files, or the registry is a wrong one.",
+            hint="A proxy may change files on the way, or npm's registry is set to a wrong address.",
         )
     return packed

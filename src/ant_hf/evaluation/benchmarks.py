@@ -90,7 +90,7 @@ def known_benchmarks(data_dir: Path | None = None) -> dict[str, Benchmark]:
         what = (
             f"--data-dir is a file: {data_dir}" if data_dir.exists() else f"data folder not found: {data_dir}"
         )
-        raise AntError(what, hint="Pass a folder of JSONL files.")
+        raise AntError(what, hint="Pass a folder of JSONL files: --data-dir FOLDER")
     tables = [_TABLE]
     if data_dir is not None and (own := data_dir / _TABLE.name).is_file():
         tables.append(own)
@@ -125,7 +125,7 @@ def choose_benchmarks(
             assert data_dir is not None
             kind = "is a folder" if (data_dir / benchmark.file).is_dir() else "is missing"
             raise AntError(
-                f"{benchmark.name}: no documents, {data_dir / benchmark.file} {kind}",
+                f"{benchmark.name} has no documents: {data_dir / benchmark.file} {kind}",
                 hint=f"Put a file {benchmark.file} (or .jsonl.gz) there, or leave --data-dir out to take the "
                 "documents from the Hub.",
             )
@@ -158,14 +158,14 @@ def _rows(path: Path) -> dict[str, dict[str, Any]]:
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise AntError(f"{path} is not readable YAML: {error}", hint=hint) from None
     if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
-        raise AntError(f"{path}: expected one mapping a set", seen=type(rows).__name__, hint=hint)
+        raise AntError(f"{path} is not a mapping of sets", seen=type(rows).__name__, hint=hint)
     for name, row in rows.items():
         allowed = {item.name for item in fields(Benchmark)} - {"name", "source"}
         if unknown := sorted(set(row) - allowed):
             expected = ", ".join(sorted(allowed))
             raise AntError(f"{path}: {name} has unknown keys", seen=unknown, expected=expected)
         if "definition" not in row:
-            raise AntError(f"{path}: {name} has no definition", hint=hint)
+            raise AntError(f"{path}: {name} lacks the key definition", hint=hint)
     return {str(name): row for name, row in rows.items()}
 
 
@@ -176,7 +176,7 @@ def _benchmark(name: str, row: dict[str, Any], table: Path) -> Benchmark:
     places = [folder / str(row["definition"]) for folder in (table.parent, harness)]
     if not any(place.exists() for place in places):
         raise AntError(
-            f"{table}: {name} names a task file that is not there",
+            f"{table}: {name} names a task file that does not exist",
             seen=row["definition"],
             expected=f"a path inside {harness} or beside {table.name}",
         )
@@ -197,7 +197,9 @@ def _harness_benchmark(name: str, table: dict[str, Benchmark]) -> Benchmark:
         raise AntError(
             f"unknown task {name}",
             expected=f"one of {', '.join(table)}, or a task of lm-eval's",
-            hint=f"Nearest: {', '.join(near)}." if near else "List lm-eval's: lm_eval ls tasks",
+            hint=f"Did you mean {' or '.join(near)}?"
+            if near
+            else "See all tasks of lm-eval: lm_eval ls tasks",
         )
     return Benchmark(name=name, definition=Path(entry.yaml_path), label=name, file=f"{name}.jsonl")
 
@@ -211,12 +213,16 @@ def check_schema(documents: Iterable[Any], where: str) -> None:
     wanted = "ctx, endings (4), label (0 to 3), metadata.operator_count (1 to 3)"
     for number, row in enumerate(documents, 1):
         if not {"ctx", "endings", "label", "metadata"} <= set(row):
-            raise AntError(f"{where}: not Arithmark-2.0's columns", seen=sorted(row), expected=wanted)
+            raise AntError(f"{where} lacks columns of Arithmark-2.0", seen=sorted(row), expected=wanted)
         metadata = row["metadata"]
         count = metadata.get("operator_count") if isinstance(metadata, Mapping) else None
         if len(row["endings"]) != 4 or str(row["label"]) not in set("0123") or count not in ARITHMARK_SLICES:
             seen = {"endings": len(row["endings"]), "label": row["label"], "operator_count": count}
-            raise AntError(f"{where}, row {number}: not Arithmark-2.0's values", seen=seen, expected=wanted)
+            raise AntError(
+                f"{where}, row {number}: the values are not those of Arithmark-2.0",
+                seen=seen,
+                expected=wanted,
+            )
 
 
 def generate_arithmark(path: Path, seed: int = 20) -> None:

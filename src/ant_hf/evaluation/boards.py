@@ -119,7 +119,7 @@ def recorded_results(board: Board, folder: Path) -> dict[str, Any] | None:
     """
     if not (folder / RESULTS).is_file() or not (folder / WEIGHTS).is_file():
         return None
-    hint = "Measure again: --fresh"
+    hint = "Measure the model again: add --fresh"
     results = read_sealed(folder / RESULTS, "evaluation results", hint, unsealed_format=None)
     records = {**results["tasks"], **results["perplexity"]}
     is_current = results["schema"] == SCHEMA
@@ -144,7 +144,7 @@ def board_rows(board: Board, results: dict[str, Any], name: str) -> list[Row]:
 
 
 def _own_row(board: Board, results: dict[str, Any], name: str) -> Row:
-    """The first documents of a set are no sample of it: such a figure is marked, and gives no score."""
+    """The first documents of a set are not a sample of it: such a figure is marked, and gives no score."""
     shown, values = {}, {}
     for figure in board.figures:
         record = {**results["tasks"], **results["perplexity"]}.get(figure.task)
@@ -196,8 +196,8 @@ def counted_line(board: Board, results: dict[str, Any]) -> str | None:
     if (text := next(texts, None)) is None:
         return None
     return (
-        f"{text['label']}: exp of {text['nats']:,.0f} nats over {text['bytes']:,} bytes, both counted in the "
-        f"text that was scored, and so are its {text['bytes_per_token']:.3f} bytes per token."
+        f"{text['label']}: exp({text['nats']:,.0f} nats / {text['bytes']:,} bytes), both counted in the text "
+        f"that was scored, which has {text['bytes_per_token']:.3f} bytes per token."
     )
 
 

@@ -48,7 +48,7 @@ class Subject:
             for name, entry in read_entries(place).items():
                 if self.weights_sha256 not in (None, entry.source.model["weights_sha256"]):
                     raise AntError(
-                        f"{place / RESULTS} was measured with other weights than {self.folder} has",
+                        f"{place / RESULTS} was measured with other weights than those of {self.folder}",
                         hint=f"Measure again: ant-hf evaluate {self.given} --output-dir {place} --fresh",
                     )
                 there = self.entries.get(name)
@@ -95,7 +95,10 @@ def compare(
     subjects = _subjects([str(model) for model in models], limit)
     target = _target(output_dir, subjects)
     if for_card and subjects[0].folder is None:
-        raise AntError(f"{subjects[0].given} holds no model whose card could show the comparison")
+        raise AntError(
+            f"--for-card needs a model folder as the first model, and {subjects[0].given} is not one",
+            hint="Leave --for-card out, or name the model folder first.",
+        )
     for subject in subjects:
         subject.read()
     _measure_missing(subjects, tasks, data_dir, limit, yes, ask)
@@ -106,7 +109,10 @@ def compare(
     if not any(pair.rows for pair in pairs):
         reasons = [f"{label}: {why}" for pair in pairs for label, why in pair.refused.items()]
         listing = "".join(f"\n  - {reason}" for reason in reasons)
-        raise AntError(f"nothing can be compared{':' if reasons else ': there are no results'}{listing}")
+        raise AntError(
+            f"nothing can be compared{':' if reasons else ': there are no results'}{listing}",
+            hint=None if reasons else "Measure the models first: ant-hf evaluate MODEL",
+        )
     # It may be published with the model.
     values = without_paths(_values(subjects, pairs))
     with whole_folder(target) as folder:
@@ -119,13 +125,15 @@ def compare(
 
 def _subjects(given: list[str], limit: int | None) -> list[Subject]:
     if len(given) < 2:
-        raise AntError("a comparison needs two models or more", seen=len(given))
+        raise AntError(
+            "a comparison needs two models or more", seen=len(given), hint="ant-hf compare MODEL OTHER_MODEL"
+        )
     if limit is not None and limit < 1:
         raise AntError("--limit is too small", seen=limit, expected="1 or more")
     subjects = [_subject(one, limit) for one in given]
     twice = Counter((each.folder or each.places[0]).resolve() for each in subjects).most_common(1)[0]
     if twice[1] > 1:
-        raise AntError(f"{twice[0]} is given twice", hint="Name two models.")
+        raise AntError(f"{twice[0]} is given twice", hint="Name two different models.")
     names = Counter(each.name for each in subjects)
     for each in subjects:
         each.name = each.given if names[each.name] > 1 else each.name
@@ -157,9 +165,9 @@ def _target(output_dir: str | Path | None, subjects: list[Subject]) -> Path:
     is_ours = (target / COMPARISON).is_file() and not (target / CONFIG).is_file()
     if target.exists() and not is_ours and (not target.is_dir() or any(target.iterdir())):
         # A folder is replaced as a whole, so it must be ours.
-        hint = "Pass a folder that is new or empty: --output-dir DIR"
-        raise AntError(f"{target} is there and holds no comparison", hint=hint)
-    check_writable(target.parent, "--output-dir DIR")
+        hint = "Pass a folder that is new or empty: --output-dir FOLDER"
+        raise AntError(f"{target} exists already and is not a comparison", hint=hint)
+    check_writable(target.parent, "--output-dir FOLDER")
     return target
 
 
@@ -195,14 +203,14 @@ def _measure_missing(
     )
     if not yes and ask is None:
         common = [task for task in wanted if not any(each.lacks([task]) for each in subjects)]
-        instead = f", or compare what all have: --tasks {','.join(common)}" if common else ""
-        raise AntError(told, hint=f"Add --yes to measure that first{instead}.")
+        instead = f", or compare only what all have: --tasks {','.join(common)}" if common else ""
+        raise AntError(told, hint=f"Add --yes to measure it first{instead}")
     if not (yes or (ask and ask(told))):
         return
     from ant_hf.evaluation.evaluate import evaluate
 
     for each, lacking in missing:
-        # Of models that nothing is known of, the first says which sets there are.
+        # Where nothing is measured yet, the first model decides which sets there are.
         todo = lacking or each.lacks(wanted)
         say(
             "measuring",

@@ -84,7 +84,7 @@ def _draw_differences(figure: Any, pair: Pair, colours: Mapping[str, str]) -> No
     for side, name in (("left", pair.second), ("right", pair.first)):
         every[0].set_title(f"{name} is better", loc=side, fontsize=10, parse_math=False)
     figure.supxlabel(
-        "triangle: counts, also after the correction; hollow: not lined up by document", fontsize=8
+        "triangle: a sure difference, also after the correction; hollow: not paired by document", fontsize=8
     )
     for axes, (unit, rows) in zip(every, panels, strict=True):
         scale = 1 if unit == "bits per byte" else 100

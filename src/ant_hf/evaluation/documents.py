@@ -28,7 +28,7 @@ _USUAL_NAMES = ("label", "answer", "answerKey", "answer_idx", "gold", "target")
 # What stands in place of an answer that is kept secret.
 _HIDDEN = ("", "-1")
 _UNLABELLED = (
-    "No answer: an unlabelled test split? Take the split that has answers, most often the validation."
+    "It may be a test split without labels. Take the split that has answers, most often the validation split."
 )
 
 
@@ -93,23 +93,25 @@ def checked_file(benchmark: Benchmark, path: Path) -> dict[str, str]:
     source = {"path": str(path.resolve()), "sha256": file_sha256(path)}
     documents = _read(**source)
     if not documents.rows:
-        raise AntError(f"{path} holds no documents")
+        raise AntError(f"{path} does not contain any documents", hint="Write one JSON object per line.")
     for name in _USUAL_NAMES if benchmark.answer is None else ():
         if all(name in row and is_hidden(row[name]) for row in documents.rows):
-            what = f"{documents.places[0]}: {name} holds no answer, here and in every line"
+            what = f"{documents.places[0]}: {name} does not give an answer, here and in every other line"
             raise AntError(what, seen=documents.rows[0][name], hint=_UNLABELLED)
     kinds: dict[str, tuple[str, str]] = {}
     for row, where in zip(documents.rows, documents.places, strict=True):
         if missing := [name for name in benchmark.fields if name not in row]:
             hint = _UNLABELLED if benchmark.answer in missing else None
             raise AntError(
-                f"{where}: no field {', '.join(missing)}",
+                f"{where}: the field {', '.join(missing)} is missing",
                 seen=sorted(row),
                 expected=", ".join(benchmark.fields),
                 hint=hint,
             )
         if benchmark.answer is not None and is_hidden(answer := row.get(benchmark.answer)):
-            raise AntError(f"{where}: {benchmark.answer} holds no answer", seen=answer, hint=_UNLABELLED)
+            raise AntError(
+                f"{where}: {benchmark.answer} does not give an answer", seen=answer, hint=_UNLABELLED
+            )
         if benchmark.answer is not None and isinstance(row.get(benchmark.answer), float):
             raise AntError(
                 f"{where}: {benchmark.answer} is a fraction",
@@ -119,7 +121,7 @@ def checked_file(benchmark: Benchmark, path: Path) -> dict[str, str]:
         for name in benchmark.fields:
             if row[name] is None or (isinstance(row[name], list) and None in row[name]):
                 raise AntError(
-                    f"{where}: {name} holds null", seen=row[name], expected="a value in every line"
+                    f"{where}: {name} is or contains null", seen=row[name], expected="a value in every line"
                 )
         for name, kind, value in _leaves(row):
             known, place = kinds.setdefault(name, (kind, where))
@@ -173,24 +175,29 @@ def check_rendered(task: Any, document: dict[str, Any], where: str) -> None:
         if not isinstance(target, str) or not (
             target if task.OUTPUT_TYPE == "loglikelihood_rolling" else target.strip()
         ):
-            raise AntError(f"{where}: nothing to score", seen=target, expected="a text that is not empty")
+            raise AntError(
+                f"{where}: there is nothing to score", seen=target, expected="a text that is not empty"
+            )
         return
     if not isinstance(choices, list) or len(choices) < 2:
-        raise AntError(f"{where}: too few choices", seen=choices, expected="a list of two or more")
+        raise AntError(f"{where}: there are too few choices", seen=choices, expected="a list of two or more")
     if empty := [choice for choice in choices if not isinstance(choice, str) or not choice.strip()]:
-        raise AntError(f"{where}: a choice is not text or empty", seen=empty[0], expected="a text")
+        raise AntError(f"{where}: a choice is empty or not text", seen=empty[0], expected="a text")
     if task.multiple_input and not target.strip():
-        raise AntError(f"{where}: nothing to score", seen=target, expected="a text behind the choices")
+        raise AntError(
+            f"{where}: there is nothing to score", seen=target, expected="a text after the choices"
+        )
     several = isinstance(answer, list)
     if several != bool(task.multiple_target):
         raise AntError(
-            f"{where}: the answer is {'a list' if several else 'one'}, unlike the first document's"
+            f"{where}: the answer is {'a list' if several else 'a single one'}, unlike the first document's",
+            seen=answer,
         )
     for one in answer if several else [answer]:
         is_index = isinstance(one, int) and 0 <= one < len(choices)
         if not is_index and not (isinstance(one, str) and one in choices):
             raise AntError(
-                f"{where}: the answer names no choice",
+                f"{where}: the answer does not name a choice",
                 seen=one,
                 expected=f"0 to {len(choices) - 1}, or one of the choices",
                 hint=_UNLABELLED if is_hidden(one) else None,
@@ -203,5 +210,5 @@ def unreadable(where: str, document: dict[str, Any], error: Exception) -> AntErr
         f"{where}: lm-eval's task file cannot read this document "
         f"({type(error).__name__}: {' '.join(str(error).split())[:200]})",
         seen=str(document)[:300],
-        hint="Compare it with a line that is right, and with the fields in docs/evaluation.md.",
+        hint="Compare it with a line that can be read, and with the fields in docs/evaluation.md.",
     )

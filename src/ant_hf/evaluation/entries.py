@@ -89,7 +89,7 @@ def read_entries(folder: Path) -> dict[str, Entry]:
         source = Source(path, file_sha256(path), values["model"], values["conditions"])
         return dict(_entries(values, source, documents))
     except (KeyError, TypeError) as error:
-        raise AntError(f"{path} is damaged, or of another version: {error} is missing", hint=hint) from None
+        raise AntError(f"{path} is damaged or from another version: {error} is missing", hint=hint) from None
 
 
 def _entries(

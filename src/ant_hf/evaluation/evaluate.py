@@ -93,7 +93,8 @@ def evaluate(
     if board:
         if tasks:
             raise AntError(
-                "--board and --tasks were both given", hint="A board says which sets: leave one out."
+                "--board and --tasks were both given",
+                hint="Leave one out: a board decides which sets are run.",
             )
         tasks = load_board(board).tasks
     names = [name for name in tasks if name != DEGENERATION]
@@ -125,19 +126,22 @@ def evaluate(
     old = {} if fresh else previous_results(folder, loaded.identity, conditions)
     pending = _pending(chosen, old)
     if absent:
-        say(f"not measured, no file in {data_dir}: {', '.join(absent)}")
+        say("left out", f"{', '.join(absent)}: {data_dir} has no file for them")
     loops = (not tasks or DEGENERATION in tasks) and DEGENERATION not in old
     if loops and (line := no_room(loaded.tokenizer, prompts()[:limit], context)):
         if DEGENERATION in tasks:
-            raise AntError(line, hint="Leave degeneration out: name the other sets with --tasks.")
-        say(f"not measured, {line}")
+            raise AntError(
+                f"cannot measure {line}", hint="Leave degeneration out: name the other sets with --tasks."
+            )
+        say("left out", line)
         loops = False
     if not pending and not loops:
         if not old:
             raise AntError(
                 f"there is nothing to measure: {data_dir} has no file for these sets",
                 seen=", ".join(absent),
-                hint="Put their files there (docs/evaluation.md lists the names), or leave --data-dir out.",
+                hint="Put their files there (docs/evaluation.md lists the names), or leave --data-dir out to "
+                "take the documents from the Hub.",
             )
         return old, folder / RESULTS
     started = time.perf_counter()
@@ -190,7 +194,7 @@ def _pending(chosen: list[Benchmark], old: dict[str, Any]) -> list[Benchmark]:
 
     pending = [item for item in chosen if not is_measured(item)]
     if done := [item.label for item in chosen if item not in pending]:
-        say(f"already measured on these weights: {', '.join(done)} (--fresh measures again)")
+        say("kept", f"{', '.join(done)}: measured before on these weights (--fresh measures them again)")
     return pending
 
 
@@ -201,7 +205,7 @@ def _open_store(folder: Path, loaded: Subject, conditions: dict[str, Any], fresh
     fixed = {key: value for key, value in loaded.identity.items() if key.endswith("_sha256")}
     store = LikelihoodStore(path, {**fixed, "dtype": conditions["dtype"], "device": conditions["device"]})
     if store.resumed:
-        say(f"continuing an interrupted evaluation: {store.resumed:,} requests are scored already")
+        say("continuing", f"an interrupted evaluation: {store.resumed:,} requests are scored already")
     return store
 
 

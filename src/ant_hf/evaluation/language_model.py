@@ -184,7 +184,7 @@ def request_key(dtype: torch.dtype, context: list[int], continuation: list[int])
 class LikelihoodStore:
     """Scores by request, in memory and on disk.
 
-    One JSON line a request, appended after every batch. The first line names the model and the conditions.
+    One JSON line per request, appended after every batch. The first line names the model and the conditions.
 
     Raises:
         AntError: the file is of another model, or of other conditions.
@@ -221,18 +221,18 @@ def _line(key: str, value: Score) -> str:
 def _read(path: Path, conditions: dict[str, Any]) -> dict[str, Score]:
     if not path.is_file():
         return {}
-    hint = f"Pass --fresh to start over, or remove {path}."
+    hint = "Pass --fresh to start over."
     first, *lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     try:
         recorded = json.loads(first)
     except ValueError:
         recorded = None
     if not isinstance(recorded, dict) or set(recorded) != set(conditions):
-        raise AntError(f"{path} is damaged", seen=first[:40], hint=hint)
+        raise AntError(f"the scores kept in {path} are damaged", seen=first[:40], hint=hint)
     for name, value in conditions.items():
         if recorded[name] != value:
             raise AntError(
-                f"an interrupted evaluation here had another {name.replace('_', ' ')}",
+                f"{path} holds an interrupted evaluation with another {name.replace('_', ' ')}",
                 seen=recorded[name],
                 expected=str(value),
                 hint=hint,
@@ -259,7 +259,7 @@ _WINDOWED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 def unwindowed_length(config: PreTrainedConfig) -> float:
     """The longest row, in tokens, in which every layer attends to all that stands before; may be infinite.
 
-    0 for layers that are no attention over all tokens, whatever the row (linear, recurrent, sparse).
+    0 for layers that are not attention over all tokens, whatever the row (linear, recurrent, sparse).
     """
     if not set(getattr(config, "layer_types", None) or ()) <= _WINDOWED_LAYERS:
         return 0
@@ -343,17 +343,17 @@ class BatchedLM(HFLM):
             context, continuation = request.args[0], self._pair(*request.args)[1]
         if context == "" and self.prefix_token_id is None:
             raise AntError(
-                f"{where}: nothing stands before the text, and the tokenizer has no token to put there",
+                f"{where}: the text needs a token before it, and the tokenizer has none for that",
                 seen="neither bos_token nor eos_token",
-                hint='Give it one in tokenizer_config.json, for example "bos_token", or leave this set out: '
-                "name the others with --tasks.",
+                hint='Set "bos_token" in tokenizer_config.json, or leave this set out: name the others with '
+                "--tasks.",
             )
         if not continuation:
             raise AntError(
-                f"{where}: the answer has no token of its own",
+                f"{where}: the answer does not have a token of its own",
                 seen=request.args[-1],
                 expected="a token that begins where the answer begins",
-                hint="The tokenizer drops it, or joins it with the end of the prompt: let answers begin with "
+                hint="The tokenizer drops it, or joins it with the end of the prompt. Let answers begin with "
                 "a space, for example by target_delimiter in the task file.",
             )
         if len(continuation) > self.max_length:
@@ -438,7 +438,7 @@ class BatchedLM(HFLM):
         raise AntError(
             f"the model's log-likelihood is not a number: task {item.task_name}, document {item.doc_id}",
             seen=nats,
-            hint="Its weights hold NaN or infinity, or overflow in this dtype; try --dtype float32.",
+            hint="Its weights contain NaN or infinity, or overflow in this dtype. Try --dtype float32.",
         )
 
     def _rows(self, requests: list[tuple[Any, list[int], list[int]]], pending: list[int]) -> list[Row]:

@@ -35,8 +35,8 @@ _SAID = {"dtype": "precision", "context_length": "context in tokens", "bos_polic
 # And those under which seconds can be compared.
 _OF_SPEED = ("dtype", "device", "torch_threads", "batch_size", "limit")
 _NOT_LINED_UP = (
-    "not lined up by document, so that only a larger difference counts: that needs the samples.jsonl that "
-    "ant-hf evaluate writes, of both"
+    "not paired by document, so only a larger difference counts; pairing needs the samples.jsonl of both "
+    "models, which ant-hf evaluate writes"
 )
 METHOD = {
     "interval": f"95 %, paired bootstrap of {RESAMPLES:,} samples over documents, or over groups where "
@@ -134,7 +134,7 @@ class Pair:
         told = [f"{names[verdict]} on {listed(labels)}" for verdict, labels in wins.items() if labels]
         left = len(self.rows) - sum(map(len, groups.values()))
         if len(told) == 2:
-            answer = f"Neither is better in everything: {told[0]}; {told[1]}."
+            answer = f"Neither is better everywhere: {told[0]}; {told[1]}."
         elif told:
             winner = names[next(verdict for verdict, labels in wins.items() if labels)]
             answer = f"{winner} is better {told[0].removeprefix(winner + ' ')}."
@@ -164,7 +164,7 @@ def compare_figures(first: tuple[str, Figures], second: tuple[str, Figures], nam
         if ours is None or theirs is None:
             label = next((entry.label for entry in (ours, theirs) if entry), name)
             absent = [each[0] for each, entry in ((first, ours), (second, theirs)) if entry is None]
-            pair.refused[label] = f"no results of {listed(absent)}"
+            pair.refused[label] = f"there are no results of {listed(absent)}"
             continue
         try:
             row = _row(name, ours, theirs)
@@ -180,7 +180,7 @@ def compare_figures(first: tuple[str, Figures], second: tuple[str, Figures], nam
         {entry.source.model["weights_sha256"] for entry in figures.values()} for _, figures in (first, second)
     )
     if weights & others:
-        pair.remarks.insert(0, "both have the same weights: what differs comes from something else")
+        pair.remarks.insert(0, "both have the same weights, so differences come from something else")
     for remark, labels in remarks.items():
         pair.remarks.append(remark if len(labels) == len(pair.rows) else f"{remark} ({listed(labels)})")
     return replace(pair, seconds=_seconds(first[1], second[1], pair.rows))
@@ -246,9 +246,9 @@ def _lined_up(
     """The documents that both have, which must have been asked in the same words."""
     lined = [(document, theirs[key]) for key, document in ours.items() if key in theirs]
     if len(lined) < 2:
-        raise _Unfair(f"{'no' if not lined else 'only one'} document that both have: other documents")
+        raise _Unfair(f"they were measured on different documents: {len(lined)} in common")
     if other := sum((a.asked, a.size) != (b.asked, b.size) for a, b in lined):
-        raise _Unfair(f"other prompts or choices in {other:,} of {len(lined):,} documents")
+        raise _Unfair(f"prompts or choices differ in {other:,} of {len(lined):,} documents")
     return lined
 
 
@@ -263,9 +263,9 @@ def _mcnemar(documents: Units) -> tuple[int, int, float] | None:
 
 def _unpaired(ours: Entry, theirs: Entry) -> Estimate:
     if ours.data != theirs.data or ours.n != theirs.n:
-        raise _Unfair("other documents, and no samples.jsonl of both to line them up")
+        raise _Unfair("the documents differ, and pairing them needs the samples.jsonl of both models")
     if ours.interval is None or theirs.interval is None:
-        raise _Unfair(f"{ours.metric} has no standard error, and there is no samples.jsonl of both")
+        raise _Unfair(f"{ours.metric} has no standard error, and a samples.jsonl is missing")
     return unpaired((ours.value, ours.interval), (theirs.value, theirs.interval))
 
 

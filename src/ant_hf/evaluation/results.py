@@ -1,6 +1,6 @@
 """From lm-eval's results of one set to its record, and the three files of an evaluation. No torch here.
 
-A record says what a score may be held to be: its standard error and interval, the floor that takes no model,
+A record says how sure a score is: its standard error and interval, the floor that takes no model,
 and for a text the identity that links its perplexities.
 """
 
@@ -106,7 +106,10 @@ def headline_metric(benchmark: Benchmark, metrics: Collection[str]) -> str:
     """
     metric = benchmark.metric or next((name for name in (*PREFERRED, *metrics) if name in metrics), "")
     if metric not in metrics:
-        raise AntError(f"{benchmark.name} has no metric {metric}", expected=", ".join(metrics))
+        raise AntError(
+            f"{benchmark.name} does not have the metric {metric} that benchmarks.yaml names",
+            expected=f"one of {', '.join(metrics)}",
+        )
     return metric
 
 
@@ -373,7 +376,12 @@ def previous_results(folder: Path, identity: dict[str, Any], conditions: dict[st
     values = read_sealed(path, "evaluation results", hint, unsealed_format=None)
     try:
         if values["schema"] != SCHEMA:
-            raise AntError(f"{path} has another form", seen=values["schema"], expected=str(SCHEMA), hint=hint)
+            raise AntError(
+                f"{path} is from another version (key schema)",
+                seen=values["schema"],
+                expected=str(SCHEMA),
+                hint=hint,
+            )
         old = {**values["model"], **values["conditions"]}
         new = {**identity, **conditions}
         for key in ("weights_sha256", "tokenizer_sha256", "config_sha256", *_FIXED):
@@ -389,7 +397,7 @@ def previous_results(folder: Path, identity: dict[str, Any], conditions: dict[st
     for name, sha256 in values["files"].items():
         own = folder / name
         if own.exists():
-            hint = f"Remove {own} to continue without what it holds of earlier sets."
+            hint = f"Remove {own} to continue without its results of earlier sets."
             check_file(own, sha256, "was changed after it was written", hint)
     return values
 

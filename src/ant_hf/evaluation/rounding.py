@@ -46,13 +46,15 @@ class Rounding:
 
     def line(self, label: str) -> str:
         """The check in one sentence."""
-        seen = "they move by rounding" if self.changed is None else f"{self.changed} answers change"
+        seen = "rounding changes them" if self.changed is None else f"{self.changed} answers change"
         verdict = (
-            f"good enough, scored in {self.dtype}" if self.is_exact_enough else "too much, scored in float32"
+            f"small enough, so the set is scored in {self.dtype}"
+            if self.is_exact_enough
+            else "too much, so the set is scored in float32"
         )
         return (
-            f"{label}: {self.documents} documents in {self.dtype} too: {seen}. That moves the score by up to "
-            f"{self.error / self.stderr:.2f} standard errors: {verdict}"
+            f"{label}: {self.documents} documents were scored in {self.dtype} too: {seen}. That moves the "
+            f"score by up to {self.error / self.stderr:.2f} standard errors: {verdict}"
         )
 
 

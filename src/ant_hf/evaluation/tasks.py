@@ -81,7 +81,7 @@ def _definition(path: Path) -> dict[str, Any]:
     try:
         return dict(load_yaml(path, resolve_func=False))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise AntError(f"{path} is not a task file of lm-eval's: {' '.join(str(error).split())}") from None
+        raise AntError(f"{path} is not a task file of lm-eval: {' '.join(str(error).split())}") from None
 
 
 def _local_files(benchmark: Benchmark, definition: Path) -> dict[str, dict[str, Any]]:
@@ -93,7 +93,9 @@ def _local_files(benchmark: Benchmark, definition: Path) -> dict[str, dict[str, 
     for split, name in benchmark.extra.items():
         path = local_file(benchmark.source.parent, name)
         if path is None:
-            raise AntError(f"{benchmark.name} also needs {name}", hint=f"Put it beside {benchmark.file}.")
+            raise AntError(
+                f"{benchmark.name} also needs the file {name}", hint=f"Put it beside {benchmark.file}."
+            )
         paths[split] = path
     return {split: checked_file(benchmark, path) for split, path in paths.items()}
 
@@ -130,7 +132,7 @@ def _write_group(benchmark: Benchmark, place: Path) -> None:
             for split, source in files.items()
             if member in members[split]
         }
-        # Of a member without documents to score, the extra ones are no use.
+        # Of a member without documents to score, the extra ones are of no use.
         if not files or next(iter(files)) in own:
             _write_task(path, place, values["task"], own)
             tags = values.get("tag") or []
@@ -153,7 +155,7 @@ def _members(benchmark: Benchmark, files: dict[str, dict[str, Any]], known: set[
         for row, where in zip(documents.rows, documents.places, strict=True):
             member = row.get(str(benchmark.split_by))
             if not isinstance(member, str) or member not in known:
-                what = f"{where}: {benchmark.split_by} names no part of {benchmark.name}"
+                what = f"{where}: {benchmark.split_by} does not name a part of {benchmark.name}"
                 raise AntError(what, seen=member)
             found.setdefault(split, set()).add(member)
     return found
@@ -186,13 +188,17 @@ def load_tasks(benchmarks: list[Benchmark], definitions: Path) -> dict[str, dict
         raise AntError(
             "these sets are not in the local cache, and the Hub cannot be reached",
             seen=", ".join(missing),
-            hint="Pass --data-dir DIR with their documents as JSONL (docs/evaluation.md gives names and "
-            "fields), or --tasks with the others.",
+            hint="Check the network; or pass --data-dir FOLDER with their documents as JSONL "
+            "(docs/evaluation.md gives names and fields), or --tasks with the other sets.",
         )
     for item in benchmarks:
         for task in loaded[item.name]["tasks"].values():
             if task.OUTPUT_TYPE == "generate_until":
-                raise AntError(f"{item.name} scores generated text", expected="a task of log-likelihoods")
+                raise AntError(
+                    f"{item.name} scores generated text, which is not supported",
+                    expected="a task that scores log-likelihoods",
+                    hint="Leave it out: name the other sets with --tasks.",
+                )
             if item.definition.name == "arithmark.yaml":
                 check_schema(task.eval_docs, item.name)
             task.set_config(key="num_fewshot", value=0)
@@ -207,7 +213,7 @@ def _first_refused(benchmark: Benchmark, definitions: Path, error: Exception) ->
         config = load_yaml(path, resolve_func=True)
         if (config.get("dataset_kwargs") or {}).get("files") and (found := _refused_document(config)):
             return found
-    return AntError(f"{benchmark.name}: lm-eval cannot load it", seen=f"{type(error).__name__}: {error}")
+    return AntError(f"lm-eval cannot load the set {benchmark.name}", seen=f"{type(error).__name__}: {error}")
 
 
 def _refused_document(config: dict[str, Any]) -> AntError | None:

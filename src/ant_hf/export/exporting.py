@@ -1,4 +1,4 @@
-"""`ant-hf export`: write a format's files aside, verify them, seal what was seen, and only then name them."""
+"""`ant-hf export`: write a format's files into a temporary folder, verify them, then move them in place."""
 
 from __future__ import annotations
 
@@ -122,12 +122,15 @@ def _checked_types(to: str, types: Sequence[str]) -> tuple[str, ...]:
             hint=more if to == "gguf" else None,
         )
     if missing := [name for name in _NEEDS[to] if importlib.util.find_spec(name) is None]:
-        raise AntError(f"the export to {to} needs {', '.join(missing)}", hint=f"pip install 'ant-hf[{to}]'")
+        raise AntError(
+            f"the export to {to} needs packages that are not installed: {', '.join(missing)}",
+            hint=f"pip install 'ant-hf[{to}]'",
+        )
     return chosen
 
 
 def _checked_model(subject: Subject, to: str, types: Sequence[str]) -> Vocabulary | None:
-    """Refuse what the format does not hold, before anything is written; returns what GGUF has of a tokenizer.
+    """Check that the format can hold the model, before anything is written; returns the tokenizer for GGUF.
 
     Raises:
         AntError: names the key of the config, its value, and what is possible.
@@ -141,10 +144,10 @@ def _checked_model(subject: Subject, to: str, types: Sequence[str]) -> Vocabular
         and window < subject.context_length
     ):
         raise AntError(
-            "neither GGUF nor ONNX is written with a sliding window: config.json has sliding_window",
+            "a model with a sliding window cannot be exported: config.json has sliding_window",
             seen=window,
             expected=f"null, or the model's whole context of {subject.context_length}",
-            hint="llama.cpp's own convert_hf_to_gguf.py may know this architecture."
+            hint="Try llama.cpp's own convert_hf_to_gguf.py, which may know this architecture."
             if layers
             else f"Texts of at most {window} tokens never leave the window. If that is enough, copy the "
             f"folder, set max_position_embeddings to {window} in its config.json, and export the copy.",
@@ -157,12 +160,12 @@ def _checked_model(subject: Subject, to: str, types: Sequence[str]) -> Vocabular
 
 
 def _reusable(target: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
-    """The record of an export that is what is asked for, with every file as it was verified."""
+    """The record of an earlier export of the same model and types, if every file is as it was verified."""
     if not (target / VERIFIED).is_file():
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             # A folder is replaced as a whole, so it must be ours.
-            hint = "Pass a folder that is new or empty: --output DIR"
-            raise AntError(f"{target} is there and holds no export", hint=hint)
+            hint = "Pass a folder that is new or empty: --output FOLDER"
+            raise AntError(f"{target} exists already and is not an export", hint=hint)
         return None
     record = files.read_sealed(target / VERIFIED, "record of the export", f"Remove {target} to export again.")
     same = {key: record.get(key) for key in wanted} == wanted
@@ -182,7 +185,7 @@ def _alone(target: Path) -> Iterator[None]:
         lock.acquire(blocking=False)
     except Timeout:
         hint = "Wait for it, or name another folder: --output FOLDER"
-        raise AntError(f"another process is writing {target}", hint=hint) from None
+        raise AntError(f"another process is writing to {target}", hint=hint) from None
     try:
         yield
     finally:
@@ -218,7 +221,7 @@ def _gguf(
 
 
 def _onnx(folder: Path, subject: Subject, types: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """One graph a type, each verified before the next, and the model's own files as they are."""
+    """One graph per type, each verified before the next, and the model's own files as they are."""
     tokenizer, source = subject.tokenizer, tokenizer_folder(subject.folder)
     patterns = (*_TOKENIZER_FILES, *tokenizer.vocab_files_names.values())
     copied = {path: path.relative_to(source) for pattern in patterns for path in source.glob(pattern)}

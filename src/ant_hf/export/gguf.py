@@ -79,7 +79,7 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 
 
 def check_architecture(model: PreTrainedModel, kinds: Sequence[str]) -> None:
-    """Refuse what llama.cpp's `llama` architecture, or one of `TYPES`, cannot hold.
+    """Check that llama.cpp's `llama` architecture and the types can hold the model.
 
     Raises:
         AntError: names the key of the config, or the weight.
@@ -90,7 +90,7 @@ def check_architecture(model: PreTrainedModel, kinds: Sequence[str]) -> None:
     for key, (seen, allowed) in found.items():
         if seen not in allowed:
             raise AntError(
-                f"GGUF is written for plain Llama models, and config.json has another {key}",
+                f"only plain Llama models can be exported to GGUF, and config.json has another {key}",
                 seen=seen,
                 expected=" or ".join(str(value) for value in allowed if value is not None),
                 hint="Export to ONNX, which takes more architectures: --to onnx",
@@ -101,13 +101,17 @@ def check_architecture(model: PreTrainedModel, kinds: Sequence[str]) -> None:
             continue
         if blocks and weight.shape[1] % _BLOCK:
             raise AntError(
-                f"{blocks} stores blocks of {_BLOCK} numbers, and the rows of {name} are no multiple of it",
+                f"{blocks} stores blocks of {_BLOCK} numbers, and the row length of {name} is not a multiple "
+                f"of {_BLOCK}",
                 seen=weight.shape[1],
                 hint="Export without it: --type f32 --type f16",
             )
         if "f16" in kinds and (peak := weight.abs().max().item()) > torch.finfo(torch.float16).max:
             raise AntError(
-                f"{name} does not fit into F16", seen=peak, expected="at most 65504", hint="--type f32"
+                f"{name} holds a value too large for F16",
+                seen=peak,
+                expected="at most 65504",
+                hint="Export in F32: --type f32",
             )
 
 
@@ -129,7 +133,11 @@ def tensors(model: PreTrainedModel) -> Iterator[tuple[str, NDArray[np.float32]]]
             continue
         target = names.get_name(name, try_suffixes=(".weight",))
         if target is None:
-            raise AntError("llama.cpp's llama has no such weight", seen=name)
+            raise AntError(
+                "llama.cpp's llama architecture has no place for a weight of this model",
+                seen=name,
+                hint="Export to ONNX, which takes more architectures: --to onnx",
+            )
         values = weight.to(torch.float32).numpy()
         if rotated := heads.get(name.split(".")[-2]):
             values = interleave(values, rotated)

@@ -44,7 +44,7 @@ class OnnxType:
     file: str
     """As transformers.js looks for it."""
     dtype: torch.dtype
-    """In which the model is traced."""
+    """The dtype in which the model is traced."""
     bytes: float
     """Of a weight."""
     difference: float
@@ -55,7 +55,7 @@ class OnnxType:
     """What plain English may cost more: as in `GgufType`."""
 
 
-# By transformers.js' name, its `dtype`. Random tokens are no text: 8 bits, which round what goes into each
+# By transformers.js' name, its `dtype`. Random tokens are not text: 8 bits, which round what goes into each
 # product too, are judged by the other two.
 TYPES = {
     "fp32": OnnxType("model.onnx", torch.float32, 4, 1e-3, 1e-3, 0.0002),
@@ -96,14 +96,15 @@ def check_architecture(model: PreTrainedModel, kinds: Sequence[str]) -> None:
     each = (part for part in (rope, *rope.values()) if isinstance(part, dict))
     if seen := next((part["rope_type"] for part in each if part.get("rope_type") in _BY_LENGTH), None):
         raise AntError(
-            "ONNX holds no rotary positions that change with the length of the text: "
+            "ONNX cannot hold rotary positions that change with the length of the text: "
             "config.json has rope_parameters.rope_type",
             seen=seen,
             expected="default, linear, llama3 or yarn",
         )
     if other := {*(getattr(config, "layer_types", None) or ())} - {"full_attention"}:
         raise AntError(
-            "ONNX export holds layers that see the whole text: config.json has others in layer_types",
+            "only models whose layers attend to the whole text can be exported to ONNX: config.json has "
+            "others in layer_types",
             seen=sorted(other),
             expected="full_attention",
         )
@@ -133,7 +134,7 @@ def trace(model: PreTrainedModel, dtype: torch.dtype) -> Any:
         known = False
     if not known:
         raise AntError(
-            "ONNX export needs the exporter that newer versions of transformers have",
+            "the export to ONNX needs a newer version of transformers",
             seen=f"transformers {transformers.__version__}",
             expected="5.23 or newer",
             hint="pip install --upgrade transformers",
@@ -292,7 +293,7 @@ def _positions(mask: NDArray[np.int64]) -> NDArray[np.int64]:
 def check_onnx(
     file: Path, model: PreTrainedModel, tokenizer: Any, context: int, threads: int, kind: str
 ) -> dict[str, Any]:
-    """Hold a graph in ONNX Runtime to the model: logits at several shapes, greedy outputs, likelihoods.
+    """Check a graph in ONNX Runtime against the model: logits at several shapes, greedy outputs, likelihoods.
 
     Raises:
         AntError: ONNX Runtime does not load the graph, or it gives other numbers than its type may.
@@ -337,7 +338,7 @@ def _uncached(name: str, graph: OnnxModel, start: list[int], output: list[int], 
             gap, most = float(row.max() - row[token]), tie * float(row.std())
             if not gap <= most:
                 raise AntError(
-                    f"{name} continues a text otherwise through its cache than without it",
+                    f"{name} continues a text differently with its cache than without it",
                     seen=f"logits {gap:.3g} apart",
                     expected=f"at most {most:.3g}",
                 )
@@ -368,7 +369,7 @@ def _difference(
     found = float(apart[mask.astype(bool)].max())
     if not found <= (most := limit * float(wanted.std())):
         raise AntError(
-            f"{name} gives other logits than the model",
+            f"{name} gives different logits than the model",
             seen=f"up to {found:.2e} apart at {batch} x {length} tokens",
             expected=f"at most {most:.2e}, {limit} of their standard deviation",
         )
@@ -376,16 +377,16 @@ def _difference(
 
 
 def check_tokenizer(folder: Path, tokenizer: Any) -> dict[str, int]:
-    """Load the tokenizer that lies beside the graphs, and hold it to the model's.
+    """Load the tokenizer that lies beside the graphs, and compare it with the model's.
 
     Raises:
-        AntError: it does not load, cuts texts otherwise, or has another chat template.
+        AntError: it does not load, gives other tokens, or has another chat template.
     """
-    with quiet_libraries(), one_line(f"transformers does not load the tokenizer of {folder.name}"):
+    with quiet_libraries(), one_line(f"transformers cannot load the tokenizer in {folder.name}"):
         again = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     texts = check_texts()
     if any(again(text)["input_ids"] != tokenizer(text)["input_ids"] for text in texts):
-        raise AntError("the tokenizer of the export cuts texts otherwise than the model's")
+        raise AntError("the exported tokenizer turns texts into other tokens than the model's own")
     if again.chat_template != tokenizer.chat_template:
-        raise AntError("the tokenizer of the export has another chat template")
+        raise AntError("the exported tokenizer has another chat template than the model's own")
     return {"texts": len(texts), "texts_with_equal_tokens": len(texts)}

@@ -133,7 +133,7 @@ def check_cost(
     tokenizer: Any,
     sequences: Sequence[Sequence[int]],
 ) -> dict[str, float]:
-    """Bits a byte of plain English, from nats, and what the type costs, with its standard error.
+    """Bits per byte of plain English, from nats, and what the type costs, with its standard error.
 
     Both read the same tokens: the error is of the differences at them, taken as independent of each other.
 
@@ -150,7 +150,7 @@ def check_cost(
     bits, original = (each.sum().item() / size / math.log(2) for each in (seen, wanted))
     if not abs(bits - original) <= most * max(original, 1):
         raise AntError(
-            f"{program} does not find plain English as likely as the model does",
+            f"{program} does not give plain English the same likelihood as the model",
             seen=f"{bits:.4f} bits per byte",
             expected=f"{original:.4f} within {most:.2%} in {kind}",
             hint="Leave this type out with --type",
@@ -180,9 +180,9 @@ def check_greedy(
     ends: Sequence[int],
     tie: float,
 ) -> dict[str, Any]:
-    """Hold greedy outputs to the model: each token must be the likeliest after those before it.
+    """Check greedy outputs against the model: each token must be the likeliest after those before it.
 
-    One forward pass an output says for every token what `generate` would have chosen there.
+    One forward pass per output says for every token what `generate` would have chosen there.
 
     Args:
         context: as `greedy_starts` took it.
@@ -202,7 +202,7 @@ def check_greedy(
         if not gap <= tie * spread:
             most = f"{tie * spread:.3g}"
             expected = f"the model's greedy output, or logits at most {most} apart (here {gap:.3g})"
-            what = f"{file} continues {tokenizer.decode(start)!r} otherwise than the model"
+            what = f"{file} continues {tokenizer.decode(start)!r} differently than the model"
             raise AntError(what, seen=tokenizer.decode(ids), expected=expected)
         gaps.append(gap)
     return {

@@ -28,7 +28,9 @@ from ant_hf.export.questions import (
 from ant_hf.export.vocabulary import Vocabulary
 from ant_hf.utils.console import quiet_libraries
 
-WITHOUT_LLAMA_CPP = "llama.cpp was not run: xllamacpp is not installed; pip install 'ant-hf[gguf]'"
+WITHOUT_LLAMA_CPP = (
+    "not verified in llama.cpp, because xllamacpp is not installed: pip install 'ant-hf[gguf]'"
+)
 # Names of chat templates that llama.cpp looks for.
 _TEMPLATES = {"default", "tool_use"}
 _CONVERSATION = (
@@ -60,7 +62,7 @@ def read_back(
     with (
         quiet_libraries(),
         contextlib.redirect_stderr(io.StringIO()),
-        one_line(f"transformers does not load {file.name}"),
+        one_line(f"transformers cannot load {file.name}"),
     ):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
@@ -69,11 +71,13 @@ def read_back(
     expected.load_state_dict(rounded(model, kind))
     for name, weight in expected.state_dict().items():
         if not torch.equal(weight, loaded.state_dict()[name]):
-            raise AntError(f"{file.name} holds another {name} than the model it was made of")
+            raise AntError(f"{file.name} has another {name} than the model it was made from")
     sequences = scored_ids(tokenizer, model.config.max_position_embeddings)
     wanted, seen, original = (_logits(each, sequences) for each in (expected, loaded, model))
     if (worst := _largest_difference(wanted, seen)) > 0:
-        raise AntError(f"{file.name} gives other logits than its weights should", seen=f"{worst:.2e} apart")
+        raise AntError(
+            f"{file.name} gives different logits than its weights should", seen=f"{worst:.2e} apart"
+        )
     cost = nats(seen, sequences), nats(original, sequences), tokenizer, sequences
     return loaded, {
         "largest_logit_difference": _largest_difference(seen, original),
@@ -101,7 +105,7 @@ def run_in_llama_cpp(
     kind: str,
     threads: int,
 ) -> dict[str, Any]:
-    """Hold llama.cpp to Transformers: tokens of texts, greedy outputs, likelihoods, ends, the chat template.
+    """Compare llama.cpp with Transformers: tokens, greedy outputs, likelihoods, ends, the chat template.
 
     Args:
         model: what the file was made of, for the likelihoods.
@@ -136,14 +140,16 @@ def run_in_llama_cpp(
     pairs = zip(texts, answers.tokens, strict=True)
     if differ := [text for text, ids in pairs if tokenizer(text)["input_ids"] != ids]:
         raise AntError(
-            f"llama.cpp cuts {len(differ)} of {len(texts)} texts otherwise with {file.name}",
+            f"llama.cpp turns {len(differ)} of {len(texts)} texts into other tokens with {file.name}",
             seen=min(differ, key=len)[:80],
             hint="Export to ONNX, which leaves the tokenizer as it is: --to onnx",
         )
     if missed := [index for index in ends if index not in answers.ends]:
         raise AntError(f"{program} does not end a text where the model does", seen=vocabulary.names(missed))
     if template not in (None, answers.chat_template):
-        raise AntError(f"{program} reads another chat template", seen=answers.chat_template[:200])
+        raise AntError(
+            f"{program} reads another chat template than the tokenizer has", seen=answers.chat_template[:200]
+        )
     others = vocabulary.other_ends
     stops, tie = [*answers.ends, *others], TYPES[kind].tie
     figures = check_greedy(program, loaded, tokenizer, context, answers.greedy, stops, tie)
@@ -184,16 +190,18 @@ def notes(model: PreTrainedModel, vocabulary: Vocabulary, run: dict[str, Any] | 
     lines = [] if run else [WITHOUT_LLAMA_CPP]
     if missing := run["ends_left_out"] if run else vocabulary.names(vocabulary.other_ends):
         lines.append(
-            f"GGUF has room for three ends of a text; llama.cpp does not stop at {', '.join(missing)}"
+            f"GGUF has room for three end-of-text tokens; llama.cpp does not stop at {', '.join(missing)}"
         )
     if run and (more := run["ends_of_llama_cpp_alone"]):
         lines.append(f"llama.cpp also stops at {', '.join(more)}, which generation_config.json does not name")
     if others := sorted(vocabulary.chat_templates.keys() - _TEMPLATES):
-        lines.append(f"llama.cpp looks for no chat template called {', '.join(others)}")
+        lines.append(f"llama.cpp ignores the chat templates named {', '.join(others)}")
     if run and run["chat_alike"] is False:
-        lines.append("llama.cpp does not fill in the chat template as Transformers does")
+        lines.append("llama.cpp fills in the chat template differently than Transformers")
     given: Any = model.generation_config
     settings = {name for name in given.to_diff_dict() if not _WITHOUT_EFFECT.match(name)} - SAMPLING.keys()
     if settings:
-        lines.append(f"generation_config.json: GGUF has no place for {', '.join(sorted(settings))}")
+        lines.append(
+            f"GGUF has no place for these settings of generation_config.json: {', '.join(sorted(settings))}"
+        )
     return lines

@@ -67,27 +67,27 @@ def read_vocabulary(model: PreTrainedModel, tokenizer: Any) -> Vocabulary:
     Rows of the model's embeddings without an entry are filled up as unused.
 
     Raises:
-        AntError: llama.cpp has nothing that cuts texts the same way, or a text would never end; says what
-            is missing.
+        AntError: llama.cpp cannot tokenize in the same way, or a text would never end; says what is missing.
     """
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is None:
-        raise _refused("it has no tokenizer.json", type(tokenizer).__name__)
+        raise _refused("there is no tokenizer.json", type(tokenizer).__name__)
     values = json.loads(backend.to_str())
     if not (ends := end_ids(model, tokenizer)):
         raise AntError(
-            "GGUF needs a token that ends a text: llama.cpp would take token 11, whatever that stands for",
+            "GGUF needs an end-of-text token: without one, llama.cpp would take token 11, whatever that is",
             seen="no eos_token_id in generation_config.json, config.json or the tokenizer",
-            hint="Name it in generation_config.json, or export to ONNX, which needs none: --to onnx",
+            hint="Set eos_token_id in generation_config.json, or export to ONNX, which needs none: --to onnx",
         )
     pre_tokenizer, bpe = _pre_tokenizer(values), values["model"]
     if bpe.get("type") != "BPE":
         raise _refused("its model is not BPE", bpe.get("type"))
     if used := {name: bpe[name] for name in _BPE_OPTIONS if bpe.get(name)}:
-        raise _refused("its BPE has options", used)
+        raise _refused("its BPE has options that llama.cpp lacks", used)
     tokens, types = _entries(values, model.config.vocab_size)
     if unknown := [index for index in ends if not 0 <= index < len(types) or types[index] == UNUSED]:
         raise AntError(
-            "generation_config.json ends texts at a token that the tokenizer does not have", seen=unknown[0]
+            "eos_token_id in generation_config.json is a token that the tokenizer does not have",
+            seen=unknown[0],
         )
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in bpe["merges"]]
     ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "pad", "unk")}
@@ -110,7 +110,7 @@ def read_vocabulary(model: PreTrainedModel, tokenizer: Any) -> Vocabulary:
 def _pre_tokenizer(values: dict[str, Any]) -> str:
     """llama.cpp's name for a tokenizer's pre-tokenizer."""
     if values.get("normalizer") is not None:
-        raise _refused("it normalizes texts", values["normalizer"])
+        raise _refused("it normalizes the text first", values["normalizer"])
     given = values.get("pre_tokenizer") or {}
     steps = given.get("pretokenizers", []) if given.get("type") == "Sequence" else [given]
     # trim_offsets concerns offsets only; use_regex was not written by older versions.
@@ -120,7 +120,7 @@ def _pre_tokenizer(values: dict[str, Any]) -> str:
         return "smollm"
     if steps == [_BYTE_LEVEL]:
         return "gpt-2"
-    raise _refused("its pre-tokenizer is another one", steps)
+    raise _refused("llama.cpp does not know its pre-tokenizer", steps)
 
 
 def _entries(values: dict[str, Any], vocab_size: int) -> tuple[list[str], list[int]]:
@@ -129,12 +129,12 @@ def _entries(values: dict[str, Any], vocab_size: int) -> tuple[list[str], list[i
     added = values.get("added_tokens", [])
     by_id |= {token["id"]: token["content"] for token in added}
     if sorted(by_id) != list(range(len(by_id))) or len(by_id) > vocab_size:
-        raise _refused("its ids have gaps, or are more than the model has", f"{len(by_id)} entries")
+        raise _refused("its ids have gaps, or there are more than the model has", f"{len(by_id)} entries")
     kinds = dict.fromkeys(by_id, NORMAL)
     for token in added:
         if token["lstrip"] or token["rstrip"] or token["single_word"]:
             raise _refused(
-                f"the token {token['content']} takes spaces around it or wants a whole word", token
+                f"its token {token['content']} strips spaces around it or matches whole words only", token
             )
         kinds[token["id"]] = CONTROL if token["special"] else USER_DEFINED
     tokens = [by_id.get(index, f"<unused{index}>") for index in range(vocab_size)]
@@ -153,8 +153,8 @@ def _added(tokenizer: Any) -> tuple[bool, bool]:
 
 def _refused(why: str, seen: object) -> AntError:
     return AntError(
-        f"llama.cpp cannot cut texts as this tokenizer does: {why}",
+        f"llama.cpp cannot tokenize as this tokenizer does: {why}",
         seen=json.dumps(seen, ensure_ascii=True)[:200],
-        expected="byte-level BPE after GPT-2's expression, with digits split singly or not at all",
+        expected="byte-level BPE with GPT-2's pattern, with digits split one by one or not at all",
         hint="Export to ONNX, which leaves the tokenizer as it is: --to onnx",
     )

@@ -1,4 +1,4 @@
-"""One model looked at from all sides, or two beside each other on the same text.
+"""One model inspected as a whole, or two side by side on the same text.
 
 Which text is read and which tokens are counted is decided here too.
 """
@@ -78,7 +78,7 @@ class Inspection:
         return float(np.mean([e.entropy_bits for e in self.reading.expected if e is not None]))
 
 
-@phase("looking into the model", "Nothing was written. Run the same command again.")
+@phase("inspecting the model", "Nothing was written. Run the same command again.")
 def compare(
     model: str, other: str | None, text: str | None, position: int | None, tokens: Path | None
 ) -> list[Inspection]:
@@ -134,14 +134,17 @@ def inspect_model(
     position = len(ids) if position is None else position
     if not 0 <= position <= len(ids):
         raise AntError(
-            "no such position in the text", seen=position, expected=f"0 to {len(ids)}, its number of tokens"
+            "--position is outside the text", seen=position, expected=f"0 to {len(ids)}, its number of tokens"
         )
     if position < len(ids):
         expected = reading.expected[position]
     else:
         expected = fragments.next_tokens(model, tokenizer, with_prefix, CANDIDATES)
     if expected is None:
-        raise AntError("nothing comes before position 0, and this tokenizer has no beginning-of-text token")
+        raise AntError(
+            "nothing comes before position 0, and this tokenizer has no beginning-of-text token",
+            hint="Pass a later one: --position 1",
+        )
     size = model.config.vocab_size
     if tokens:
         counts, counted = count_tokens(tokens, size), "the training tokens"
@@ -174,7 +177,7 @@ def _facts(subject: Subject) -> dict[str, str]:
     mlp = getattr(config, "intermediate_size", None)
     return {
         "parameters": f"{ledger.total:,}",
-        "of them embeddings": f"{ledger.embedding_share:.1%}",
+        "in embeddings": f"{ledger.embedding_share:.1%}",
         "hidden size (width)": f"{hidden:,}",
         "layers (depth)": f"{layers:,}",
         "width / depth": f"{hidden / layers:.1f}",
@@ -207,7 +210,7 @@ def default_report(model: str, other: str | None) -> Path:
     if folder.resolve().name != FINAL or not (run / RUN_RECORD).is_file():
         return here
     if not is_writable(run):
-        say("report", f"{run} cannot be written: the report goes into this folder")
+        say("report", f"{run} is read-only, so the report goes into the current folder")
         return here
     return run / file
 
@@ -239,11 +242,17 @@ def choose_text(given: str | None, tokens: Path | None, tokenizer: Any) -> Text:
         try:
             content = Path(given).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise AntError(f"{given} cannot be read as UTF-8 text: {error}") from None
+            raise AntError(
+                f"{given} cannot be read as UTF-8 text: {error}",
+                hint="Save it as UTF-8, or pass another file.",
+            ) from None
     elif given.split() == [given] and (given.endswith((".txt", ".md", ".json", ".jsonl")) or "/" in given):
-        raise AntError(f"text file not found: {given}", hint="To pass a text itself, write it with a space.")
+        raise AntError(
+            f"text file not found: {given}",
+            hint="Pass a file that exists, or the text itself, with a space in it: --text 'In the beginning'",
+        )
     if not content.strip():
-        raise AntError("there is no text to read", seen=content[:20], hint="--text takes a text or a file.")
+        raise AntError("the text is empty", seen=content[:20], hint="Pass a text or a file with --text.")
     if len(content) > MAX_CHARACTERS:
         return Text(content[:MAX_CHARACTERS], f"the first {MAX_CHARACTERS:,} characters of {source}")
     return Text(content, source)
@@ -260,8 +269,8 @@ def run_tokens(folder: Path, given: Path | None = None) -> Path | None:
         return beside if (beside / MANIFEST).is_file() and fits_tokenizer(beside, folder) else None
     if not fits_tokenizer(given, folder):
         raise AntError(
-            f"{given} was packed with another tokenizer than {folder} has",
-            hint="Pass the tokens of the model's own run.",
+            f"{given} was packed with another tokenizer than that of {folder}",
+            hint="Pass the tokens of the model's own run: --tokens FOLDER",
         )
     return given
 

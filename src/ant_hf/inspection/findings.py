@@ -73,7 +73,7 @@ def _even(inspection: Inspection) -> tuple[bool, str]:
     even = [f"{layer}.{head}" for layer, head in np.argwhere(entropy > EVEN_ATTENTION)]
     if not even:
         return False, f"none: the most even head has {entropy.max():.2f} of the largest entropy"
-    share = f"{len(even)} of {entropy.size} heads look at everything alike"
+    share = f"{len(even)} of {entropy.size} heads attend to everything equally"
     limit = f"over {EVEN_ATTENTION} of the largest entropy"
     return len(even) > _MANY_EVEN * entropy.size, f"{share} ({limit}): {_listed(even)} (layer.head)"
 
@@ -103,7 +103,7 @@ def _unseen(inspection: Inspection) -> tuple[bool | None, str]:
     unseen, size = embeddings.unseen, len(embeddings.counts)
     if not embeddings.from_training:
         occur = f"{size - len(unseen):,} of {size:,} occur in the text"
-        return None, f"not known without the training tokens (--tokens); {occur}"
+        return None, f"only the training tokens can tell (--tokens FOLDER); {occur}"
     if not unseen:
         return False, f"none: all {size:,} occur in {embeddings.counted}"
     names = _listed([inspection.entries.text(index) for index in unseen])
@@ -112,7 +112,7 @@ def _unseen(inspection: Inspection) -> tuple[bool | None, str]:
 
 def _utf8(inspection: Inspection) -> tuple[bool, str]:
     share = inspection.invalid_utf8_share
-    return share > 0.01, f"{share:.3%} of the probability is on bytes that cannot follow, mean over the text"
+    return share > 0.01, f"{share:.3%} of the probability is on bytes that cannot follow, on average"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -82,7 +82,7 @@ def vocabulary(tokenizer: Any) -> Vocabulary:
         to_bytes = _piece_bytes
     else:
         raise AntError(
-            "this tokenizer's entries cannot be told apart by their bytes",
+            "the bytes of this tokenizer's entries are not known",
             seen=type(tokenizer).__name__,
             expected="byte-level BPE, or SentencePiece with byte fallback",
         )
@@ -145,7 +145,7 @@ class Fragment:
     token_id: int
     raw: bytes
     text: str
-    """Readable form: white space visible, bytes that are no character of their own as `<E2>`."""
+    """Readable form: white space visible, bytes that are not a character of their own as `<E2>`."""
     nats: float | None
     """-ln p(token | tokens before it); None if nothing comes before it."""
     start: int
@@ -238,7 +238,7 @@ def read_text(model: PreTrainedModel, tokenizer: Any, text: str, top: int = 5) -
         AntError: the text is empty or no valid Unicode, or the tokenizer is of a kind that cannot be read.
     """
     if not text:
-        raise AntError("there is no text to read", hint="Pass some: --text 'In the beginning'")
+        raise AntError("the text is empty", hint="Pass some: --text 'In the beginning'")
     try:
         text.encode()
     except UnicodeEncodeError as error:

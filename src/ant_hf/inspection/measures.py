@@ -213,7 +213,7 @@ class Embeddings:
     counted: str
     """What was counted, in words."""
     from_training: bool
-    """Whether the counted tokens are those of the training."""
+    """Whether the counted tokens are the training's."""
 
     @property
     def unseen(self) -> list[int]:
@@ -279,7 +279,12 @@ def read_activations(model: PreTrainedModel, token_ids: list[int]) -> Activation
     """
     ids = token_ids[: min(MAX_TOKENS, model.config.max_position_embeddings)]
     if len(ids) < 2:
-        raise AntError("the text is too short to look into the model", seen=f"{len(ids)} tokens")
+        raise AntError(
+            "the text is too short to inspect the model with",
+            seen=f"{len(ids)} tokens",
+            expected="at least 2 tokens",
+            hint="Pass a longer one with --text.",
+        )
     inputs_1T = torch.tensor([ids], device=model.device)
     with _watching(model) as (attention, hidden):
         logits_TV = model(input_ids=inputs_1T, use_cache=False).logits[0].float()

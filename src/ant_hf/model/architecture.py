@@ -1,7 +1,7 @@
 """Config JSON to model, only through `AutoConfig` and `AutoModelForCausalLM`, and what it weighs.
 
-`LlamaConfig` swallows unknown keys and negative layer counts without a word, and the run that
-follows trains something else than its author meant. So the file is checked here before
+`LlamaConfig` silently accepts unknown keys and negative layer counts, and the run that
+follows trains something other than its author meant. So the file is checked here before
 Transformers sees it.
 """
 
@@ -70,7 +70,7 @@ def load_architecture(path: str | Path, is_foreign: bool = False) -> tuple[PreTr
     for key in sorted(filter(_WRITTEN_BY_TOOLS.match, values)):
         # It would travel on into the config of what is trained.
         values.pop(key)
-        say_once("config", f"{key} in {file} says how another model was made; it is left out")
+        say_once("config", f"{key} in {file} describes how another model was made, and is ignored")
     if is_foreign:
         known = set(AutoConfig.for_model("llama").to_dict()) | _ALSO_KNOWN
         values = {key: value for key, value in values.items() if key in known and value is not None}
@@ -118,7 +118,7 @@ def _counted(file: str | Path, config: Callable[[], PreTrainedConfig]) -> tuple[
         return made, parameter_ledger(made)
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
-        raise AntError(f"{file} is refused by transformers: {reason}") from None
+        raise AntError(f"transformers does not accept {file}: {reason}") from None
 
 
 def _problems(values: dict[str, Any]) -> list[str]:

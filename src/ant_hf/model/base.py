@@ -1,4 +1,4 @@
-"""The model that a training begins with: where it is, whether it can be trained, what is known of it."""
+"""The model that a training starts from: where it is, whether it can be trained, what is known about it."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ def architecture_of(recipe: Recipe) -> tuple[PreTrainedConfig, Ledger, Base | No
     check_model_files(folder)
     if "quantization_config" in read_json(folder / CONFIG, "model config", ""):
         raise AntError(
-            f"the weights of {name} are quantized, and only full ones can be trained",
-            hint="Take the model it was made of, or save it in full with Transformers.",
+            f"the weights of {name} are quantized, and only unquantized ones can be trained",
+            hint="Pass the model that it was made from.",
         )
     config, ledger = load_architecture(folder, is_foreign=True)
     base = Base(name, folder, tokenizer_folder(folder), weights_hash(folder) or "")
@@ -117,7 +117,7 @@ def config_source(recipe: Recipe, base: Base | None) -> Path:
 
 
 def _check_tokenizer(base: Base, rows: int) -> None:
-    """Hold a tokenizer to what packing, scoring and exporting rely on, by what it does to texts.
+    """Check that a tokenizer does what packing, scoring and exporting rely on, with texts.
 
     Raises:
         AntError: it has more entries than the embedding has rows; it has no tokenizer.json, or Transformers
@@ -132,7 +132,7 @@ def _check_tokenizer(base: Base, rows: int) -> None:
     loaded, plain = read_tokenizer(base.tokenizer), load_tokenizer(base.tokenizer)
     if (entries := plain.get_vocab_size()) > rows:
         raise AntError(
-            f"{of} does not match its embedding",
+            f"{of} has more entries than the model's embedding has rows",
             seen=f"{entries:,} entries",
             expected=f"at most the {rows:,} rows of the embedding",
         )
@@ -142,10 +142,10 @@ def _check_tokenizer(base: Base, rows: int) -> None:
         ids = plain.encode(text, add_special_tokens=False).ids
         if ids != encode(loaded, text) or plain.encode("a").ids != [*added_ids(loaded), *encode(loaded, "a")]:
             raise AntError(
-                f"{of} is read by Transformers in another way than its {TOKENIZER} says",
-                seen=f"{text[:40]!r} is other tokens",
-                hint="It can be trained on only where both are the same. As its file says, it is read from a "
-                "copy of the folder with tokenizer_class: PreTrainedTokenizerFast in tokenizer_config.json.",
+                f"Transformers reads {of} differently than its {TOKENIZER} says",
+                seen=f"{text[:40]!r} gives other tokens",
+                hint="Both must be the same for training. Copy the folder, and set tokenizer_class to "
+                "PreTrainedTokenizerFast in the copy's tokenizer_config.json.",
             )
         # SentencePiece puts a space before every text.
         extra = sum(lengths[index] for index in ids) - len(text.encode())
@@ -153,10 +153,10 @@ def _check_tokenizer(base: Base, rows: int) -> None:
             # Metaspace takes it for the space that it puts before a text.
             lost = "; a space at its beginning is lost" if f" {back}" == text else ""
             raise AntError(
-                f"{of} does not give every text back",
+                f"{of} changes texts when it encodes and decodes them",
                 seen=f"{text[:40]!r} comes back as {back[:40]!r}{lost}",
-                hint="Only tokenizers that lose nothing can be trained on: byte-level ones, or others that "
-                "keep every space and have bytes to fall back to.",
+                hint="Training needs a tokenizer that loses nothing: a byte-level one, or one that keeps "
+                "every space and has byte fallback.",
             )
 
 

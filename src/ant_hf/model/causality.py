@@ -32,5 +32,5 @@ def check_causal(model: PreTrainedModel) -> None:
         raise AntError(
             f"the model is not a causal language model: {kind} reads a text from both sides",
             expected="a model that predicts each token from those before it, such as Llama or GPT-2",
-            hint="Pass another model.",
+            hint="Pass a causal language model.",
         )

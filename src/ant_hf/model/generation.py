@@ -59,8 +59,8 @@ def encode_prompt(model: PreTrainedModel, tokenizer: Any, prompt: str) -> list[i
         raise AntError("the prompt is empty", hint="Write a few words for the model to continue from.")
     if len(ids) >= (context := context_length(model, tokenizer)):
         raise AntError(
-            f"the prompt has {len(ids):,} tokens and the model takes at most {context - 1:,}",
-            hint=f"Its context of {context:,} must hold one new token too; shorten the prompt.",
+            f"the prompt has {len(ids):,} tokens, and the model takes at most {context - 1:,}",
+            hint=f"Shorten it: the context of {context:,} tokens must also hold a new token.",
         )
     return ids
 
@@ -113,7 +113,7 @@ def generate_sample(
     # Architectures fail in their own ways, each with another kind of error.
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise AntError(f"this {type(model).__name__} does not generate: {reason}") from error
+        raise AntError(f"this {type(model).__name__} cannot generate text: {reason}") from error
     return text.shown
 
 
@@ -123,7 +123,8 @@ class _Finite(LogitsProcessor):
         if not bool((scores < torch.inf).all()):
             raise AntError(
                 "the model's scores are not numbers",
-                hint="Its weights hold NaN or infinity, or are so large that they overflow.",
+                hint="Its weights contain NaN or infinity, or are so large that they overflow. Pass another "
+                "model or checkpoint.",
             )
         return scores
 

@@ -65,11 +65,13 @@ def load_any(
             raise AntError(what, seen=sorted(info[problem]))
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     if strict and model.config.tie_word_embeddings and head.weight.data_ptr() != embeddings.weight.data_ptr():
-        raise AntError(f"{folder}: embeddings and output projection are tied in the config only")
+        raise AntError(
+            f"{folder}: embeddings and output projection are tied in config.json, but not in the weights"
+        )
     entries, places = len(tokenizer), model.config.get_text_config(decoder=True).vocab_size
     if entries > places:
         raise AntError(
-            f"{folder}: tokenizer and config differ in vocabulary",
+            f"{folder}: the tokenizer has more entries than the model",
             seen=f"{entries} entries",
             expected=f"at most vocab_size {places}",
         )
@@ -145,7 +147,9 @@ def check_weights(model: PreTrainedModel) -> None:
     """
     for name, parameter in model.named_parameters():
         if bad := int((~torch.isfinite(parameter)).sum()):
-            raise AntError(f"{name} holds NaN or infinity", seen=f"{bad:,} of {parameter.numel():,} entries")
+            raise AntError(
+                f"{name} contains NaN or infinity", seen=f"{bad:,} of {parameter.numel():,} entries"
+            )
 
 
 def load_final(folder: str | Path) -> tuple[PreTrainedModel, Any]:
@@ -168,12 +172,12 @@ def check_model_files(folder: Path) -> None:
     if not files:
         pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
         what = f"{folder} has no weights in safetensors"
-        hint = "Pickles can run code and are not read: let whoever made them use save_pretrained again."
+        hint = "Pickles can run code and are not read. Save the model again with save_pretrained."
         raise AntError(what, seen=", ".join(pickles) or None, hint=hint if pickles else again)
     for name in (CONFIG, "generation_config.json", TOKENIZER, _SETTINGS):
         values = read_json(folder / name, "file of the model", again) if (folder / name).is_file() else {}
         if values.get("is_encoder_decoder"):
-            what = f"{folder} holds an encoder-decoder model"
+            what = f"{folder} has an encoder-decoder model"
             raise AntError(what, seen=values.get("model_type"), expected="a causal language model")
     for file in files:
         try:
@@ -185,9 +189,10 @@ def check_model_files(folder: Path) -> None:
     _, ledger = model_architecture(folder)
     if (size := sum(file.stat().st_size for file in files)) < ledger.total:
         raise AntError(
-            f"{files[0] if len(files) == 1 else folder} is cut short, or its {CONFIG} is another model's",
+            f"{files[0] if len(files) == 1 else folder} is cut short, or {CONFIG} belongs to another model",
             seen=f"{size:,} bytes",
-            expected=f"more than one for each of {ledger.total:,} parameters",
+            expected=f"more than one byte for each of {ledger.total:,} parameters",
+            hint=again,
         )
 
 
@@ -203,8 +208,8 @@ def _check_exported(folder: Path) -> None:
     """Hashes and config, as far as they are known, before anything is allocated or run.
 
     Raises:
-        AntError: a file is not the one that was exported (names it and both hashes), the config is none of
-            ours, the tokenizer asks for code, or there are no weights.
+        AntError: a file is not the one that was exported (names it and both hashes), the config is not
+            ours, the tokenizer needs code, or the weights are missing.
     """
     record = folder.parent / RUN_RECORD
     if folder.name == FINAL and record.exists():
@@ -218,7 +223,8 @@ def _check_exported(folder: Path) -> None:
     settings, weights = folder / _SETTINGS, folder / WEIGHTS
     if settings.exists() and "auto_map" in read_json(settings, "tokenizer settings", ""):
         raise AntError(
-            f"{settings} asks for code of its own (auto_map)", hint="Code from models is never run."
+            f"{settings} needs code that comes with the model (auto_map)",
+            hint="Code from models is never run. Pass another model.",
         )
     if not weights.is_file():
         raise missing_file(weights, "weights", "Only safetensors are read: pickles can run code.")
@@ -270,7 +276,7 @@ def locate(model: str) -> tuple[str, Path]:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         if status_of(error):
             raise HubClient(anonymous=True).explain(
-                f"{model} is not a folder here; getting it from the Hub", error
+                f"{model} is not a folder here; downloading it from the Hub", error
             ) from None
         reason = "offline" if isinstance(error, LocalEntryNotFoundError) else type(error).__name__
         raise AntError(
@@ -307,7 +313,7 @@ def model_folder(path: str | Path) -> Path:
     """A folder, if there is a model in it.
 
     Raises:
-        AntError: there is none; says where it may be meant instead.
+        AntError: it has no model; names the folder that may be meant instead.
     """
     folder = Path(expand_home(path))
     if (folder / CONFIG).is_file():
@@ -328,13 +334,16 @@ def load_subject(model: str, dtype: str, device: str) -> Subject:
         AntError: no model there, weights or tokenizer do not fit, or the dtype or device is not available.
     """
     if dtype not in DTYPES:
-        raise AntError("unknown dtype", seen=dtype, expected=", ".join(DTYPES))
+        raise AntError("--dtype is unknown", seen=dtype, expected=" or ".join(DTYPES))
     name, folder = locate(model)
     loaded, tokenizer = load_any(folder, DTYPES[dtype])
     try:
         loaded.to(device)  # type: ignore[arg-type]
     except (RuntimeError, AssertionError) as error:
-        raise AntError(f"device {device} cannot be used: {str(error).splitlines()[0]}") from None
+        raise AntError(
+            f"device {device} cannot be used: {str(error).splitlines()[0]}",
+            hint="Leave --device out, or pass cpu.",
+        ) from None
     loaded.eval()
     parameters = sum(parameter.numel() for parameter in loaded.parameters())
     identity = {

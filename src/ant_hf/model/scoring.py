@@ -144,7 +144,7 @@ def score_text(
     unscored = "" if before or start else decode(tokenizer, ids[:1])
     size = len(text.encode()) - len(unscored.encode())
     if not (scores.tokens and size > 0):
-        raise AntError("the text is too short to be scored", seen=text[:40], expected="a few words")
+        raise AntError("the text is too short to be scored", seen=text[:40], expected="at least a few words")
     return check_finite(replace(scores, bytes=size))
 
 
@@ -169,7 +169,8 @@ def check_finite(scores: TextScore) -> TextScore:
     if not math.isfinite(scores.nats):
         raise AntError(
             "the model's loss is not a number",
-            hint="Its weights hold NaN or infinity, or are so large that they overflow.",
+            hint="Its weights contain NaN or infinity, or are so large that they overflow. Pass another "
+            "model or checkpoint.",
         )
     return scores
 
@@ -211,7 +212,9 @@ def _read_text(file: Path) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         if str(file) == "-":
-            raise AntError(f"stdin is not UTF-8: byte offset {error.start:,}") from None
+            raise AntError(
+                f"stdin is not UTF-8: byte offset {error.start:,}", hint="Convert the text to UTF-8 first."
+            ) from None
         raise not_utf8(file, error.start) from None
 
 
@@ -224,7 +227,7 @@ def _checked_context(asked: int | None, longest: int, shortest: int = 1) -> int:
             "--context is out of the model's range",
             seen=asked,
             expected=f"{shortest} to {longest} tokens",
-            hint=f"Leave it out for {min(longest, _LONGEST_UNASKED)}.",
+            hint=f"Leave it out to use {min(longest, _LONGEST_UNASKED)}.",
         )
     return asked
 
@@ -253,7 +256,7 @@ def score_folder(
     context = _checked_context(context, context_length(model, tokenizer))
     files = tokenizer_folder(model_folder)
     check_hash(
-        f"{tokens_folder} was packed with another tokenizer than {model_folder} has",
+        f"{tokens_folder} was packed with another tokenizer than that of {model_folder}",
         read_manifest(tokens_folder)["inputs"]["tokenizer_sha256"],
         file_sha256(files / TOKENIZER) if (files / TOKENIZER).is_file() else None,
     )
@@ -264,7 +267,7 @@ def score_folder(
     if not scores.bytes:
         raise AntError(
             f"the validation split of {tokens_folder} is too short to be scored",
-            seen=f"{len(tokens)} tokens, of which the first and the ends of texts count no bytes",
+            seen=f"{len(tokens)} tokens; the first one and end-of-text tokens do not count",
             hint="Pass a longer one: --tokens FOLDER",
         )
     return check_finite(scores), context

@@ -95,7 +95,8 @@ def shape_of_width(width: int, parameters: int, vocabulary: int) -> Shape:
             shapes.append(Shape(width, layers, mlp))
     if not shapes:
         raise AntError(
-            f"no model {width} wide with a vocabulary of {vocabulary:,} has {parameters:,} parameters",
+            f"a model with hidden_size {width} and a vocabulary of {vocabulary:,} cannot have {parameters:,} "
+            "parameters",
             seen=f"{vocabulary * width:,} in its embeddings alone",
         )
     return min(shapes, key=lambda shape: abs(math.log(shape.mlp / (_USUAL_MLP * width))))
@@ -109,7 +110,9 @@ def shapes_for(parameters: int, vocabulary: int) -> list[Shape]:
     """
     if parameters > MAX_PARAMETERS:
         raise AntError(
-            f"{parameters:,} parameters are too many", expected=f"at most {MAX_PARAMETERS:,}, --parameters 2B"
+            f"{parameters:,} parameters are too many",
+            expected=f"at most {MAX_PARAMETERS:,}",
+            hint="--parameters 2B",
         )
 
     def distance(shape: Shape) -> float:
@@ -149,7 +152,7 @@ def _impossible(parameters: int, vocabulary: int, nearest: Shape) -> AntError:
     if SMALLEST_VOCABULARY <= fitting < vocabulary:
         hint += f", or --vocab {fitting}"
     return AntError(
-        f"no model with a vocabulary of {vocabulary:,} has about {parameters:,} parameters",
-        seen=f"{vocabulary * narrowest:,} in its embeddings alone, {narrowest} wide",
+        f"a model with a vocabulary of {vocabulary:,} cannot have about {parameters:,} parameters",
+        seen=f"{vocabulary * narrowest:,} in its embeddings alone, at hidden_size {narrowest}",
         hint=hint,
     )

@@ -110,12 +110,16 @@ def make_release(
     license_id = license_id or license_of(model)
     final, run_dir = Path(model), Path(model).resolve().parent
     if not (final / names.CONFIG).is_file():
-        raise missing_file(final, "model folder", "Pass a run's final folder, as runs/quickstart/final.")
+        raise missing_file(final, "model folder", "Pass a run's final folder, such as runs/quickstart/final.")
     run = read_sealed(
-        run_dir / names.RUN_RECORD, "run record", "Pass the final folder inside a run's folder."
+        run_dir / names.RUN_RECORD, "run record", "Pass a run's final folder, such as runs/quickstart/final."
     )
     if (status := run.get("status")) != "finished":
-        raise AntError(f"the run in {run_dir} is not finished", seen=status, hint="Finish it: run it again.")
+        raise AntError(
+            f"the run in {run_dir} is not finished",
+            seen=status,
+            hint="Run the same training command again to finish it.",
+        )
     packed = Path(tokens) if tokens else tokens_of(run, run_dir)
     graphs = None
     if onnx:
@@ -154,11 +158,13 @@ def _gather(sources: Sources, folder: Path) -> None:
     """Model files as they are; records with paths cut down to names."""
     for name in (*names.MODEL_FILES, *names.TOKENIZER_FILES):
         if not (sources.final / name).is_file():
-            raise missing_file(sources.final / name, "exported file", "Train again, or restore it.")
+            raise missing_file(sources.final / name, "file of the model", "Restore it, or train again.")
         shutil.copyfile(sources.final / name, folder / name)
     measure = f"Measure the model first: ant-hf evaluate {sources.final}"
     results = read_sealed(sources.final / names.RESULTS, "results", measure)
-    manifest = read_sealed(sources.tokens / names.MANIFEST, "token manifest", "Pass it: --tokens FOLDER")
+    manifest = read_sealed(
+        sources.tokens / names.MANIFEST, "token manifest", "Pass the run's packed tokens: --tokens FOLDER"
+    )
     fragmentation = sources.tokens.parent / "tokenizer" / names.FRAGMENTATION
     report = read_json(fragmentation, "fragmentation report", "Train the tokenizer again.")
     # Of local texts the name alone, also where their place is relative.
@@ -195,7 +201,7 @@ def _gate_report(sources: Sources, folder: Path, release: Path) -> dict[str, Any
         earlier = read_json(release / names.GATE, "gate report", f"Remove {release} to make it again.")
         if earlier.get("made_of") == made_of and earlier.get("verdict") == PASSED:
             return earlier
-    say("gate", f"checking {sources.final} in a process of its own, one to five minutes on two CPU cores")
+    say("gate", f"checking {sources.final} in another process: one to five minutes on two CPU cores")
     owner = sources.repository.partition("/")[0]
     return ask_gate(folder, sources.run, sources.tokens, owner) | {"made_of": made_of}
 
@@ -228,7 +234,7 @@ def finish(
     if wrong := [finding for finding in audit(card_claims(card, names.CARD)) if finding.agrees is False]:
         lines = "\n".join(f"  - {finding.claim}: {finding.recomputed}" for finding in wrong)
         raise AntError(
-            f"the card contradicts itself:\n{lines}\nNothing was released; train and measure again"
+            f"the card contradicts itself:\n{lines}\nNo release was made. Train and measure the model again"
         )
     (folder / names.CARD).write_text(card, encoding="utf-8")
     left = check_files(folder, repository.partition("/")[0])

@@ -68,7 +68,7 @@ def is_dangerous_name(name: str) -> bool:
 def _problems(path: Path, owner: str) -> Iterator[str]:
     # A downloaded snapshot links into the Hub's cache: what counts is what it links to.
     if not path.is_file():
-        yield "a link to nothing"
+        yield "a link to a file that does not exist"
         return
     if _TRAINING_STATE.match(path.name):
         yield "training state"
@@ -77,7 +77,7 @@ def _problems(path: Path, owner: str) -> Iterator[str]:
         return
     text = path.read_bytes().decode("utf-8", "replace")
     if match := _SECRETS.search(text):
-        yield f"something like an access token: {match[0][:6]}..."
+        yield f"what looks like an access token: {match[0][:6]}..."
     if path.name in _VOCABULARIES:
         return
     if match := _PATHS.search(text):
@@ -97,9 +97,9 @@ def _executable(path: Path) -> Iterator[str]:
     # Protocol 2 and later, or the zip that torch.save writes.
     is_pickle = (head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05") or head == b"PK\x03\x04"
     if path.suffix in _PICKLES or is_pickle:
-        yield "a pickle, or a file that may hold one; weights belong into safetensors"
+        yield "a pickle, or a file that may hold one: weights must be in safetensors"
     if path.suffix in _RUNS:
-        yield "code; the model must load without any"
+        yield "code: the model must load without it"
 
 
 def _user() -> str | None:
@@ -114,7 +114,7 @@ def read_release(folder: Path, hint: str) -> dict[str, Any]:
     """The record of a release folder: `repository`, and `files` with the `sha256` of each.
 
     Raises:
-        AntError: it is missing, or none of ours.
+        AntError: it is missing or does not list hashes.
     """
     release = read_json(folder / RELEASE, "release record", hint)
     files = release.get("files")

@@ -120,7 +120,7 @@ def load(folder: Path, dtype: torch.dtype) -> tuple[Loaded | None, Check]:
     for file in (CONFIG, "tokenizer_config.json"):
         path = folder / file
         if path.is_file() and "auto_map" in path.read_text(encoding="utf-8", errors="replace"):
-            refused.append(f"{file} asks for remote code (auto_map)")
+            refused.append(f"{file} needs remote code (auto_map)")
     if refused:
         return None, Check(name, False, "; ".join(refused))
     said: list[str] = []
@@ -131,13 +131,18 @@ def load(folder: Path, dtype: torch.dtype) -> tuple[Loaded | None, Check]:
     except AntError as error:
         return None, Check(name, False, _one_line(error))
     except Exception as error:  # whatever it is, a stranger would meet it too
-        return None, Check(name, False, f"does not load: {type(error).__name__}: {_one_line(error)}")
+        return None, Check(
+            name, False, f"the model does not load: {type(error).__name__}: {_one_line(error)}"
+        )
     keys = {k: sorted(v) for k, v in info.items() if k.endswith("_keys") and v}
     problems = [f"{kind.replace('_', ' ')}: {', '.join(map(str, found[:3]))}" for kind, found in keys.items()]
     problems += [f"warning: {text}" for text in said]
     if len(tokenizer) > (size := model.config.get_text_config(decoder=True).vocab_size):
         problems.append(f"the tokenizer has {len(tokenizer):,} entries, the model {size:,}")
-    seen = "; ".join(problems) or "Auto classes, no warning, no missing or unexpected key, no remote code"
+    seen = (
+        "; ".join(problems)
+        or "loaded by the Auto classes; no warning, missing or unexpected key, or remote code"
+    )
     return loaded, Check(name, not problems, seen)
 
 
@@ -325,7 +330,7 @@ def _english(loaded: Loaded, languages: list[str]) -> Check:
     seen = f"{check.seen}; {described_start(tokenizer)}"
     if not any(re.match(r"en(g|glish)?\b", each.lower()) for each in languages):
         whose = f"the model's is {', '.join(languages)}" if languages else "neither recipe nor card names one"
-        return replace(check, passed=None, seen=f"{seen}. Counts only where the language is English: {whose}")
+        return replace(check, passed=None, seen=f"{seen}. This counts only for English models: {whose}")
     return replace(check, seen=seen)
 
 
@@ -334,33 +339,34 @@ def _generation(loaded: Loaded, recorded: float | None) -> Check:
     name, texts, tokenizer = "generation", prompts()[::_EVERY], loaded.tokenizer
     longest = max(len(tokenizer(text)["input_ids"]) for text in texts)
     if longest >= (context := context_length(loaded.model, tokenizer)):
-        seen = f"the prompts have up to {longest} tokens and leave no room in a context of {context}"
+        seen = f"the prompts have up to {longest} tokens, too many for a context of {context}"
         return Check(name, None, seen)
     outputs = generate(loaded.model, tokenizer, texts, sample=False)
     rate, count = measure(outputs, partial(decode, tokenizer))["loop_rate"], len(outputs)
     numbers = {"loop_rate": rate, "prompts": count}
     seen = f"{rate:.0%} of {count} greedy continuations end in a loop"
     if recorded is None:
-        return Check(name, None, f"{seen}; no rate on record to hold it to", numbers)
+        return Check(name, None, f"{seen}; there is no recorded rate to compare it with", numbers)
     # Three standard errors of a rate from this few prompts, never less than three prompts' worth: the error
     # of a recorded rate of 0 is 0, and one loop must not refuse a model.
     allowed = min(1.0, recorded + max(3 * math.sqrt(recorded * (1 - recorded) / count), 3 / count))
-    seen += f"; on record {recorded:.1%}, at most {allowed:.0%} allowed"
+    seen += f"; recorded: {recorded:.1%}, allowed: at most {allowed:.0%}"
     return Check(name, rate <= allowed, seen, numbers | {"recorded": recorded, "allowed": allowed})
 
 
 def _onnx(folder: Path) -> Check:
     """Graphs against the record of their verification, and that against the files that a reader gets."""
-    record = read_sealed(folder / ONNX / VERIFIED, "record of the ONNX export", "Export again, --to onnx.")
+    hint = "Export again: ant-hf export MODEL_FOLDER --to onnx"
+    record = read_sealed(folder / ONNX / VERIFIED, "record of the ONNX export", hint)
     there, files = inventory(folder), record["files"]
     # Beside the graphs the record lists the tokenizer and the config that they were verified with.
     wrong = [name for name in files if there.get(name, {}).get("sha256") != files[name]["sha256"]]
     wrong += [name for name in there if name.endswith(".onnx") and name not in files]
-    problems = [f"not as verified: {', '.join(wrong)}"] if wrong else []
+    problems = [f"changed since they were verified: {', '.join(wrong)}"] if wrong else []
     if record["made_of"]["weights_sha256"] != weights_hash(folder):
-        problems.append("made of other weights than the safetensors here")
+        problems.append("made from other weights than the safetensors here")
     graphs = [name for name in files if name.endswith(".onnx")]
-    seen = f"{len(graphs)} graphs of these very weights, as they were verified in ONNX Runtime"
+    seen = f"{len(graphs)} graphs made from these weights, as verified in ONNX Runtime"
     return Check("ONNX", not problems, "; ".join(problems) or seen)
 
 

@@ -1,4 +1,4 @@
-"""A `-GGUF` repository's folder: an export of the very weights of a release, with a card of its own."""
+"""A `-GGUF` repository's folder: an export of the weights of a release, with a card of its own."""
 
 from __future__ import annotations
 
@@ -48,13 +48,14 @@ def make_gguf_release(export: Path, release: Path) -> Path:
         record = read_sealed(export / names.VERIFIED, "record of the export", _AGAIN)
         for name, key in ((names.WEIGHTS, "weights_sha256"), (names.TOKENIZER, "tokenizer_sha256")):
             seen, published = record["made_of"][key], file_sha256(release / name)
-            check_hash(f"{export} was made of another {name}", seen, published, _AGAIN)
+            check_hash(f"{export} was made from another {name}", seen, published, _AGAIN)
         if any(
             values.get("verified", {}).get("llama_cpp", True) is None for values in record["files"].values()
         ):
             raise AntError(
-                "GGUF files are published only after llama.cpp has verified them",
+                "GGUF files can be published only after llama.cpp has verified them",
                 seen="; ".join(record["notes"]),
+                hint=f"pip install 'ant-hf[gguf]', then: {_AGAIN}",
             )
         for name, values in record["files"].items():
             check_file(export / name, values["sha256"], "was changed after it was verified", _AGAIN)

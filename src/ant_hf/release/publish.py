@@ -36,17 +36,13 @@ _CONFLICT = (409, 412)
 
 
 def check_repository(repository: str) -> None:
-    """Refuse a name that the Hub does not take.
-
-    Raises:
-        AntError: it has another form than `owner/name`.
-    """
+    """Raise AntError for a name that the Hub does not accept."""
     if not _NAME.fullmatch(repository):
         raise AntError(
             "the repository's name is not valid",
             seen=repository,
             expected="owner/name of letters, digits, '-', '_' and '.'",
-            hint="For example GODELEV/Ant-10M",
+            hint="For example --repo GODELEV/Ant-10M",
         )
 
 
@@ -179,23 +175,23 @@ def publish(
         return None
     again = "Run the same command again; what has arrived is not sent twice."
     try:
-        with phase(f"sending {folder}", f"It shows there only after the last step, one commit. {again}"):
+        with phase(f"sending {folder}", f"The repository changes only in the last step, one commit. {again}"):
             commit = _upload(client, changes)
-        with phase("reading back", f"The commit is there, and has no tag before it is checked. {again}"):
+        with phase("reading back", f"The commit is on the Hub, but not yet checked and tagged. {again}"):
             _read_back(client, changes, commit, sha256)
             _tag(client, changes, commit)
     except AntError as error:
-        raise AntError(f"{error}. The release itself is whole, in {folder}") from None
+        raise AntError(f"{error}. The release itself is complete, in {folder}") from None
     where = f"{client.api.endpoint}/{changes.address} at {commit[:12]}"
     if changes.is_tagged:
-        say("unchanged", f"{where} is this release already, tagged {changes.tag}")
+        say("unchanged", f"{where} already holds this release, tagged {changes.tag}")
     else:
         say("published", f"{where}, tagged {changes.tag}")
     return commit
 
 
 def _check_release(folder: Path, repository: str) -> dict[str, str]:
-    """Hold every file of a release folder to release.json.
+    """Check every file of a release folder against release.json.
 
     Returns:
         sha256 by file.
@@ -209,11 +205,16 @@ def _check_release(folder: Path, repository: str) -> dict[str, str]:
             f"the card in {folder} was made for another repository",
             seen=release.get("repository"),
             expected=repository,
+            hint=f"Make it for this one: ant-hf card MODEL_FOLDER --repo {repository}",
         )
     expected = {name: values["sha256"] for name, values in release["files"].items()}
     there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {RELEASE}
     if odd := sorted(there ^ expected.keys()):
-        raise AntError(f"{folder} is not what {RELEASE} says", seen=odd, hint="Make it again: ant-hf card")
+        raise AntError(
+            f"{folder} has files that {RELEASE} does not list, or lacks some that it lists",
+            seen=odd,
+            hint="Make the release again: ant-hf card MODEL_FOLDER --repo OWNER/NAME",
+        )
     for name, sha256 in expected.items():
         check_file(folder / name, sha256, "was changed after the gate", "Make the release again: ant-hf card")
     return expected | {RELEASE: file_sha256(folder / RELEASE)}
@@ -238,7 +239,7 @@ def _preflight(
         AntError: anything that would fail later, or that the user must decide.
     """
     if tag is not None and not _TAG.fullmatch(tag):
-        raise AntError("git does not take this name for a tag", seen=tag, hint="For example --tag v1.0")
+        raise AntError("git does not accept this name of a tag", seen=tag, hint="For example --tag v1.0")
     user, remote, unknown = None, None, None
     try:
         user = None if client.is_anonymous else client.check_may_write(repository, kind)
@@ -250,7 +251,7 @@ def _preflight(
         unknown = str(error)
     if remote and private and not remote.private:
         raise AntError(
-            f"{repository} is public and --private was given",
+            f"{repository} is public, but --private was given",
             hint="Change the repository's visibility on the Hub first, or leave --private out",
         )
     states = compare(folder, remote, prune)
@@ -290,7 +291,9 @@ def _choose_tag(
     """
     tags, head = (remote.tags, remote.head) if remote else ({}, "")
     if wanted in (remote.branches if remote else ("main",)):
-        raise AntError(f"{wanted} is a branch, and cannot be a tag too", hint="Pass another one: --tag NAME")
+        raise AntError(
+            f"{wanted} is already a branch, so it cannot be a tag", hint="Pass another name: --tag NAME"
+        )
     here = [name for name, commit in tags.items() if is_unchanged and commit == head]
     if wanted is None and here:
         return here[-1], True
@@ -300,8 +303,8 @@ def _choose_tag(
         raise AntError(
             f"the tag {wanted} exists already, at another commit",
             seen=tags[wanted][:12],
-            expected=head[:12] if is_unchanged else "the commit that is to be made",
-            hint="Pass another one: --tag NAME; or take it away first: "
+            expected=head[:12] if is_unchanged else "the commit that would be made now",
+            hint="Pass another name: --tag NAME; or delete the tag first: "
             f"hf repos tag delete {repository} {wanted}",
         )
     numbers = [int(name[1:]) for name in tags if name[:1] == "v" and name[1:].isdecimal()]
@@ -313,8 +316,8 @@ def _show(changes: Changes) -> None:
     table = Table(*columns, title=f"Release to {changes.address}", title_justify="left")
     words = {
         "same": "is there already",
-        "kept": "only there, stays",
-        "removed": "only there, is removed",
+        "kept": "is only there, stays",
+        "removed": "is only there, is removed",
         "unknown": "is sent if it is not there",
     }
     sizes = {
@@ -332,11 +335,11 @@ def _show(changes: Changes) -> None:
         where = f"exists, head {changes.remote.head[:12]}, {visibility}"
     else:
         where = f"will be created, {visibility}"
-        where += "" if changes.user else " (or is there and private, which is not seen without a token)"
+        where += "" if changes.user else " (or exists and is private, which cannot be seen without a token)"
     size = sum(sizes.get(name, 0) for name in changes.paths)
-    what = "none, nothing to change"
+    what = "none, because nothing changes"
     if changes.unknown:
-        what = "one, with what is not there yet"
+        what = "one, with the files that are not there yet"
     elif changes.paths:
         what = f"one, with {len(changes.paths)} changes, {size:,} bytes"
     then = f"the tag {changes.tag} is there already" if changes.is_tagged else f"tagged {changes.tag}"
@@ -358,10 +361,12 @@ def _upload(client: HubClient, changes: Changes) -> str:
         )
     start = changes.remote or read_remote(client, repo, kind)
     if start is None:
-        raise AntError(f"{changes.address} was created and cannot be read")
+        raise AntError(
+            f"{changes.address} was created, but the Hub does not show it", hint="Run the same command again."
+        )
     if changes.private and not start.private:
         raise AntError(
-            f"{changes.address} was made by someone else meanwhile, and is public; nothing was sent"
+            f"{changes.address} was created by someone else in the meantime and is public; nothing was sent"
         )
     if not changes.paths:
         return start.head
@@ -416,10 +421,10 @@ def _read_back(client: HubClient, changes: Changes, commit: str, expected: dict[
         for name, sha256 in expected.items():
             path = Path(snapshot, name)
             check_hash(
-                f"{changes.address} gives back another {name} than was sent",
+                f"{changes.address} returns another {name} than was sent",
                 file_sha256(path) if path.is_file() else "nothing",
                 sha256,
-                "It was not tagged. Run the same command again",
+                "The commit was not tagged. Run the same command again",
             )
     say("read back", f"{len(expected)} files, all with the hashes of {RELEASE}; {CARD} is valid")
 
@@ -436,7 +441,10 @@ def _tag(client: HubClient, changes: Changes, commit: str) -> None:
         return next((each.target_commit for each in tags if each.name == changes.tag), None)
 
     if client.step(f"tagging {changes.tag}", tag) != commit:
-        raise AntError(f"the tag {changes.tag} was taken meanwhile", hint="Pass another one: --tag NAME")
+        raise AntError(
+            f"someone else created the tag {changes.tag} in the meantime",
+            hint="Pass another name: --tag NAME",
+        )
 
 
 def fetch_model(client: HubClient, repository: str, revision: str | None = None) -> tuple[Path, list[str]]:
@@ -461,7 +469,7 @@ def fetch_model(client: HubClient, repository: str, revision: str | None = None)
         ) from None
     if remote is None:
         raise AntError(
-            f"neither a folder nor a repository that can be read: {repository}",
+            f"{repository} is neither a folder here nor a repository that can be read",
             hint=client.missing_or_private,
         )
     left_out = sorted(path for path in remote.files if is_dangerous_name(path))

@@ -85,10 +85,10 @@ def verdict(checks: list[dict[str, Any]]) -> str:
 
 
 def refusal(what: Path | str, checks: list[dict[str, Any]], report: Path | None = None) -> AntError:
-    """The error that names every failed check with its numbers."""
+    """The error that lists every failed check with its numbers."""
     failed = "\n".join(f"  - {each['name']}: {each['seen']}" for each in checks if each["passed"] is False)
     where = f"\nThe whole report: {report}" if report else ""
-    return AntError(f"{what} is not fit to be published:\n{failed}{where}")
+    return AntError(f"{what} must not be published, because these checks failed:\n{failed}{where}")
 
 
 def check_files(folder: Path, owner: str = "") -> Check:
@@ -105,7 +105,7 @@ def check_files(folder: Path, owner: str = "") -> Check:
 
 
 def write_held_out(run: dict[str, Any], tokens: Path, tokenizer: Path, target: Path) -> None:
-    """Decode the validation split with the tokenizer that packed it, one JSON object a document.
+    """Decode the validation split with the tokenizer that packed it, one JSON object per document.
 
     As text again, so that the gate starts where a reader starts. Stops once it covers the tokens that the
     recorded loss was measured on.
@@ -191,7 +191,9 @@ def run_gate(job: Job, scratch: Path) -> dict[str, Any]:
     )
     if result.returncode:
         said = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
-        raise AntError("the gate's process failed", seen=said[-1])
+        raise AntError(
+            "the process that checks the model failed", seen=said[-1], hint="Run the same command again."
+        )
     return read_json(scratch / GATE, "gate report", "")
 
 
@@ -208,7 +210,7 @@ def verify(
     revision: str | None = None,
     client: HubClient | None = None,
 ) -> dict[str, Any]:
-    """Run the gate on any model, with whatever there is to hold it to.
+    """Run the gate on any model, against whatever records there are.
 
     Args:
         model: a run's final folder, a release, any other model folder, or a Hub repository.
@@ -235,8 +237,8 @@ def verify(
     if is_checkpoint(folder) and (run_dir / RUN_RECORD).is_file():
         final = run_dir / FINAL
         raise AntError(
-            f"{folder} is a checkpoint, which holds the state of a training and is not for publishing",
-            hint=f"Verify {final} once the run is finished; evaluate and perplexity take checkpoints too.",
+            f"{folder} is a checkpoint: it holds the state of a training and cannot be published",
+            hint=f"Verify {final} when the run is finished. ant-hf evaluate accepts checkpoints.",
         )
     run, packed = _run_of(folder)
     if tokens:
@@ -244,11 +246,14 @@ def verify(
         if not packed.is_dir():
             raise missing_file(tokens, "folder of packed tokens", "Pass the run's: --tokens FOLDER")
         if run is None:
-            raise AntError("--tokens needs the run.json that says what the loss was", seen=str(folder))
+            raise AntError(
+                f"--tokens needs the {RUN_RECORD} of the run, with its loss, and {folder} has none",
+                hint="Leave --tokens out, or pass a run's final folder.",
+            )
     report = ask_gate(folder, run, packed)
     checks = report["checks"]
     if not report["held_out_sha256"]:
-        reason = "no held-out text here" if run else "no run.json, so no loss on record"
+        reason = "there is no held-out text here" if run else f"there is no {RUN_RECORD} with a recorded loss"
         seen = f"{reason}; pass --tokens FOLDER of the run's tokens" if run else reason
         checks.insert(-2, vars(Check("held-out loss", None, seen)))
     if (folder / RELEASE).is_file():
@@ -256,7 +261,7 @@ def verify(
     if (folder / EVAL_RESULTS).is_dir() and (folder / RESULTS).is_file():
         checks.append(vars(_leaderboards(folder)))
     if left_out:
-        seen = f"not safe beside a model: {', '.join(left_out)}"
+        seen = f"unsafe files beside the model: {', '.join(left_out)}"
         checks.append(vars(Check("files not downloaded", False, seen)))
     return report | {"verdict": verdict(checks)}
 
@@ -266,7 +271,7 @@ def _run_of(folder: Path) -> tuple[dict[str, Any] | None, Path | None]:
 
     The record lies inside a release, or beside a `final` folder whose weights it names.
     """
-    run_dir, hint = folder.resolve().parent, "Remove it to verify without it."
+    run_dir, hint = folder.resolve().parent, "Remove it to verify the model without it."
     own, beside = (
         read_sealed(path, "run record", hint) if path.is_file() else None
         for path in (folder / RUN_RECORD, run_dir / RUN_RECORD)

@@ -55,7 +55,10 @@ def _columns(rows: list[RunRow]) -> tuple[list[float], list[float], list[float]]
 def _held_out(cell: str, rows: list[RunRow], result: Fitted) -> Prediction:
     own = [row for row in rows if row.cell == cell]
     if not own:
-        raise AntError(f"fit.held_out names {cell!r}, and no run of it has a loss")
+        raise AntError(
+            f"fit.held_out names {cell!r}, but none of its runs has a loss",
+            hint="Take it out of fit.held_out, or change its runs so that their numbers stay finite.",
+        )
     sizes, lengths, losses = _columns(own)
     return Prediction(
         name=cell,
@@ -83,8 +86,9 @@ def _prediction(name: str, point: Point, result: Fitted, rows: list[RunRow]) -> 
         )
     if not parameters or not tokens:
         raise AntError(
-            f"fit.predict.{name} has no parameters or no tokens",
-            expected="both, or run: FOLDER with the run.json of a model",
+            f"fit.predict.{name} lacks a size",
+            seen=f"parameters {parameters}, tokens {tokens}",
+            expected="both numbers, or run: FOLDER with the run.json of a trained model",
         )
     return Prediction(
         name=name,

@@ -1,4 +1,4 @@
-"""What a study takes of time and room, told before anything is written."""
+"""How much time and disk a study takes, said before anything is written."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from ant_hf.utils.hardware import gpu_named
 
 # A process that imports torch, reads tokens and exports: a guess.
 _START_SECONDS = 15.0
-# Of scoring against training, where nothing is timed: forward passes only, of two models.
+# Time of scoring as a share of training, where nothing is timed: forward passes only, of two models.
 _SCORING_SHARE = 0.8
 _TIMED_SECONDS, _SURVEY_SECONDS, _SURVEY_BYTES = 3.0, 1.0, 1_000_000
 
@@ -71,7 +71,7 @@ def plan_study(loaded: LoadedStudy, tokens_per_second: float | None = None) -> N
     facts = [
         ("runs", f"{len(loaded.runs)}, of which {len(done)} are finished"),
         ("tokens", f"{sum(run.tokens for run in loaded.runs):,}"),
-        ("text", f"tokenizers and tokens of {len(texts)}, each made once: {in_words(prepared)}"),
+        ("text", f"{len(texts)} to tokenize and pack, each once: {in_words(prepared)}"),
         ("runs left", f"{in_words(left)}; {pace.how}"),
         ("in all", f"{(left + prepared) / 3600:.1f} hours{_not_counted(loaded)}"),
         ("on a T4", f"{in_words(on_gpu)} of training, {arithmetic(gpu)}"),
@@ -92,16 +92,16 @@ def _stated(runs: list[PlannedRun], tokens_per_second: float) -> _Pace:
     most = max(run.flops_per_token for run in runs)
     return _Pace(
         lambda flops: flops / most / tokens_per_second,
-        f"{tokens_per_second:,.0f} tokens per second of the largest model, as you say, and of the others by "
+        f"{tokens_per_second:,.0f} tokens per second for the largest model, as given; the others follow from "
         "their compute",
     )
 
 
 def _timed(runs: list[PlannedRun], setups: dict[str, Setup]) -> _Pace:
-    """Between the cheapest and the dearest model, a token takes a time that is linear in its compute."""
+    """Seconds per token are taken as linear in the compute between the smallest and the largest model."""
     ordered = sorted(runs, key=lambda run: run.flops_per_token)
     least, most = ordered[0], ordered[-1]
-    say("dry run", "timing some steps of the smallest and the largest model on random tokens")
+    say("dry run", "timing a few steps of the smallest and the largest model on random tokens")
 
     def timed(run: PlannedRun) -> float:
         rate = measure_training(choose_compilation(setups[run.name]), _TIMED_SECONDS)
@@ -109,7 +109,7 @@ def _timed(runs: list[PlannedRun], setups: dict[str, Setup]) -> _Pace:
 
     first = timed(least)
     last = timed(most) if most.flops_per_token > least.flops_per_token else first
-    how = f"timed here: {1 / last:,.0f} tokens per second of the largest model, {1 / first:,.0f} of the "
+    how = f"timed here: {1 / last:,.0f} tokens per second for the largest model, {1 / first:,.0f} for the "
     how += "smallest"
     slope = (last - first) / max(most.flops_per_token - least.flops_per_token, 1.0)
     return _Pace(lambda flops: first + slope * (flops - least.flops_per_token), how)
@@ -122,7 +122,7 @@ def _texts(runs: list[PlannedRun]) -> dict[str, Survey]:
         folder = str(run.recipe.data_dir)
         if folder in found:
             continue
-        say("dry run", f"looking at the text with {run.config.vocab_size:,} entries")
+        say("dry run", f"reading a sample of the text for a vocabulary of {run.config.vocab_size:,} entries")
         try:
             text = survey(run.recipe, run.config.max_position_embeddings, _SURVEY_SECONDS, _SURVEY_BYTES)
         except AntError as error:
@@ -140,7 +140,7 @@ def _seconds(run: PlannedRun, pace: _Pace, texts: dict[str, Survey]) -> float:
 def _not_counted(loaded: LoadedStudy) -> str:
     table = all_scores()
     others = [name for name in loaded.study.score if table[name].needs != "run"]
-    return f", and what measuring {', '.join(others)} takes" if others else ""
+    return f", plus the time to measure {', '.join(others)}" if others else ""
 
 
 def _disk(loaded: LoadedStudy, setups: dict[str, Setup], texts: dict[str, Survey]) -> str:

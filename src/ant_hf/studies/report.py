@@ -41,7 +41,7 @@ class Row:
     figures: list[str]
     """One for each score: the mean, with the standard deviation over its seeds where there are several."""
     less_best: str
-    """Of the first score: how far from the best cell, or that it cannot be told from it."""
+    """Of the first score: the difference from the best cell, or that it may be chance."""
 
 
 def results_table(record: StudyRecord) -> Table:
@@ -79,7 +79,7 @@ def columns(record: StudyRecord) -> list[str]:
     """Heads of the table."""
     table = all_scores()
     labels = [table[name].label for name in record.scores]
-    return ["run", "parameters", "tokens", "seeds", *labels, "less the best"]
+    return ["run", "parameters", "tokens", "seeds", *labels, "against the best"]
 
 
 def rows_of(record: StudyRecord) -> list[Row]:
@@ -112,10 +112,10 @@ def noise_in_words(record: StudyRecord) -> str:
     score = _scores(record)[0]
     noise = record.noise(score.name)
     if noise is None:
-        return "Every run has one seed, so that no difference can be told from chance."
+        return "Every run has only one seed: any difference may be chance."
     return (
         f"Another seed moves {score.label} by {_number(noise, score)} (one standard deviation, pooled over "
-        f'all runs with several seeds). "{_SAME}": within two standard errors of the best, as chance may be.'
+        f'all runs with several seeds). "{_SAME}": within two standard errors of the best; it may be chance.'
     )
 
 
@@ -377,7 +377,7 @@ def _draw_law(record: StudyRecord, path: Path) -> None:
                 fitted = law.loss(size, cell.facts["tokens"])
                 lower.plot(x, 100 * (mean / fitted - 1), marker, **own)
         upper.set_ylabel("held-out loss (nats per token)")
-        lower.set_ylabel("measured less\nfitted (%)")
+        lower.set_ylabel("measured minus\nfitted (%)")
         lower.set_xlabel("tokens (millions); hollow: held out of the fit")
         lower.axhline(0, color="black", linewidth=1)
         # Whole steps are a little off the tokens that were asked for.

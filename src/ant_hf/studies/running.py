@@ -89,7 +89,7 @@ def write_recipe(run: PlannedRun) -> None:
     """Put recipe and architecture into the folder of a run.
 
     Raises:
-        AntError: a run of other values was begun there; names what differs.
+        AntError: the folder holds a run with other values; names what differs.
     """
     values = run.recipe.model_dump(exclude_unset=True) | {"architecture": ARCHITECTURE}
     file, architecture = run.folder / RECIPE, run.folder / ARCHITECTURE
@@ -100,8 +100,8 @@ def write_recipe(run: PlannedRun) -> None:
         if changed:
             listing = "".join(f"\n  - {line}" for line in changed)
             raise AntError(
-                f"{run.folder} holds a run of other values:{listing}\n"
-                "Set another folder with --output-dir, or remove that one"
+                f"{run.folder} already holds a run with other values:{listing}\n"
+                "Name another folder with --output-dir, or remove this one"
             )
     write_json(architecture, run.architecture)
     write_text(file, as_yaml(values))
@@ -165,7 +165,7 @@ def in_a_process(run: PlannedRun, scoring: Scoring, progress: Callable[[int], No
     if isinstance(error, BrokenProcessPool):
         raise AntError(
             f"the process of {run.folder} was killed",
-            hint=f"Perhaps memory ran out; see {run.folder / LOG}. Run the same command again to continue.",
+            hint=f"Memory may have run out: see {run.folder / LOG}. Run the same command again to continue.",
         ) from None
     if isinstance(error, AntError):
         if not broken_at(run.folder):

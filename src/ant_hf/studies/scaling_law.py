@@ -19,7 +19,7 @@ from ant_hf.errors import AntError
 
 DELTA = 1e-3
 PARAMETERS = ("E", "A", "B", "alpha", "beta")
-# Fewer cannot tell five parameters, and leave no residuals to judge by.
+# Fewer do not determine five parameters, and leave no residuals to judge the fit by.
 FEWEST_RUNS = 7
 # Starts: each term as a share of a typical loss, and exponents; the best of all are refined.
 _SHARES_OF_E, _SHARES, _EXPONENTS = (0.15, 0.4, 0.7), (0.05, 0.15, 0.4, 0.7), (0.1, 0.25, 0.45, 0.8)
@@ -160,17 +160,14 @@ def fit_law(runs: Runs, resamples: int, seed: int = 0) -> Fitted:
 
 
 def check_runs(runs: Runs) -> None:
-    """Refuse runs that cannot tell the five parameters.
-
-    Raises:
-        AntError: says what is missing.
-    """
+    """Raise AntError, with what is missing, if the runs do not determine the five parameters."""
     if len(runs.losses) < FEWEST_RUNS or _is_flat(runs):
         sizes, lengths = len(set(runs.parameters.tolist())), len(set(runs.tokens.tolist()))
         raise AntError(
             "the scaling law cannot be fitted",
             seen=f"{len(runs.losses)} runs of {sizes} sizes and {lengths} numbers of tokens",
-            expected=f"at least {FEWEST_RUNS} runs, of 3 sizes and 3 numbers of tokens",
+            expected=f"at least {FEWEST_RUNS} runs, with 3 or more sizes and 3 or more numbers of tokens",
+            hint="Add runs to the study file, or take fit out of it.",
         )
 
 

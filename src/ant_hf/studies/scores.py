@@ -65,7 +65,7 @@ def known_score(name: str, path: Path) -> Score:
     """The score of a name in a study file.
 
     Raises:
-        AntError: there is none; lists them.
+        AntError: it is unknown; lists those there are.
     """
     scores = all_scores()
     if name not in scores:

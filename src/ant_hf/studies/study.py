@@ -40,8 +40,8 @@ def run_study(loaded: LoadedStudy, where: Where) -> StudyRecord:
     """Train and score what is missing, then write record, plot and page.
 
     Raises:
-        AntError: a run fails for another reason than its numbers; or as `load_study` and `fit_law`.
-        RunStopped: a signal came; what is finished is kept, and the run that was at work has a checkpoint.
+        AntError: a run fails, and not because its numbers broke; or as `load_study` and `fit_law`.
+        RunStopped: a signal came; what is finished is kept, and the run that was training has a checkpoint.
     """
     loaded, left_out = without_impossible(loaded)
     study = loaded.study
@@ -54,7 +54,7 @@ def run_study(loaded: LoadedStudy, where: Where) -> StudyRecord:
         outcomes = _all_run(loaded, scoring)
     record = _record(loaded, left_out, outcomes)
     if study.fit:
-        say("fitting", f"the scaling law, and again to {study.fit.resamples} samples of the runs")
+        say("fitting", f"the scaling law to all runs, then to {study.fit.resamples} samples of them")
         record.fit = fitted(study.fit, record.runs)
     write_all(record, loaded.folder)
     if where.docs:
@@ -63,7 +63,7 @@ def run_study(loaded: LoadedStudy, where: Where) -> StudyRecord:
     say("study", str(loaded.folder / STUDY_RECORD))
     say("page", str((where.docs or loaded.folder) / f"{study.name}.md"))
     if not study.answer:
-        say("next", f"write the answer into {loaded.file}, as answer: ..., and run this command again")
+        say("next", f"write your answer into {loaded.file} as answer: ..., and run this command again")
     return record
 
 
@@ -95,7 +95,7 @@ def without_impossible(loaded: LoadedStudy) -> tuple[LoadedStudy, dict[str, str]
     runs = [run for run in loaded.runs if run.cell not in left_out]
     if not runs:
         raise AntError(
-            f"{loaded.file}: this machine can train none of its runs", hint=next(iter(left_out.values()))
+            f"{loaded.file}: this machine cannot train any of its runs", hint=next(iter(left_out.values()))
         )
     return replace(loaded, runs=runs), left_out
 
@@ -125,14 +125,18 @@ def _all_run(loaded: LoadedStudy, scoring: Scoring) -> list[tuple[PlannedRun, Ou
             except RunStopped as stopped:
                 finished = sum(outcome is not None for outcome in found.values())
                 text = (
-                    f"stopped     by {stopped} in run {number} of {len(found)}, {run.name}; {finished} are "
-                    "finished. Run the same command again to continue."
+                    f"by {stopped} in run {number} of {len(found)}, {run.name}; {finished} are finished. "
+                    "Run the same command again to continue."
                 )
-                say(text)
-                raise RunStopped(text) from None
+                say("stopped", text)
+                raise RunStopped(f"stopped {text}") from None
             found[run.name] = outcome = outcome_of(run, scoring.names)
             if outcome is None:
-                raise AntError(f"{run.folder} lacks some of {', '.join(scoring.names)} after its run")
+                raise AntError(
+                    f"the run in {run.folder} ended, but some of its scores are missing",
+                    expected=", ".join(scoring.names),
+                    hint="Remove that folder and run the same command again.",
+                )
             progress(run.tokens)
             for checkpoint in checkpoints(run.folder):
                 # Of Ant-10M 83 MB each, and a finished run needs none.

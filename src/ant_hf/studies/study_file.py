@@ -38,7 +38,7 @@ RECIPE, ARCHITECTURE = "recipe.yaml", "architecture.json"
 Changes = dict[str, Any]
 Positive = Annotated[float, Field(gt=0.0)]
 _ARCHITECTURE_KEY = "architecture."
-# Keys of a change that are no key of a recipe.
+# Keys of a change that are not keys of a recipe.
 _TOKENS, _FLOPS, _SHAPE, _PARAMETERS, _RATE, _SEEDS, _AT = _SPECIAL = (
     *("tokens", "flops", "shape", "parameters", "rate", "seeds", "at"),
 )
@@ -272,7 +272,7 @@ def _cells(study: Study, path: Path, shared: Changes) -> Iterator[_Cell]:
             raise AntError(f"{path}: seeds of {name!r} is {seeds!r}", expected="a list such as [42, 43, 44]")
         at = own.pop(_AT, {})
         if not (isinstance(at, dict) and all(isinstance(text, str) for text in at.values())):
-            raise AntError(f"{path}: at of {name!r} is {at!r}", expected="a mapping of axes to names")
+            raise AntError(f"{path}: at of {name!r} is {at!r}", expected="a mapping such as {AXIS: NAME}")
         yield _Cell(name, point | at, own, seeds)
 
 
@@ -323,7 +323,9 @@ class _Planner:
         base = load_recipe(self._base, changes=of_recipe)
         if base.training.init_from or not base.architecture:
             raise AntError(
-                "the base recipe trains from a model", expected="one that trains from random weights"
+                f"the base recipe {self._study.base} starts from a trained model",
+                seen=base.training.init_from,
+                expected="a recipe with an architecture, whose weights start at random",
             )
         architecture = self._architecture(base, cell.changes)
         where = f"the changed {base.architecture}"
@@ -361,7 +363,7 @@ class _Planner:
         given, parameters = changes.get(_SHAPE), changes.get(_PARAMETERS)
         if given is not None and parameters is not None:
             raise AntError(
-                "shape and parameters are both set", hint="Leave one out: it follows from the other."
+                "shape and parameters are both set", hint="Leave one out: one follows from the other."
             )
         if parameters is not None:
             if type(parameters) is not int or parameters < 1:
@@ -376,7 +378,7 @@ class _Planner:
         ):
             raise AntError(
                 f"shape is {given!r}",
-                expected="[hidden_size, num_hidden_layers], and intermediate_size as a third if you like",
+                expected="[hidden_size, num_hidden_layers], and as a third intermediate_size if you like",
             )
         return Shape(*given) if len(given) == 3 else usual_shape(*given)
 
@@ -388,7 +390,7 @@ class _Planner:
         step = training.sequences_per_step * training.sequence_length
         tokens: float = training.max_steps * step
         if _TOKENS in changes and _FLOPS in changes:
-            raise AntError("tokens and flops are both set", hint="One follows from the other; leave one out.")
+            raise AntError("tokens and flops are both set", hint="Leave one out: one follows from the other.")
         for key in (_TOKENS, _FLOPS, _RATE):
             value = changes.get(key, 1)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
@@ -415,7 +417,9 @@ class _Planner:
             scaled = dict(zip(_RATES, (rates.muon, rates.adamw, rates.weight_decay), strict=True))
             if training.optimizer != "muon":
                 raise AntError(
-                    "rates is 'scaled', and the base does not train with Muon", seen=training.optimizer
+                    "rates: scaled needs a base recipe that trains with Muon",
+                    seen=training.optimizer,
+                    expected="training.optimizer muon, or rates: base",
                 )
             values |= {key: value for key, value in scaled.items() if f"training.{key}" not in explicit}
         for key in _RATES[:2]:
@@ -436,14 +440,14 @@ def _as_file_name(text: str) -> str:
 
 
 def _check_names(study: Study, path: Path, runs: list[PlannedRun]) -> None:
-    """Refuse runs in one folder, and names in `plot` and `fit` that are nothing.
-
-    Raises:
-        AntError: names them.
-    """
+    """Raise AntError for runs that share a folder, and for unknown names in `plot` and `fit`."""
     names = [run.name for run in runs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise AntError(f"{path}: two runs would have one folder", seen=", ".join(twice))
+        raise AntError(
+            f"{path}: two runs would write to the same folder",
+            seen=", ".join(twice),
+            hint="Give them names that differ in letters or digits.",
+        )
     axes = list(dict.fromkeys(axis for run in runs for axis in run.point))
     cells, facts = list(dict.fromkeys(run.cell for run in runs)), runs[0].facts()
     changed = {key for run in runs for key in run.changes}
@@ -458,5 +462,6 @@ def _check_names(study: Study, path: Path, runs: list[PlannedRun]) -> None:
         for name in given:
             if name is not None and name not in allowed:
                 raise AntError(
-                    f"{path}: {key} is {name!r}", expected=f"one of {', '.join(map(repr, sorted(allowed)))}"
+                    f"{path}: {key} is {name!r}",
+                    expected=f"one of {', '.join(map(repr, sorted(allowed)))}" if allowed else "no such key",
                 )

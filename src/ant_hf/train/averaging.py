@@ -44,7 +44,7 @@ class RunningMean:
             # The run's length was changed.
             say(
                 "warning",
-                f"from step {step:,} on other checkpoints are averaged: save_steps was changed",
+                f"from step {step:,} on, other checkpoints are averaged, because save_steps was changed",
             )
 
     def add(self, checkpoint: Path, step: int) -> None:

@@ -1,4 +1,4 @@
-"""What a fine-tuned model has learnt and forgotten: it and the model it began with, measured alike."""
+"""What a fine-tuned model has learned and forgotten: it and the model it started from, measured alike."""
 
 from __future__ import annotations
 

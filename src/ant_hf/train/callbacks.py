@@ -1,4 +1,4 @@
-"""What looks on while a run trains: speed, metrics, requests to stop, and the numbers of every step."""
+"""What watches a run while it trains: speed, metrics, requests to stop, and the numbers of every step."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ class MetricsFile(TrainerCallback):
         except OSError as error:
             raise AntError(f"{self.path} cannot be read: {error.strerror}", hint=_WITHOUT_ROWS) from None
         if state and not rows and state["bytes"]:
-            say("warning", f"{self.path} is gone; it starts again from here")
+            say("warning", f"{self.path} is missing; its rows start again from this step")
         elif state:
             rows = rows[: state["bytes"]]
             seen = hashlib.sha256(rows).hexdigest()
@@ -278,7 +278,7 @@ class StopRequest:
         if is_first_process():
             seconds = math.ceil(self._step_seconds + self._save_seconds)
             took = f", in about {seconds} s" if self._step_seconds else ""
-            text = f"saving a checkpoint after this step{took}, then leaving; once more leaves at once"
+            text = f"saving a checkpoint after this step{took}, then ending; a second signal ends it at once"
             # Not print(): a handler may interrupt one. A notebook's stderr has no number.
             os.write(2, f"\n{number.name}: {text}\n".encode())
 
@@ -451,7 +451,7 @@ class StepGuard(TrainerCallback):
                 say(
                     "warning",
                     f"loss {loss:.3f} at step {step:,} is "
-                    f"{(loss - mean) / max(deviation, 1e-12):.1f} deviations above its recent mean "
+                    f"{(loss - mean) / max(deviation, 1e-12):.1f} standard deviations above its recent mean "
                     f"{mean:.3f} ({blocks})",
                 )
         recent.append(loss)

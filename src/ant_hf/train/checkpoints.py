@@ -99,7 +99,7 @@ def newest_checkpoint(output_dir: Path, look_only: bool = False) -> Path | None:
         look_only: warn, and leave every file where it is.
 
     Raises:
-        AntError: there are checkpoints and none is whole, so that continuing would mean starting over.
+        AntError: all checkpoints are damaged, so that continuing would mean starting over.
     """
     if not look_only:
         _clear_away(output_dir)
@@ -108,14 +108,14 @@ def newest_checkpoint(output_dir: Path, look_only: bool = False) -> Path | None:
         problem = damage(candidate)
         if problem is None:
             for path, text in damaged:
-                kept = "" if look_only else f" and kept as {_set_aside(path)}"
+                kept = "" if look_only else f" and moved to {_set_aside(path)}"
                 say("warning", f"{path} is skipped{kept}: {text}")
             return candidate
         damaged.append((candidate, problem))
     if damaged:
         listing = "\n".join(f"  - {path.name}: {text}" for path, text in damaged)
         raise AntError(
-            f"no checkpoint in {output_dir} is whole:\n{listing}\n"
+            f"every checkpoint in {output_dir} is damaged:\n{listing}\n"
             "Put the old files back, or start over with --fresh"
         )
     return None
@@ -129,7 +129,7 @@ def _clear_away(output_dir: Path) -> None:
         # Only the latest such folder is kept.
         remove_unsealed(output_dir / INCOMPLETE)
         step, moved = step_of(unsealed), _set_aside(unsealed)
-        say("warning", f"the save of step {step:,} was cut short; skipped, kept as {moved}")
+        say("warning", f"the checkpoint of step {step:,} was not saved completely; it is moved to {moved}")
 
 
 def _set_aside(checkpoint: Path) -> Path:
@@ -148,14 +148,14 @@ def damage(checkpoint: Path) -> str | None:
         return str(error)
     files = seal.get("files")
     if seal.get("format_version") != _FORMAT_VERSION or not isinstance(files, dict):
-        return f"{SEAL} is of another format"
+        return f"{SEAL} has the format of another version"
     try:
         names = {path.name for path in checkpoint.iterdir()} - {SEAL}
         there = {name for name in names if name in files or not _is_stray(name)}
         if unexpected := sorted(there ^ (files.keys() | _REQUIRED)):
-            return f"{', '.join(unexpected)} missing or not in {SEAL}"
+            return f"{', '.join(unexpected)} is missing, or not listed in {SEAL}"
         if not there & _OPTIMIZERS:
-            return "optimizer.pt missing"
+            return "optimizer.pt is missing"
         for name, expected in files.items():
             problem = _file_damage(checkpoint / name, expected)
             if problem:

@@ -32,7 +32,7 @@ def check_run_folder_is_shared(folder: Path) -> None:
     """Let every process look for the lock that the first one holds on the run's folder.
 
     Raises:
-        AntError: it is not there, so this machine's folder is another one.
+        AntError: it is missing, so this machine's folder is another one.
     """
     if _is_alone():
         return
@@ -56,20 +56,23 @@ def check_fsdp(plugin: Any) -> None:
     Raises:
         AntError: FSDP was asked for and accelerate does not do it; or another kind than ours was set.
     """
-    hint = "Take configs/accelerate/fsdp-8.yaml as it is, with your number of processes."
+    hint = "Use configs/accelerate/fsdp-8.yaml, with your number of processes."
     if plugin is None:
         if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
-            raise AntError("FSDP was asked for, and accelerate shards models on several GPUs only", hint=hint)
+            raise AntError("FSDP was asked for, but accelerate shards models only on several GPUs", hint=hint)
         return
     seen = f"version {plugin.fsdp_version}, {plugin.state_dict_type}"
     if plugin.fsdp_version != 2 or "FULL_STATE_DICT" not in seen:
         raise AntError(
-            "FSDP is set up in another way", seen=seen, expected="version 2, FULL_STATE_DICT", hint=hint
+            "this setting of FSDP is not supported",
+            seen=seen,
+            expected="version 2, FULL_STATE_DICT",
+            hint=hint,
         )
 
 
 def check_equal_inputs(hashes: Mapping[str, str]) -> None:
-    """Hold the config, tokenizer and tokens of all processes against each other.
+    """Compare the config, tokenizer and tokens of all processes.
 
     Raises:
         AntError: a machine has others; names the first that differs, and both hashes.
@@ -80,7 +83,7 @@ def check_equal_inputs(hashes: Mapping[str, str]) -> None:
     first_host, first = everyone[0]
     for host, seen in everyone:
         for name, wanted in first.items():
-            hint = "Copy them from there, or let the machines share data_dir."
+            hint = f"Copy them from {first_host}, or let the machines share data_dir."
             check_hash(f"the {name} on {host} differ from those on {first_host}", seen[name], wanted, hint)
 
 
@@ -100,7 +103,7 @@ def check_launch() -> None:
         and "RANK" not in environment
     ):
         raise AntError(
-            "accelerate was asked for several CPU processes and started one",
+            "accelerate was asked for several CPU processes, but started only one",
             hint=f"Run: torchrun --nproc_per_node N {shlex.join(sys.argv)} (on several machines also "
             "--nnodes, --node_rank, --master_addr and --master_port).",
         )

@@ -1,4 +1,4 @@
-"""How long a run takes on this machine, and what it needs of disk and memory, told before it begins."""
+"""How long a run takes on this machine, and how much disk and memory it needs, said before it begins."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Batch(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """What was measured with one micro-batch a step."""
+    """What was measured with one micro-batch per step."""
 
     batch_seconds: float
     """Its forward and backward pass."""
@@ -186,7 +186,7 @@ def measure_training(setup: Setup, seconds: float = 6.0) -> TrainingRate:
 def choose_compilation(setup: Setup) -> Setup:
     """The setup, without `torch.compile` where that fails or is slower on this GPU.
 
-    Every process must call it. A GPU that the compiler no longer knows must not end a run: Triton dropped
+    Every process must call it. A GPU unknown to the compiler must not end a run: Triton dropped
     the matrix kernels of a T4 in version 3.3. Nothing is tried where the recipe says `on` or `off`, or on
     a CPU.
     """
@@ -258,7 +258,7 @@ def _time_steps(setup: Setup, batch: Batch, steps: int) -> Timing:
 
 
 def _trainer(setup: Setup, batch: Batch, steps: int, folder: str) -> AntTrainer:
-    """A trainer of one batch a step, that keeps nothing and learns nothing."""
+    """A trainer of one batch per step that keeps nothing and learns nothing."""
     recipe, plan, vocabulary = setup.recipe, setup.plan, setup.config.vocab_size
     blocks = batch.blocks * plan.num_processes
     changes: dict[str, Any] = {
@@ -285,7 +285,7 @@ def _trainer(setup: Setup, batch: Batch, steps: int, folder: str) -> AntTrainer:
 
 
 def _time_final(setup: Setup, batch: Batch) -> tuple[float, float]:
-    """Tokens a second of scoring the exported model, and seconds of its samples; on the first process."""
+    """Tokens per second of scoring the exported model, and seconds of its samples; on the first process."""
     if not is_first_process():
         return 0.0, 0.0
     model: Any = build_model(setup.config, 0)
@@ -319,7 +319,7 @@ class Phase(NamedTuple):
 def preparing_phases(text: Survey) -> list[Phase]:
     """Tokenizer and packing."""
     if text.tokenizer_seconds is None or text.packing_seconds is None:
-        measured = "not known, as is the amount of text"
+        measured = "not known, because the amount of text is not known"
     else:
         measured = f"measured on {text.sample_bytes / 1e6:,.1f} MB of text"
     return [
@@ -339,10 +339,10 @@ def training_phases(
     how = f"{steps:,} steps, {rate.tokens_per_second:,.0f} tokens per second; {rate.how}"
     phases = [Phase("training", rate.start_seconds + steps * rate.step_seconds, how)]
     if validation_tokens is None:
-        how = "not known, as is the amount of held-out text"
+        how = "not known, because the amount of held-out text is not known"
         return [*phases, Phase("evaluation", None, how), Phase("at the end", None, how)]
     scored = min(validation_tokens, recipe.eval_max_tokens or validation_tokens)
-    how = f"{evaluations:,} x {scored:,} held-out tokens, {speed:,.0f} a second"
+    how = f"{evaluations:,} x {scored:,} held-out tokens, {speed:,.0f} per second"
     phases.append(Phase("evaluation", evaluations * scored / speed, how))
     at_end = validation_tokens / speed + validation_tokens / rate.final_tokens_per_second
     how = f"all {validation_tokens:,} held-out tokens, before and after the export, and three samples"
@@ -388,8 +388,8 @@ def arithmetic(gpu: Gpu) -> str:
     assert gpu.peak_flops is not None
     peak = f"{gpu.peak_flops / 1e12:g} TFLOP/s"
     return (
-        f"by arithmetic and not measured: assumed are {ASSUMED_UTILISATION:.0%} of its peak ({peak}) and at "
-        f"least {1000 * _ASSUMED_STEP_SECONDS:.0f} ms per step"
+        f"calculated and not measured: assumes {ASSUMED_UTILISATION:.0%} of its peak ({peak}) and at least "
+        f"{1000 * _ASSUMED_STEP_SECONDS:.0f} ms per step"
     )
 
 
@@ -442,7 +442,7 @@ def show_estimates(setup: Setup, folder: RunFolder, text: Survey, rate: Training
         done = step_of(folder.checkpoint) if folder.checkpoint else 0
         phases += training_phases(setup, rate, text.validation_tokens, done)
     else:
-        phases.append(Phase("training", None, "told after the first steps"))
+        phases.append(Phase("training", None, "shown after the first steps"))
     rows = [("text", text.what), *((phase.name, str(phase)) for phase in phases)]
     if rate:
         rows.append(("in all", _in_all(phases, setup.recipe.training.max_hours)))
@@ -464,14 +464,14 @@ def show_estimates(setup: Setup, folder: RunFolder, text: Survey, rate: Training
                     f"about {size / 1e9:.1f} of {there[name] / 1e9:.1f} GB",
                 )
             )
-    show(facts_table(f"Time and room for {setup.recipe.name}", rows))
+    show(facts_table(f"Time, disk and memory for {setup.recipe.name}", rows))
 
 
 def _in_all(phases: list[Phase], max_hours: float | None) -> str:
     seconds = sum(phase.seconds or 0.0 for phase in phases)
     told = in_words(seconds)
     if any(phase.seconds is None for phase in phases):
-        told += " and what is not known"
+        told += " plus what is not known"
     if max_hours and seconds > max_hours * 3600:
         told += f", in {math.ceil(seconds / (max_hours * 3600))} sessions of training.max_hours {max_hours}"
     return told

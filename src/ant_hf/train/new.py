@@ -1,4 +1,4 @@
-"""From a wish to a recipe: so many parameters, such a vocabulary, so many tokens or hours."""
+"""From a wish to a recipe: a number of parameters, a vocabulary, a number of tokens or hours."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def new_recipe(wish: Wish, overwrite: bool = False) -> Path:
     if not wish.data:
         say(
             "note",
-            "the recipe reads the World English Bible, 4 MB, to try it out; your own text: --data FILE",
+            "the recipe reads the World English Bible, 4 MB, to try it out; for your text add --data FILE",
         )
     if shortage:
         show_plan(replace(setup, recipe=recipe), Survey("nothing"))
@@ -125,7 +125,7 @@ class _Files:
         for file, new in pairs:
             if file.exists() and not overwrite and file.read_bytes() != new.read_bytes():
                 raise AntError(
-                    f"{file} exists already", hint="Choose another name, or write over it: --overwrite"
+                    f"{file} exists already", hint="Choose another name, or replace the file: --overwrite"
                 )
         for file, new in pairs:
             write_text(file, new.read_text(encoding="utf-8"))
@@ -134,14 +134,14 @@ class _Files:
 def _check(wish: Wish) -> None:
     if not re.fullmatch(NAME, wish.name):
         raise AntError(
-            "the recipe cannot have that name",
+            "the name of the recipe is not valid",
             seen=wish.name,
             expected="letters, digits, dots, dashes and underscores, with a letter or digit first",
             hint="For example: my-20m",
         )
     if wish.tokens is not None and wish.hours is not None:
         raise AntError(
-            "--tokens and --hours were both given", hint="Leave one out: the other one follows from it."
+            "--tokens and --hours were both given", hint="Leave one out: one follows from the other."
         )
     if wish.device is not None:
         gpu_named(wish.device)
@@ -156,7 +156,7 @@ def _check(wish: Wish) -> None:
         if shipped.recipe.exists() or shipped.architecture.exists():
             raise AntError(
                 f"{wish.name!r} is the name of a recipe or model that comes with the package",
-                hint="Choose another one.",
+                hint="Choose another name.",
             )
 
 
@@ -168,8 +168,8 @@ def _chosen(wish: Wish, shapes: list[Shape]) -> Shape:
             return shape
     widths = ", ".join(str(shape.width) for shape in sorted(shapes, key=lambda shape: shape.width))
     raise AntError(
-        f"no model {wish.width} wide has about {wish.parameters:,} parameters",
-        expected=f"one of these widths: {widths}",
+        f"a model of width {wish.width} cannot have about {wish.parameters:,} parameters",
+        expected=f"--width with one of {widths}",
     )
 
 
@@ -234,11 +234,11 @@ class _Draft:
                 speed = setup.plan.total_tokens / seconds_on(gpu_named(wish.device), setup)
             elif shortage := _shortage(setup):
                 raise AntError(
-                    f"the hours cannot be turned into tokens here: {shortage}",
-                    hint="Name the GPU, --device t4, or give --tokens.",
+                    f"--hours cannot be turned into tokens on this machine: {shortage}",
+                    hint="Name a GPU, for example --device t4, or pass --tokens instead.",
                 )
             else:
-                say("probe", "timing some steps on random tokens")
+                say("probe", "timing a few steps on random tokens")
                 speed = measure_training(choose_compilation(setup)).tokens_per_second
             tokens = int(speed * seconds)
         if tokens < FEWEST_STEPS * wish.context:
@@ -254,7 +254,7 @@ def _comment(wish: Wish, shape: Shape, steps: Steps) -> str:
     length = f"{steps.tokens:,} tokens"
     if wish.hours is not None:
         where = (
-            f"on one {wish.device.upper()} by arithmetic" if wish.device else "on the machine it was made on"
+            f"on one {wish.device.upper()}, calculated" if wish.device else "on the machine it was made on"
         )
         length += f", about {wish.hours:g} hours {where}"
     lines = [

@@ -144,14 +144,18 @@ def own_recipe(
     is_chosen = file.is_file() and _is_as_chosen(file)
     if file.is_file() and not (fresh and is_chosen):
         _check_text(file, paths)
-        why = "as it was edited; remove it for new choices" if fresh else "as it is; --fresh chooses again"
+        why = (
+            "used as you edited it; remove it to have it chosen again"
+            if fresh
+            else "used as it is; --fresh chooses again"
+        )
         say("recipe", f"{file}, {why}")
         yield file
         return
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise AntError(
-            "several processes cannot choose a recipe",
-            hint=f"Let one do it, and stop it once it trains: ant-hf train --data {data[0]}. "
+            "several processes cannot choose a recipe together",
+            hint=f"Let one process choose it, and stop that when it trains: ant-hf train --data {data[0]}. "
             f"Then start several with --config {file}",
         )
     check_usable(folder)
@@ -159,7 +163,7 @@ def own_recipe(
     if (folder / RUN_RECORD).exists() and not fresh:
         raise AntError(
             f"{folder} holds a run of another recipe",
-            hint="Set another folder with --output-dir, or --fresh.",
+            hint="Name another folder with --output-dir, or replace the run with --fresh.",
         )
     with tempfile.TemporaryDirectory() as scratch:
         draft = _Draft(Path(scratch), name, paths, overrides)
@@ -227,7 +231,7 @@ class _Draft:
         fitting = [entries for entries in _VOCABULARIES if entries * _BYTES_AN_ENTRY <= size]
         sizes = _Sizes(max(fitting, default=_VOCABULARIES[0])).trained_on(size, size, size)
         self._names["sample_prompt"] = first_words(source)
-        say("text", f"{size / 1e6:,.2f} MB: reading some of it, and timing some steps")
+        say("text", f"{size / 1e6:,.2f} MB: reading a sample of it, and timing a few steps")
         text = survey(self._recipe(sizes), _BLOCK)
         if not text.train_tokens:
             raise AntError(text.what)
@@ -278,17 +282,21 @@ class _Draft:
         counted = f"{'' if text.is_whole else 'about '}{there:,} tokens to train on"
         if recipe.corpus.max_tokens:
             counted += (
-                f", the first {recipe.corpus.max_tokens:,} of which are read: there is no time for more"
+                f"; only the first {recipe.corpus.max_tokens:,} are used, because there is no time for more"
             )
-        why = "as the time allows" if passes < _MOST_PASSES - 1 else "more would learn it by heart"
+        why = (
+            "as many as the time allows"
+            if passes < _MOST_PASSES - 1
+            else "with more, the model would learn it by heart"
+        )
         facts = [
             ("text", f"{(text.text_bytes or 0) / 1e6:,.2f} MB, {counted}"),
             ("held out", f"{recipe.corpus.validation_fraction:.1%} of it, to measure the model on"),
-            ("vocabulary", f"{config.vocab_size:,} entries, by the size of the text"),
+            ("vocabulary", f"{config.vocab_size:,} entries, chosen by the size of the text"),
             (
                 "model",
                 f"{ledger.total:,} parameters: {config.num_hidden_layers} layers, {config.hidden_size} wide, "
-                "as large as text and time can train",
+                "as large as the text and the time allow",
             ),
             (
                 "a step",
@@ -298,9 +306,9 @@ class _Draft:
             (
                 "rates",
                 f"Muon {training.muon_learning_rate}, AdamW {training.learning_rate}, as in the quickstart; "
-                f"weight decay {training.weight_decay}, more for more passes",
+                f"weight decay {training.weight_decay}, higher for more passes",
             ),
-            ("time", f"about {in_words(rest + tokens / rate.tokens_per_second)}; set another with --minutes"),
+            ("time", f"about {in_words(rest + tokens / rate.tokens_per_second)}; change it with --minutes"),
         ]
         show(facts_table(f"Chosen for {recipe.name}", facts))
 
@@ -316,7 +324,7 @@ def _has_held_out(recipe: CorpusRecipe, size: float) -> bool:
 
 def _sealed(text: str) -> str:
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return f"# Chosen by ant-hf train ({digest}). Once it is edited, no command writes over it.\n{text}"
+    return f"# Chosen by ant-hf train ({digest}). After you edit it, no command replaces it.\n{text}"
 
 
 def _is_as_chosen(file: Path) -> bool:
@@ -330,6 +338,6 @@ def _check_text(file: Path, paths: list[str]) -> None:
         raise AntError(
             f"{file} is the recipe for another text",
             seen=there,
-            hint="Set another folder: --output-dir FOLDER. Or change corpus.path there, and run: "
+            hint="Name another folder: --output-dir FOLDER. Or change corpus.path in that file, and run: "
             f"ant-hf train --config {file}",
         )

@@ -117,7 +117,7 @@ def dry_run(recipe: Recipe, fresh: bool = False) -> None:
     text: Survey | None = None
     problem: AntError | None = None
     if folder.is_finished:
-        say("finished", f"{folder.path / FINAL} exists already; a run would only show it")
+        say("finished", f"{folder.path / FINAL} exists already, so nothing would be trained")
         return
     with tempfile.TemporaryDirectory() as scratch:
         setup = set_up(recipe, Path(scratch))
@@ -126,7 +126,7 @@ def dry_run(recipe: Recipe, fresh: bool = False) -> None:
                 check_free(folder.path, "run")
                 if recipe.training.push_to_hub:
                     checked_client(recipe)
-                say("dry run", "looking at the text")
+                say("dry run", "reading a sample of the text")
                 try:
                     text = _look_at_text(setup, folder)
                 except AntError as error:
@@ -144,7 +144,7 @@ def dry_run(recipe: Recipe, fresh: bool = False) -> None:
         setup = with_recipe(setup, _fitted(recipe, length))
         if text:
             show_plan(setup, text)
-            say("dry run", "timing some steps on random tokens")
+            say("dry run", "timing a few steps on random tokens")
         rate = measure_training(choose_compilation(setup))
     if text:
         show_estimates(setup, folder, text, rate)
@@ -180,8 +180,8 @@ def _check_beginning(recipe: Recipe, fresh: bool) -> None:
         check_usable(folder)
     if data_dir != output_dir and (data_dir / RUN_RECORD).exists() and not recipe.tokenizer_dir.exists():
         raise AntError(
-            f"data_dir {data_dir} is the folder of a run that keeps its data in another folder",
-            hint=f"Name that other folder: it is data_dir in {data_dir / RUN_RECORD}",
+            f"data_dir {data_dir} is the folder of a run, which keeps its data elsewhere",
+            hint=f"Name the folder that {data_dir / RUN_RECORD} has as data_dir: --set data_dir=FOLDER",
         )
     if is_first_process() and (fresh or not is_finished(output_dir)):
         for text in recipe.corpus.texts:
@@ -251,14 +251,14 @@ def _train(setup: Setup, folder: RunFolder) -> None:
     finish_uploads(uploads, None if stopped_by else folder.path / FINAL)
     if stopped_by:
         text = (
-            f"stopped     by {stopped_by} at step {step:,} of {trainer.state.max_steps:,}, saved in "
+            f"by {stopped_by} at step {step:,} of {trainer.state.max_steps:,}, saved in "
             f"{folder.path / checkpoint_name(step)}. Run the same command again to continue."
         )
-        say(text)
+        say("stopped", text)
     # The launcher ends the others as soon as one has left.
     trainer.accelerator.wait_for_everyone()
     if stopped_by:
-        raise RunStopped(text)
+        raise RunStopped(f"stopped {text}")
 
 
 def _read_data(setup: Setup) -> RunData:
@@ -266,8 +266,9 @@ def _read_data(setup: Setup) -> RunData:
     tokenizer = load_tokenizer(recipe.tokenizer_dir)
     if tokenizer.get_vocab_size() != setup.config.vocab_size and not setup.base:
         raise AntError(
-            f"{recipe.tokenizer_dir} has {tokenizer.get_vocab_size()} entries and {recipe.architecture} has "
-            f"vocab_size {setup.config.vocab_size}"
+            f"{recipe.tokenizer_dir} has {tokenizer.get_vocab_size()} entries, but {recipe.architecture} has "
+            f"vocab_size {setup.config.vocab_size}",
+            hint="Set vocab_size there to the same number, or use another data_dir: --set data_dir=FOLDER",
         )
     # Fills up the last block, where it is not a target.
     end = tokenizer.token_to_id(end_of_text(recipe.tokenizer_dir))
@@ -314,10 +315,10 @@ def _finish(trainer: AntTrainer, record: RunRecord) -> None:
         in_training = measure_held_out(plain, setup, data)
     if abs(scores.loss / in_training.loss - 1) > SAME_LOSS:
         raise AntError(
-            f"{final}, reloaded, does not reproduce the trained model: validation loss "
-            f"{scores.loss:.4f} against {in_training.loss:.4f} in training",
+            f"{final} does not reproduce the trained model when it is loaded: its validation loss is "
+            f"{scores.loss:.4f}, and it was {in_training.loss:.4f} in training",
             expected=f"a difference of at most {SAME_LOSS:.1%}",
-            hint="Do not use it; please report this run's run.json",
+            hint="Do not use it. Please report this run's run.json",
         )
     record.samples, record.general = now_here.samples, now_here.general
     if setup.base:
@@ -356,7 +357,7 @@ def _say_finished(recipe: Recipe, record: RunRecord) -> None:
         f"{record.tokens_per_second:,.0f} tokens per second, "
         f"{record.training_seconds:,.0f} s of training"
         + (
-            f" ({record.compile_seconds:,.0f} s of it the first step, which compiled)"
+            f" ({record.compile_seconds:,.0f} s of it for the first step, which compiled the model)"
             if record.compile_seconds
             else ""
         )
@@ -370,15 +371,15 @@ def _say_finished(recipe: Recipe, record: RunRecord) -> None:
     say("after" if record.before else "sample", record.samples[0]["text"])
     say()
     final, prompt = shlex.quote(str(folder / FINAL)), shlex.quote(recipe.sample_prompt)
-    say("next", f"look at the curves:     {folder / PLOTS / 'loss.png'}")
-    say("", f"let it write:           ant-hf generate {final} --prompt {prompt}")
-    say("", f"measure it:             ant-hf evaluate {final}")
+    say("curves", folder / PLOTS / "loss.png")
+    say("let it write", f"ant-hf generate {final} --prompt {prompt}")
+    say("measure it", f"ant-hf evaluate {final}")
 
 
 def _say_result(record: RunRecord, path: Path) -> None:
     final, best = record.final or {}, record.best
     if best:
-        why = "held-out loss was not lower after it" if best["step"] < best["last_step"] else "the last one"
+        why = "the held-out loss was lowest there" if best["step"] < best["last_step"] else "the last one"
         say("best", f"the model of step {best['step']:,} of {best['last_step']:,}: {why}")
     say("final", path / FINAL)
     text = "training text" if final.get("split") == TRAIN else "validation"
@@ -389,16 +390,16 @@ def _say_result(record: RunRecord, path: Path) -> None:
         f"loss {final['loss']:.4f} (in training {final['loss_in_training']:.4f})",
     )
     for name, part in final.get("parts", {}).items():
-        say("", f"part {name}: {part['bits_per_byte']:.3f} bits per byte of its held-out text")
+        say("", f"part {name}: {part['bits_per_byte']:.3f} bits per byte on its held-out text")
     if averaged := final.get("averaged"):
         steps = ", ".join(f"{step:,}" for step in averaged["steps"])
         say(
             "mean",
-            f"of the checkpoints {steps}: loss {final['loss_in_training']:.4f}, "
-            f"of the last alone {averaged['last']['loss']:.4f}",
+            f"of the checkpoints {steps}: loss {final['loss_in_training']:.4f}; the last one alone: "
+            f"{averaged['last']['loss']:.4f}",
         )
     if record.before and record.base:
         now_here = {"final": final, "general": record.general}
         show(before_after_table(record.base["name"], record.before, now_here))
         if final["bits_per_byte"] >= record.before["final"]["bits_per_byte"]:
-            say("warning", "the model does not read your text better than before: try lower learning rates")
+            say("warning", "the model does not read your text better than before: try a lower learning rate")

@@ -149,9 +149,9 @@ class RunRecord(BaseModel):
             record = cls.model_validate(read_sealed(path, "run record", hint))
         except ValidationError as error:
             wrong = ", ".join(str(item["loc"][0]) for item in error.errors())
-            raise AntError(f"run record {path} is damaged", seen=f"no {wrong}", hint="Use --fresh.") from None
+            raise AntError(f"run record {path} is damaged", seen=f"no {wrong}", hint=hint) from None
         if record.status == "finished" and not (record.final and record.finished):
-            raise AntError(f"run record {path} is damaged", seen="no final", hint="Use --fresh.")
+            raise AntError(f"run record {path} is damaged", seen="no final", hint=hint)
         return record
 
     def write(self, folder: Path) -> None:
@@ -213,14 +213,14 @@ def open_run_folder(recipe: Recipe, fresh: bool = False, look_only: bool = False
         look_only: change nothing in the folder.
 
     Raises:
-        AntError: the folder holds another run (names what differs), or files that are no run.
+        AntError: the folder holds another run (names what differs), or files that are not a run.
     """
     path = Path(recipe.output_dir)
     if not (path / RUN_RECORD).exists():
         if any(path.glob("checkpoint-*")) or (path / FINAL).exists():
             raise AntError(
-                f"{path} holds checkpoints without a {RUN_RECORD}",
-                hint="Set another folder: --output-dir FOLDER",
+                f"{path} holds checkpoints, but no {RUN_RECORD}",
+                hint="Name another folder: --output-dir FOLDER",
             )
         return RunFolder(path)
     if fresh:
@@ -255,7 +255,7 @@ def open_run_folder(recipe: Recipe, fresh: bool = False, look_only: bool = False
         listing = "\n".join(f"  - {line}" for line in refused)
         raise AntError(
             f"{path} holds another run, {record.name!r}, {record.status}, "
-            f"started {record.started}:\n{listing}\nSet another folder with --output-dir, "
+            f"started {record.started}:\n{listing}\nName another folder with --output-dir, "
             "or remove that run with --fresh"
         )
     # The first process sets damaged ones aside before the others look.

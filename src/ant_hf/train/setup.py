@@ -122,7 +122,7 @@ def set_up(recipe: Recipe, output_dir: Path) -> Setup:
     training = recipe.training
     if recipe.tokenizer and recipe.tokenizer.vocab_size not in (None, config.vocab_size):
         raise AntError(
-            f"tokenizer.vocab_size is {recipe.tokenizer.vocab_size} and {recipe.architecture} has "
+            f"tokenizer.vocab_size is {recipe.tokenizer.vocab_size}, but {recipe.architecture} has "
             f"vocab_size {config.vocab_size}",
             hint="Let it follow the architecture: --set tokenizer.vocab_size=null",
         )
@@ -143,7 +143,7 @@ def set_up(recipe: Recipe, output_dir: Path) -> Setup:
         # Over several, Trainer (DataParallel) would multiply the recipe's batch.
         say(
             "note",
-            f"one process uses one of the {arguments.n_gpu} GPUs; for all of them: "
+            f"one process uses only one of the {arguments.n_gpu} GPUs; to use all of them: "
             f"accelerate launch --quiet --num_processes {arguments.n_gpu} pretrain.py ...",
         )
         arguments._n_gpu = 1
@@ -195,7 +195,7 @@ def fit_vocabulary(setup: Setup, entries: int) -> Setup:
     config.vocab_size = entries
     ledger, before = parameter_ledger(config), setup.plan
     plan = make_plan(recipe.training, config, ledger, before.num_processes, before.per_device_batch_size)
-    say("model", f"{ledger.total:,} parameters, because its vocabulary is the tokenizer's, {entries:,}")
+    say("model", f"{ledger.total:,} parameters, with the tokenizer's vocabulary of {entries:,} entries")
     return replace(setup, config=config, ledger=ledger, plan=plan)
 
 
@@ -236,7 +236,7 @@ def _choose_device(requested: str) -> str:
         return found[0]
     if requested not in found:
         raise AntError(
-            f"training.device is {requested!r} and no such device is there",
+            f"training.device is {requested!r}, and this machine does not have such a device",
             seen=", ".join(found),
             hint="Use --set training.device=auto, or install a torch build for that device.",
         )
@@ -250,7 +250,7 @@ def _choose_precision(device: str, requested: str) -> tuple[str, str]:
     if requested == "fp16" and device != "cuda":
         raise AntError(
             f"training.precision is 'fp16' on {device}",
-            expected="bf16 or fp32 there: loss scaling needs CUDA",
+            expected="bf16 or fp32, because loss scaling needs CUDA",
             hint="Use --set training.precision=auto",
         )
     if requested == "bf16" and best != "bf16":
@@ -301,7 +301,7 @@ def check_reporting(names: list[Integration]) -> None:
         known = bool(wandb.api.api_key)
     if not known:
         raise AntError(
-            "training.report_to names wandb, and no account is logged in",
+            "training.report_to names wandb, but no account is logged in",
             hint="Run: wandb login (or set WANDB_API_KEY, or WANDB_MODE=offline to keep the metrics here)",
         )
 
@@ -366,7 +366,7 @@ def choose_micro_batch(
         nearest = (per_process + 1) * num_processes
         raise AntError(
             f"training.sequences_per_step is {recipe.sequences_per_step}",
-            expected=f"a multiple of the {num_processes} processes",
+            expected=f"a multiple of the number of processes, {num_processes}",
             hint=f"Use --set training.sequences_per_step={nearest}",
         )
     candidates = _divisors(recipe, per_process, _most_tokens(execution.device))
@@ -375,7 +375,7 @@ def choose_micro_batch(
     chosen = largest_that_fits(candidates, lambda size: _fits(recipe, config, execution, size))
     if chosen is None:
         raise AntError(
-            "not even one block fits the GPU's memory",
+            "not even one block fits into the GPU's memory",
             seen=f"{torch.cuda.get_device_properties().total_memory / 2**30:.0f} GiB, "
             f"training.sequence_length {recipe.sequence_length}",
             hint="Lower training.sequence_length, or train a smaller model.",
@@ -417,7 +417,7 @@ def memory_on(gpu: Gpu, setup: Setup) -> str:
     fitting = [size for size in sizes if fixed + size * block <= _USABLE_MEMORY * total]
     size = fitting[0] if fitting else sizes[-1]
     told = (
-        f"{(fixed + size * block) / 1e9:.1f} of {gpu.gigabytes} GB by arithmetic: {fixed / 1e9:.2f} GB for "
+        f"{(fixed + size * block) / 1e9:.1f} of {gpu.gigabytes} GB, calculated: {fixed / 1e9:.2f} GB for "
         f"weights, gradients and optimizer, and {block / 1e9:.2f} GB for "
         f"{'the one block' if size == 1 else f'each of the {size} blocks'} at once"
     )
@@ -531,7 +531,7 @@ def show_plan(setup: Setup, text: Survey) -> None:
     recipe, execution, plan = setup.recipe, setup.execution, setup.plan
     show(ledger_table(setup.ledger))
     training = recipe.training
-    factors = [f"{plan.per_device_batch_size} a device"]
+    factors = [f"{plan.per_device_batch_size} per device"]
     if plan.num_processes > 1:
         factors.append(f"{plan.num_processes} processes")
     if plan.gradient_accumulation_steps > 1:
@@ -541,21 +541,21 @@ def show_plan(setup: Setup, text: Survey) -> None:
         f"{plan.tokens_per_step:,} tokens ({' x '.join(factors)})"
     )
     if training.per_device_batch_size not in ("auto", plan.per_device_batch_size):
-        batch += f"; the recipe's {training.per_device_batch_size} a device do not divide it"
+        batch += f"; the recipe's {training.per_device_batch_size} per device do not divide it"
     # How often each training token is seen.
-    passes = "not known, as is the amount of text"
+    passes = "not known, because the amount of text is not known"
     about = "" if text.is_whole else "about "
     if text.train_tokens:
         passes = f"{ratio(plan.total_tokens / text.train_tokens)} over {about}{text.train_tokens:,} tokens"
         if plan.total_tokens > _MANY_PASSES * text.train_tokens:
-            passes += f": after {_MANY_PASSES} there is little left to learn from a text"
+            passes += f": after {_MANY_PASSES}, a model learns little more from a text"
     threads = f", {torch.get_num_threads()} threads per process" if execution.device == "cpu" else ""
     facts = []
     if setup.base:
         at = f" at {setup.base.revision}" if setup.base.revision else ""
         facts.append(("start", f"the weights and the tokenizer of {setup.base.name}{at}"))
     elif any(config_source(recipe, None).parent.glob("*.safetensors")):
-        start = f"random weights; of the model in {recipe.architecture} only the shape is taken"
+        start = f"random weights; only the shape is taken from {recipe.architecture}"
         facts.append(("start", start))
     facts += [
         ("device", f"{execution.device} ({execution.device_name}){threads}"),

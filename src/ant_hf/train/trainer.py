@@ -95,8 +95,8 @@ class AntTrainer(Trainer):
         check_fsdp(getattr(self.accelerator.state, "fsdp_plugin", None))
         if self.is_fsdp_enabled and recipe.average_last:
             raise AntError(
-                "training.average_last is set and the weights are spread over processes (FSDP)",
-                hint="Leave one of them out; with DDP it works: accelerate launch --multi_gpu",
+                "training.average_last does not work with weights that are spread over processes (FSDP)",
+                hint="Leave one of the two out. It works with DDP: accelerate launch --multi_gpu",
             )
         self.setup, self.data, self.made_of = setup, data, made_of
         self.folder = Path(str(setup.arguments.output_dir))
@@ -163,8 +163,8 @@ class AntTrainer(Trainer):
                 return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         except pickle.UnpicklingError:
             raise AntError(
-                f"{resume_from_checkpoint} cannot be loaded: a file of it holds more than tensors",
-                hint="Nothing of it was run. Start over with --fresh.",
+                f"{resume_from_checkpoint} cannot be loaded: one of its files contains more than tensors",
+                hint="No code in it was run. Start over with --fresh.",
             ) from None
         except SafetensorError as error:
             raise AntError(f"{resume_from_checkpoint} cannot be loaded: {error}") from None
@@ -173,10 +173,10 @@ class AntTrainer(Trainer):
                 raise
             at_once = self.setup.plan.per_device_batch_size
             raise AntError(
-                f"a step with {at_once} blocks at once does not fit the memory",
+                f"a step with {at_once} blocks at once does not fit into memory",
                 seen=str(error).splitlines()[0],
-                hint=f"Use --set training.per_device_batch_size={max(1, at_once // 2)}; the batch of a step, "
-                "and so the recipe, stays as it is. The last checkpoint is kept.",
+                hint=f"Use --set training.per_device_batch_size={max(1, at_once // 2)}: the batch of a step, "
+                "and so the result, stays the same. The last checkpoint is kept.",
             ) from None
 
     def is_past_best(self, state: TrainerState) -> bool:
@@ -199,7 +199,7 @@ class AntTrainer(Trainer):
         best = Path(str(self.state.best_model_checkpoint))
         if problem := damage(best):
             raise AntError(
-                f"{best}, the best of the run, is damaged: {problem}", hint="Start over with --fresh."
+                f"{best}, the run's best checkpoint, is damaged: {problem}", hint="Start over with --fresh."
             )
         self._check_names(best / WEIGHTS)
         # Trainer warns that a tied projection is stored once.
@@ -238,8 +238,9 @@ class AntTrainer(Trainer):
             saved = set(file.keys())
         if (missing := own - tied - saved) or saved - own:
             raise AntError(
-                "the checkpoint holds other weights than the model",
+                "the checkpoint has other weights than the model",
                 seen=f"missing {sorted(missing)}, unexpected {sorted(saved - own)}",
+                hint="Start over with --fresh.",
             )
 
     def get_batch_samples(

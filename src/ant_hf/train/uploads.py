@@ -3,7 +3,7 @@
 Not Trainer's own push: that sends the whole output folder, tokens included, drops a push while another
 is running unless `hub_always_push` is set, uploads from folders that the next save may remove, and stops
 the run when the Hub does not answer at its start. Here the one worker of `HfApi.run_as_future` sends one
-commit a checkpoint, in order, from hard links of its own; what the Hub does never reaches the training.
+commit per checkpoint, in order, from hard links of its own; what the Hub does never reaches the training.
 """
 
 from __future__ import annotations
@@ -68,14 +68,16 @@ class CheckpointUploads(TrainerCallback):
             older, its_stage, upload = self._newest
             # Only what still waits can be cancelled.
             if upload.cancel():
-                say("hub", f"{older} is not sent: a newer checkpoint was saved before the upload could begin")
+                say(
+                    "hub", f"{older} is not sent, because a newer one was saved before the upload could begin"
+                )
                 shutil.rmtree(its_stage, ignore_errors=True)
         self._put_in_line(what, stage)
 
     def finish(self, final: Path | None) -> None:
         """Send the exported model, if there is one, and wait until everything is there, or has failed."""
         last = "the final model" if final else "the last checkpoint"
-        kept = f"All of it lies in {self._output_dir}. Run the same command again to send the rest."
+        kept = f"All of it is in {self._output_dir}. Run the same command again to send the rest."
         with phase(f"sending {last} to {self._repository}", kept):
             if final:
                 stage = self._new_stage("final")
@@ -88,9 +90,9 @@ class CheckpointUploads(TrainerCallback):
             is_late = wait([self._client.api.run_as_future(int)], _WAIT_SECONDS).not_done
         if is_late:
             self._is_given_up = True
-            self._fail(last, f"no end after {_WAIT_SECONDS:.0f} s")
+            self._fail(last, f"the upload did not end within {_WAIT_SECONDS:.0f} s")
         if self.failed:
-            say("hub", "not everything arrived; run the same command again to continue")
+            say("hub", "some uploads did not arrive; run the same command again to continue")
         else:
             say("hub", f"{len(self.sent)} uploads to {self._repository} arrived")
 
@@ -135,7 +137,7 @@ class CheckpointUploads(TrainerCallback):
 
     def _fail(self, what: str, why: str) -> None:
         self.failed.append(what)
-        say("hub", f"{what} was not sent, training continues: {why}")
+        say("hub", f"{what} was not sent, but the training continues: {why}")
 
     def _stage_checkpoint(self, checkpoint: Path) -> Path:
         """The files of one commit, as hard links that a later removal of the checkpoint cannot take away."""
@@ -242,7 +244,7 @@ def fetch_checkpoint(recipe: Recipe, fresh: bool) -> None:
         found = client.step(f"looking for a checkpoint in {repository}", download)
     except HubUnreachableError as error:
         raise AntError(
-            f"{error}; whether {repository} holds a checkpoint of this run is not known",
+            f"{error}; so it is not known whether {repository} holds a checkpoint of this run",
             hint="Try again later, or train without the Hub: --set training.push_to_hub=false",
         ) from None
     if not found:
@@ -261,7 +263,7 @@ def fetch_checkpoint(recipe: Recipe, fresh: bool) -> None:
         shutil.copyfile(found / METRICS, output_dir / METRICS)
     # Last: a folder with this file counts as the run's.
     write_sealed(output_dir / RUN_RECORD, record | {"recipe": then})
-    say("hub", f"step {step:,} was fetched from {repository}")
+    say("hub", f"the checkpoint of step {step:,} was downloaded from {repository}")
 
 
 def _with_paths(then: Any, now: Any, key: str = "") -> Any:

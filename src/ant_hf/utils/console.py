@@ -1,4 +1,4 @@
-"""What is said: lines, tables and bars of ours, on the first process only, and not those of libraries."""
+"""Lines, tables and progress bars of ours, on the first process only, and without those of libraries."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _write_nowhere(stream: TextIO) -> None:
 
 
 class _Lasting:
-    """A stream whose reader may leave: what is written from then on is lost, and nobody fails of it."""
+    """A stream whose reader may leave: what is written from then on is lost, and nothing fails for it."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -101,7 +101,7 @@ class _Lasting:
 
 @contextmanager
 def lasting_output() -> Iterator[None]:
-    """Go on where nobody reads the output any more: Ctrl-C in `pretrain.py | tee log` ends `tee` as well."""
+    """Continue when nobody reads the output: Ctrl-C in `pretrain.py | tee log` ends `tee` as well."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (cast("TextIO", _Lasting(stream)) for stream in before)
     try:
@@ -114,6 +114,11 @@ def lasting_output() -> Iterator[None]:
 _LABEL_WIDTH = 12
 
 
+def labelled(label: str, text: str | Path) -> str:
+    """A line with its label in a column of its own; a longer one is followed by a space."""
+    return f"{label + ' ':<{_LABEL_WIDTH}}{text}"
+
+
 def say(label: str = "", text: str | Path | None = None) -> None:
     """Print a line: a text behind its label, as in a table, or one text alone.
 
@@ -122,7 +127,7 @@ def say(label: str = "", text: str | Path | None = None) -> None:
         text: None: `label` is all there is to print.
     """
     if is_first_process():
-        line = label if text is None else f"{label:<{_LABEL_WIDTH}}{text}"
+        line = label if text is None else labelled(label, text)
         _console.print(without_control_codes(line), markup=False)
 
 
@@ -179,11 +184,11 @@ class _Work:
         rate = self.done / seconds
         all_done = self.earlier + self.done
         line = amount(int(all_done)) + (f" of {amount(int(self.total))}" if self.total else "")
-        line += f", {amount(int(rate))} a second" if rate >= 1 else f", {1 / rate:,.0f} s each"
+        line += f", {amount(int(rate))} per second" if rate >= 1 else f", {1 / rate:,.0f} s each"
         if self.total:
             left = timedelta(seconds=round(max(self.total - all_done, 0) / rate))
             line += f", about {left} left"
-        return ", ".join(part for part in (f"{self.label:<11} {line}", self.figures) if part)
+        return ", ".join(part for part in (labelled(self.label, line), self.figures) if part)
 
 
 def _counted(value: int) -> str:

@@ -52,7 +52,7 @@ def file_sha256(path: Path) -> str:
 
 
 def check_file(path: Path, expected: object, problem: str, hint: str) -> None:
-    """Hold a file to the hash recorded for it.
+    """Check a file against the hash recorded for it.
 
     Raises:
         AntError: "PATH `problem`", with both hashes; or the file cannot be read.
@@ -90,7 +90,7 @@ def check_made_of(folder: Path, what: str, record: dict[str, Any], inputs: Any) 
         f"{folder} holds {what} made of other text or settings:{listing}\n",
         record.get("inputs_sha256"),
         fingerprint(inputs),
-        f"Remove {folder} or set another data_dir.",
+        f"Remove {folder}, or use another folder: --set data_dir=FOLDER",
     )
 
 
@@ -260,9 +260,9 @@ def not_utf8(file: Path, offset: int, key: str = "") -> AntError:
         name, description = likely
         hint = f"If it is {description}: {read} | iconv {name} -t UTF-8 > converted.txt"
         if key and name.startswith("-f "):
-            hint += f". Or have it read as it is: --set {key}={name.removeprefix('-f ')}"
+            hint += f". Or read it as it is: --set {key}={name.removeprefix('-f ')}"
     else:
-        hint = "It looks like a binary file and no text: leave it out."
+        hint = "It looks like a binary file and not like text: leave it out."
     return AntError(f"{file} is not UTF-8: byte offset {offset:,}", hint=hint)
 
 
@@ -278,7 +278,7 @@ def _likely_encoding(head: bytes) -> tuple[str, str] | None:
             name for name, text in texts.items() if _readable(text) > 0.9 and re.search(r"[\n -~]", text)
         ]
         best = min(fitting, key=lambda name: len({ord(letter) >> 8 for letter in texts[name]}), default=None)
-        return (f"-f {best}", f"{best} without its mark") if best else None
+        return (f"-f {best}", f"{best} without a byte-order mark") if best else None
     controls = sum(byte < 32 and not chr(byte).isspace() for byte in head)
     if controls > len(head) // 20:
         return None
@@ -341,7 +341,7 @@ def _no_object(where: str, reason: str, line: bytes, number: int) -> AntError:
     is_array = number == 1 and line.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
     return AntError(
         f"{where}, is not a JSON object: {reason}",
-        hint="The file is one JSON array, and needed is one object a line: jq -c '.[]' OLD > NEW "
+        hint="The file is one JSON array, but must have one object per line: jq -c '.[]' OLD > NEW "
         "(text to train on can stay as it is if the name ends in .json)."
         if is_array
         else "Repair or remove that line.",
@@ -351,7 +351,7 @@ def _no_object(where: str, reason: str, line: bytes, number: int) -> AntError:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        raise ValueError(f"a key stands there twice, among {', '.join(key for key, _ in pairs)}")
+        raise ValueError(f"a key is given twice, among {', '.join(key for key, _ in pairs)}")
     return values
 
 
@@ -459,7 +459,7 @@ def check_writable(folder: Path, option: str) -> None:
         AntError: nothing can be written where the folder is or will be.
     """
     if not is_writable(folder):
-        raise AntError(f"{folder.absolute()} cannot be written", hint=f"Name another place: {option}")
+        raise AntError(f"{folder.absolute()} cannot be written", hint=f"Name another place with {option}")
 
 
 def is_writable(folder: Path) -> bool:

@@ -102,7 +102,7 @@ def gpu_named(name: str) -> Gpu:
         if key.lower() == name.strip().lower():
             return gpu
     raise AntError(
-        "no such device is known",
+        "--device is unknown",
         seen=name,
         expected=f"one of {', '.join(key.lower() for key in known)}",
         hint="Leave --device out for this machine.",

@@ -49,7 +49,10 @@ def locked(folder: Path, name: str, wait: bool = False) -> Iterator[None]:
     except Timeout:
         if not wait:
             raise _in_use(folder, name) from None
-        say("waiting", f"{folder} is in use by {_described(folder, name)}; this starts when it is free")
+        say(
+            "waiting",
+            f"{folder} is in use by {_described(folder, name)}; this command waits until it is free",
+        )
         lock.acquire()
     try:
         if owner.exists():
@@ -70,11 +73,11 @@ def check_usable(folder: Path) -> None:
     Raises:
         AntError: it is a file, or the folder of a model, a checkpoint or a release.
     """
-    hint = "Set another folder: --output-dir FOLDER, or --set data_dir=FOLDER for the data."
+    hint = "Name another folder: --output-dir FOLDER, or --set data_dir=FOLDER for the data."
     if folder.exists() and not folder.is_dir():
-        raise AntError(f"{folder} is a file; a folder is needed", hint=hint)
+        raise AntError(f"{folder} is a file, and a folder is needed", hint=hint)
     if what := next((_WHOLE[files] for files in _WHOLE if any(folder.glob(files))), None):
-        raise AntError(f"{folder} holds {what}; nothing is added there", hint=hint)
+        raise AntError(f"{folder} holds {what}, and nothing may be added to it", hint=hint)
 
 
 def check_free(folder: Path, name: str) -> None:
@@ -91,7 +94,7 @@ def check_free(folder: Path, name: str) -> None:
 def _in_use(folder: Path, name: str) -> AntError:
     return AntError(
         f"{folder} is in use by {_described(folder, name)}",
-        hint="Wait for it, stop it, or set another folder: --output-dir FOLDER",
+        hint="Wait until it ends, stop it, or name another folder: --output-dir FOLDER",
     )
 
 

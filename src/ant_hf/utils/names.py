@@ -81,8 +81,8 @@ def find_config(given: str | Path, what: str, pattern: str, prefix: str = "") ->
     near = difflib.get_close_matches(path.stem.removeprefix(prefix), likely, n=1)
     meant = f"Did you mean {likely[near[0]]}? " if near else ""
     hint = (
-        f"{meant}Pass a {suffix} file, or one of these names: {', '.join(known)}. Paths count from the "
-        f"folder you are in, {Path.cwd()}; those in a recipe first from its own folder."
+        f"{meant}Pass a {suffix} file, or one of these names: {', '.join(known)}. Paths start in the folder "
+        f"you are in, {Path.cwd()}; those in a recipe first in the recipe's folder."
     )
     raise missing_file(path, what, hint)
 

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from ant_hf.errors import Interrupted
-from ant_hf.utils.console import is_first_process, long_work
+from ant_hf.utils.console import is_first_process, labelled, long_work
 
 _GRACE_SECONDS, _LOOK_SECONDS = 2.0, 0.05
 # torchrun passes on what the terminal has already sent to every process.
@@ -169,6 +169,5 @@ class _Stop:
 def _line(number: int) -> str:
     doing, kept = _phases[-1] if _phases else ("", "Run the same command again.")
     during = f" while {doing}" if doing else ""
-    return (
-        f"stopped     by {signal.Signals(number).name}{during}. {kept if isinstance(kept, str) else kept()}"
-    )
+    told = kept if isinstance(kept, str) else kept()
+    return labelled("stopped", f"by {signal.Signals(number).name}{during}. {told}")
