@@ -1,4 +1,4 @@
-"""Tokens per second of greedy generation by batch size: Transformers as it is, its faster settings, llama.cpp.
+"""Greedy generation, tokens per second by batch size: Transformers, its faster settings, llama.cpp.
 
     python benchmarks/generation.py runs/quickstart/final
 

@@ -80,7 +80,7 @@ def test_every_other_recipe_fits_one_to_eight_processes(path, processes):
 
 
 def test_a_step_that_does_not_divide_over_the_processes_is_refused():
-    with pytest.raises(AntError, match=r"sequences_per_step is 256.*3 processes.*sequences_per_step=258"):
+    with pytest.raises(AntError, match=r"sequences_per_step is 256.*processes, 3.*sequences_per_step=258"):
         plan_of("ant10m", num_processes=3)
 
 
