@@ -95,7 +95,7 @@ def test_a_folder_of_something_else_is_left_alone(text, tmp_path):
     folder = tmp_path / "runs" / "My-text"
     folder.mkdir(parents=True)
     (folder / "run.json").write_text("{}")
-    with pytest.raises(AntError, match="run of another recipe"), own_recipe([text]):
+    with pytest.raises(AntError, match="already holds another run"), own_recipe([text]):
         pass
     assert [path.name for path in folder.iterdir()] == ["run.json"]
     (tmp_path / "b").mkdir()

@@ -25,6 +25,7 @@ from ant_hf.cli.tables import (
 from ant_hf.errors import AntError
 from ant_hf.utils.console import progress_bar, quiet_libraries, remark, say, show, write
 from ant_hf.utils.names import expand_home
+from ant_hf.utils.provenance import install_command
 
 
 def _model_folder(model: str) -> Path:
@@ -228,7 +229,7 @@ def evaluate(
     else:
         switch_libraries()
     if importlib.util.find_spec("lm_eval") is None:
-        raise AntError("evaluation needs lm-eval", hint="pip install 'ant-hf[eval]'")
+        raise AntError("evaluation needs lm-eval", hint=install_command("eval"))
     from ant_hf.evaluation.evaluate import evaluate as measure
     from ant_hf.published import published_models
 
@@ -307,7 +308,7 @@ def compare(
     else:
         switch_libraries()
     if importlib.util.find_spec("scipy") is None:
-        raise AntError("a comparison needs scipy", hint="pip install 'ant-hf[eval]'")
+        raise AntError("a comparison needs scipy", hint=install_command("eval"))
     from ant_hf.evaluation.comparison import compare as compare_models
 
     values, folder = compare_models(
@@ -457,7 +458,7 @@ def demo(
     if importlib.util.find_spec("gradio") is None:
         raise AntError(
             "the demo needs Gradio",
-            hint="pip install 'ant-hf[demo]'; or add --static for a page that needs only a web server",
+            hint=install_command("demo"),
         )
     from ant_hf.demo.serving import serve
 

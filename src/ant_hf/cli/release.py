@@ -12,6 +12,7 @@ from ant_hf.cli.options import Final, License, Onnx, Repo, Tokens, Vendor
 from ant_hf.cli.tables import audit_table, checks_table, gate_report
 from ant_hf.errors import AntError, missing_file
 from ant_hf.utils.console import say, show
+from ant_hf.utils.provenance import install_command
 
 Attempts = Annotated[int, Option(min=1, help="How often a failing step is tried.")]
 Timeout = Annotated[float, Option(min=1, help="Seconds without an answer that count as a failure.")]
@@ -157,7 +158,7 @@ def publish(
     if gguf and not is_installed():
         raise AntError(
             "--gguf publishes only files that llama.cpp has verified, and xllamacpp is not installed",
-            hint="pip install 'ant-hf[gguf]'",
+            hint=install_command("gguf"),
         )
     client = HubClient(attempts=attempts, timeout=timeout, anonymous=True)
     if client.is_anonymous:

@@ -19,6 +19,7 @@ from ant_hf.cli.options import (
 )
 from ant_hf.errors import AntError, missing_file
 from ant_hf.utils.console import say, show
+from ant_hf.utils.provenance import install_command
 
 ReportTo = Annotated[
     list[str] | None,
@@ -96,7 +97,7 @@ def train(
     if base is not None and data:
         from ant_hf.train.own_text import folder_for
 
-        config, output_dir = Path("finetune"), output_dir or str(folder_for(data[0]))
+        config, output_dir = Path("finetune"), output_dir or f"{folder_for(data[0])}-finetuned"
         name = folder_for(output_dir).name
         overrides = [f"training.init_from={base}", f"name={name}", *(overrides or ())]
     if config is not None:
@@ -202,7 +203,7 @@ def study(
     """
     switch_libraries()
     if importlib.util.find_spec("scipy") is None or importlib.util.find_spec("lm_eval") is None:
-        raise AntError("a study needs scipy and lm-eval", hint="pip install 'ant-hf[eval]'")
+        raise AntError("a study needs scipy and lm-eval", hint=install_command("eval"))
     from ant_hf.studies.study_file import Options, load_study
 
     loaded = load_study(file, Options(overrides or (), data or (), output_dir, scale))

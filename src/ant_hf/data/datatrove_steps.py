@@ -8,11 +8,12 @@ from typing import Any
 from ant_hf.data.packing_tasks import Packing, merge
 from ant_hf.errors import AntError
 from ant_hf.utils.locks import locked
+from ant_hf.utils.provenance import install_command
 
 try:
     from datatrove.pipeline.base import PipelineStep
 except ImportError:
-    raise AntError("these steps need datatrove", hint="pip install 'ant-hf[cluster]'") from None
+    raise AntError("these steps need datatrove", hint=install_command("cluster")) from None
 
 
 class EncodeFiles(PipelineStep):

@@ -16,12 +16,13 @@ from ant_hf.demo.texts import EXAMPLES
 from ant_hf.demo.vendor import copy_packages, find_packages
 from ant_hf.errors import AntError
 from ant_hf.export import onnx
-from ant_hf.export.exporting import export
+from ant_hf.export.exporting import check_packages, export
 from ant_hf.export.questions import end_ids
 from ant_hf.inspection.fragments import surprise_colours, vocabulary
 from ant_hf.model.encoding import added_ids
 from ant_hf.model.generation import sampling
 from ant_hf.model.loading import Subject, is_here, load_subject
+from ant_hf.utils.console import say
 from ant_hf.utils.files import check_writable, read_json, whole_folder, write_json
 from ant_hf.utils.names import CONFIG, ONNX, RUN_RECORD
 
@@ -75,6 +76,7 @@ def site_in(target: Path, models: Sequence[str], options: SiteOptions) -> Iterat
             have no bytes; what the page runs with cannot be had.
     """
     # First what may fail at once, and before a download what needs none.
+    check_packages("onnx")
     subjects = [load_subject(model, "float32", "cpu") for model in models]
     packages, names = find_packages(options.vendor), _names(subjects, options.repository)
     with whole_folder(target) as folder:
@@ -103,6 +105,7 @@ def _names(subjects: Sequence[Subject], repository: str | None) -> list[str]:
 def _put_model(models: Path, model: str, subject: Subject, name: str, options: SiteOptions) -> dict[str, Any]:
     """Copy a model as transformers.js loads it, and the bytes of its tokens; returns what the page shows."""
     entries = vocabulary(subject.tokenizer)
+    say("export", f"{name} to ONNX, checked against Transformers; minutes if it was not done before")
     # All types, as for a release: a second export in place of that one would have to be made again there.
     exported, _ = export(model, "onnx")
     target = models / re.sub(r"[^\w.-]+", "-", name).strip("-")

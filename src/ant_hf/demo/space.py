@@ -15,7 +15,7 @@ from ant_hf.demo.site import SiteOptions, site_in
 from ant_hf.errors import AntError
 from ant_hf.utils.files import inventory, whole_folder, write_json
 from ant_hf.utils.names import CARD, RELEASE
-from ant_hf.utils.provenance import source_commit
+from ant_hf.utils.provenance import install_command, source_commit
 
 PACKAGE = "ant_hf"
 _SOURCE = Path(__file__).parents[1]
@@ -38,7 +38,7 @@ def make_space(run_dir: Path, repository: str, license_id: str) -> Path:
     if "gradio" not in packages_distributions():
         raise AntError(
             "a Space needs the version of Gradio that is installed here, and Gradio is not installed",
-            hint="pip install 'ant-hf[demo]'",
+            hint=install_command("demo"),
         )
     with whole_folder(run_dir / "space") as folder:
         # With the style sheet and script of the same name.

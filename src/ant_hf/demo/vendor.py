@@ -23,6 +23,7 @@ from huggingface_hub import constants
 from ant_hf.errors import AntError
 from ant_hf.utils.console import progress_bar
 from ant_hf.utils.files import read_json, whole_folder
+from ant_hf.utils.provenance import install_command
 
 REGISTRY = "https://registry.npmjs.org"
 # Seconds without a byte, and for one whole file.
@@ -103,7 +104,7 @@ def copy_packages(found: dict[Package, Path], target: Path, webgpu: bool) -> Non
     if spec is None or spec.origin is None:
         raise AntError(
             "the site needs the licence file of ONNX Runtime, which is not installed",
-            hint="pip install 'ant-hf[onnx]'",
+            hint=install_command("onnx"),
         )
     for name in ("LICENSE", "ThirdPartyNotices.txt"):
         shutil.copyfile(Path(spec.origin).with_name(name), target / "onnxruntime-web" / name)

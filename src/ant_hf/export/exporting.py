@@ -21,7 +21,7 @@ from ant_hf.model.loading import Subject, check_weights, load_subject, tokenizer
 from ant_hf.utils import files
 from ant_hf.utils.console import quiet_libraries, say
 from ant_hf.utils.names import ONNX, VERIFIED
-from ant_hf.utils.provenance import now, package_versions
+from ant_hf.utils.provenance import install_command, now, package_versions
 from ant_hf.utils.stopping import phase
 
 # Beside those that a kind of tokenizer has of its own.
@@ -121,12 +121,21 @@ def _checked_types(to: str, types: Sequence[str]) -> tuple[str, ...]:
             expected=f"{', '.join(form.TYPES)} or all",
             hint=more if to == "gguf" else None,
         )
+    check_packages(to)
+    return chosen
+
+
+def check_packages(to: str) -> None:
+    """Check that the packages which an export to a format needs are installed.
+
+    Raises:
+        AntError: some are not.
+    """
     if missing := [name for name in _NEEDS[to] if importlib.util.find_spec(name) is None]:
         raise AntError(
-            f"the export to {to} needs packages that are not installed: {', '.join(missing)}",
-            hint=f"pip install 'ant-hf[{to}]'",
+            f"the export to {to.upper()} needs packages that are not installed: {', '.join(missing)}",
+            hint=install_command(to),
         )
-    return chosen
 
 
 def _checked_model(subject: Subject, to: str, types: Sequence[str]) -> Vocabulary | None:

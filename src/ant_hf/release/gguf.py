@@ -25,7 +25,7 @@ from ant_hf.utils.files import (
     write_json,
     write_text,
 )
-from ant_hf.utils.provenance import source_commit
+from ant_hf.utils.provenance import install_command, source_commit
 
 _AGAIN = "Export again: ant-hf export MODEL_FOLDER --to gguf"
 
@@ -55,7 +55,7 @@ def make_gguf_release(export: Path, release: Path) -> Path:
             raise AntError(
                 "GGUF files can be published only after llama.cpp has verified them",
                 seen="; ".join(record["notes"]),
-                hint=f"pip install 'ant-hf[gguf]', then: {_AGAIN}",
+                hint=f"{install_command('gguf')}, then: {_AGAIN}",
             )
         for name, values in record["files"].items():
             check_file(export / name, values["sha256"], "was changed after it was verified", _AGAIN)

@@ -10,11 +10,12 @@ from typing import Any
 from ant_hf.errors import AntError
 from ant_hf.studies.running import Scoring, in_a_process, outcome_of, write_recipe
 from ant_hf.studies.study_file import Options, load_study
+from ant_hf.utils.provenance import install_command
 
 try:
     from datatrove.pipeline.base import PipelineStep
 except ImportError:
-    raise AntError("these steps need datatrove", hint="pip install 'ant-hf[cluster]'") from None
+    raise AntError("these steps need datatrove", hint=install_command("cluster")) from None
 
 
 class TrainRuns(PipelineStep):

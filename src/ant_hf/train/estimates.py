@@ -151,8 +151,7 @@ def _now(args: TrainingArguments) -> float:
 def measure_training(setup: Setup, seconds: float = 6.0) -> TrainingRate:
     """Time some real steps on random tokens, in a temporary folder, for about so many seconds and a start.
 
-    A micro-batch that would take longer than a part of that is tried with fewer blocks, or with one that
-    is shorter. Every process must call it.
+    A micro-batch that would take longer than a part of that is tried with fewer blocks, down to 256 tokens. Every process must call it.
 
     Raises:
         AntError: a step does not fit the memory.
@@ -165,7 +164,11 @@ def measure_training(setup: Setup, seconds: float = 6.0) -> TrainingRate:
         tried = _time_steps(setup, first, steps=1)
         before = peak_memory_bytes()
         batch, steps = broadcast_object_list([affordable(whole, first.tokens, tried, seconds)])[0]
-    timing = _time_steps(setup, batch, steps)
+    if before and batch.tokens < first.tokens:
+        # Steps of fewer tokens would be mostly start and end: a whole one is far faster per token.
+        batch, steps, timing = first, 1, tried
+    else:
+        timing = _time_steps(setup, batch, steps)
     final, samples = _time_final(setup, batch)
     memory = peak_memory_bytes()
     if before and batch.tokens > first.tokens:

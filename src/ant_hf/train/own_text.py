@@ -162,8 +162,8 @@ def own_recipe(
     check_free(folder, "run")
     if (folder / RUN_RECORD).exists() and not fresh:
         raise AntError(
-            f"{folder} holds a run of another recipe",
-            hint="Name another folder with --output-dir, or replace the run with --fresh.",
+            f"{folder} already holds another run",
+            hint="Name another folder with --output-dir. Or remove that run and its model with --fresh.",
         )
     with tempfile.TemporaryDirectory() as scratch:
         draft = _Draft(Path(scratch), name, paths, overrides)

@@ -117,8 +117,8 @@ def dry_run(recipe: Recipe, fresh: bool = False) -> None:
     text: Survey | None = None
     problem: AntError | None = None
     if folder.is_finished:
-        say("finished", f"{folder.path / FINAL} exists already, so nothing would be trained")
-        return
+        say("finished", f"{folder.path / FINAL} exists already; a new run, with --fresh, would take this:")
+        folder = open_run_folder(recipe, fresh=True, look_only=True)
     with tempfile.TemporaryDirectory() as scratch:
         setup = set_up(recipe, Path(scratch))
         with setup.arguments.main_process_first(local=False, desc="looking at the text"):

@@ -22,6 +22,8 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -29,6 +31,7 @@ from rich.progress import (
 )
 from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
 
 from ant_hf.errors import without_control_codes
 
@@ -252,6 +255,13 @@ class Advance(Protocol):
     def __call__(self, done: float, total: float | None, figures: str = "") -> None: ...
 
 
+class _Figures(ProgressColumn):
+    """What stands behind the bar; on a narrow terminal it is cut, and not the time that is left."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["figures"], no_wrap=True, overflow="ellipsis")
+
+
 @contextmanager
 def progress_bar(label: str, unit: str = "", earlier: float = 0) -> Iterator[Advance]:
     """A bar on a terminal's stderr, gone when done; elsewhere a line at least every half minute.
@@ -261,7 +271,7 @@ def progress_bar(label: str, unit: str = "", earlier: float = 0) -> Iterator[Adv
         earlier: what was done before, and is in no rate.
     """
     columns = (
-        TextColumn("{task.description:<22}"),
+        TextColumn("{task.description:<11}"),
         BarColumn(),
         *(
             (DownloadColumn(), TransferSpeedColumn())
@@ -271,7 +281,7 @@ def progress_bar(label: str, unit: str = "", earlier: float = 0) -> Iterator[Adv
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}"),
+        _Figures(),
     )
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     work = _Work(label, unit, earlier)

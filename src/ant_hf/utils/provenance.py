@@ -38,6 +38,13 @@ def package_versions(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def install_command(extra: str) -> str:
+    """What installs an optional part of this package; in a checkout, with the versions that were tested."""
+    if (Path(__file__).parents[3] / "constraints.txt").exists():
+        return f"pip install -c constraints.txt -e '.[{extra}]'"
+    return f"pip install 'ant-hf[{extra}]'"
+
+
 def now() -> str:
     """UTC time, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
