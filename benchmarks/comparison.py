@@ -233,7 +233,7 @@ def main() -> None:
         f"({_percent(every['any_false_uncorrected'])} without the correction)"
     )
     for row in values["needed"]:
-        say(f"{row['items']:,} items, said to be enough in 80 %, were in {_percent(row['found'])}")
+        say(f"{row['items']:,} items should be enough in 80 % of cases, and were in {_percent(row['found'])}")
     if options.json:
         write_json(options.json, values)
 

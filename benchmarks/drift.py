@@ -144,7 +144,7 @@ def plot(results: dict[str, Any], folder: Path) -> None:
             axes.plot(apart, style, label=name)
         axes.set(
             title="Same start, same blocks, other precision", xlabel="step",
-            ylabel="loss less that of fp32\n(nats per token)",
+            ylabel="loss minus that of fp32\n(nats per token)",
         )  # fmt: skip
         axes.legend(fontsize="small")
         figure.savefig(folder / "drift.png", dpi=110)

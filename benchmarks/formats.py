@@ -130,7 +130,7 @@ def all_ways(model: Path) -> list[Way]:
 
 
 def measure(ways: list[Way], rounds: int, new_tokens: int) -> list[dict[str, Any]]:
-    """One row a way, with every turn's figures."""
+    """One row per way, with every turn's figures."""
     turns: list[list[dict[str, float]]] = [[] for _ in ways]
     with progress_bar("turns") as bar:
         for index in range(rounds * len(ways)):

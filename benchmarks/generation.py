@@ -1,4 +1,4 @@
-"""Tokens a second of greedy generation, by batch size: Transformers as it is, its faster settings, llama.cpp.
+"""Tokens per second of greedy generation by batch size: Transformers as it is, faster settings, llama.cpp.
 
     python benchmarks/generation.py runs/quickstart/final
 
@@ -103,7 +103,7 @@ def all_ways(folder: Path, device: str, threads: int, new_tokens: int, scratch: 
 
 
 def measure(ways: dict[str, Any], batches: list[int], repeats: int) -> list[dict[str, Any]]:
-    """One row a way and batch size, with every turn's figure."""
+    """One row per way and batch size, with every turn's figure."""
     rows = []
     for batch in batches:
         turns: dict[str, list[float]] = {name: [] for name in ways}

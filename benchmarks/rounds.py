@@ -97,7 +97,7 @@ class _Worker:
         if line:
             return json.loads(line)
         last = self._log.read_text().strip().splitlines()[-1:]
-        self._error = last[0] if last else "it ended without a word"
+        self._error = last[0] if last else "it ended without a message"
         say(f"warning     {self.contender.label}: {self._error}")
         return None
 

@@ -31,7 +31,7 @@ WARMUP_STEPS = 2
 
 
 def train(folder: Path, name: str, processes: int, options: argparse.Namespace) -> list[float]:
-    """Tokens a second of each step of one run."""
+    """Tokens per second of each step of one run."""
     threads = max(1, available_cores() // processes)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc_per_node", str(processes), "pretrain.py", "--config", options.config]

@@ -238,7 +238,7 @@ def _takeaways(
     lines = []
     if sentence := _against_floors(scores):
         lines.append(f"Against the floor of each benchmark: {sentence}.")
-    # The first documents of a set are no sample of it, so they stand beside no published figure.
+    # The first documents of a set are not a sample of it, so they stand beside no published figure.
     complete = [score for score in scores if score.complete]
     names = dict.fromkeys(name for score in complete for name in score.published)
     lines += [_against([score for score in complete if name in score.published], name) for name in names]

@@ -37,7 +37,7 @@ def _table(title: str, columns: Sequence[str], no_wrap: bool = True, **style: An
 
 
 def results_table(results: dict[str, Any], published: list[PublishedModel]) -> Table:
-    """One row a figure of results.json, within 80 columns; accuracies in %."""
+    """One row per figure of results.json, within 80 columns; accuracies in %."""
     table = _table(
         f"{results['model']['name']}: measured here, in {results['conditions']['dtype']}",
         ["set", "metric", ">measured", ">floor", "", *(f">publ.\n{other.name}" for other in published)],
@@ -176,7 +176,7 @@ def _number(value: float | None, stderr: float | None = None) -> str:
 
 
 def comparison_table(pair: dict[str, Any]) -> Table:
-    """One row a figure of two models, under the answer to which is better."""
+    """One row per figure of two models, under the answer to which is better."""
     first, second = escape(pair["first"]), escape(pair["second"])
     table = _table(
         escape(pair["answer"]),

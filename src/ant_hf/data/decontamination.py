@@ -3,7 +3,7 @@
 Two texts share a run when thirteen consecutive words are equal without case, punctuation and Unicode
 form, the criterion of GPT-3 (Brown et al. 2020, appendix C). Markup such as WikiText-2's " @-@ " falls
 away with the punctuation. Texts of fewer words cannot be found this way: a short question that a
-document quotes stays in. It costs 60 ms a megabyte, on the one process that reads the corpus.
+document quotes stays in. It costs 60 ms per megabyte, on the one process that reads the corpus.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def _matching(path: Path) -> list[Path]:
-    """What a glob finds. Folders that are there by their very names are no patterns: `corpus [v2]/*.txt`."""
+    """What a glob finds. A folder of exactly that name is not a pattern: `corpus [v2]/*.txt`."""
     there = next(parent for parent in path.parents if parent.exists())
     found = glob.glob(str(path.relative_to(there)), root_dir=there, recursive=True)  # noqa: PTH207
     return [there / name for name in found]

@@ -50,7 +50,7 @@ from ant_hf.utils.workers import SPAWN, worker_processes
 # Parts of another format lie under other names.
 PART_FORMAT = 3
 _IDS, _DOCUMENTS, _RECORD = "ids.bin", "documents.bin", "part.json"
-# One row a document read. No ids: white space only (all zero), a duplicate within its file, or
+# One row per document read. No ids: white space only (all zero), a duplicate within its file, or
 # contaminated (with the evaluation sets that share text with it, one bit each).
 _ROW = np.dtype([
     ("digest", f"V{DIGEST_BYTES}"), ("tokens", "<u4"), ("bytes", "<u4"), ("characters", "<u4"),
@@ -79,7 +79,7 @@ class Packing:
 
     @property
     def tasks(self) -> int:
-        """The most tasks that have something to do: one a file."""
+        """The most tasks that have something to do: one per file."""
         return len(self.files)
 
     def part(self, index: int) -> Path:

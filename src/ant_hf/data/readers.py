@@ -23,7 +23,7 @@ DOCUMENT_SEPARATOR = "<|endoftext|>"
 _SEPARATOR_LINE = re.compile(rf"(?m)^{re.escape(DOCUMENT_SEPARATOR)}[ \t]*\r?\n")
 # Longer texts are cut at a line end, so that one 5 GB file cannot fill the memory.
 MAX_DOCUMENT_CHARACTERS = 1_000_000
-# Zeros in more than one byte of so many are no UTF-8; Russian in UTF-16 has them only at its spaces.
+# Zeros in more than one byte of so many are not UTF-8; Russian in UTF-16 has them only at its spaces.
 _BYTES_A_ZERO, _FEW_ZEROS = 50, 4
 # So many nulls may be an accident in a small file; beyond so many, a large one is not read to its end.
 _FEW_NULLS, _MANY_NULLS = 10, 1000

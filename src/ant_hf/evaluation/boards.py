@@ -144,7 +144,7 @@ def board_rows(board: Board, results: dict[str, Any], name: str) -> list[Row]:
 
 
 def _own_row(board: Board, results: dict[str, Any], name: str) -> Row:
-    """The first documents of a set are no sample of it: such a figure is marked, and gives no score."""
+    """The first documents of a set are not a sample of it: such a figure is marked, and gives no score."""
     shown, values = {}, {}
     for figure in board.figures:
         record = {**results["tasks"], **results["perplexity"]}.get(figure.task)

@@ -22,7 +22,7 @@ from ant_hf.model.generation import CARD_SAMPLING
 
 NEW_TOKENS = 128
 SEED = 0
-# A loop is at least this long and holds its span at least this often: three spaces are no loop.
+# A loop is at least this long and holds its span at least this often: three spaces are not a loop.
 LOOP_TOKENS, LOOP_TIMES = 16, 3
 
 _OPENINGS = (
@@ -144,7 +144,7 @@ def distinct(texts: Sequence[str], n: int) -> float:
 
 
 def invalid_utf8_share(texts: Sequence[str]) -> float:
-    """Share of characters that are no valid UTF-8; a character cut off at the very end is forgiven."""
+    """Share of characters that are not valid UTF-8; a character cut off at the very end is forgiven."""
     whole = [text.rstrip("\N{REPLACEMENT CHARACTER}") for text in texts]
     characters = sum(map(len, whole))
     return sum(text.count("\N{REPLACEMENT CHARACTER}") for text in whole) / characters if characters else 0.0

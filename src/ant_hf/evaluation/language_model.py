@@ -184,7 +184,7 @@ def request_key(dtype: torch.dtype, context: list[int], continuation: list[int])
 class LikelihoodStore:
     """Scores by request, in memory and on disk.
 
-    One JSON line a request, appended after every batch. The first line names the model and the conditions.
+    One JSON line per request, appended after every batch. The first line names the model and the conditions.
 
     Raises:
         AntError: the file is of another model, or of other conditions.
@@ -259,7 +259,7 @@ _WINDOWED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 def unwindowed_length(config: PreTrainedConfig) -> float:
     """The longest row, in tokens, in which every layer attends to all that stands before; may be infinite.
 
-    0 for layers that are no attention over all tokens, whatever the row (linear, recurrent, sparse).
+    0 for layers that are not attention over all tokens, whatever the row (linear, recurrent, sparse).
     """
     if not set(getattr(config, "layer_types", None) or ()) <= _WINDOWED_LAYERS:
         return 0

@@ -1,6 +1,6 @@
 """From lm-eval's results of one set to its record, and the three files of an evaluation. No torch here.
 
-A record says what a score may be held to be: its standard error and interval, the floor that takes no model,
+A record says how sure a score is: its standard error and interval, the floor that takes no model,
 and for a text the identity that links its perplexities.
 """
 

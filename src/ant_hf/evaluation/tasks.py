@@ -132,7 +132,7 @@ def _write_group(benchmark: Benchmark, place: Path) -> None:
             for split, source in files.items()
             if member in members[split]
         }
-        # Of a member without documents to score, the extra ones are no use.
+        # Of a member without documents to score, the extra ones are of no use.
         if not files or next(iter(files)) in own:
             _write_task(path, place, values["task"], own)
             tags = values.get("tag") or []

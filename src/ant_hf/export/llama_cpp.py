@@ -66,7 +66,7 @@ class Answers:
     conversation: str | None = None
     """With the template around it, up to where the answer begins; None if llama.cpp cannot run it."""
     tokens_per_second: dict[str, float] = field(default_factory=dict)
-    """New tokens a second of wall time by batch size."""
+    """New tokens per second of wall time by batch size."""
 
 
 def is_installed() -> bool:
@@ -187,7 +187,7 @@ class _Server:
             return None
 
     def speed(self, size: int) -> float:
-        """Tokens a second of `size` greedy continuations at once, after one turn that is not counted."""
+        """Tokens per second of `size` greedy continuations at once, after one turn that is not counted."""
         prompts = [[2 + (7 * index + place) % 200 for place in range(8)] for index in range(size)]
         with ThreadPoolExecutor(size) as pool:
             for _ in range(2):

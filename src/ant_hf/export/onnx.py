@@ -55,7 +55,7 @@ class OnnxType:
     """What plain English may cost more: as in `GgufType`."""
 
 
-# By transformers.js' name, its `dtype`. Random tokens are no text: 8 bits, which round what goes into each
+# By transformers.js' name, its `dtype`. Random tokens are not text: 8 bits, which round what goes into each
 # product too, are judged by the other two.
 TYPES = {
     "fp32": OnnxType("model.onnx", torch.float32, 4, 1e-3, 1e-3, 0.0002),

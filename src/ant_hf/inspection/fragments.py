@@ -145,7 +145,7 @@ class Fragment:
     token_id: int
     raw: bytes
     text: str
-    """Readable form: white space visible, bytes that are no character of their own as `<E2>`."""
+    """Readable form: white space visible, bytes that are not a character of their own as `<E2>`."""
     nats: float | None
     """-ln p(token | tokens before it); None if nothing comes before it."""
     start: int

@@ -117,7 +117,7 @@ def config_source(recipe: Recipe, base: Base | None) -> Path:
 
 
 def _check_tokenizer(base: Base, rows: int) -> None:
-    """Hold a tokenizer to what packing, scoring and exporting rely on, by what it does to texts.
+    """Check that a tokenizer does what packing, scoring and exporting rely on, with texts.
 
     Raises:
         AntError: it has more entries than the embedding has rows; it has no tokenizer.json, or Transformers

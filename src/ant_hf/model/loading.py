@@ -208,8 +208,8 @@ def _check_exported(folder: Path) -> None:
     """Hashes and config, as far as they are known, before anything is allocated or run.
 
     Raises:
-        AntError: a file is not the one that was exported (names it and both hashes), the config is none of
-            ours, the tokenizer asks for code, or there are no weights.
+        AntError: a file is not the one that was exported (names it and both hashes), the config is not
+            ours, the tokenizer needs code, or the weights are missing.
     """
     record = folder.parent / RUN_RECORD
     if folder.name == FINAL and record.exists():

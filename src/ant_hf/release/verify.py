@@ -105,7 +105,7 @@ def check_files(folder: Path, owner: str = "") -> Check:
 
 
 def write_held_out(run: dict[str, Any], tokens: Path, tokenizer: Path, target: Path) -> None:
-    """Decode the validation split with the tokenizer that packed it, one JSON object a document.
+    """Decode the validation split with the tokenizer that packed it, one JSON object per document.
 
     As text again, so that the gate starts where a reader starts. Stops once it covers the tokens that the
     recorded loss was measured on.

@@ -38,7 +38,7 @@ RECIPE, ARCHITECTURE = "recipe.yaml", "architecture.json"
 Changes = dict[str, Any]
 Positive = Annotated[float, Field(gt=0.0)]
 _ARCHITECTURE_KEY = "architecture."
-# Keys of a change that are no key of a recipe.
+# Keys of a change that are not keys of a recipe.
 _TOKENS, _FLOPS, _SHAPE, _PARAMETERS, _RATE, _SEEDS, _AT = _SPECIAL = (
     *("tokens", "flops", "shape", "parameters", "rate", "seeds", "at"),
 )

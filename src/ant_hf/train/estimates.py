@@ -64,7 +64,7 @@ class Batch(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """What was measured with one micro-batch a step."""
+    """What was measured with one micro-batch per step."""
 
     batch_seconds: float
     """Its forward and backward pass."""
@@ -186,7 +186,7 @@ def measure_training(setup: Setup, seconds: float = 6.0) -> TrainingRate:
 def choose_compilation(setup: Setup) -> Setup:
     """The setup, without `torch.compile` where that fails or is slower on this GPU.
 
-    Every process must call it. A GPU that the compiler no longer knows must not end a run: Triton dropped
+    Every process must call it. A GPU unknown to the compiler must not end a run: Triton dropped
     the matrix kernels of a T4 in version 3.3. Nothing is tried where the recipe says `on` or `off`, or on
     a CPU.
     """
@@ -258,7 +258,7 @@ def _time_steps(setup: Setup, batch: Batch, steps: int) -> Timing:
 
 
 def _trainer(setup: Setup, batch: Batch, steps: int, folder: str) -> AntTrainer:
-    """A trainer of one batch a step, that keeps nothing and learns nothing."""
+    """A trainer of one batch per step that keeps nothing and learns nothing."""
     recipe, plan, vocabulary = setup.recipe, setup.plan, setup.config.vocab_size
     blocks = batch.blocks * plan.num_processes
     changes: dict[str, Any] = {
@@ -285,7 +285,7 @@ def _trainer(setup: Setup, batch: Batch, steps: int, folder: str) -> AntTrainer:
 
 
 def _time_final(setup: Setup, batch: Batch) -> tuple[float, float]:
-    """Tokens a second of scoring the exported model, and seconds of its samples; on the first process."""
+    """Tokens per second of scoring the exported model, and seconds of its samples; on the first process."""
     if not is_first_process():
         return 0.0, 0.0
     model: Any = build_model(setup.config, 0)

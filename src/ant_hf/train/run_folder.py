@@ -213,7 +213,7 @@ def open_run_folder(recipe: Recipe, fresh: bool = False, look_only: bool = False
         look_only: change nothing in the folder.
 
     Raises:
-        AntError: the folder holds another run (names what differs), or files that are no run.
+        AntError: the folder holds another run (names what differs), or files that are not a run.
     """
     path = Path(recipe.output_dir)
     if not (path / RUN_RECORD).exists():

@@ -3,7 +3,7 @@
 Not Trainer's own push: that sends the whole output folder, tokens included, drops a push while another
 is running unless `hub_always_push` is set, uploads from folders that the next save may remove, and stops
 the run when the Hub does not answer at its start. Here the one worker of `HfApi.run_as_future` sends one
-commit a checkpoint, in order, from hard links of its own; what the Hub does never reaches the training.
+commit per checkpoint, in order, from hard links of its own; what the Hub does never reaches the training.
 """
 
 from __future__ import annotations

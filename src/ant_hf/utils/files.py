@@ -52,7 +52,7 @@ def file_sha256(path: Path) -> str:
 
 
 def check_file(path: Path, expected: object, problem: str, hint: str) -> None:
-    """Hold a file to the hash recorded for it.
+    """Check a file against the hash recorded for it.
 
     Raises:
         AntError: "PATH `problem`", with both hashes; or the file cannot be read.

@@ -56,7 +56,7 @@ def plot_run(rows: list[dict[str, Any]], folder: Path, title: str) -> list[Path]
     """Write loss, learning-rate, gradient-norm and throughput figures.
 
     Args:
-        rows: `metrics.jsonl`, one dictionary a row.
+        rows: `metrics.jsonl`, one dictionary per row.
     """
 
     def curve(axes: Any, rows: list[dict[str, Any]], key: str, **style: Any) -> None:
