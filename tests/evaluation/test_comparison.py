@@ -309,7 +309,7 @@ def test_what_is_missing_is_measured_once_it_is_wanted(models, here, pages):
     asked = []
     values, folder = ant_hf.compare([ours, theirs], ask=lambda text: bool(asked.append(text)))
     assert asked == ["noisy is not measured on boolq"]
-    assert values["pairs"][0]["not_compared"] == {"BoolQ": "no results of noisy"}
+    assert values["pairs"][0]["not_compared"] == {"BoolQ": "there are no results of noisy"}
     assert (folder / "learning.png").exists()
 
 
