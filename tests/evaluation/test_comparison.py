@@ -135,8 +135,8 @@ def test_a_third_model_makes_every_verdict_harder(two, here):
     assert among["verdict"] == "cannot be told apart"
     assert [pair["second"] for pair in values["pairs"]] == ["second", "third"]
     assert values["pairs"][1]["not_compared"] == {
-        "TRIVIA": "no results of third",
-        "WikiText-2": "no results of third",
+        "TRIVIA": "there are no results of third",
+        "WikiText-2": "there are no results of third",
     }
 
 
