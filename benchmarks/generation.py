@@ -1,4 +1,4 @@
-"""Greedy generation, tokens per second by batch size: Transformers, its faster settings, llama.cpp.
+"""Tokens per second of greedy generation by batch size: Transformers as it is, faster settings, llama.cpp.
 
     python benchmarks/generation.py runs/quickstart/final
 

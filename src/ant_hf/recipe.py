@@ -96,7 +96,7 @@ def _on_or_off(value: object) -> object:
 
 def _blocks(value: object) -> object:
     if value != "auto" and (type(value) is not int or value < 1):
-        raise ValueError(f"training.per_device_batch_size is {value!r}; should be greater than 0, or auto")
+        raise ValueError(f"training.per_device_batch_size is {value!r}; must be greater than 0, or auto")
     return value
 
 
@@ -635,6 +635,7 @@ def _explained(item: Any, root: type[BaseModel]) -> str:
         return {"path": f"{location}.{message}", "is": f"{location} {message}"}.get(begins, message)
     if item["type"] == "string_pattern_mismatch" and not (item["input"] and item["input"].isprintable()):
         message = "must not be empty or contain control characters"
+    message = re.sub("^(Input|String) should", "must", message)
     return f"{location} is {item['input']!r}; {message[0].lower()}{message[1:]}"
 
 

@@ -121,7 +121,7 @@ def test_long_text_is_cut_at_a_line_end_and_nothing_is_lost(tmp_path):
         ("a.csv", b"id;body\n1;x\n", ["a.csv", "no column 'text'", "['id', 'body']"]),
         ("a.csv", b'text,id\n"open,1\n', ["a.csv, line 2", "unexpected end"]),
         ("a.csv", b"text,id\nfine,1\nd\xe9,2\n", ["a.csv", "not UTF-8", "offset 16", "LATIN1"]),
-        ("a.parquet", b"not parquet at all", ["a.parquet", "readable Parquet"]),
+        ("a.parquet", b"not parquet at all", ["a.parquet", "read as Parquet"]),
         ("a.txt.gz", b"not gzip", ["a.txt.gz", "gzip"]),
         ("a.txt.gz", gzip.compress(b"text" * 10_000, mtime=0)[:-20], ["a.txt.gz", "gzip"]),
         ("a.txt.bz2", b"not bzip2", ["a.txt.bz2", "complete bzip2"]),

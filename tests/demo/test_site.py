@@ -122,8 +122,8 @@ def test_a_failure_leaves_what_was_there(final, exported, node_modules, tmp_path
         (("--static", "--port", "8000"), "--static writes a folder and does not serve it"),
         (("--static", "--dtype", "int4"), "--dtype is unknown; saw 'int4'; expected fp32 or fp16 or q8"),
         (("--static", "--vendor", "nowhere"), "nowhere/@huggingface/transformers/package.json is missing"),
-        (("--dtype", "q8"), "Add --static to write one"),
-        (("-o", "site"), "Add --static to write one"),
+        (("--dtype", "q8"), "Add --static to write"),
+        (("-o", "site"), "Add --static to write"),
     ],
 )
 def test_wrong_options_are_one_line(tiny_run, words, message):

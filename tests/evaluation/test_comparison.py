@@ -135,8 +135,8 @@ def test_a_third_model_makes_every_verdict_harder(two, here):
     assert among["verdict"] == "cannot be told apart"
     assert [pair["second"] for pair in values["pairs"]] == ["second", "third"]
     assert values["pairs"][1]["not_compared"] == {
-        "TRIVIA": "no results of third",
-        "WikiText-2": "no results of third",
+        "TRIVIA": "there are no results of third",
+        "WikiText-2": "there are no results of third",
     }
 
 
@@ -309,7 +309,7 @@ def test_what_is_missing_is_measured_once_it_is_wanted(models, here, pages):
     asked = []
     values, folder = ant_hf.compare([ours, theirs], ask=lambda text: bool(asked.append(text)))
     assert asked == ["noisy is not measured on boolq"]
-    assert values["pairs"][0]["not_compared"] == {"BoolQ": "no results of noisy"}
+    assert values["pairs"][0]["not_compared"] == {"BoolQ": "there are no results of noisy"}
     assert (folder / "learning.png").exists()
 
 

@@ -536,7 +536,7 @@ def test_without_llama_cpp_it_says_so(final, tmp_path, monkeypatch):
     monkeypatch.setattr(llama_cpp, "is_installed", lambda: False)
     _, record = export(str(final), "gguf", ("f32",), tmp_path / "out")
     (line,) = record["notes"]
-    assert "xllamacpp is not installed; pip install 'ant-hf[gguf]'" in line
+    assert "xllamacpp is not installed: pip install 'ant-hf[gguf]'" in line
     (verified,) = [values["verified"] for values in record["files"].values() if "verified" in values]
     assert verified["llama_cpp"] is None
 

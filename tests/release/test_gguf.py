@@ -92,7 +92,9 @@ def test_files_of_other_weights_are_refused(run, tiny_run, tmp_path, monkeypatch
     with pytest.raises(AntError, match=r"was made from another model\.safetensors.*Export again"):
         make_gguf_release(other, run / "release")
     half, _ = export(str(run / "final"), "gguf", ("f16",), tmp_path / "half", REPO)
-    with pytest.raises(AntError, match=r"only after llama\.cpp has verified them; saw .llama\.cpp was not"):
+    with pytest.raises(
+        AntError, match=r"only after llama\.cpp has verified them; saw .not verified in llama\.cpp"
+    ):
         make_gguf_release(half, run / "release")
     assert not (run / "release-gguf").exists()
 

@@ -143,7 +143,7 @@ def test_a_model_too_large_for_this_machine_is_planned_and_not_timed(unlooked, m
     for word in ("not timed on this machine: it needs at least 8.0 GB", "on one T4", "a checkpoint"):
         assert word in said
     assert unlooked == []
-    with pytest.raises(AntError, match=r"hours cannot be turned into tokens here.*--device t4"):
+    with pytest.raises(AntError, match=r"hours cannot be turned into tokens on this machine.*--device t4"):
         new_recipe(Wish("larger", 500_000_000, hours=3))
 
 

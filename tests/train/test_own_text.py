@@ -88,7 +88,7 @@ def test_an_edited_recipe_is_never_written_over(text, capsys):
     file.write_text(edited := file.read_text().replace("  seq", "  # Mine.\n  seq", 1))
     with own_recipe([text], fresh=True) as file:
         assert file.read_text() == edited
-    assert "as it was edited" in capsys.readouterr().out
+    assert "as you edited it" in capsys.readouterr().out
 
 
 def test_a_folder_of_something_else_is_left_alone(text, tmp_path):

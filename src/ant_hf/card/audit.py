@@ -77,7 +77,7 @@ def _parameters(claims: Claims) -> Iterator[Finding]:
         return
     difference = printed.value - counted
     note = f" ({difference:+,.0f} printed)" if difference else ""
-    yield Finding(label, f"{counted:,} counted from the architecture{note}", printed.meets(counted, counted))
+    yield Finding(label, f"{counted:,} from the architecture{note}", printed.meets(counted, counted))
 
 
 def _speed(claims: Claims) -> Iterator[Finding]:

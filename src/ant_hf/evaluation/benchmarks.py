@@ -197,7 +197,7 @@ def _harness_benchmark(name: str, table: dict[str, Benchmark]) -> Benchmark:
         raise AntError(
             f"unknown task {name}",
             expected=f"one of {', '.join(table)}, or a task of lm-eval's",
-            hint=f"Did you mean {' or '.join(near)}?"
+            hint=f"Similar names: {', '.join(near)}."
             if near
             else "See all tasks of lm-eval: lm_eval ls tasks",
         )

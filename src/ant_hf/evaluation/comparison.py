@@ -126,7 +126,7 @@ def compare(
 def _subjects(given: list[str], limit: int | None) -> list[Subject]:
     if len(given) < 2:
         raise AntError(
-            "a comparison needs two models or more", seen=len(given), hint="ant-hf compare MODEL OTHER_MODEL"
+            "a comparison needs two models or more", seen=len(given), hint="Type: ant-hf compare MODEL OTHER"
         )
     if limit is not None and limit < 1:
         raise AntError("--limit is too small", seen=limit, expected="1 or more")

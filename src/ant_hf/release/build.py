@@ -110,7 +110,8 @@ def make_release(
     license_id = license_id or license_of(model)
     final, run_dir = Path(model), Path(model).resolve().parent
     if not (final / names.CONFIG).is_file():
-        raise missing_file(final, "model folder", "Pass a run's final folder, such as runs/quickstart/final.")
+        hint = "Pass a run's final folder, such as runs/quickstart/final."
+        raise missing_file(final / names.CONFIG, "model folder", hint)
     run = read_sealed(
         run_dir / names.RUN_RECORD, "run record", "Pass a run's final folder, such as runs/quickstart/final."
     )
