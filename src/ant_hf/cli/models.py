@@ -183,7 +183,9 @@ def evaluate(
             "board's rows, with a plot. Sets that are measured already are not measured again.",
         ),
     ] = None,
-    limit: Annotated[int | None, Option(help="Only the first N documents per task, to try it out.")] = None,
+    limit: Annotated[
+        int | None, Option(help="Only the first N documents per task (of MMLU: per subject), to try it out.")
+    ] = None,
     batch_size: Annotated[
         int | None,
         Option(
@@ -391,7 +393,7 @@ def inspect(
     inspections = compare(model, other, text, position, tokens)
     print_inspection(inspections)
     write_text(path, render_report(inspections))
-    say("report", path)
+    say("report", f"{path}: open it in a browser; it explains every figure")
     if json:
         write_json(json, {"models": [as_json(each) for each in inspections]})
         say("figures", json)

@@ -47,7 +47,9 @@ def _facts(inspections: Sequence[Inspection]) -> Table:
 
 def _layers(inspections: Sequence[Inspection]) -> Table:
     columns = ("weights, rank / full", "stream, rank / width", "attention entropy")
-    table = _table("By layer", "layer", *(f"{each.name}\n{name}" for each in inspections for name in columns))
+    several = len(inspections) > 1
+    heads = (f"{each.name}\n{name}" if several else name for each in inspections for name in columns)
+    table = _table("By layer", "layer", *heads)
     for layer in range(max(each.ledger.num_hidden_layers for each in inspections)):
         cells = [cell for each in inspections for cell in _layer(each, layer)]
         table.add_row(str(layer), *cells)
@@ -118,6 +120,8 @@ def _extremes(inspection: Inspection) -> Table:
     ordered = inspection.reading.by_predictability
     columns = [name for which in ("most", "least") for name in (f"{which} predictable", "nats", "times")]
     table = _table(f"Fragments of {inspection.name}", *columns)
-    for pair in zip(ordered[:_EXTREMES], ordered[::-1], strict=False):
+    # No fragment on both sides.
+    most = min(_EXTREMES, len(ordered) // 2)
+    for pair in zip(ordered[:most], ordered[::-1], strict=False):
         table.add_row(*(cell for it in pair for cell in (escape(it.text), f"{it.nats:.2f}", str(it.count))))
     return table

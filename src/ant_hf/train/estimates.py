@@ -151,7 +151,8 @@ def _now(args: TrainingArguments) -> float:
 def measure_training(setup: Setup, seconds: float = 6.0) -> TrainingRate:
     """Time some real steps on random tokens, in a temporary folder, for about so many seconds and a start.
 
-    A micro-batch that would take longer than a part of that is tried with fewer blocks, down to 256 tokens. Every process must call it.
+    A micro-batch that would take longer than a part of that is tried with fewer blocks, down to 256 tokens.
+    Every process must call it.
 
     Raises:
         AntError: a step does not fit the memory.

@@ -76,7 +76,7 @@ def plot_run(rows: list[dict[str, Any]], folder: Path, title: str) -> list[Path]
                 continue
             if last := next((row for row in reversed(rows) if "eval_loss" in row), None):
                 label = (
-                    f"validation (at the end {last['eval_loss']:.3f} nats, "
+                    f"validation (the last: {last['eval_loss']:.3f} nats, "
                     f"{last['eval_bits_per_byte']:.3f} bits per byte)"
                 )
                 curve(axes, rows, "eval_loss", color=ORANGE, marker="o", label=label)
