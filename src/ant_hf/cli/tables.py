@@ -182,8 +182,8 @@ def comparison_table(pair: dict[str, Any]) -> Table:
         escape(pair["answer"]),
         ["figure", f">{first}", f">{second}", ">difference (95 %)", f"{first} is"],
         caption="Shares in %, differences in points. Unclear: the two cannot be told apart; about so many "
-        "more items would be needed. An interval is of its row alone. Better and worse hold for all rows at once, "
-        "because of many differences some are large by chance. \N{DOWNWARDS ARROW} less is better.",
+        "more items would be needed. An interval is of its row alone. Better and worse hold for all rows at "
+        "once, because of many differences some are large by chance. \N{DOWNWARDS ARROW} less is better.",
         no_wrap=False,
         box=box.SIMPLE_HEAD,
         pad_edge=False,

@@ -243,8 +243,8 @@ def make_tokens(recipe: Recipe) -> dict[str, Any]:
     if cut := counts.get("cut"):
         say(
             "",
-            f"few documents, so their {cut['characters']:,} characters are cut at paragraphs: {cut['held_out']:,} "
-            f"pieces are held out, and {cut['repeated']:,} that repeat others are left out",
+            f"few documents, so their {cut['characters']:,} characters are cut at paragraphs: "
+            f"{cut['held_out']:,} pieces are held out, and {cut['repeated']:,} that repeat others are left out",
         )
     if not recipe.corpus.validation_fraction:
         say("warning", "no text is held out, so nothing will show whether the model learns or only repeats")
