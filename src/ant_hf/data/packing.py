@@ -244,7 +244,7 @@ def make_tokens(recipe: Recipe) -> dict[str, Any]:
         say(
             "",
             f"few documents, so their {cut['characters']:,} characters are cut at paragraphs: "
-            f"{cut['held_out']:,} pieces are held out, and {cut['repeated']:,} that repeat others are left out",
+            f"{cut['held_out']:,} pieces held out, {cut['repeated']:,} left out because they repeat others",
         )
     if not recipe.corpus.validation_fraction:
         say("warning", "no text is held out, so nothing will show whether the model learns or only repeats")
