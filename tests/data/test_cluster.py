@@ -77,7 +77,7 @@ def test_a_failed_task_alone_is_done_again(recipe, files, tmp_path):
     (files / "d.txt").write_bytes(good + b"\xff")
     with pytest.raises(AntError, match=r"1 of 4 tasks failed:\n  - .*d\.txt is not UTF-8") as caught:
         pack_with_workers(recipe, workers=2)
-    assert "run the same command again" in str(caught.value)
+    assert "Run the same command again" in str(caught.value)
     assert not recipe.tokens_dir.exists()
     packing = plan_packing(recipe)
     assert [packing.is_encoded(index) for index in range(4)] == [True, True, True, False]
@@ -210,5 +210,5 @@ def test_command_with_workers_writes_what_one_process_writes(recipe, files, tmp_
 def test_missing_extra_is_one_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "datatrove.pipeline.base", None)
     monkeypatch.delitem(sys.modules, "ant_hf.data.datatrove_steps", raising=False)
-    with pytest.raises(AntError, match=r"need datatrove.*pip install 'ant-hf\[cluster\]'"):
+    with pytest.raises(AntError, match=r"need datatrove.*pip install .*\[cluster\]'"):
         importlib.import_module("ant_hf.data.datatrove_steps")

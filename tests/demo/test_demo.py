@@ -28,7 +28,7 @@ from ant_hf.model.loading import Subject, load_final
 
 def test_a_missing_extra_is_one_line(monkeypatch, tiny_run):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(AntError, match=re.escape("pip install 'ant-hf[demo]'")):
+    with pytest.raises(AntError, match=r"pip install .*\[demo\]'"):
         demo(str(tiny_run / "final"))
 
 

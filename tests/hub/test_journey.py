@@ -23,8 +23,9 @@ def test_published_model_runs_the_readme_and_the_card_with_nothing_left_here(
     run = tmp_path / "run"
     shutil.copytree(released, run)
     (command,) = re.findall(r"^ant-hf publish [^#\n]*", README, re.MULTILINE)
-    assert f"--repo {REPO}" in command
-    client_here(*shlex.split(command.replace("runs/quickstart", str(run))), "--yes")
+    assert "--repo YOU/my-ant" in command
+    command = command.replace("YOU/my-ant", REPO).replace("runs/quickstart", str(run))
+    client_here(*shlex.split(command), "--yes")
     card = hub.repository(REPO).content("README.md").decode()
     shutil.rmtree(run)
     shutil.rmtree(tmp_path / "hf-home", ignore_errors=True)

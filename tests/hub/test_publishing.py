@@ -110,7 +110,7 @@ def test_results_of_sets_that_the_hub_lists_go_to_its_leaderboards(hub, session,
     # A Hub that does not say which sets it lists: the dated list counts, which has none of ours.
     hub.faults.add("GET", r"/api/datasets$", 403, 1)
     assert listed_benchmarks(HubClient()) == {}
-    assert re.search(r"the Hub does not say .*the list of 2026-\d\d-\d\d counts", capsys.readouterr().out)
+    assert re.search(r"the Hub does not say .*the list of 2026-\d\d-\d\d is used", capsys.readouterr().out)
     assert set(listed_benchmarks(HubClient())) == {"arc_easy", "arc_challenge"}
 
 
@@ -138,7 +138,7 @@ def test_a_tag_is_made_or_there_already_or_refused(hub, session, run):
     assert f"exists already, at another commit; saw '{head[:12]}'" in moved[1]
     assert "--tag NAME" in moved[1]
     assert "saw 'my tag'" in odd[1]
-    assert "is a branch" in branch[1]
+    assert "is already a branch" in branch[1]
     assert repository.resolve("main") == changed
 
 

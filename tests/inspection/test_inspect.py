@@ -347,7 +347,7 @@ def test_other_architectures_and_broken_weights_are_refused(model):
         layers_of(build_model(experts, seed=0))
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[0, :3] = math.nan
-    with pytest.raises(AntError, match=r"layers\.1\.mlp\.up_proj\.weight holds NaN.*3 of 2,048"):
+    with pytest.raises(AntError, match=r"layers\.1\.mlp\.up_proj\.weight contains NaN.*3 of 2,048"):
         check_weights(model)
 
 
@@ -361,6 +361,6 @@ def test_text_from_everywhere(tmp_path, loaded):
     assert "a.txt" in long.source
     assert "plain English" in choose_text(None, None, tokenizer).source
     file.write_bytes(b"\xff\xfe")
-    for given, problem in ((str(file), "UTF-8"), ("none.txt", "not found"), (" \n", "no text")):
+    for given, problem in ((str(file), "UTF-8"), ("none.txt", "not found"), (" \n", "is empty")):
         with pytest.raises(AntError, match=problem):
             choose_text(given, None, tokenizer)

@@ -219,7 +219,7 @@ def test_a_dry_run_tells_time_and_room_and_writes_nothing(make_recipe, capsys, t
     dry_run(recipe)
     assert everything(tmp_path) == before
     said = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
-    assert "512 tokens (8 a device)" in said
+    assert "512 tokens (8 per device)" in said
     assert "51,200 tokens" in said
     # As many as will be packed.
     assert "over 89,709 tokens" in said

@@ -323,7 +323,7 @@ def test_the_command_takes_a_model(trained_run, shared, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert "the weights and the tokenizer of run/final" in result.stdout
-    assert "Plan of corpus" in result.stdout
+    assert "Plan of corpus-finetuned" in result.stdout
     assert not list(tmp_path.iterdir())
     missing = run_here("ant-hf", "train", "--data", text, "--from", "no/such/model", cwd=tmp_path)
     assert (missing.returncode, "model not found" in missing.stderr) == (2, True)

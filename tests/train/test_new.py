@@ -154,7 +154,7 @@ REFUSED = {
     "too large": ({"parameters": 10**10}, "too many"),
     "tokens and hours": ({"tokens": 10**6, "hours": 1.0}, "--tokens and --hours"),
     "an unknown device": ({"hours": 1.0, "device": "t5"}, "saw 't5'; expected one of .*t4"),
-    "no such width": ({"width": 1000}, "1000 wide.*these widths: 32, "),
+    "no such width": ({"width": 1000}, "width 1000.*one of 32, "),
     "few tokens": ({"tokens": 100}, "at least 20 steps"),
     "no time": ({"hours": 0.0001, "context": 1024}, "time for 324 tokens"),
     "no such text": ({"data": ["nothing.txt"]}, "corpus not found"),

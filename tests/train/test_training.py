@@ -392,7 +392,7 @@ def test_a_validation_split_of_one_token_is_refused_before_the_training(make_rec
 
 def test_checkpoints_without_a_record_are_refused(make_recipe, tmp_path):
     (tmp_path / "run" / "checkpoint-5").mkdir(parents=True)
-    with pytest.raises(AntError, match=r"without a run\.json"):
+    with pytest.raises(AntError, match=r"but no run\.json"):
         pretrain(make_recipe())
 
 
@@ -400,7 +400,7 @@ def test_vocabularies_must_agree(make_recipe, shared, tmp_path):
     config = json.loads((shared / "config.json").read_text()) | {"vocab_size": 500}
     (tmp_path / "config.json").write_text(json.dumps(config))
     recipe = make_recipe().model_copy(update={"architecture": str(tmp_path / "config.json")})
-    with pytest.raises(AntError, match=r"vocab_size is 384 and .* has vocab_size 500"):
+    with pytest.raises(AntError, match=r"vocab_size is 384, but .* has vocab_size 500"):
         pretrain(recipe)
     assert not (tmp_path / "run").exists()
 
@@ -466,7 +466,7 @@ def test_two_processes_train_the_same_model(make_recipe, tmp_path):
     assert result.returncode == 0, result.stderr[-3000:]
     # Two processes, and one of them speaks.
     assert result.stdout.count("nothing was written") == 1
-    assert "4 a device x 2" in result.stdout
+    assert "4 per device x 2" in result.stdout
     assert losses(tmp_path / "double") == pytest.approx(losses(tmp_path / "single"), rel=1e-5)
     rows = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("single", "double")]
     scores = [[row["eval_bits_per_byte"] for row in r if "eval_loss" in row] for r in rows]

@@ -339,9 +339,11 @@ class Page {
   }
 
   bind() {
+    // Not before: a click that nobody hears would be lost.
     $("write").onclick = () => this.write();
+    $("write").disabled = false;
     $("stop").onclick = () => this.stop();
-    $("continue").onclick = () => this.go("Going on ...", (pane) => pane.tokens.length > 0, (pane, ...run) => pane.write(...run));
+    $("continue").onclick = () => this.go("Continuing ...", (pane) => pane.tokens.length > 0, (pane, ...run) => pane.write(...run));
     $("reset").onclick = () => this.fill(this.card);
     $("link").onclick = () => { this.pin.checked = true; copied($("link"), this.address()); };
     $("apart").onchange = () => {
@@ -413,7 +415,7 @@ class Page {
   branch(pane, index, {id, share, after}, {top}) {
     if (pane.tokens[index]?.given) return;
     const rank = top.findIndex((each) => each.id === id) + 1, chosen = {id, bits: -Math.log2(share), rank, top, after};
-    return this.go("Going on from there ...", (each) => each === pane, async (_, settings, wanted) => {
+    return this.go("Continuing from there ...", (each) => each === pane, async (_, settings, wanted) => {
       pane.tokens = [...pane.tokens.slice(0, index), chosen];
       pane.render();
       pane.move(pane.spans.at(-1));
