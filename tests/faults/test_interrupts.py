@@ -253,7 +253,7 @@ def test_preparing_a_text_ends_with_all_its_processes(make_recipe, chapters, tmp
     at = {
         "tokenizer": (folder / ".data.owner.json").exists,
         "packing": (folder / ".tokens.partial").exists,
-        "workers": "packing     4 files by 2 workers",
+        "workers": "packing     4 files with 2 workers",
     }[phase]
     stopped = stop_command("python", "-c", PREPARATION, tmp_path / "run.yaml", phase, at=at, after=0.5, by=by)
     assert stopped.faults(kept) == []
