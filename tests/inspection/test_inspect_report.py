@@ -229,7 +229,8 @@ def test_command_prints_and_writes(folder, tmp_path, capsys):
 def test_what_cannot_be_told_gets_no_tick(wide, tmp_path, capsys):
     page = tmp_path / "a.html"
     inspect(str(wide), None, "In the beginning", None, None, page, None)
-    assert '<li class="unknown"><b>never-trained tokens</b>: only the training tokens can tell' in page.read_text(encoding="utf-8")
+    told = '<li class="unknown"><b>never-trained tokens</b>: only the training tokens can tell'
+    assert told in page.read_text(encoding="utf-8")
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "never-trained tokens" in line]
     assert "?" in line
     assert "\u2713" not in line
