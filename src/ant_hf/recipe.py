@@ -237,12 +237,10 @@ class CorpusRecipe(TextPlace):
             raise ValueError("corpus.replay and corpus.mix are both set; make it a part of the mix")
         for name, part in (self.mix or {}).items():
             if not part.weight and not part.decay_weight:
-                raise ValueError(
-                    f"corpus.mix.{name}.weight is 0; must be above 0, or have a decay_weight above 0"
-                )
+                raise ValueError(f"corpus.mix.{name}.weight is 0; must be above 0, or its decay_weight must")
         if self.mix and not all(map(sum, self._weights)):
             raise ValueError(
-                "corpus.mix has only weights of 0 before the decay, or in it; one must be above 0"
+                "corpus.mix: all weights are 0 before the decay, or all are 0 in it; set one above 0"
             )
         if self.changes_in_decay and self.max_tokens:
             raise ValueError("corpus.max_tokens and a decay_weight are both set; leave max_tokens out")

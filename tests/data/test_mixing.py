@@ -165,7 +165,7 @@ TWO = {"a": {"path": "a.txt", "weight": 1}, "b": {"path": "b.txt", "weight": 1}}
         ),
         (
             {"mix": {name: part | {"weight": 0, "decay_weight": 1} for name, part in TWO.items()}},
-            r"only weights of 0 before the decay",
+            r"all weights are 0 before the decay",
         ),
         (
             {"mix": TWO | {"c": {"path": "c.txt", "weight": 0, "decay_weight": 1}}, "max_tokens": 9},

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from ant_hf.data.repacking import RepackedBlocks, RepackedOrder
+from ant_hf.data.repacking import DecayMix, RepackedBlocks, RepackedOrder
 from ant_hf.data.tokens import TRAIN, PackedTokens, TokensInMemory
 from ant_hf.errors import AntError
 
@@ -126,8 +126,8 @@ def test_what_each_part_gives_is_counted():
 def test_in_the_decay_the_shares_are_others_and_no_document_comes_again(monkeypatch):
     monkeypatch.setattr("ant_hf.data.repacking.ROUND_TOKENS", 40 * 32)
     parts = [Text(lengths(400, 20)), Text(lengths(400, 20), 1000), Text(lengths(400, 20), 5000)]
-    blocks = RepackedBlocks(parts, [0.5, 0.5, 0.0], 32, seed=1, change=(3, [0.2, 0.0, 0.8]))
-    order = RepackedOrder(blocks, 200, seed=1, decay_begins=90)
+    blocks = RepackedBlocks(parts, [0.5, 0.5, 0.0], 32, seed=1, decay=DecayMix(90, [0.2, 0.0, 0.8]))
+    order = RepackedOrder(blocks, 200, seed=1)
     plain = RepackedOrder(RepackedBlocks(parts, [0.5, 0.5, 0.0], 32, seed=1), 200, seed=1)
     whole = read(order)
     assert np.array_equal(whole[:90], read(plain)[:90])
@@ -140,7 +140,7 @@ def test_in_the_decay_the_shares_are_others_and_no_document_comes_again(monkeypa
         part = int(np.searchsorted([1000, 5000], document, "right"))
         number = document - (1, 1000, 5000)[part]
         assert count < np.diff(parts[part].document_ends, prepend=0)[number]
-    again = RepackedOrder(blocks, 200, seed=1, decay_begins=90)
+    again = RepackedOrder(blocks, 200, seed=1)
     assert all(np.array_equal(again[position]["input_ids"], whole[position]) for position in (150, 89, 90, 0))
     counted = Counter(
         part for position in range(200) for part, _, size in blocks.pieces(order.block_index(position))

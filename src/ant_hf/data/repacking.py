@@ -101,6 +101,14 @@ class _Table(NamedTuple):
         return int(self.ends[-1]) if len(self.ends) else self.start
 
 
+class DecayMix(NamedTuple):
+    """Other shares while the learning rate decays."""
+
+    begins: int
+    """The block of the run that is the first of the decay."""
+    shares: Sequence[float]
+
+
 class RepackedBlocks:
     """The blocks of `sequence_length` tokens that documents give which are shuffled each pass.
 
@@ -110,7 +118,7 @@ class RepackedBlocks:
     Args:
         parts: the tokens of each part.
         shares: of the tokens of the run, which add up to 1.
-        change: a round from which the shares are others, and those.
+        decay: where the shares become others, and those.
 
     Raises:
         AntError: there are fewer tokens than one block holds.
@@ -122,14 +130,17 @@ class RepackedBlocks:
         shares: Sequence[float],
         sequence_length: int,
         seed: int,
-        change: tuple[int, Sequence[float]] | None = None,
+        decay: DecayMix | None = None,
     ) -> None:
         self.parts, self.sequence_length = parts, sequence_length
-        self._shares, self._change = shares, change
         self.tokens = sum(map(len, parts))
         check_one_block(parts[0].split, self.tokens, sequence_length)
         self._streams = [_Stream(tokens, seed, number) for number, tokens in enumerate(parts)]
         self._tables: dict[int, _Table] = {}
+        self.decay_begins = decay.begins if decay else 0
+        # It begins with a round of its own.
+        self._change = -(-self.decay_begins // len(self))
+        self._shares, self._later = shares, decay.shares if decay else shares
 
     def __len__(self) -> int:
         return -(-min(self.tokens, ROUND_TOKENS) // self.sequence_length)
@@ -137,14 +148,13 @@ class RepackedBlocks:
     def _given(self, number: int) -> list[float]:
         """What of each part belongs to the rounds before this one, in tokens."""
         span = len(self) * self.sequence_length
-        change, later = self._change or (number, self._shares)
-        before, after = min(number, change) * span, max(0, number - change) * span
-        return [before * one + after * other for one, other in zip(self._shares, later, strict=True)]
+        before, after = min(number, self._change) * span, max(0, number - self._change) * span
+        return [before * one + after * other for one, other in zip(self._shares, self._later, strict=True)]
 
     def _table(self, number: int) -> _Table:
         """The documents of a round: each part's, merged by the share of it that was given."""
         start, found = 0, []
-        origin, shares = self._change if self._change and number >= self._change[0] else (0, self._shares)
+        origin, shares = (0, self._shares) if number < self._change else (self._change, self._later)
         bounds = zip(self._given(origin), self._given(number), self._given(number + 1), strict=True)
         for part, (stream, share, (zero, begin, end)) in enumerate(
             zip(self._streams, shares, bounds, strict=True)
@@ -201,21 +211,18 @@ class RepackedBlocks:
 class RepackedOrder(TrainingOrder):
     """The blocks of a run where each pass is packed afresh; otherwise as `TrainingOrder`.
 
-    Args:
-        decay_begins: a position from which another round begins, with its shares. The rest of the round
-            before is not read.
+    A decay with a mix of its own begins with a new round, and the rest of the one before is not read.
     """
 
     blocks: RepackedBlocks  # type: ignore[assignment]
 
-    def __init__(self, blocks: RepackedBlocks, length: int, seed: int, decay_begins: int = 0) -> None:
+    def __init__(self, blocks: RepackedBlocks, length: int, seed: int) -> None:
         super().__init__(blocks, length, seed)  # type: ignore[arg-type]  # what it uses of them is the same
-        self._decay_begins = decay_begins
 
     def block_index(self, position: int) -> int:
         """Which block of the run's endless stream stands at `position`."""
-        if position >= self._decay_begins:
-            position += -self._decay_begins % len(self.blocks)
+        if position >= self.blocks.decay_begins:
+            position += -self.blocks.decay_begins % len(self.blocks)
         return position - position % len(self.blocks) + super().block_index(position)
 
     def tokens_before(self, position: int) -> int:
@@ -224,12 +231,12 @@ class RepackedOrder(TrainingOrder):
 
     def tokens_by_part(self) -> list[int]:
         """The tokens that each part gives to the whole run, shape (parts,)."""
-        size = len(self.blocks)
+        size, decay_begins = len(self.blocks), self.blocks.decay_begins
         counts = np.zeros(len(self.blocks.parts), dtype=np.int64)
-        for begin, end in ((0, self._decay_begins), (self._decay_begins, self.length)):
+        for begin, end in ((0, decay_begins), (decay_begins, self.length)):
             whole = end - (end - begin) % size
             if whole > begin:
-                first = begin + -self._decay_begins % size if begin else 0
+                first = begin + -begin % size
                 counts += self.blocks.given_before(first + whole - begin) - self.blocks.given_before(first)
             # Of a round that the run leaves early, each block counts for itself.
             for position in range(whole, end):
@@ -258,13 +265,11 @@ def training_order(recipe: Recipe, pad_token_id: int) -> TrainingOrder:
         )
     texts = [PackedTokens(recipe.tokens_dir, TRAIN, part=name) for name in parts or [None]]
     shares = [part.weight for part in parts.values()] or [1.0]
-    blocks = RepackedBlocks(texts, shares, training.sequence_length, training.seed)
-    if not recipe.corpus.changes_in_decay:
-        return RepackedOrder(blocks, length, training.seed)
-    begins = training.decay_begins * training.sequences_per_step
-    change = -(-begins // len(blocks)), [part.decay_weight or 0.0 for part in parts.values()]
-    blocks = RepackedBlocks(texts, shares, training.sequence_length, training.seed, change)
-    return RepackedOrder(blocks, length, training.seed, begins)
+    decay = None
+    if later := [part.decay_weight for part in parts.values() if part.decay_weight is not None]:
+        decay = DecayMix(training.decay_begins * training.sequences_per_step, later)
+    blocks = RepackedBlocks(texts, shares, training.sequence_length, training.seed, decay)
+    return RepackedOrder(blocks, length, training.seed)
 
 
 def given_by_parts(order: TrainingOrder, recipe: Recipe) -> dict[str, dict[str, Any]] | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import importlib.util
+import importlib.resources
 import io
 import os
 import shutil
@@ -23,7 +23,6 @@ from huggingface_hub import constants
 from ant_hf.errors import AntError
 from ant_hf.utils.console import progress_bar
 from ant_hf.utils.files import read_json, whole_folder
-from ant_hf.utils.provenance import install_command
 
 REGISTRY = "https://registry.npmjs.org"
 # Seconds without a byte, and for one whole file.
@@ -90,24 +89,16 @@ def copy_packages(found: dict[Package, Path], target: Path, webgpu: bool) -> Non
 
     Args:
         webgpu: also the larger runtime that computes on graphics cards.
-
-    Raises:
-        AntError: ONNX Runtime, whose licence npm's package lacks, is not installed here.
     """
     for package, folder in found.items():
         into = target / package.folder
         into.mkdir(parents=True)
         for name in (name for name in package.files if webgpu or _WEBGPU not in name):
             shutil.copyfile(folder / name, into / Path(name).name)
-    # The same project's package for Python has the texts.
-    spec = importlib.util.find_spec("onnxruntime")
-    if spec is None or spec.origin is None:
-        raise AntError(
-            "the site needs the licence file of ONNX Runtime, which is not installed",
-            hint=install_command("onnx"),
-        )
+    # npm's package lacks them; the same project's package for Python, which made the graphs, has them.
+    licences = importlib.resources.files("onnxruntime")
     for name in ("LICENSE", "ThirdPartyNotices.txt"):
-        shutil.copyfile(Path(spec.origin).with_name(name), target / "onnxruntime-web" / name)
+        (target / "onnxruntime-web" / name).write_bytes((licences / name).read_bytes())
 
 
 def _in_folder(package: Package, given: Path) -> Path:

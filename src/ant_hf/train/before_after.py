@@ -128,9 +128,7 @@ def before_after_table(base: str, before: dict[str, Any], now: dict[str, Any]) -
         before: `final` and `general` of the model that the run began with.
         now: the same of the run's own.
     """
-    less = (
-        "Less is better: of a text that was learnt there is less than before, of one that was forgotten more."
-    )
+    less = "Less is better: the model predicts a text with fewer bits once it has learned it."
     table = Table(title="Bits per byte, before and after", title_justify="left", caption=less)
     table.add_column("text")
     for column in (base, "this model", "difference"):

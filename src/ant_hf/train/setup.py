@@ -588,12 +588,8 @@ def _part_facts(recipe: Recipe, plan: Plan, text: Survey, about: str) -> list[tu
             share = part.weight * constant + part.decay_weight * (1 - constant)
         tokens = share * plan.total_tokens
         passes = f"{ratio(tokens / there)} passes over {about}{there:,}" if there else "passes not known"
-        facts.append(
-            (
-                f"part {name}",
-                f"{share_in_words(part.weight, part.decay_weight)}: {tokens:,.0f} tokens, {passes}",
-            )
-        )
+        shares = share_in_words(part.weight, part.decay_weight)
+        facts.append((f"part {name}", f"{shares}: {tokens:,.0f} tokens, {passes}"))
     return facts
 
 

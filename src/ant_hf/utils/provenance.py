@@ -40,9 +40,12 @@ def package_versions(names: Iterable[str]) -> dict[str, str]:
 
 def install_command(extra: str) -> str:
     """What installs an optional part of this package; in a checkout, with the versions that were tested."""
-    if (Path(__file__).parents[3] / "constraints.txt").exists():
+    root = Path(__file__).parents[3]
+    if not (root / "constraints.txt").exists():
+        return f"pip install 'ant-hf[{extra}]'"
+    if root == Path.cwd():
         return f"pip install -c constraints.txt -e '.[{extra}]'"
-    return f"pip install 'ant-hf[{extra}]'"
+    return f"pip install -c '{root / 'constraints.txt'}' -e '{root}[{extra}]'"
 
 
 def now() -> str:
