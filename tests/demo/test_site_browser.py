@@ -152,6 +152,11 @@ def test_it_writes_64_fragments_of_8_bits_from_a_folder_of_a_plain_server(new_vi
     assert visitor.page.input_value("#device") == "wasm"
 
 
+def test_nobody_can_press_write_before_the_page_listens(new_visitor):
+    visitor = new_visitor(java_script_enabled=False)
+    assert visitor.page.is_disabled("#write")
+
+
 def test_greedy_texts_are_those_of_transformers(visitor, models):
     visitor.set(greedy=True, max_new_tokens=32)
     for penalty, prompts in ((1, PROMPTS), (1.5, PROMPTS[:3])):

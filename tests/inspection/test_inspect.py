@@ -212,6 +212,11 @@ def test_sentencepiece_entries_are_bytes_too(tmp_path):
 def test_predictability_is_the_mean_over_a_tokens_places(loaded):
     reading = read_text(*loaded, "In the man and the man and the man and then")
     fragments, ordered = reading.fragments, reading.by_predictability
+    most, least = reading.extremes(1000)
+    assert len(most) == len(least) == len(ordered) // 2
+    assert (most[0], least[0]) == (ordered[0], ordered[-1])
+    assert not {token.token_id for token in most} & {token.token_id for token in least}
+    assert [len(side) for side in reading.extremes(1)] == [1, 1]
     assert [token.nats for token in ordered] == sorted(token.nats for token in ordered)
     losses = {
         token.token_id: [f.nats for f in fragments if f.token_id == token.token_id] for token in ordered

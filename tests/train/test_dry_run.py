@@ -200,7 +200,11 @@ def test_a_finished_run_is_said_to_be_finished(tiny_run, shared, tmp_path, capsy
     before = everything(tmp_path)
     dry_run(recipe)
     assert everything(tmp_path) == before
-    assert "exists already" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "exists already" in said
+    # And what another run, with --fresh, would take.
+    assert "Plan of " in said
+    assert "Time, disk and memory" in said
 
 
 def test_the_plan_of_a_run_has_the_same_lines(make_recipe, monkeypatch, capsys):

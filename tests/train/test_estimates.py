@@ -172,6 +172,14 @@ def test_a_step_is_timed_on_a_part_of_it(setup_of, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_what_is_timed_is_never_a_few_tokens(setup_of, monkeypatch):
+    setup = setup_of(sequences_per_step=8, per_device_batch_size=8)
+    # Nothing fits into so little time.
+    rate = measure_training(setup, seconds=0.0)
+    length = min(256, setup.recipe.training.sequence_length)
+    assert rate.how.endswith(f"one step of 1 x {length} tokens")
+
+
 @pytest.mark.parametrize(
     ("compiled", "plain", "stays", "words"),
     [

@@ -1,5 +1,6 @@
 """What a log shows of long work, where there is no terminal for a bar."""
 
+import re
 import time
 
 import pytest
@@ -30,6 +31,21 @@ def test_the_innermost_work_speaks_with_rate_time_left_and_figures(capsys):
     assert line.startswith("steps       110 of 400, ")
     assert " left, " in line
     assert line.endswith(", loss 2.500")
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_a_narrow_terminal_keeps_the_count_and_the_time_left(capsys, monkeypatch, width):
+    monkeypatch.setattr("ant_hf.utils.console._on_terminal", lambda: True)
+    for name, value in (("TTY_COMPATIBLE", "1"), ("TERM", "xterm"), ("COLUMNS", str(width))):
+        monkeypatch.setenv(name, value)
+    with progress_bar("training") as advance:
+        for _ in range(3):
+            advance(100, 1115, "loss 4.921, 5,502 tokens per second, validation 1.303 bits per byte")
+            time.sleep(0.2)
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err).replace("\r", "\n").splitlines()
+    last = [line for line in lines if "300 of 1,115" in line][-1]
+    assert re.search(r"left 0:00:0\d loss 4\.9", last), last
+    assert len(last) <= width
 
 
 def test_quick_work_says_nothing(capsys):

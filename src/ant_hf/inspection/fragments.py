@@ -222,6 +222,12 @@ class Reading:
         often = [token for token in tokens if token.count >= 3] or tokens
         return sorted(often, key=lambda token: (token.nats, token.token_id))
 
+    def extremes(self, most: int) -> tuple[list[Predictability], list[Predictability]]:
+        """The most and the least predictable tokens, best and worst first; none is in both."""
+        ordered = self.by_predictability
+        most = min(most, len(ordered) // 2)
+        return ordered[:most], ordered[::-1][:most]
+
 
 @torch.no_grad()
 def read_text(model: PreTrainedModel, tokenizer: Any, text: str, top: int = 5) -> Reading:

@@ -117,11 +117,8 @@ def _next(inspection: Inspection) -> Table:
 
 
 def _extremes(inspection: Inspection) -> Table:
-    ordered = inspection.reading.by_predictability
     columns = [name for which in ("most", "least") for name in (f"{which} predictable", "nats", "times")]
     table = _table(f"Fragments of {inspection.name}", *columns)
-    # No fragment on both sides.
-    most = min(_EXTREMES, len(ordered) // 2)
-    for pair in zip(ordered[:most], ordered[::-1], strict=False):
+    for pair in zip(*inspection.reading.extremes(_EXTREMES), strict=True):
         table.add_row(*(cell for it in pair for cell in (escape(it.text), f"{it.nats:.2f}", str(it.count))))
     return table

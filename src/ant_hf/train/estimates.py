@@ -175,6 +175,7 @@ def measure_training(setup: Setup, seconds: float = 6.0) -> TrainingRate:
     if before and batch.tokens > first.tokens:
         a_token = (memory["process"] - before["process"]) / (batch.tokens - first.tokens)
         memory["process"] += round(a_token * (whole.tokens - batch.tokens))
+    timed = "one step" if steps == 1 else f"{steps} steps"
     return TrainingRate(
         step_seconds=step_seconds(timing, plan.gradient_accumulation_steps * whole.tokens / batch.tokens),
         tokens_per_step=plan.tokens_per_step,
@@ -183,7 +184,7 @@ def measure_training(setup: Setup, seconds: float = 6.0) -> TrainingRate:
         sample_seconds=samples,
         start_seconds=timing.start_seconds,
         memory_bytes=memory,
-        how=f"timed on {steps} steps of {batch.blocks} x {batch.length} tokens",
+        how=f"timed on {timed} of {batch.blocks} x {batch.length} tokens",
     )
 
 
