@@ -372,7 +372,7 @@ def _say_finished(recipe: Recipe, record: RunRecord) -> None:
     say()
     final, prompt = shlex.quote(str(folder / FINAL)), shlex.quote(recipe.sample_prompt)
     say("curves", folder / PLOTS / "loss.png")
-    say("let it write", f"ant-hf generate {final} --prompt {prompt}")
+    say("try it", f"ant-hf generate {final} --prompt {prompt}")
     say("measure it", f"ant-hf evaluate {final}")
 
 
