@@ -169,12 +169,12 @@ def test_the_plan_needs_no_token(hub, session, run, monkeypatch):
 
 def test_a_mistyped_folder_is_told_from_a_silent_hub(hub, session, client_here, monkeypatch):
     missing, path, odd = session(
-        ["verify", "someone/Ant-11M"], ["verify", "runs/quickstart/finl"], ["verify", "someone/Ant 10M"]
+        ["verify", "someone/Ant-11M"], ["verify", "runs/no-such-run/finl"], ["verify", "someone/Ant 10M"]
     )
     assert "someone/Ant-11M is not a folder here; asking the Hub" in missing[1]
     assert "someone/Ant-11M is neither a folder here nor a repository" in missing[1]
     assert "does not exist, or it is private and the Hub token found here may not read it" in missing[1]
-    assert "model not found: runs/quickstart/finl. Pass a model folder" in path[1]
+    assert "model not found: runs/no-such-run/finl. Pass a model folder" in path[1]
     assert "name is not valid; saw 'someone/Ant 10M'" in odd[1]
     assert [each[0] for each in (missing, path, odd)] == [2, 2, 2]
     script = """
