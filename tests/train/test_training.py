@@ -213,6 +213,19 @@ def test_a_run_may_be_given_another_length_while_its_learning_rate_is_constant(m
     assert "training.max_steps was 10, is 14" in changed
 
 
+def test_while_the_rate_is_constant_a_run_may_decide_to_average_its_last_checkpoints(make_recipe):
+    schedule = {"lr_scheduler_type": "warmup_stable_decay", "stable_fraction": 0.5, "save_steps": 3}
+    averaged = {"max_steps": 14, "average_last": 3, **schedule}
+    pretrain(make_recipe("whole", **averaged))
+    with pytest.raises(RunStopped):
+        pretrain(make_recipe("run", max_steps=14, max_hours=1e-9, **schedule))
+    pretrain(make_recipe("run", **averaged))
+    folders = [open_run_folder(make_recipe(name, **averaged)).path for name in ("run", "whole")]
+    assert_same_weights(*folders)
+    records = [json.loads((folder / "run.json").read_text()) for folder in folders]
+    assert records[0]["final"]["averaged"] == records[1]["final"]["averaged"]
+
+
 def test_in_the_decay_the_length_stays(make_recipe):
     schedule = {"lr_scheduler_type": "warmup_stable_decay", "stable_fraction": 0.2, "save_steps": 4}
     pretrain(make_recipe(max_steps=8, **schedule))

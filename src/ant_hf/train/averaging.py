@@ -41,10 +41,10 @@ class RunningMean:
             self.steps = steps
             self._mean = load_file(checkpoint / _MEAN) if steps else {}
         else:
-            # The run's length was changed.
             say(
                 "warning",
-                f"from step {step:,} on, other checkpoints are averaged, because save_steps was changed",
+                f"the checkpoints up to step {step:,} are not in the mean, because max_steps, save_steps or "
+                "average_last was changed",
             )
 
     def add(self, checkpoint: Path, step: int) -> None:
