@@ -82,7 +82,7 @@ def _parameters(claims: Claims) -> Iterator[Finding]:
 
 def _speed(claims: Claims) -> Iterator[Finding]:
     tokens, hours, speeds = claims.tokens, claims.hours, claims.tokens_per_second
-    if tokens and hours and speeds:
+    if tokens and hours and hours.low > 0 and speeds:
         low, high = tokens.low / (hours.high * 3600), tokens.high / (hours.low * 3600)
         claim = f"{' to '.join(p.text for p in speeds)} tokens/s"
         mean = tokens.value / hours.value / 3600
