@@ -245,6 +245,17 @@ def test_a_loader_says_what_is_missing(foreign, tiny_run, tmp_path):
     assert "encoder-decoder" in refused(both)
 
 
+def test_weights_of_a_few_bits_are_not_called_cut_short(tiny_run, tmp_path):
+    model = shutil.copytree(tiny_run / "final", tmp_path / "model")
+    config = json.loads((model / "config.json").read_text()) | {"hidden_size": 320}
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(AntError, match="is cut short, or"):
+        load_any(model)
+    (model / "config.json").write_text(json.dumps(config | {"quantization_config": {"load_in_4bit": True}}))
+    with pytest.raises(AntError, match=r"are quantized to less than 8 bits.*Pass the model that it was made"):
+        load_any(model)
+
+
 def test_names_that_look_like_paths_never_ask_the_hub(tmp_path, monkeypatch):
     monkeypatch.setattr("ant_hf.release.verify.fetch_model", lambda *_: pytest.fail("asked the Hub"))
     monkeypatch.setattr("ant_hf.model.loading.snapshot_download", lambda *_, **__: pytest.fail("asked"))

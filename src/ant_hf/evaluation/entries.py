@@ -100,7 +100,9 @@ def _entries(
         metric = "bits_per_byte" if is_text else record["metric"]
         stderr = record["bits_per_byte_stderr"] if is_text else record["stderr"]
         value = record[metric if is_text else "value"]
-        around = [value - 2 * stderr, value + 2 * stderr] if is_text else interval(value, stderr, record["n"])
+        around = interval(value, stderr, record["n"]) if not is_text else None
+        if is_text and stderr:
+            around = [value - 2 * stderr, value + 2 * stderr]
         above = not record["broken"] if is_text else record["verdict"] == ABOVE
         yield (
             name,

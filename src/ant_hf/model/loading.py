@@ -174,8 +174,10 @@ def check_model_files(folder: Path) -> None:
         what = f"{folder} has no weights in safetensors"
         hint = "Pickles can run code and are not read. Save the model again with save_pretrained."
         raise AntError(what, seen=", ".join(pickles) or None, hint=hint if pickles else again)
+    is_quantized = False
     for name in (CONFIG, "generation_config.json", TOKENIZER, _SETTINGS):
         values = read_json(folder / name, "file of the model", again) if (folder / name).is_file() else {}
+        is_quantized |= "quantization_config" in values
         if values.get("is_encoder_decoder"):
             what = f"{folder} has an encoder-decoder model"
             raise AntError(what, seen=values.get("model_type"), expected="a causal language model")
@@ -188,6 +190,9 @@ def check_model_files(folder: Path) -> None:
     # Before anything of the config's size is allocated.
     _, ledger = model_architecture(folder)
     if (size := sum(file.stat().st_size for file in files)) < ledger.total:
+        if is_quantized:
+            what = f"the weights of {folder} are quantized to less than 8 bits, which are not read here"
+            raise AntError(what, hint="Pass the model that it was made from.")
         raise AntError(
             f"{files[0] if len(files) == 1 else folder} is cut short, or {CONFIG} belongs to another model",
             seen=f"{size:,} bytes",
@@ -352,7 +357,7 @@ def load_subject(model: str, dtype: str, device: str) -> Subject:
         "tokenizer_sha256": folder_sha256(tokenizer_folder(folder), TOKENIZER),
         "config_sha256": folder_sha256(folder, CONFIG),
         "parameters": parameters,
-        "vocab_size": loaded.config.vocab_size,
+        "vocab_size": loaded.config.get_text_config(decoder=True).vocab_size,
     }
     return Subject(name, folder, loaded, tokenizer, identity)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -80,8 +81,9 @@ def score_tokens(
             tokens.slice(s, min(s + context + 1 - len(before), len(tokens)))
             for s in starts[first : first + batch_size]
         ]
-        for group in _equal_lengths(windows):
-            rows = np.stack(group).astype(np.int64)
+        # Only the very last window can be shorter: it is scored alone rather than padded.
+        for _, group in itertools.groupby(windows, key=len):
+            rows = np.stack(list(group)).astype(np.int64)
             start = np.tile(np.array(before, dtype=np.int64), (len(rows), 1))
             rows = np.hstack([start, rows])
             ids_BT = torch.from_numpy(rows).to(device)
@@ -105,13 +107,6 @@ def _window_starts(targets: int, step: int, max_tokens: int | None) -> list[int]
         return list(starts)
     count = max(1, max_tokens // step)
     return [starts[index * len(starts) // count] for index in range(count)]
-
-
-def _equal_lengths(windows: list[np.ndarray]) -> list[list[np.ndarray]]:
-    """Only the very last window can be shorter: it is scored alone rather than padded."""
-    full = [window for window in windows if len(window) == len(windows[0])]
-    rest = [window for window in windows if len(window) != len(windows[0])]
-    return [group for group in (full, rest) if group]
 
 
 def score_text(
@@ -193,14 +188,19 @@ def score_file(
     Raises:
         AntError: as `load_any` and `score_text`, or the file is missing or not UTF-8.
     """
-    text = _read_text(file)
+    text = read_text(file)
     model, tokenizer = load_any(model_folder)
     check_causal(model)
     context = _checked_context(context, context_length(model, tokenizer), len(added_ids(tokenizer)) or 1)
     return score_text(model, tokenizer, text, context, progress=progress), context, described_start(tokenizer)
 
 
-def _read_text(file: Path) -> str:
+def read_text(file: Path) -> str:
+    """A text file, also as .gz; `-` for stdin.
+
+    Raises:
+        AntError: the file is missing or not UTF-8.
+    """
     if str(file) == "-":
         data = sys.stdin.buffer.read()
     else:
