@@ -152,6 +152,11 @@ def test_one_wrong_figure_is_one_finding(change):
     assert [f.verdict for f in audit(changed)].count("DISAGREES") >= 1
 
 
+def test_a_size_that_is_no_number_cannot_be_checked():
+    changed = dataclasses.replace(CONSISTENT, architecture=CONSISTENT.architecture | {"vocab_size": "many"})
+    assert {f.verdict for f in audit(changed)} == {"agrees", "not checkable"}
+
+
 def test_formula_counts_what_the_model_counts():
     from ant_hf.model.architecture import load_config, parameter_ledger
 

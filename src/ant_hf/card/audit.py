@@ -49,13 +49,13 @@ def audit(claims: Claims) -> list[Finding]:
 
 
 def count_parameters(architecture: dict[str, int | bool]) -> int | None:
-    """Parameters of a Llama from its shape alone; None when a key is missing.
+    """Parameters of a Llama from its shape alone; None when a key is missing or no number.
 
     vocabulary x hidden, twice if untied, + layers x (attention q, k, v, o + 3 MLP matrices + 2 norms)
     + the final norm; and the biases of attention and MLP if there are any.
     """
     keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    if any(key not in architecture for key in keys):
+    if not all(isinstance(architecture.get(key), int) for key in keys):
         return None
     vocabulary, hidden, inner, layers, heads = (int(architecture[key]) for key in keys)
     groups = int(architecture.get("num_key_value_heads") or heads)
@@ -201,8 +201,8 @@ def _perplexities(perplexities: Perplexities, claims: Claims) -> Iterator[Findin
         agrees = abs(seen / known - 1) <= _TEXT_TOLERANCE
         yield Finding(claim, f"{seen:.3f} bytes per word; the text has {known:.3f}", agrees)
     yield from _identities(perplexities)
-    if vocabulary := claims.architecture.get("vocab_size"):
-        yield _against_uniform(perplexities, nats, int(vocabulary))
+    if isinstance(vocabulary := claims.architecture.get("vocab_size"), int):
+        yield _against_uniform(perplexities, nats, vocabulary)
     losses = [moment.eval_loss for moment in claims.dynamics if moment.eval_loss]
     if losses and perplexities.bytes_per_token is None:
         implied = losses[-1].value / nats

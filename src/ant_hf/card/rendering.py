@@ -63,7 +63,7 @@ def fill_template(name: str, context: Mapping[str, Any]) -> str:
 
 def _context(inputs: CardInputs) -> dict[str, Any]:
     """What the template knows by name."""
-    published = compared_models(inputs)
+    published = compared_models()
     scores, parts = measured_rows(inputs), _parts(inputs, published)
     data, data_license = _data_source(inputs.recipe["corpus"])
     run, recipe = inputs.run, json.loads(json.dumps(inputs.recipe))
@@ -72,7 +72,6 @@ def _context(inputs: CardInputs) -> dict[str, Any]:
         "name": inputs.name,
         "wikitext": inputs.wikitext,
         "repository": Safe(inputs.repository),
-        "onnx": inputs.onnx,
         "gguf_repository": Safe(inputs.gguf_repository) if inputs.gguf_repository else None,
         "training": inputs.recipe["training"],
         **{key: run[key] for key in ("config", "environment", "final", "samples")},
@@ -152,14 +151,14 @@ class Score:
         return (self.value - other) / error if error else 0.0
 
 
-def compared_models(inputs: CardInputs) -> list[PublishedModel]:
+def compared_models() -> list[PublishedModel]:
     """The published models with figures, smallest first, so that ours stands beside its kin."""
     return sorted((m for m in published_models() if m.results), key=lambda model: model.parameters)
 
 
 def measured_rows(inputs: CardInputs) -> list[Score]:
     """The benchmarks of results.json in their order, also for the card's figure."""
-    published, tasks = compared_models(inputs), inputs.results["tasks"]
+    published, tasks = compared_models(), inputs.results["tasks"]
     return [_score(task, values, values["metric"], published) for task, values in tasks.items()]
 
 

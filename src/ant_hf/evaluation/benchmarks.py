@@ -102,12 +102,9 @@ def known_benchmarks(data_dir: Path | None = None) -> dict[str, Benchmark]:
     tables = [_TABLE]
     if data_dir is not None and (own := data_dir / _TABLE.name).is_file():
         tables.append(own)
-    return {name: _benchmark(name, row, path) for path in tables for name, row in _rows(path).items()}
-
-
-def benchmark_table() -> dict[str, dict[str, Any]]:
-    """Our own table by task, also without lm-eval: `label`, `documents` (of the complete set) and more."""
-    return _rows(_TABLE)
+    return {
+        name: _benchmark(name, row, path) for path in tables for name, row in benchmark_table(path).items()
+    }
 
 
 def choose_benchmarks(
@@ -158,8 +155,8 @@ def local_file(folder: Path, name: str) -> Path | None:
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 
-def _rows(path: Path) -> dict[str, dict[str, Any]]:
-    """A table as it is written, by name of the set."""
+def benchmark_table(path: Path = _TABLE) -> dict[str, dict[str, Any]]:
+    """A table as it is written, by name of the set: `label`, `documents` (of the complete set) and more."""
     hint = f"See {_TABLE.name} of this package for the form."
     try:
         rows = yaml.safe_load(path.read_text(encoding="utf-8"))

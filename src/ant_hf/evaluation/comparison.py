@@ -102,8 +102,8 @@ def compare(
     for subject in subjects:
         subject.read()
     _measure_missing(subjects, tasks, data_dir, limit, yes, ask)
-    names = [name for subject in subjects for name, entry in subject.entries.items()]
-    chosen = [name for name in dict.fromkeys(names) if not tasks or _task(subjects, name) in tasks]
+    found = {name: entry.task for each in subjects for name, entry in each.entries.items()}
+    chosen = [name for name, task in found.items() if not tasks or task in tasks]
     first, *others = ((each.name, each.entries) for each in subjects)
     pairs = corrected([compare_figures(first, other, chosen) for other in others])
     if not any(pair.rows for pair in pairs):
@@ -169,10 +169,6 @@ def _target(output_dir: str | Path | None, subjects: list[Subject]) -> Path:
         raise AntError(f"{target} exists already and is not a comparison", hint=hint)
     check_writable(target.parent, "--output-dir FOLDER")
     return target
-
-
-def _task(subjects: list[Subject], name: str) -> str:
-    return next(each.entries[name].task for each in subjects if name in each.entries)
 
 
 def _measure_missing(

@@ -62,12 +62,12 @@ class Entry:
     """What must be the same in two models: version of the task, rules of the loops."""
     data: str
     """Identity of the documents."""
-    complete_n: int | None
-    """Documents of the complete set where these are not all of it."""
-    beats_guessing: bool | None
-    """None where nothing is known of guessing."""
-    seconds: float | None
     source: Source
+    complete_n: int | None = None
+    """Documents of the complete set where these are not all of it."""
+    beats_guessing: bool | None = None
+    """None where nothing is known of guessing."""
+    seconds: float | None = None
     documents: dict[Hashable, Document] | None = None
     """By task, hash and place among equal ones; None without samples, or if the figure is not a mean."""
 
@@ -144,9 +144,6 @@ def _entries(
                     "sampling": record.get("settings"),
                 },
                 data=f"{record['outputs']} prompts",
-                complete_n=None,
-                beats_guessing=None,
-                seconds=None,
                 source=source,
                 documents=_means(documents.get(f"loops_{way}"), record["loop_rate"]),
             ),
