@@ -187,13 +187,22 @@ def test_other_prompts_are_not_compared(two, here):
     assert "wikitext" in rows(values)
 
 
+def test_a_metric_of_which_less_may_be_better_has_no_verdict(two, here):
+    copies = [shutil.copytree(folder, here / folder.name) for folder in two]
+    for folder, value in zip(copies, (35.0, 20.0), strict=True):
+        changed = {"metric": "perplexity", "value": value, "stderr": 1.0}
+        _resealed(folder, lambda values, changed=changed: values["tasks"]["logic"].update(changed))
+    (pair,) = compare(copies)[0]["pairs"]
+    assert "perplexity has no interval here" in pair["not_compared"]["LOGIC"]
+
+
 def test_a_text_of_one_document_has_no_error_to_compare_by(here):
     models = [measured(here / name, {}, text=np.array([nats])) for name, nats in (("a", 700), ("b", 710))]
     with pytest.raises(AntError, match="2 documents or more that both have, and there are 1"):
         compare(models)
     for model in models:
         (model / "samples.jsonl").unlink()
-    with pytest.raises(AntError, match="bits_per_byte has no standard error"):
+    with pytest.raises(AntError, match="bits_per_byte has no interval here"):
         compare(models)
 
 

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from ant_hf.errors import AntError
-from ant_hf.evaluation.results import ABOVE, DEGENERATION, SAMPLES, interval
+from ant_hf.evaluation.results import ABOVE, DEGENERATION, PREFERRED, SAMPLES, interval
 from ant_hf.utils.files import check_file, file_sha256, read_json_rows, read_sealed
 from ant_hf.utils.names import RESULTS
 
+# Of lm-eval's metrics, those that are a share of documents, so that more is better.
+_SHARES = (*PREFERRED, "acc_bytes", "acc_mutual_info", "exact_match")
 _WAYS = {"greedy": "Loops, greedy", "sampled": "Loops, sampled"}
 
 
@@ -100,9 +102,13 @@ def _entries(
         metric = "bits_per_byte" if is_text else record["metric"]
         stderr = record["bits_per_byte_stderr"] if is_text else record["stderr"]
         value = record[metric if is_text else "value"]
-        around = interval(value, stderr, record["n"]) if not is_text else None
-        if is_text and stderr:
-            around = [value - 2 * stderr, value + 2 * stderr]
+        around, own = None, documents.get(name)
+        if is_text:
+            around = [value - 2 * stderr, value + 2 * stderr] if stderr else None
+        elif metric in _SHARES:
+            around = interval(value, stderr, record["n"])
+        else:
+            own = None
         above = not record["broken"] if is_text else record["verdict"] == ABOVE
         yield (
             name,
@@ -121,7 +127,7 @@ def _entries(
                 beats_guessing=None if not is_text and record["verdict"] is None else above,
                 seconds=record["wall_time_seconds"],
                 source=source,
-                documents=_means(documents.get(name), value),
+                documents=_means(own, value),
             ),
         )
     loops = values.get(DEGENERATION, {})

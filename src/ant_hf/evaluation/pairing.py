@@ -265,7 +265,7 @@ def _unpaired(ours: Entry, theirs: Entry) -> Estimate:
     if ours.data != theirs.data or ours.n != theirs.n:
         raise _Unfair("the documents differ, and pairing them needs the samples.jsonl of both models")
     if ours.interval is None or theirs.interval is None:
-        raise _Unfair(f"{ours.metric} has no standard error, and a samples.jsonl is missing")
+        raise _Unfair(f"{ours.metric} has no interval here, and is not a mean over documents of both models")
     return unpaired((ours.value, ours.interval), (theirs.value, theirs.interval))
 
 

@@ -125,13 +125,27 @@ def read_tokenizer(folder: Path) -> Any:
 
 
 def tokenizer_folder(folder: Path) -> Path:
-    """Where a model's tokenizer lies: beside the weights; a run's checkpoints share the one of its data."""
+    """Where a model's tokenizer lies: beside the weights; a run's checkpoints share the one of its data.
+
+    Raises:
+        AntError: the data's tokenizer is another one by now than the run was trained with.
+    """
     run = folder.resolve().parent
     if not is_checkpoint(folder) or any((folder / name).is_file() for name in (*_TOKENIZERS, _SETTINGS)):
         return folder
     record = read_json(run / RUN_RECORD, "run record", "") if (run / RUN_RECORD).is_file() else {}
     data = Path((record.get("recipe") or {}).get("data_dir") or run)
-    return next((each for each in (data / "tokenizer", run / "tokenizer") if each.is_dir()), folder)
+    trained_with = (record.get("sha256") or {}).get("tokenizer")
+    there = [each for each in (data / "tokenizer", run / "tokenizer") if (each / TOKENIZER).is_file()]
+    for each in there:
+        if trained_with in (None, file_sha256(each / TOKENIZER)):
+            return each
+    if there:
+        raise AntError(
+            f"{there[0]} holds another tokenizer than {run} was trained with",
+            hint=f"Copy {TOKENIZER} and {_SETTINGS} of the run's own tokenizer into {folder}.",
+        )
+    return folder
 
 
 def is_checkpoint(folder: Path) -> bool:

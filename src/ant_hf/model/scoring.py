@@ -132,7 +132,7 @@ def score_text(
         TokensInMemory([*start, *ids]),
         [0] * rows,
         context=context,
-        batch_size=max(1, min(_BATCH, _LOGITS_AT_ONCE // (context * rows))),
+        batch_size=_batch_size(rows, context),
         before=before,
         progress=progress,
     )
@@ -141,6 +141,11 @@ def score_text(
     if not (scores.tokens and size > 0):
         raise AntError("the text is too short to be scored", seen=text[:40], expected="at least a few words")
     return check_finite(replace(scores, bytes=size))
+
+
+def _batch_size(rows: int, context: int) -> int:
+    """Windows a forward pass, whose logits fit the memory for a vocabulary of so many rows too."""
+    return max(1, min(_BATCH, _LOGITS_AT_ONCE // (context * rows)))
 
 
 def described_start(tokenizer: Any) -> str:
@@ -236,7 +241,7 @@ def score_folder(
     model_folder: Path,
     tokens_folder: Path,
     context: int | None = None,
-    batch_size: int = _BATCH,
+    batch_size: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[TextScore, int]:
     """Reload a model folder in fp32 and score a tokens folder's validation split.
@@ -244,6 +249,7 @@ def score_folder(
     Args:
         context: tokens before a token at most, from 1 to the model's maximum; None for the maximum, which
             of long ones is cut to 2,048.
+        batch_size: windows a forward pass; None: as many as fit.
 
     Returns:
         The score, and the context used, in tokens.
@@ -263,6 +269,7 @@ def score_folder(
     verify_shards(tokens_folder, (VALIDATION,))
     lengths = token_byte_lengths(load_tokenizer(files))
     tokens = PackedTokens(tokens_folder, VALIDATION)
+    batch_size = batch_size or _batch_size(len(lengths), context)
     scores = score_tokens(model, tokens, lengths, context=context, batch_size=batch_size, progress=progress)
     if not scores.bytes:
         raise AntError(
