@@ -181,7 +181,7 @@ def test_a_card_that_was_cut_by_hand_is_refused_in_words(inputs, tmp_path, print
     assert printed in card
     text = card.replace(printed, changed).encode(errors="surrogateescape")
     (tmp_path / "README.md").write_bytes(text)
-    with pytest.raises(AntError, match=r"cannot be read \(|is not a number; saw 'nan'"):
+    with pytest.raises(AntError, match=r"cannot be read: |is not a number; saw 'nan'"):
         read_card(tmp_path)
 
 

@@ -216,8 +216,9 @@ def read_card(path: Path) -> Claims:
     try:
         claims = card_claims(file.read_text(encoding="utf-8"), str(path))
     except (LookupError, ValueError) as error:
+        why = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise AntError(
-            f"{file} was changed after ant-hf made it, and cannot be read ({type(error).__name__}: {error})",
+            f"{file} was changed after ant-hf made it, and cannot be read: {why}",
             hint="Make it again: ant-hf card MODEL_FOLDER --repo OWNER/NAME",
         ) from None
     labels, listed = {name: row["label"] for name, row in benchmark_table().items()}, []
