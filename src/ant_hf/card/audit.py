@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ant_hf.card.claims import Accuracy, Claims, Moment, Perplexities, Printed, Schedule, Sliced
+from ant_hf.utils.metrics import exp
 
 # WikiText counts differ a little between versions of the harness.
 _TEXT_TOLERANCE = 0.005
@@ -110,8 +111,8 @@ def _dynamics(claims: Claims) -> Iterator[Finding]:
         losses = [loss for loss in (moment.eval_loss, moment.loss) if loss]
         if not moment.perplexity or not losses:
             continue
-        recomputed = ", ".join(f"exp({loss.text}) = {math.exp(loss.value):.2f}" for loss in losses)
-        agrees = any(moment.perplexity.meets(math.exp(loss.low), math.exp(loss.high)) for loss in losses)
+        recomputed = ", ".join(f"exp({loss.text}) = {exp(loss.value):.2f}" for loss in losses)
+        agrees = any(moment.perplexity.meets(exp(loss.low), exp(loss.high)) for loss in losses)
         yield Finding(f"perplexity {moment.perplexity.text} at step {moment.step:,}", recomputed, agrees)
 
 
@@ -194,6 +195,9 @@ def _on_leaderboards(claims: Claims) -> Iterator[Finding]:
 
 def _perplexities(perplexities: Perplexities, claims: Claims) -> Iterator[Finding]:
     byte, word = perplexities.byte, perplexities.word
+    if byte.value <= 1:
+        yield Finding(f"{perplexities.text} byte perplexity {byte.text}", "perplexities are above 1", False)
+        return
     nats = math.log(byte.value)
     if word and perplexities.bytes_per_word:
         seen, known = math.log(word.value) / nats, perplexities.bytes_per_word
@@ -220,10 +224,10 @@ def _identities(p: Perplexities) -> Iterator[Finding]:
         yield Finding(claim, f"2^{bits.text} = {2**bits.value:.3f}", p.byte.meets(2**bits.low, 2**bits.high))
     if (nats := p.nats_per_token) and p.token:
         claim = f"{p.text} token perplexity {p.token.text}"
-        seen = f"exp({nats.text}) = {math.exp(nats.value):,.2f}"
-        yield Finding(claim, seen, p.token.meets(math.exp(nats.low), math.exp(nats.high)))
+        seen = f"exp({nats.text}) = {exp(nats.value):,.2f}"
+        yield Finding(claim, seen, p.token.meets(exp(nats.low), exp(nats.high)))
     if nats and p.bytes_per_token:
-        implied = math.exp(nats.value / p.bytes_per_token)
+        implied = exp(nats.value / p.bytes_per_token)
         agrees = math.isclose(math.log(implied), math.log(p.byte.value), rel_tol=_IDENTITY_TOLERANCE)
         claim = f"{p.text}: {nats.text} nats per token beside byte perplexity {p.byte.text}"
         yield Finding(claim, f"{implied:.3f} at {p.bytes_per_token} bytes per token", agrees)

@@ -26,7 +26,7 @@ from ant_hf.evaluation.results import ABOVE, BELOW, UNCLEAR, interval
 from ant_hf.published import PublishedModel, published_models
 from ant_hf.recipe import OWN_TEXT, REPLAY, share_in_words
 from ant_hf.utils.hardware import known_gpu
-from ant_hf.utils.metrics import before_and_after
+from ant_hf.utils.metrics import before_and_after, exp
 from ant_hf.utils.names import shipped_file
 
 TEMPLATE = "model_card/card.md.jinja"
@@ -423,7 +423,7 @@ def _dynamics_table(inputs: CardInputs) -> Safe:
     named = {min(logged): "start", peak: "warmup peak", middle: "middle", both[-1]: "end"}
     steps, dash = sorted(named), "\N{EN DASH}"
     moments = [logged[step] for step in steps]
-    perplexities = [math.exp(evaluated.get(step, logged[step]["loss"])) for step in steps]
+    perplexities = [exp(evaluated.get(step, logged[step]["loss"])) for step in steps]
     return table(
         ["training dynamics", *(f"step {step:,} ({named[step]})" for step in steps)],
         [
