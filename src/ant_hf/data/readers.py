@@ -29,6 +29,7 @@ _BYTES_A_ZERO, _FEW_ZEROS = 50, 4
 _FEW_NULLS, _MANY_NULLS = 10, 1000
 # An error so near to the end of what was read of a JSON file may be in a word that continues.
 _LONGEST_JSON_WORD = 12
+_NAME_SHOWN = 60
 
 
 def kind_of(file: Path) -> str:
@@ -188,12 +189,12 @@ def read_csv(file: Path, column: str, encoding: str = "utf-8") -> Iterator[str]:
 
 
 def _csv_rows(file: Path, column: str, encoding: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    names = next(decoded(file, encoding)).partition("\n")[0]
+    csv.field_size_limit(2**31 - 1)
+    names = re.split("[\r\n]", next(decoded(file, encoding)), maxsplit=1)[0]
     tables = {mark: next(csv.reader([names], delimiter=mark)) for mark in ",;\t|"}
     mark = next((mark for mark, found in tables.items() if column in found), ",")
     if column not in tables[mark]:
         raise missing_column(str(file), column, max(tables.values(), key=len))
-    csv.field_size_limit(2**31 - 1)
     marked = "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
     with opened(file) as handle:
         text = io.TextIOWrapper(handle, marked, newline="")  # type: ignore[type-var]
@@ -298,6 +299,7 @@ def missing_column(where: str, column: str, columns: list[str]) -> AntError:
     """The error for rows without the text column."""
     return AntError(
         f"{where} has no column {column!r}",
-        seen=columns,
+        # Of a file that is not a table they are its first line, however long.
+        seen=[name[:_NAME_SHOWN] for name in columns],
         hint="Name the text column: --set corpus.text_column=NAME",
     )
