@@ -346,10 +346,13 @@ def training_phases(
     if validation_tokens is None:
         how = "not known, because the amount of held-out text is not known"
         return [*phases, Phase("evaluation", None, how), Phase("at the end", None, how)]
+    at_end = validation_tokens / speed + validation_tokens / rate.final_tokens_per_second
+    if not setup.recipe.corpus.validation_fraction:
+        how = "a check of the export, and three samples"
+        return [*phases, Phase("at the end", at_end + rate.sample_seconds, how)]
     scored = min(validation_tokens, recipe.eval_max_tokens or validation_tokens)
     how = f"{evaluations:,} x {scored:,} held-out tokens, {speed:,.0f} per second"
     phases.append(Phase("evaluation", evaluations * scored / speed, how))
-    at_end = validation_tokens / speed + validation_tokens / rate.final_tokens_per_second
     how = f"all {validation_tokens:,} held-out tokens, before and after the export, and three samples"
     return [*phases, Phase("at the end", at_end + rate.sample_seconds, how)]
 

@@ -557,6 +557,7 @@ def show_plan(setup: Setup, text: Survey) -> None:
     elif any(config_source(recipe, None).parent.glob("*.safetensors")):
         start = f"random weights; only the shape is taken from {recipe.architecture}"
         facts.append(("start", start))
+    kept = f"{training.save_total_limit}{' and the best' if recipe.keeps_best else ''}"
     facts += [
         ("device", f"{execution.device} ({execution.device_name}){threads}"),
         ("precision", f"{execution.precision}: {execution.reason}"),
@@ -573,7 +574,7 @@ def show_plan(setup: Setup, text: Survey) -> None:
             "training compute",
             f"{plan.flops_per_token / 1e6:.1f} MFLOP per token, {plan.total_flops:.3g} FLOP",
         ),
-        ("a checkpoint", f"{plan.checkpoint_bytes / 1e6:,.1f} MB, {training.save_total_limit} kept"),
+        ("a checkpoint", f"{plan.checkpoint_bytes / 1e6:,.1f} MB, {kept} kept"),
     ]
     show(facts_table(f"Plan of {recipe.name}", facts))
 

@@ -172,11 +172,16 @@ class AntTrainer(Trainer):
             if not ran_out_of_memory(error):
                 raise
             at_once = self.setup.plan.per_device_batch_size
+            lower = (
+                f"Use --set training.per_device_batch_size={at_once // 2}: the batch of a step, and so the "
+                "result, stays the same."
+                if at_once > 1
+                else "Lower training.sequence_length or train a smaller model, in another folder."
+            )
             raise AntError(
-                f"a step with {at_once} blocks at once does not fit into memory",
+                f"a step with {at_once} block{'s'[: at_once > 1]} at once does not fit into memory",
                 seen=str(error).splitlines()[0],
-                hint=f"Use --set training.per_device_batch_size={max(1, at_once // 2)}: the batch of a step, "
-                "and so the result, stays the same. The last checkpoint is kept.",
+                hint=f"{lower} The last checkpoint is kept.",
             ) from None
 
     def is_past_best(self, state: TrainerState) -> bool:
