@@ -343,7 +343,7 @@ def write_tokens(
         partial = stack.enter_context(whole_folder(recipe.tokens_dir))
         advance = stack.enter_context(progress_bar("packing", "B"))
         for name in (TRAIN, VALIDATION):
-            splits[name] = stack.enter_context(_SplitWriter(partial, name, parts))
+            splits[name] = stack.enter_context(closing(_SplitWriter(partial, name, parts)))
         for document in within_limit():
             splits[document.split].add(document)
             advance(document.size, bytes_expected())
@@ -399,10 +399,7 @@ class _SplitWriter:
     def bytes(self) -> int:
         return sum(part.bytes for part in self.of_parts)
 
-    def __enter__(self) -> _SplitWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         for part in self.of_parts:
             part.close()
 

@@ -109,11 +109,6 @@ class _RandomTokens(PackedTokens):
     def __len__(self) -> int:
         return self._length
 
-    def slice(self, start: int, stop: int) -> np.ndarray[Any, Any]:
-        tokens = np.empty(min(stop, len(self)) - start, dtype=np.int64)
-        self.read_into(tokens, start)
-        return tokens
-
     def read_into(self, row: np.ndarray[Any, Any], start: int) -> int:
         row[:] = np.random.default_rng(start).integers(self._vocab_size, size=len(row))
         return len(row)
@@ -385,10 +380,10 @@ def muon_flops(config: PreTrainedConfig) -> int:
     return config.num_hidden_layers * sum(5 * (4 * m * m * n + 2 * m**3) for m, n in sides)
 
 
-def _on_a_t4(setup: Setup) -> str:
-    """Training alone, as long as no T4 is there to be measured."""
-    gpu = gpu_named("T4")
-    return f"{in_words(seconds_on(gpu, setup))} of training, {arithmetic(gpu)}"
+def facts_on(gpu: Gpu, name: str, setup: Setup) -> list[tuple[str, str]]:
+    """Time of the training alone, and memory, on a GPU that is not here, as rows of a table."""
+    told = f"{in_words(seconds_on(gpu, setup))} of training, {arithmetic(gpu)}"
+    return [(f"on {name}", told), ("its memory", memory_on(gpu, setup))]
 
 
 def arithmetic(gpu: Gpu) -> str:
@@ -455,7 +450,7 @@ def show_estimates(setup: Setup, folder: RunFolder, text: Survey, rate: Training
     if rate:
         rows.append(("in all", _in_all(phases, setup.recipe.training.max_hours)))
         if setup.execution.device != "cuda":
-            rows += [("on a T4", _on_a_t4(setup)), ("its memory", memory_on(gpu_named("T4"), setup))]
+            rows += facts_on(gpu_named("T4"), "a T4", setup)
     for room in room_for(setup, folder, text):
         needed, free = sum(room.parts.values()), free_bytes(room.folder)
         rows.append(

@@ -48,7 +48,7 @@ from ant_hf.train.run_folder import (
 )
 from ant_hf.train.setup import Setup, fit_length, fit_vocabulary, set_up, show_plan, with_recipe
 from ant_hf.train.trainer import AntTrainer, RunData
-from ant_hf.train.uploads import checked_client, fetch_checkpoint, finish_uploads, start_uploads
+from ant_hf.train.uploads import checked_client, fetch_checkpoint, start_uploads
 from ant_hf.utils.console import is_first_process, lasting_output, say, show
 from ant_hf.utils.files import file_sha256, writing
 from ant_hf.utils.hardware import peak_memory_bytes
@@ -104,7 +104,8 @@ def pretrain(recipe: Recipe, fresh: bool = False) -> None:
         if folder.record and folder.record.final and folder.is_finished:
             say("finished", f"{output_dir / FINAL} exists already ({folder.record.finished})")
             _say_result(folder.record, output_dir)
-            finish_uploads(start_uploads(recipe), output_dir / FINAL)
+            if uploads := start_uploads(recipe):
+                uploads.finish(output_dir / FINAL)
         else:
             entries = load_tokenizer(recipe.tokenizer_dir).get_vocab_size()
             _train(fit_vocabulary(with_recipe(setup, _fitted(recipe)), entries), folder)
@@ -255,7 +256,8 @@ def _train(setup: Setup, folder: RunFolder) -> None:
         if not stopped_by:
             _say_finished(recipe, record)
     # Where time ran out the machine may be gone in a moment, and another one continues from what has arrived.
-    finish_uploads(uploads, None if stopped_by else folder.path / FINAL)
+    if uploads:
+        uploads.finish(None if stopped_by else folder.path / FINAL)
     if stopped_by:
         text = (
             f"by {stopped_by} at step {step:,} of {trainer.state.max_steps:,}, saved in "

@@ -438,11 +438,6 @@ def activation_bytes_per_token(config: PreTrainedConfig) -> int:
     return int(config.num_hidden_layers * layer + 10 * width + 10 * config.vocab_size)
 
 
-def ran_out_of_memory(error: Exception) -> bool:
-    """Whether a smaller batch may help: every device words this in its own way."""
-    return bool(should_reduce_batch_size(error))
-
-
 def largest_that_fits(candidates: Sequence[int], fits: Callable[[int], bool]) -> int | None:
     """The first candidate that fits; running out of memory means that it does not."""
     for size in candidates:
@@ -450,7 +445,7 @@ def largest_that_fits(candidates: Sequence[int], fits: Callable[[int], bool]) ->
             if fits(size):
                 return size
         except RuntimeError as error:
-            if not ran_out_of_memory(error):
+            if not should_reduce_batch_size(error):
                 raise
         # Outside the handler, whose traceback would keep the tensors of the failed try alive.
         gc.collect()
@@ -463,7 +458,7 @@ def _fits(recipe: TrainingRecipe, config: PreTrainedConfig, execution: Execution
     try:
         share = _memory_share(recipe, config, execution, size)
     except Exception as error:
-        if not execution.torch_compile or ran_out_of_memory(error):
+        if not execution.torch_compile or should_reduce_batch_size(error):
             raise
         share = _memory_share(recipe, config, replace(execution, torch_compile=False), size)
     return share <= _USABLE_MEMORY
