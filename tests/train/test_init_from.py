@@ -19,6 +19,7 @@ from ant_hf.model.base import architecture_of
 from ant_hf.recipe import load_recipe
 from ant_hf.release.build import make_release
 from ant_hf.release.verify import verify
+from ant_hf.train.before_after import general_text
 from ant_hf.train.pretrain import dry_run, pretrain
 from ant_hf.train.run_folder import RunRecord
 from ant_hf.train.trainer import AntTrainer
@@ -293,6 +294,12 @@ def test_a_general_text_that_cannot_be_scored_is_refused_at_once(finetune, tmp_p
     with pytest.raises(AntError, match=words):
         pretrain(recipe)
     assert not run_folder(recipe).exists()
+
+
+def test_what_is_trained_on_is_not_what_may_be_forgotten(finetune):
+    name, texts = general_text(finetune())
+    assert (name, len(texts)) == ("World English Bible", 2)
+    assert general_text(finetune(corpus={"replay": {"source": "embedded", "share": 0.1}})) is None
 
 
 def test_a_small_text_shortens_the_run_to_its_passes(finetune, capsys):
