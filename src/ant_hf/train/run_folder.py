@@ -51,6 +51,7 @@ _PACKAGES = (
 # not the weights. What the config and the tokens hold is compared by hash.
 _FREE_KEYS = {
     "architecture",
+    "corpus.decontaminate",
     "corpus.general",
     "corpus.language",
     "corpus.sources",
