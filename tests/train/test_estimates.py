@@ -123,6 +123,12 @@ def test_without_held_out_text_no_evaluation_is_told(setup_of):
     assert [phase.name for phase in training_phases(setup, RATE, 0)] == ["training", "at the end"]
 
 
+def test_at_the_end_of_a_fine_tuning_two_models_are_measured(setup_of):
+    rate = dataclasses.replace(RATE, sample_seconds=3.0)
+    setup = dataclasses.replace(setup_of(), base=SimpleNamespace())
+    assert training_phases(setup, rate, 10_000)[-1].seconds == 10.0 + 2 * (20.0 + 3.0)
+
+
 def test_what_is_not_known_is_not_told(setup_of, tmp_path, capsys):
     setup = setup_of(max_hours=0.001)
     show_estimates(setup, RunFolder(tmp_path), Survey("some rows"), RATE)

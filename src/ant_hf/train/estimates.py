@@ -341,15 +341,20 @@ def training_phases(
     if validation_tokens is None:
         how = "not known, because the amount of held-out text is not known"
         return [*phases, Phase("evaluation", None, how), Phase("at the end", None, how)]
-    at_end = validation_tokens / speed + validation_tokens / rate.final_tokens_per_second
+    # The model that it begins with is measured too, to tell what was learnt.
+    models = 2 if setup.base else 1
+    final = models * (validation_tokens / rate.final_tokens_per_second + rate.sample_seconds)
+    at_end = validation_tokens / speed + final
     if not setup.recipe.corpus.validation_fraction:
         how = "a check of the export, and three samples"
-        return [*phases, Phase("at the end", at_end + rate.sample_seconds, how)]
+        return [*phases, Phase("at the end", at_end, how)]
     scored = min(validation_tokens, recipe.eval_max_tokens or validation_tokens)
     how = f"{evaluations:,} x {scored:,} held-out tokens, {speed:,.0f} per second"
     phases.append(Phase("evaluation", evaluations * scored / speed, how))
     how = f"all {validation_tokens:,} held-out tokens, before and after the export, and three samples"
-    return [*phases, Phase("at the end", at_end + rate.sample_seconds, how)]
+    if setup.base:
+        how += "; the same of the model that it begins with"
+    return [*phases, Phase("at the end", at_end, how)]
 
 
 def seconds_on(gpu: Gpu, setup: Setup) -> float:
