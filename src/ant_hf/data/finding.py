@@ -19,7 +19,7 @@ _MARKDOWN = (".md", ".markdown")
 _SOMETIMES_TEXT = (".json", ".csv", ".tsv")
 _NAMES_SHOWN = 6
 # Why a file is left out; that it is of another kind is seen from its name.
-_ANOTHER_KIND, _NO_ROWS = "", "no rows with this text column"
+_ANOTHER_KIND, _NO_ROWS = "", "no readable rows with this text column"
 
 
 def find_files(patterns: Iterable[str], column: str, encoding: str = "utf-8") -> tuple[list[Path], list[str]]:
