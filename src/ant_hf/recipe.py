@@ -168,6 +168,8 @@ class TextPlace(Section):
     def _path_where_needed(self) -> TextPlace:
         if self.source != "embedded" and not self.path and not getattr(self, "mix", None):
             raise ValueError(f"path is missing; source {self.source!r} needs it")
+        if self.source == "embedded" and self.path:
+            raise ValueError("path is set, but source 'embedded' has its own text; set source to files")
         if self.source == "hub" and isinstance(self.path, list):
             raise ValueError("path is a list; source 'hub' needs one dataset id")
         return self

@@ -35,6 +35,9 @@ def test_markdown_is_text_where_nothing_else_is_or_where_it_is_named(tmp_path):
     assert names(tmp_path / "notes") == ["a.md", "b.md"]
     assert names(tmp_path) == ["y.txt"]
     assert names(tmp_path, tmp_path / "notes" / "b.md") == ["b.md", "y.txt"]
+    put(tmp_path, dothiddendottxt="four")
+    hidden = tmp_path / ".hidden.txt"
+    assert names(hidden, tmp_path) == names(tmp_path, hidden) == [".hidden.txt", "y.txt"]
 
 
 def test_linked_folders_and_files_are_followed_without_an_end(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from records import pack
 
 from ant_hf.data.corpus import Corpus
-from ant_hf.data.packing import make_tokens
+from ant_hf.data.packing import make_tokens, unfit
 from ant_hf.data.packing_tasks import pack_with_workers, plan_packing
 from ant_hf.data.survey import survey
 from ant_hf.data.tokenizer import load_tokenizer, make_tokenizer
@@ -149,6 +149,18 @@ def test_replay_is_a_mix_of_two(texts):
         "text": (0.75, "body"),
         "replay": (0.25, "text"),
     }
+
+
+def test_a_text_whose_held_out_documents_are_all_in_its_replay_is_refused(make_recipe, texts):
+    recipe = make_recipe()
+    corpus = {"source": "files", "path": str(texts / "one.txt"), "validation_fraction": 0.1}
+    corpus["replay"] = {"path": str(texts / "many.jsonl"), "share": 0.25}
+    recipe = recipe.model_copy(update={"corpus": CorpusRecipe.model_validate(corpus)})
+    held_out, none = {"documents": 4, "tokens": 900}, {"documents": 0, "tokens": 0}
+    parts = {"text": {TRAIN: held_out, VALIDATION: none}, "replay": {TRAIN: held_out, VALIDATION: held_out}}
+    counts = {"documents": {"past_limit": 0}, "splits": {VALIDATION: held_out}}
+    assert "no document fell into the validation split" in str(unfit(recipe, counts | {"parts": parts}))
+    assert unfit(recipe, counts) is None
 
 
 TWO = {"a": {"path": "a.txt", "weight": 1}, "b": {"path": "b.txt", "weight": 1}}

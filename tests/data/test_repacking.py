@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import torch
 
+from ant_hf.data.corpus import CorpusCounts
+from ant_hf.data.packing import EncodedChunk, EncodedDocument, write_tokens
 from ant_hf.data.repacking import DecayMix, RepackedBlocks, RepackedOrder
 from ant_hf.data.tokens import TRAIN, PackedTokens, TokensInMemory
 from ant_hf.errors import AntError
@@ -54,6 +56,17 @@ def test_each_pass_has_every_document_once_in_an_order_of_its_own(monkeypatch, r
         assert sorted(found) == list(range(1, 61))
         orders.append(found)
     assert orders[0] != orders[1] != orders[2] != sorted(orders[2])
+
+
+def test_documents_may_begin_with_the_token_that_ends_them(make_recipe, tmp_path):
+    recipe = make_recipe(data_dir=tmp_path / "data")
+    documents = [
+        EncodedDocument(np.array([0, *text, 0], "<u2").tobytes(), 9, 9, split)
+        for split, text in ((TRAIN, [5, 6]), (TRAIN, [7]), ("validation", [8]))
+    ]
+    inputs = {"tokenizer_sha256": ""}
+    write_tokens(recipe, inputs, [EncodedChunk(documents, CorpusCounts({}, read=3, train=2, validation=1))])
+    assert PackedTokens(recipe.tokens_dir, TRAIN).document_ends.tolist() == [4, 7]
 
 
 def test_a_run_reads_every_block_of_a_round_once_and_from_anywhere():

@@ -137,6 +137,19 @@ def test_broken_files_are_named_with_the_place(tmp_path, name, data, words):
         assert word in str(caught.value)
 
 
+def test_a_table_of_any_line_ends_is_read_and_one_long_line_is_no_table(tmp_path):
+    (tmp_path / "mac.csv").write_bytes(table(TEXTS[1:]).replace(b"\r\n", b"\r"))
+    assert list(LocalFiles.find(str(tmp_path / "mac.csv")).documents()) == TEXTS[1:]
+    csv.field_size_limit(1000)
+    long = tmp_path / "long.csv"
+    long.write_text("x" * 2000)
+    # It does not keep the others of its folder from being read.
+    assert [file.name for file in LocalFiles.find(str(tmp_path)).files] == ["mac.csv"]
+    with pytest.raises(AntError, match="no column 'text'") as caught:
+        list(LocalFiles.find(str(long)).documents())
+    assert len(str(caught.value)) < 1000
+
+
 @pytest.mark.parametrize("kind", [".txt", ".jsonl", ".parquet"])
 def test_a_flipped_byte_in_a_gzip_file_is_one_error(tmp_path, kind):
     path = write(tmp_path, f"a{kind}.gz", TEXTS)

@@ -13,7 +13,7 @@ from conftest import TINY_CONFIG, tiny_values
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ant_hf.data.readers import read_jsonl
+from ant_hf.data.readers import read_texts
 from ant_hf.data.tokens import PackedTokens, verify_shards
 from ant_hf.errors import AntError
 from ant_hf.model.architecture import load_config, parameter_ledger
@@ -237,7 +237,7 @@ def test_scrambled_jsonl_never_crashes(folder, data):
     file = folder / "corpus.jsonl"
     file.write_bytes(data)
     with refused_at_most("corpus.jsonl"):
-        assert all(isinstance(text, str) for text in read_jsonl(file, "text"))
+        assert all(isinstance(text, str) for text in read_texts(file, "text"))
 
 
 RECORD = {"format_version": 2, "status": "running", "recipe": {"seed": 1}, "final": {"loss": 2.5}}

@@ -112,6 +112,14 @@ def test_a_run_out_of_time_leaves_when_its_last_checkpoint_has_arrived(hub, here
     assert "stopped     by training.max_hours at step 1 of 8" in said
 
 
+def test_another_machine_finds_the_length_of_a_run_in_its_text(hub, here, recipes, capsys):
+    length = {"num_train_epochs": 0.02, "max_steps": 1000}
+    with pytest.raises(RunStopped):
+        train(load_recipe(recipes("first", max_hours=0.0001, **length)))
+    train(load_recipe(recipes("second", **length)))
+    assert "resuming    from step 1" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_a_hub_that_is_slow_or_down_changes_nothing_in_the_training(hub, recipes, pretrain, tmp_path):
     slow, down = recipes("slow", save_steps=1, save_total_limit=1), recipes("down", hub_strategy="every_save")

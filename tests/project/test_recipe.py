@@ -43,6 +43,7 @@ def write(tmp_path, shared):
             ["corpus.validation_fraction", "less than 1"],
         ),
         (lambda v: v["corpus"].update(validation_fraction=-1), ["validation_fraction is -1", "equal to 0"]),
+        (lambda v: v["corpus"].update(source="embedded"), ["corpus.path is set", "set source to files"]),
         (lambda v: v["corpus"].update(path=""), ["corpus.path is ''", "must not be empty"]),
         # As it is to be typed, from another section.
         (lambda v: v.update(max_steps=3), ["max_steps is not a key", "did you mean training.max_steps"]),

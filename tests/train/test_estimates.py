@@ -116,6 +116,19 @@ def test_every_evaluation_is_counted(setup_of, training, done, evaluations):
     assert end.seconds == 10_000 / 1000.0 + 10_000 / 500.0
 
 
+def test_without_held_out_text_no_evaluation_is_told(setup_of):
+    setup = setup_of()
+    corpus = setup.recipe.corpus.model_copy(update={"validation_fraction": 0.0})
+    setup = dataclasses.replace(setup, recipe=setup.recipe.model_copy(update={"corpus": corpus}))
+    assert [phase.name for phase in training_phases(setup, RATE, 0)] == ["training", "at the end"]
+
+
+def test_at_the_end_of_a_fine_tuning_two_models_are_measured(setup_of):
+    rate = dataclasses.replace(RATE, sample_seconds=3.0)
+    setup = dataclasses.replace(setup_of(), base=SimpleNamespace())
+    assert training_phases(setup, rate, 10_000)[-1].seconds == 10.0 + 2 * (20.0 + 3.0)
+
+
 def test_what_is_not_known_is_not_told(setup_of, tmp_path, capsys):
     setup = setup_of(max_hours=0.001)
     show_estimates(setup, RunFolder(tmp_path), Survey("some rows"), RATE)
@@ -136,6 +149,10 @@ def test_room_is_for_what_is_not_there_yet(setup_of, tmp_path):
     (tmp_path / "checkpoint-1" / "checkpoint.json").touch()
     (room,) = room_for(setup, RunFolder(tmp_path), Survey("text", packing_seconds=0.0))
     assert room.parts == {"tokens": 0, "checkpoints": 2 * one, "final model": final}
+    # The best one is kept beside them.
+    best = setup_of(save_steps=1, eval_steps=1, load_best_model_at_end=True)
+    (room,) = room_for(best, RunFolder(tmp_path / "other"), text)
+    assert room.parts["checkpoints"] == 4 * one
     # A run that saves once holds one.
     (room,) = room_for(setup_of(save_steps=100), RunFolder(tmp_path / "other"), text)
     assert room.parts["checkpoints"] == one

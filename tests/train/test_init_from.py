@@ -19,6 +19,7 @@ from ant_hf.model.base import architecture_of
 from ant_hf.recipe import load_recipe
 from ant_hf.release.build import make_release
 from ant_hf.release.verify import verify
+from ant_hf.train.before_after import general_text
 from ant_hf.train.pretrain import dry_run, pretrain
 from ant_hf.train.run_folder import RunRecord
 from ant_hf.train.trainer import AntTrainer
@@ -284,6 +285,23 @@ def test_another_base_is_refused_when_going_on(finetune, tmp_path, chapters):
         pretrain(recipe)
 
 
+@pytest.mark.parametrize(("text", "words"), [(None, "corpus not found"), (" \n", "general.txt has no text")])
+def test_a_general_text_that_cannot_be_scored_is_refused_at_once(finetune, tmp_path, text, words):
+    file = tmp_path / "general.txt"
+    if text:
+        file.write_text(text)
+    recipe = finetune(corpus={"general": str(file)})
+    with pytest.raises(AntError, match=words):
+        pretrain(recipe)
+    assert not run_folder(recipe).exists()
+
+
+def test_what_is_trained_on_is_not_what_may_be_forgotten(finetune):
+    name, texts = general_text(finetune())
+    assert (name, len(texts)) == ("World English Bible", 2)
+    assert general_text(finetune(corpus={"replay": {"source": "embedded", "share": 0.1}})) is None
+
+
 def test_a_small_text_shortens_the_run_to_its_passes(finetune, capsys):
     steps = {"max_steps": 1000, "warmup_steps": 100, "eval_steps": 250, "save_steps": 250}
     recipe = finetune(num_train_epochs=0.5, load_best_model_at_end=True, **steps)
@@ -296,7 +314,8 @@ def test_a_small_text_shortens_the_run_to_its_passes(finetune, capsys):
     assert training["max_steps"] == pytest.approx(blocks / 2 / 8, abs=1)
     assert training["eval_steps"] == training["save_steps"] == pytest.approx(training["max_steps"] / 4, abs=1)
     assert f"{training['max_steps']} steps" in told
-    # The same recipe finds its run.
+    # The same recipe finds its run, also where the tokens are not, which tell the length.
+    shutil.rmtree(recipe.tokens_dir)
     pretrain(recipe)
     assert "exists already" in capsys.readouterr().out
 

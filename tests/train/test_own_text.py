@@ -137,6 +137,13 @@ def test_sizes_follow_from_the_text_and_the_machine(text, monkeypatch, speed, si
     assert 8 <= training.sequence_length <= config.max_position_embeddings
 
 
+def test_no_recipe_is_left_for_a_text_that_is_too_short(text, tmp_path):
+    (tmp_path / "few.csv").write_text("text\n" + "".join(f"{number}\n" for number in range(60)))
+    with pytest.raises(AntError, match="train split is smaller than one block"), own_recipe(["few.csv"]):
+        pass
+    assert not (tmp_path / "runs").exists()
+
+
 def test_what_cannot_be_is_one_message(text, tmp_path):
     assert "no text and no recipe" in run_here("ant-hf", "train").stderr
     both = run_here("ant-hf", "train", "--config", "quickstart", "--minutes", "3")

@@ -250,9 +250,7 @@ def pack(
     recipe = read_recipe(config, data, output_dir, overrides)
     architecture, _, base = architecture_of(recipe)
     make_tokenizer(recipe, architecture.max_position_embeddings, base.tokenizer if base else None)
-    if workers:
-        pack_with_workers(recipe, workers)
-    make_tokens(recipe)
+    pack_with_workers(recipe, workers) if workers else make_tokens(recipe)
 
 
 def params(

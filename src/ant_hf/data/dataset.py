@@ -117,7 +117,7 @@ class TrainingOrder(Dataset[dict[str, torch.Tensor]]):
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
         if not 0 <= position < self.length:
             raise IndexError(position)
-        return self.blocks[self.block_index(position)]
+        return {name: rows[0] for name, rows in self.__getitems__([position]).items()}
 
     def __getitems__(self, positions: Sequence[int]) -> dict[str, torch.Tensor]:
         """A whole batch, for torch's DataLoader, which asks for it by this name."""

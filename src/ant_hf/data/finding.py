@@ -19,7 +19,7 @@ _MARKDOWN = (".md", ".markdown")
 _SOMETIMES_TEXT = (".json", ".csv", ".tsv")
 _NAMES_SHOWN = 6
 # Why a file is left out; that it is of another kind is seen from its name.
-_ANOTHER_KIND, _NO_ROWS = "", "no rows with this text column"
+_ANOTHER_KIND, _NO_ROWS = "", "no readable rows with this text column"
 
 
 def find_files(patterns: Iterable[str], column: str, encoding: str = "utf-8") -> tuple[list[Path], list[str]]:
@@ -59,7 +59,8 @@ def find_files(patterns: Iterable[str], column: str, encoding: str = "utf-8") ->
             seen = listed([_shown(file, reason) for file, reason in sorted(here.items())]) or "no file"
             raise AntError(f"no file matches {pattern}", seen=seen, expected=_READ)
         found |= here
-    read = {file for file, reason in found.items() if reason is None}
+    # What is named is read, whatever the folder that it is in says of it.
+    read = {file for file, reason in found.items() if reason is None} | named
     if any(kind_of(file) not in _MARKDOWN for file in read):
         read -= {file for file in read - named if kind_of(file) in _MARKDOWN}
     left_out = [_shown(file, found[file]) for file in sorted(found.keys() - read)]

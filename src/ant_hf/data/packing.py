@@ -21,7 +21,7 @@ from ant_hf.data.corpus import Corpus, CorpusCounts, Document
 from ant_hf.data.tokenizer import END_OF_TEXT, cut_long_runs, end_of_text, larger_share, make_tokenizer
 from ant_hf.data.tokens import FORMAT_VERSION, TRAIN, VALIDATION, packed_before, read_manifest, verify_shards
 from ant_hf.errors import AntError
-from ant_hf.recipe import Recipe
+from ant_hf.recipe import OWN_TEXT, Recipe
 from ant_hf.utils.console import progress_bar, say
 from ant_hf.utils.files import file_sha256, fingerprint, whole_folder, write_sealed, writing
 from ant_hf.utils.hardware import available_cores
@@ -262,7 +262,9 @@ def unfit(recipe: Recipe, manifest: dict[str, Any]) -> AntError | None:
                 hint="Its documents are empty, held out, or the same as those of another part. Check its "
                 f"path, or leave it out. If {recipe.tokens_dir} exists, remove it.",
             )
-    held_out, counts = manifest["splits"][VALIDATION], manifest["documents"]
+    # With replay a run is scored on its own text alone; of some seconds of text the parts are not counted.
+    own = manifest.get("parts", {}).get(OWN_TEXT) if recipe.corpus.replay else None
+    held_out, counts = (own or manifest["splits"])[VALIDATION], manifest["documents"]
     # The first token is not scored and an end of text counts no bytes: of two tokens, none are left.
     fraction = recipe.corpus.validation_fraction
     if held_out["tokens"] > 2 or not fraction:
@@ -341,7 +343,7 @@ def write_tokens(
         partial = stack.enter_context(whole_folder(recipe.tokens_dir))
         advance = stack.enter_context(progress_bar("packing", "B"))
         for name in (TRAIN, VALIDATION):
-            splits[name] = stack.enter_context(_SplitWriter(partial, name, parts))
+            splits[name] = stack.enter_context(closing(_SplitWriter(partial, name, parts)))
         for document in within_limit():
             splits[document.split].add(document)
             advance(document.size, bytes_expected())
@@ -397,10 +399,7 @@ class _SplitWriter:
     def bytes(self) -> int:
         return sum(part.bytes for part in self.of_parts)
 
-    def __enter__(self) -> _SplitWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         for part in self.of_parts:
             part.close()
 

@@ -251,7 +251,7 @@ def pack_with_workers(recipe: Recipe, workers: int) -> dict[str, Any]:
     A mix, or a corpus of too few documents, is packed by this process alone.
 
     Raises:
-        AntError: files that cannot be read, after all others were encoded; or see `plan_packing`.
+        AntError: files that cannot be read, after all others were encoded; or as `make_tokens`.
     """
     if recipe.corpus.parts:
         say("packing", "in one process, which takes the documents of a mix from its parts in turn")
@@ -261,14 +261,14 @@ def pack_with_workers(recipe: Recipe, workers: int) -> dict[str, Any]:
         say("packing", "in one process: there are so few documents that they are cut together")
         return make_tokens(recipe)
     with locked(recipe.tokens_dir.parent, "data", wait=True):
-        if manifest := packed_before(recipe.tokens_dir, packing.inputs):
-            return manifest
-        say("packing", f"{packing.tasks} files with {workers} workers; the parts are in {packing.folder}")
-        with phase("packing", packing.kept):
-            _encode_all(packing, workers)
-            manifest = merge(packing)
-        shutil.rmtree(packing.folder)
-    return manifest
+        if not packed_before(recipe.tokens_dir, packing.inputs):
+            say("packing", f"{packing.tasks} files with {workers} workers; the parts are in {packing.folder}")
+            with phase("packing", packing.kept):
+                _encode_all(packing, workers)
+                merge(packing)
+        # Also those of an attempt that was killed here.
+        shutil.rmtree(packing.folder, ignore_errors=True)
+    return make_tokens(recipe)
 
 
 def _encode_all(packing: Packing, workers: int) -> None:

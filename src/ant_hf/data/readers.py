@@ -29,6 +29,11 @@ _BYTES_A_ZERO, _FEW_ZEROS = 50, 4
 _FEW_NULLS, _MANY_NULLS = 10, 1000
 # An error so near to the end of what was read of a JSON file may be in a word that continues.
 _LONGEST_JSON_WORD = 12
+_NAME_SHOWN = 60
+
+# With its place for messages.
+Row = tuple[str, dict[str, Any]]
+Rows = Iterator[Row]
 
 
 def kind_of(file: Path) -> str:
@@ -48,7 +53,8 @@ def read_texts(file: Path, column: str, encoding: str = "utf-8") -> Iterator[str
     """
     if file.stat().st_size == 0:
         raise AntError(f"{file} is empty", hint="Remove it or fill it.")
-    return _READERS.get(kind_of(file), read_txt)(file, column, encoding)
+    rows = _ROWS.get(kind_of(file))
+    return texts_of(rows(file, column, encoding), column) if rows else _read_txt(file, encoding)
 
 
 def text_bytes(file: Path, column: str) -> int:
@@ -74,51 +80,35 @@ def decoded(file: Path, encoding: str | None = None) -> Iterator[str]:
         AntError: bytes that are not of that encoding, with their offset, or far too many zeros for UTF-8.
     """
     key = "corpus.encoding" if encoding else ""
-    if encoding and codecs.lookup(encoding).name != "utf-8":
-        yield from _decoded_from(file, encoding)
-        return
-    decoder, offset = codecs.getincrementaldecoder("utf-8-sig")(), 0
+    codec = codecs.lookup(encoding or "utf-8").name
+    is_utf8 = codec == "utf-8"
+    decoder, offset = codecs.getincrementaldecoder("utf-8-sig" if is_utf8 else codec)(), 0
     with opened(file) as handle:
         while True:
             chunk = handle.read(_READ_BYTES)
             pending = len(decoder.getstate()[0])
-            if chunk.count(0) > max(_FEW_ZEROS, len(chunk) // _BYTES_A_ZERO):
+            if is_utf8 and chunk.count(0) > max(_FEW_ZEROS, len(chunk) // _BYTES_A_ZERO):
                 raise not_utf8(file, offset + chunk.index(0), key)
             try:
-                yield decoder.decode(chunk, final=not chunk)
-            except UnicodeDecodeError as error:
-                raise not_utf8(file, offset - pending + error.start, key) from None
-            if not chunk:
-                return
-            offset += len(chunk)
-
-
-def _decoded_from(file: Path, encoding: str) -> Iterator[str]:
-    """A file of another encoding than UTF-8, a megabyte at a time."""
-    decoder, offset = codecs.getincrementaldecoder(encoding)(), 0
-    with opened(file) as handle:
-        while True:
-            chunk = handle.read(_READ_BYTES)
-            try:
-                # Some decoders leave the mark of the byte order in the text.
-                yield decoder.decode(chunk, final=not chunk).removeprefix("\ufeff" if not offset else "")
+                text = decoder.decode(chunk, final=not chunk)
             except UnicodeError as error:
+                place = offset - pending + getattr(error, "start", 0)
+                if is_utf8:
+                    raise not_utf8(file, place, key) from None
                 raise AntError(
                     f"{file} is not {encoding}: {error}",
-                    seen=f"about byte {offset + getattr(error, 'start', 0):,}",
+                    seen=f"about byte {place:,}",
                     hint="Set corpus.encoding to what the file is, or leave it out for UTF-8.",
                 ) from None
+            # Some decoders leave the mark of the byte order in the text.
+            yield text if offset or is_utf8 else text.removeprefix("\ufeff")
             if not chunk:
                 return
             offset += len(chunk)
 
 
-def read_txt(file: Path, column: str = "", encoding: str = "utf-8") -> Iterator[str]:
-    """The documents of a txt file: one, or those between separator lines.
-
-    Raises:
-        AntError: as `decoded`.
-    """
+def _read_txt(file: Path, encoding: str) -> Iterator[str]:
+    """The documents of a txt file: one, or those between separator lines."""
     text = ""
     for chunk in decoded(file, encoding):
         *complete, text = _SEPARATOR_LINE.split(text + chunk)
@@ -131,25 +121,8 @@ def read_txt(file: Path, column: str = "", encoding: str = "utf-8") -> Iterator[
     yield from _SEPARATOR_LINE.split(text + "\n" if text.endswith(DOCUMENT_SEPARATOR) else text)
 
 
-def read_jsonl(file: Path, column: str, encoding: str = "utf-8") -> Iterator[str]:
-    """The texts of a jsonl file; blank lines are skipped.
-
-    Raises:
-        AntError: as `read_json_rows` and `texts_of`.
-    """
-    return texts_of(read_json_rows(file), column)
-
-
-def read_json(file: Path, column: str, encoding: str = "utf-8") -> Iterator[str]:
-    """The texts of a JSON array of objects, or of objects one after the other.
-
-    Raises:
-        AntError: something else is in it, with the number of the object; or as `texts_of`.
-    """
-    return texts_of(_json_objects(file), column)
-
-
-def _json_objects(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json_objects(file: Path) -> Rows:
+    """Those of a JSON array, or one after the other."""
     chunks, decoder, between = decoded(file), json.JSONDecoder(), re.compile(r"[\s,]*")
     text, place, number = next(chunks).lstrip(), 0, 0
     end = "]" if text.startswith("[") else ""
@@ -178,22 +151,14 @@ def _json_objects(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield where, value
 
 
-def read_csv(file: Path, column: str, encoding: str = "utf-8") -> Iterator[str]:
-    """The texts of a table with a first line of names, separated by commas, semicolons, tabs or bars.
-
-    Raises:
-        AntError: a line does not belong to such a table (names it); or as `decoded` and `texts_of`.
-    """
-    return texts_of(_csv_rows(file, column, encoding), column)
-
-
-def _csv_rows(file: Path, column: str, encoding: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    names = next(decoded(file, encoding)).partition("\n")[0]
+def _csv_rows(file: Path, column: str, encoding: str) -> Rows:
+    """Of a table with a first line of names, separated by commas, semicolons, tabs or bars."""
+    csv.field_size_limit(2**31 - 1)
+    names = re.split("[\r\n]", next(decoded(file, encoding)), maxsplit=1)[0]
     tables = {mark: next(csv.reader([names], delimiter=mark)) for mark in ",;\t|"}
     mark = next((mark for mark, found in tables.items() if column in found), ",")
     if column not in tables[mark]:
         raise missing_column(str(file), column, max(tables.values(), key=len))
-    csv.field_size_limit(2**31 - 1)
     marked = "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
     with opened(file) as handle:
         text = io.TextIOWrapper(handle, marked, newline="")  # type: ignore[type-var]
@@ -212,16 +177,7 @@ def _csv_rows(file: Path, column: str, encoding: str) -> Iterator[tuple[str, dic
                 pass
 
 
-def read_parquet(file: Path, column: str, encoding: str = "utf-8") -> Iterator[str]:
-    """The texts of a Parquet file, 512 rows at a time.
-
-    Raises:
-        AntError: the file is damaged, has no such column (names those it has); or as `texts_of`.
-    """
-    return texts_of(_parquet_rows(file, column), column)
-
-
-def _parquet_rows(file: Path, column: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parquet_rows(file: Path, column: str) -> Rows:
     import pyarrow
     import pyarrow.parquet
 
@@ -246,22 +202,18 @@ def _parquet_rows(file: Path, column: str) -> Iterator[tuple[str, dict[str, Any]
             ) from None
 
 
-_READERS: dict[str, Callable[[Path, str, str], Iterator[str]]] = {
-    ".txt": read_txt,
-    ".text": read_txt,
-    ".md": read_txt,
-    ".markdown": read_txt,
-    ".jsonl": read_jsonl,
-    ".ndjson": read_jsonl,
-    ".json": read_json,
-    ".csv": read_csv,
-    ".tsv": read_csv,
-    ".parquet": read_parquet,
+_ROWS: dict[str, Callable[[Path, str, str], Rows]] = {
+    ".jsonl": lambda file, column, encoding: read_json_rows(file),
+    ".ndjson": lambda file, column, encoding: read_json_rows(file),
+    ".json": lambda file, column, encoding: _json_objects(file),
+    ".csv": _csv_rows,
+    ".tsv": _csv_rows,
+    ".parquet": lambda file, column, encoding: _parquet_rows(file, column),
 }
-KINDS = tuple(_READERS)
+KINDS = (".txt", ".text", ".md", ".markdown", *_ROWS)
 
 
-def texts_of(rows: Iterable[tuple[str, dict[str, Any]]], column: str) -> Iterator[str]:
+def texts_of(rows: Iterable[Row], column: str) -> Iterator[str]:
     """The text in each row; null is an empty text, in up to half of the rows.
 
     Args:
@@ -298,6 +250,7 @@ def missing_column(where: str, column: str, columns: list[str]) -> AntError:
     """The error for rows without the text column."""
     return AntError(
         f"{where} has no column {column!r}",
-        seen=columns,
+        # Of a file that is not a table they are its first line, however long.
+        seen=[name[:_NAME_SHOWN] for name in columns],
         hint="Name the text column: --set corpus.text_column=NAME",
     )

@@ -214,10 +214,7 @@ class RepackedOrder(TrainingOrder):
     A decay with a mix of its own begins with a new round, and the rest of the one before is not read.
     """
 
-    blocks: RepackedBlocks  # type: ignore[assignment]
-
-    def __init__(self, blocks: RepackedBlocks, length: int, seed: int) -> None:
-        super().__init__(blocks, length, seed)  # type: ignore[arg-type]  # what it uses of them is the same
+    blocks: RepackedBlocks  # type: ignore[assignment]  # what is used of them is the same
 
     def block_index(self, position: int) -> int:
         """Which block of the run's endless stream stands at `position`."""
@@ -244,11 +241,6 @@ class RepackedOrder(TrainingOrder):
                     counts[part] += tokens
         return list(map(int, counts))
 
-    def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
-        if not 0 <= position < self.length:
-            raise IndexError(position)
-        return {name: rows[0] for name, rows in self.__getitems__([position]).items()}
-
 
 def training_order(recipe: Recipe, pad_token_id: int) -> TrainingOrder:
     """The blocks of a recipe's run, of packed tokens that are there, in their order.
@@ -269,7 +261,7 @@ def training_order(recipe: Recipe, pad_token_id: int) -> TrainingOrder:
     if later := [part.decay_weight for part in parts.values() if part.decay_weight is not None]:
         decay = DecayMix(training.decay_begins * training.sequences_per_step, later)
     blocks = RepackedBlocks(texts, shares, training.sequence_length, training.seed, decay)
-    return RepackedOrder(blocks, length, training.seed)
+    return RepackedOrder(blocks, length, training.seed)  # type: ignore[arg-type]
 
 
 def given_by_parts(order: TrainingOrder, recipe: Recipe) -> dict[str, dict[str, Any]] | None:

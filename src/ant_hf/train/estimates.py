@@ -109,11 +109,6 @@ class _RandomTokens(PackedTokens):
     def __len__(self) -> int:
         return self._length
 
-    def slice(self, start: int, stop: int) -> np.ndarray[Any, Any]:
-        tokens = np.empty(min(stop, len(self)) - start, dtype=np.int64)
-        self.read_into(tokens, start)
-        return tokens
-
     def read_into(self, row: np.ndarray[Any, Any], start: int) -> int:
         row[:] = np.random.default_rng(start).integers(self._vocab_size, size=len(row))
         return len(row)
@@ -346,12 +341,20 @@ def training_phases(
     if validation_tokens is None:
         how = "not known, because the amount of held-out text is not known"
         return [*phases, Phase("evaluation", None, how), Phase("at the end", None, how)]
+    # The model that it begins with is measured too, to tell what was learnt.
+    models = 2 if setup.base else 1
+    final = models * (validation_tokens / rate.final_tokens_per_second + rate.sample_seconds)
+    at_end = validation_tokens / speed + final
+    if not setup.recipe.corpus.validation_fraction:
+        how = "a check of the export, and three samples"
+        return [*phases, Phase("at the end", at_end, how)]
     scored = min(validation_tokens, recipe.eval_max_tokens or validation_tokens)
     how = f"{evaluations:,} x {scored:,} held-out tokens, {speed:,.0f} per second"
     phases.append(Phase("evaluation", evaluations * scored / speed, how))
-    at_end = validation_tokens / speed + validation_tokens / rate.final_tokens_per_second
     how = f"all {validation_tokens:,} held-out tokens, before and after the export, and three samples"
-    return [*phases, Phase("at the end", at_end + rate.sample_seconds, how)]
+    if setup.base:
+        how += "; the same of the model that it begins with"
+    return [*phases, Phase("at the end", at_end, how)]
 
 
 def seconds_on(gpu: Gpu, setup: Setup) -> float:
@@ -382,10 +385,10 @@ def muon_flops(config: PreTrainedConfig) -> int:
     return config.num_hidden_layers * sum(5 * (4 * m * m * n + 2 * m**3) for m, n in sides)
 
 
-def _on_a_t4(setup: Setup) -> str:
-    """Training alone, as long as no T4 is there to be measured."""
-    gpu = gpu_named("T4")
-    return f"{in_words(seconds_on(gpu, setup))} of training, {arithmetic(gpu)}"
+def facts_on(gpu: Gpu, name: str, setup: Setup) -> list[tuple[str, str]]:
+    """Time of the training alone, and memory, on a GPU that is not here, as rows of a table."""
+    told = f"{in_words(seconds_on(gpu, setup))} of training, {arithmetic(gpu)}"
+    return [(f"on {name}", told), ("its memory", memory_on(gpu, setup))]
 
 
 def arithmetic(gpu: Gpu) -> str:
@@ -452,7 +455,7 @@ def show_estimates(setup: Setup, folder: RunFolder, text: Survey, rate: Training
     if rate:
         rows.append(("in all", _in_all(phases, setup.recipe.training.max_hours)))
         if setup.execution.device != "cuda":
-            rows += [("on a T4", _on_a_t4(setup)), ("its memory", memory_on(gpu_named("T4"), setup))]
+            rows += facts_on(gpu_named("T4"), "a T4", setup)
     for room in room_for(setup, folder, text):
         needed, free = sum(room.parts.values()), free_bytes(room.folder)
         rows.append(

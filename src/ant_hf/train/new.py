@@ -16,9 +16,9 @@ from ant_hf.data.survey import Survey
 from ant_hf.errors import AntError
 from ant_hf.model.shapes import Shape, shapes_for
 from ant_hf.recipe import NAME, Recipe, load_recipe
-from ant_hf.train.estimates import arithmetic, choose_compilation, in_words, measure_training, seconds_on
+from ant_hf.train.estimates import choose_compilation, facts_on, measure_training, seconds_on
 from ant_hf.train.pretrain import dry_run
-from ant_hf.train.setup import Setup, memory_on, ratio, set_up, show_plan
+from ant_hf.train.setup import Setup, ratio, set_up, show_plan
 from ant_hf.train.sizing import (
     FEWEST_STEPS,
     MEASURED,
@@ -174,7 +174,7 @@ def _chosen(wish: Wish, shapes: list[Shape]) -> Shape:
 
 
 def _corpus(wish: Wish) -> dict[str, Any]:
-    """The section `corpus`, and the prompt that suits it."""
+    """The section `corpus`; for a text of one's own without what follows from its size."""
     if not wish.data:
         return {"source": "embedded", "language": "en", "validation_fraction": 0.05}
     paths = [str(Path(expand_home(path)).resolve()) for path in wish.data]
@@ -314,9 +314,7 @@ def _show_choices(wish: Wish, setup: Setup, gpu_name: str | None) -> None:
         ),
     ]
     if gpu_name:
-        gpu = gpu_named(gpu_name)
-        told = f"{in_words(seconds_on(gpu, setup))} of training, {arithmetic(gpu)}"
-        facts += [(f"on one {gpu_name.upper()}", told), ("its memory", memory_on(gpu, setup))]
+        facts += facts_on(gpu_named(gpu_name), f"one {gpu_name.upper()}", setup)
     show(facts_table(f"Chosen for {wish.name}", facts))
 
 

@@ -31,10 +31,7 @@ class BatchedMuon(torch.optim.Muon):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         if any(isinstance(p, DTensor) for group in self.param_groups for p in group["params"]):
             return super().step(closure)  # torch's own handles the pieces that FSDP leaves on a process
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             parameters: list[torch.Tensor] = []
             gradients: list[torch.Tensor] = []
@@ -139,10 +136,7 @@ class MuonAdamW(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = None if closure is None else torch.enable_grad()(closure)()
         self._muon.step()
         self._adamw.step()
         return loss

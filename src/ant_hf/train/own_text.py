@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ant_hf.data.corpus import Corpus
+from ant_hf.data.dataset import check_one_block
 from ant_hf.data.sources import open_source
 from ant_hf.data.survey import Survey, survey
+from ant_hf.data.tokens import TRAIN
 from ant_hf.errors import AntError
 from ant_hf.model.base import architecture_of
 from ant_hf.model.shapes import Shape, usual_shape
@@ -232,9 +234,12 @@ class _Draft:
         sizes = _Sizes(max(fitting, default=_VOCABULARIES[0])).trained_on(size, size, size)
         self._names["sample_prompt"] = first_words(source)
         say("text", f"{size / 1e6:,.2f} MB: reading a sample of it, and timing a few steps")
-        text = survey(self._recipe(sizes), _BLOCK)
+        recipe = self._recipe(sizes)
+        text = survey(recipe, _BLOCK)
         if not text.train_tokens:
             raise AntError(text.what)
+        # Before a recipe is written that would be for too little text also when there is more.
+        check_one_block(TRAIN, text.train_tokens, recipe.training.sequence_length)
         sizes = sizes._replace(vocabulary=text.vocab_size or sizes.vocabulary)
         there = text.train_tokens
         most = _MOST_PASSES * there

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import tempfile
 import time
@@ -26,7 +27,7 @@ from ant_hf.model.loading import load_any, load_final
 from ant_hf.model.saving import export_final
 from ant_hf.model.scoring import SAME_LOSS
 from ant_hf.recipe import OWN_TEXT, Recipe, share_in_words
-from ant_hf.train.before_after import before_after_table, measure, measure_held_out
+from ant_hf.train.before_after import before_after_table, general_text, measure, measure_held_out
 from ant_hf.train.checkpoints import checkpoint_name
 from ant_hf.train.distributed import check_run_folder_is_shared, is_first_on_another_machine
 from ant_hf.train.estimates import (
@@ -47,7 +48,7 @@ from ant_hf.train.run_folder import (
 )
 from ant_hf.train.setup import Setup, fit_length, fit_vocabulary, set_up, show_plan, with_recipe
 from ant_hf.train.trainer import AntTrainer, RunData
-from ant_hf.train.uploads import checked_client, fetch_checkpoint, finish_uploads, start_uploads
+from ant_hf.train.uploads import checked_client, fetch_checkpoint, start_uploads
 from ant_hf.utils.console import is_first_process, lasting_output, say, show
 from ant_hf.utils.files import file_sha256, writing
 from ant_hf.utils.hardware import peak_memory_bytes
@@ -84,6 +85,11 @@ def pretrain(recipe: Recipe, fresh: bool = False) -> None:
             if is_first_process():
                 held.enter_context(locked(output_dir, "run"))
             fetch_checkpoint(recipe, fresh)
+            is_open = recipe.training.num_train_epochs and not (recipe.tokens_dir / MANIFEST).exists()
+            if is_open and (output_dir / RUN_RECORD).exists() and not fresh and is_first_process():
+                # The run that is there has the length for its text, which only the tokens tell.
+                make_data(recipe, setup.config.max_position_embeddings, setup.tokenizer_from)
+            recipe = _fitted(recipe)
             folder = open_run_folder(recipe, fresh and is_first_process())
             if not folder.is_finished and is_first_process():
                 text = _look_at_text(setup, folder, seconds=1.0, sample_bytes=1_000_000)
@@ -98,7 +104,8 @@ def pretrain(recipe: Recipe, fresh: bool = False) -> None:
         if folder.record and folder.record.final and folder.is_finished:
             say("finished", f"{output_dir / FINAL} exists already ({folder.record.finished})")
             _say_result(folder.record, output_dir)
-            finish_uploads(start_uploads(recipe), output_dir / FINAL)
+            if uploads := start_uploads(recipe):
+                uploads.finish(output_dir / FINAL)
         else:
             entries = load_tokenizer(recipe.tokenizer_dir).get_vocab_size()
             _train(fit_vocabulary(with_recipe(setup, _fitted(recipe)), entries), folder)
@@ -173,7 +180,7 @@ def _check_beginning(recipe: Recipe, fresh: bool) -> None:
     """Refuse at once what needs no look into a file.
 
     Raises:
-        AntError: a folder is a file or holds another thing, or there is no text.
+        AntError: a folder is a file or holds another thing, or there is no text, or no general one.
     """
     output_dir, data_dir = Path(recipe.output_dir), recipe.tokenizer_dir.parent
     for folder in (output_dir, data_dir):
@@ -186,6 +193,7 @@ def _check_beginning(recipe: Recipe, fresh: bool) -> None:
     if is_first_process() and (fresh or not is_finished(output_dir)):
         for text in recipe.corpus.texts:
             open_source(text)
+        general_text(recipe)
 
 
 def _look_at_text(setup: Setup, folder: RunFolder, **limits: Any) -> Survey:
@@ -248,7 +256,8 @@ def _train(setup: Setup, folder: RunFolder) -> None:
         if not stopped_by:
             _say_finished(recipe, record)
     # Where time ran out the machine may be gone in a moment, and another one continues from what has arrived.
-    finish_uploads(uploads, None if stopped_by else folder.path / FINAL)
+    if uploads:
+        uploads.finish(None if stopped_by else folder.path / FINAL)
     if stopped_by:
         text = (
             f"by {stopped_by} at step {step:,} of {trainer.state.max_steps:,}, saved in "
@@ -307,13 +316,13 @@ def _finish(trainer: AntTrainer, record: RunRecord) -> None:
         record.exported_sha256 = export_final(trained, recipe.tokenizer_dir, final, weights, dtype)
     now_here = measure(*load_final(final), setup, data)
     scores = now_here.held_out
-    if abs(scores.loss / in_training.loss - 1) > SAME_LOSS and weights is None:
+    if not math.isclose(scores.loss, in_training.loss, rel_tol=SAME_LOSS) and weights is None:
         # 16-bit autocast alone can be as far off, in models with large activations: the same without it.
         plain = build_model(setup.config, recipe.training.seed)
         plain.load_state_dict(kept)
         plain.to(setup.arguments.device)  # type: ignore[arg-type]  # wrapped by a decorator of transformers
         in_training = measure_held_out(plain, setup, data)
-    if abs(scores.loss / in_training.loss - 1) > SAME_LOSS:
+    if not math.isclose(scores.loss, in_training.loss, rel_tol=SAME_LOSS):
         raise AntError(
             f"{final} does not reproduce the trained model when it is loaded: its validation loss is "
             f"{scores.loss:.4f}, and it was {in_training.loss:.4f} in training",

@@ -51,6 +51,7 @@ _PACKAGES = (
 # not the weights. What the config and the tokens hold is compared by hash.
 _FREE_KEYS = {
     "architecture",
+    "corpus.decontaminate",
     "corpus.general",
     "corpus.language",
     "corpus.sources",
@@ -79,10 +80,8 @@ _FREE_KEYS = {
     "training.save_total_limit",
     "training.spike_deviations",
 }
-
-
-# What a run may still change while its learning rate is constant: where the decay begins, the end, and how many
-# of the last checkpoints are averaged.
+# What a run may still change while its learning rate is constant: where the decay begins, the end, and how
+# many of the last checkpoints are averaged.
 _LENGTH_KEYS = {"training.max_steps", "training.stable_fraction", "training.average_last"}
 
 
@@ -195,15 +194,16 @@ class RunFolder:
 
     @property
     def is_finished(self) -> bool:
-        return self.record is not None and self.record.status == "finished"
+        return self.record is not None and is_finished(self.path)
 
 
 def is_finished(path: Path) -> bool:
-    """Whether a folder says that it holds a finished run."""
+    """Whether a folder says that it holds a finished run, and its final model is there."""
     try:
-        return read_json(path / RUN_RECORD, "run record", "").get("status") == "finished"
+        is_told = read_json(path / RUN_RECORD, "run record", "").get("status") == "finished"
     except AntError:
         return False
+    return is_told and (path / FINAL).is_dir()
 
 
 def open_run_folder(recipe: Recipe, fresh: bool = False, look_only: bool = False) -> RunFolder:
@@ -339,8 +339,8 @@ def room_needed(setup: Setup, folder: RunFolder) -> int:
     """Bytes of the final model, and of the checkpoints at most beyond those that are there."""
     training = setup.recipe.training
     saves = -(-training.max_steps // training.save_steps)
-    # An old one goes when the new one is complete.
-    most = min(training.save_total_limit + 1, saves)
+    # An old one goes when the new one is complete; the best one may stay beside them.
+    most = min(training.save_total_limit + 1 + setup.recipe.keeps_best, saves)
     missing = max(1, most - len(checkpoints(folder.path)))
     return missing * setup.plan.checkpoint_bytes + 4 * setup.ledger.total
 

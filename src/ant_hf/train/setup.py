@@ -438,11 +438,6 @@ def activation_bytes_per_token(config: PreTrainedConfig) -> int:
     return int(config.num_hidden_layers * layer + 10 * width + 10 * config.vocab_size)
 
 
-def ran_out_of_memory(error: Exception) -> bool:
-    """Whether a smaller batch may help: every device words this in its own way."""
-    return bool(should_reduce_batch_size(error))
-
-
 def largest_that_fits(candidates: Sequence[int], fits: Callable[[int], bool]) -> int | None:
     """The first candidate that fits; running out of memory means that it does not."""
     for size in candidates:
@@ -450,7 +445,7 @@ def largest_that_fits(candidates: Sequence[int], fits: Callable[[int], bool]) ->
             if fits(size):
                 return size
         except RuntimeError as error:
-            if not ran_out_of_memory(error):
+            if not should_reduce_batch_size(error):
                 raise
         # Outside the handler, whose traceback would keep the tensors of the failed try alive.
         gc.collect()
@@ -463,7 +458,7 @@ def _fits(recipe: TrainingRecipe, config: PreTrainedConfig, execution: Execution
     try:
         share = _memory_share(recipe, config, execution, size)
     except Exception as error:
-        if not execution.torch_compile or ran_out_of_memory(error):
+        if not execution.torch_compile or should_reduce_batch_size(error):
             raise
         share = _memory_share(recipe, config, replace(execution, torch_compile=False), size)
     return share <= _USABLE_MEMORY
@@ -557,6 +552,7 @@ def show_plan(setup: Setup, text: Survey) -> None:
     elif any(config_source(recipe, None).parent.glob("*.safetensors")):
         start = f"random weights; only the shape is taken from {recipe.architecture}"
         facts.append(("start", start))
+    kept = f"{training.save_total_limit}{' and the best' if recipe.keeps_best else ''}"
     facts += [
         ("device", f"{execution.device} ({execution.device_name}){threads}"),
         ("precision", f"{execution.precision}: {execution.reason}"),
@@ -573,7 +569,7 @@ def show_plan(setup: Setup, text: Survey) -> None:
             "training compute",
             f"{plan.flops_per_token / 1e6:.1f} MFLOP per token, {plan.total_flops:.3g} FLOP",
         ),
-        ("a checkpoint", f"{plan.checkpoint_bytes / 1e6:,.1f} MB, {training.save_total_limit} kept"),
+        ("a checkpoint", f"{plan.checkpoint_bytes / 1e6:,.1f} MB, {kept} kept"),
     ]
     show(facts_table(f"Plan of {recipe.name}", facts))
 

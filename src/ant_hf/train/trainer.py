@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from safetensors import SafetensorError, safe_open
 from transformers import (
     PreTrainedModel,
@@ -45,7 +46,7 @@ from ant_hf.train.checkpoints import (
 )
 from ant_hf.train.distributed import check_fsdp
 from ant_hf.train.optimizers import muon_adamw
-from ant_hf.train.setup import Setup, ran_out_of_memory
+from ant_hf.train.setup import Setup
 from ant_hf.utils.console import quiet_libraries, say
 from ant_hf.utils.files import read_json, write_json, writing
 from ant_hf.utils.metrics import TextScore
@@ -134,22 +135,21 @@ class AntTrainer(Trainer):
         Raises:
             AntError: the metrics file or the checkpoint is not what was written.
         """
-        progress = None
+        checkpoint, progress = None, None
         if resume_from_checkpoint is not None:
-            file = Path(resume_from_checkpoint) / PROGRESS
-            progress = read_json(file, "progress of the run", "Remove that checkpoint.")
+            checkpoint = Path(resume_from_checkpoint)
+            progress = read_json(checkpoint / PROGRESS, "progress of the run", "Remove that checkpoint.")
             self.guard.restore(progress["guard"])
             # Earlier checkpoints have no times.
             if "meter" in progress:
                 self.meter.restore(progress["meter"])
-            checkpoint = Path(resume_from_checkpoint)
             self.mean.restore(checkpoint, step_of(checkpoint), progress.get("averaged_steps", []))
         if self.is_world_process_zero():
             self.metrics.begin(progress and progress["metrics"])
         try:
-            if resume_from_checkpoint is not None:
-                self._check_names(Path(resume_from_checkpoint) / WEIGHTS)
-                state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME))
+            if checkpoint:
+                self._check_names(checkpoint / WEIGHTS)
+                state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
                 if self.is_past_best(state):
                     return self._without_training(state)
             kept = f"The checkpoints saved before are kept in {self.folder}. Run the same command again."
@@ -157,8 +157,7 @@ class AntTrainer(Trainer):
             request = None if self.args.save_strategy == "no" else self.stop.on_signal
             shown: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
             if not self.args.disable_tqdm:
-                before = 0 if resume_from_checkpoint is None else step_of(Path(resume_from_checkpoint))
-                shown = self.progress.shown(before)
+                shown = self.progress.shown(step_of(checkpoint) if checkpoint else 0)
             with phase("training", kept), stopped_by_signals(request), self._saving_whole(), shown:
                 return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         except pickle.UnpicklingError:
@@ -169,14 +168,19 @@ class AntTrainer(Trainer):
         except SafetensorError as error:
             raise AntError(f"{resume_from_checkpoint} cannot be loaded: {error}") from None
         except RuntimeError as error:
-            if not ran_out_of_memory(error):
+            if not should_reduce_batch_size(error):
                 raise
             at_once = self.setup.plan.per_device_batch_size
+            lower = (
+                f"Use --set training.per_device_batch_size={at_once // 2}: the batch of a step, and so the "
+                "result, stays the same."
+                if at_once > 1
+                else "Lower training.sequence_length or train a smaller model, in another folder."
+            )
             raise AntError(
-                f"a step with {at_once} blocks at once does not fit into memory",
+                f"a step with {at_once} block{'s'[: at_once > 1]} at once does not fit into memory",
                 seen=str(error).splitlines()[0],
-                hint=f"Use --set training.per_device_batch_size={max(1, at_once // 2)}: the batch of a step, "
-                "and so the result, stays the same. The last checkpoint is kept.",
+                hint=f"{lower} The last checkpoint is kept.",
             ) from None
 
     def is_past_best(self, state: TrainerState) -> bool:

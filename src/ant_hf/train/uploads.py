@@ -23,6 +23,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from ant_hf.errors import AntError
 from ant_hf.hub import HubClient, HubUnreachableError
 from ant_hf.recipe import Recipe
+from ant_hf.train.checkpoints import checkpoint_name
 from ant_hf.utils.console import is_first_process, say
 from ant_hf.utils.files import inventory, read_json, read_sealed, whole_folder, write_json, write_sealed
 from ant_hf.utils.names import LAST_CHECKPOINT, METRICS, MODEL_FILES, RUN_RECORD, SEAL, TOKENIZER_FILES
@@ -60,7 +61,7 @@ class CheckpointUploads(TrainerCallback):
             return
         what = f"step {state.global_step:,}"
         try:
-            stage = self._stage_checkpoint(self._output_dir / f"checkpoint-{state.global_step}")
+            stage = self._stage_checkpoint(self._output_dir / checkpoint_name(state.global_step))
         except OSError as error:
             self._fail(what, str(error))
             return
@@ -75,7 +76,11 @@ class CheckpointUploads(TrainerCallback):
         self._put_in_line(what, stage)
 
     def finish(self, final: Path | None) -> None:
-        """Send the exported model, if there is one, and wait until everything is there, or has failed."""
+        """Send the exported model, if there is one, and wait until everything is there, or has failed.
+
+        Args:
+            final: its folder; None for a run that was stopped.
+        """
         last = "the final model" if final else "the last checkpoint"
         kept = f"All of it is in {self._output_dir}. Run the same command again to send the rest."
         with phase(f"sending {last} to {self._repository}", kept):
@@ -179,12 +184,6 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def finish_uploads(uploads: CheckpointUploads | None, final: Path | None) -> None:
-    """Send the exported model, if the recipe pushes to the Hub; without one, wait for the last checkpoint."""
-    if uploads:
-        uploads.finish(final)
-
-
 def start_uploads(recipe: Recipe, trainer: Trainer | None = None) -> CheckpointUploads | None:
     """The callback for a recipe with `push_to_hub`, on the first process, also added to the trainer.
 
@@ -255,7 +254,7 @@ def fetch_checkpoint(recipe: Recipe, fresh: bool) -> None:
     then = _with_paths(record["recipe"], now) | {key: now[key] for key in ("output_dir", "data_dir")}
     step = int(state["global_step"])
     output_dir.mkdir(parents=True, exist_ok=True)
-    with whole_folder(output_dir / f"checkpoint-{step}") as partial:
+    with whole_folder(output_dir / checkpoint_name(step)) as partial:
         for path in found.iterdir():
             if path.name not in (RUN_RECORD, METRICS):
                 shutil.copyfile(path, partial / path.name)
