@@ -31,7 +31,11 @@ def small(write_study, tmp_path, prepared):
     changes = {"tokens": 1024, "data_dir": str(tmp_path / "data"), "training.eval_max_tokens": 500}
     file = write_study(
         changes=changes,
-        runs={"base": {"seeds": [1]}, "faster": {"training.learning_rate": 0.03, "seeds": [3]}},
+        runs={
+            "base": {"seeds": [1]},
+            # A thousandth of the text is one step.
+            "faster": {"training.learning_rate": 0.03, "training.num_train_epochs": 0.001, "seeds": [3]},
+        },
         score=SCORES,
     )
     return file, Options(output_dir=str(tmp_path / "out"))
@@ -57,6 +61,7 @@ def test_runs_become_a_record_and_a_page_and_are_not_run_again(small, here, tmp_
     first, other = record.runs
     assert (first.cell, first.seed, other.changes["training.learning_rate"]) == ("base", 1, 0.03)
     assert first.scores["bits_per_byte"] != other.scores["bits_per_byte"]
+    assert (first.facts["tokens"], other.facts["tokens"]) == (1024, 512)
     assert 0 < first.scores["hidden_rank"] <= 1
     assert first.scores["embedding_share"] == pytest.approx(384 * 32 / first.facts["parameters"])
     assert [*first.sha256] == ["recipe", "architecture", "run", "tokenizer", "tokens"]
@@ -91,17 +96,52 @@ def test_a_run_whose_numbers_break_is_a_result(small, tmp_path):
     file, options = small
     run = load_study(file, options).runs[0]
     write_recipe(run)
-    assert outcome_of(run, SCORES) is None
+    assert outcome_of(run, Scoring(SCORES)) is None
     train_and_score(run.folder, Scoring(["bits_per_byte"]))
     path = run.folder / "run.json"
     values = json.loads(path.read_text()) | {"status": "running", "format_version": 1}
     path.write_text(json.dumps({key: value for key, value in values.items() if key != "values_sha256"}))
-    assert outcome_of(run, SCORES) is None
+    assert outcome_of(run, Scoring(SCORES)) is None
     with (run.folder / "metrics.jsonl").open("a") as rows:
         rows.write(json.dumps({"step": 2, "stopped_by_gradient_norm": "nan", "blocks": [1]}) + "\n")
-    outcome = outcome_of(run, SCORES)
+    outcome = outcome_of(run, Scoring(SCORES))
     assert outcome.broken == "gradient norm nan at step 2"
     assert set(outcome.scores.values()) == {None}
+
+
+def test_a_run_that_breaks_keeps_no_checkpoints_and_other_errors_are_told(small, monkeypatch):
+    run = load_study(*small).runs[0]
+    write_recipe(run)
+    checkpoint = run.folder / "checkpoint-1"
+    checkpoint.mkdir()
+    (checkpoint / "checkpoint.json").write_text("{}")
+
+    def breaks(_):
+        raise AntError("the loss is nan")
+
+    monkeypatch.setattr("ant_hf.studies.running.pretrain", breaks)
+    with pytest.raises(AntError, match="the loss is nan"):
+        train_and_score(run.folder, Scoring(SCORES))
+    assert checkpoint.exists()
+    (run.folder / "metrics.jsonl").write_text('{"step": 2, "stopped_by_loss": "nan"}\n')
+    train_and_score(run.folder, Scoring(SCORES))
+    assert not checkpoint.exists()
+
+
+def test_scores_on_another_number_of_documents_are_measured_again(small, tiny_run, tmp_path, monkeypatch):
+    run = load_study(*small).runs[0]
+    shutil.copytree(tiny_run, run.folder)
+    write_recipe(run)
+    results = {"conditions": {"limit": 2}, "degeneration": {"greedy": {"loop_rate": 0.5}}}
+    (run.folder / "final/results.json").write_text(json.dumps(results))
+    measured = []
+    monkeypatch.setattr("ant_hf.evaluation.evaluate.evaluate", lambda *_, **options: measured.append(options))
+    assert outcome_of(run, Scoring(["loop_rate"], limit=2)).scores == {"loop_rate": 0.5}
+    train_and_score(run.folder, Scoring(["loop_rate"], limit=2))
+    assert not measured
+    assert outcome_of(run, Scoring(["loop_rate"], limit=3)) is None
+    train_and_score(run.folder, Scoring(["loop_rate"], limit=3))
+    assert [(options["limit"], options["fresh"]) for options in measured] == [(3, True)]
 
 
 def test_gradient_noise_is_of_the_second_half():
@@ -124,7 +164,7 @@ def test_a_dry_run_writes_nothing(small, tmp_path, capsys):
 
 def test_a_precision_that_is_not_here_is_left_out(write_study, tmp_path, monkeypatch):
     monkeypatch.setattr("ant_hf.train.setup.torch.cuda.is_available", lambda: False)
-    file = write_study(grid={"training.precision": ["fp32", "fp16"]})
+    file = write_study(grid={"training.precision": ["fp16", "fp32"]})
     loaded, left_out = study_module.without_impossible(load_study(file))
     assert [run.cell for run in loaded.runs] == ["precision fp32"]
     assert "'fp16' on cpu" in left_out["precision fp16"]

@@ -12,8 +12,9 @@ from rich.table import Table
 
 from ant_hf.data.survey import Survey, survey
 from ant_hf.errors import AntError
+from ant_hf.studies.fitting import check_fit
 from ant_hf.studies.report import short, whole
-from ant_hf.studies.running import outcome_of
+from ant_hf.studies.running import Scoring, outcome_of
 from ant_hf.studies.scores import all_scores
 from ant_hf.studies.study import say_left_out, without_impossible
 from ant_hf.studies.study_file import LoadedStudy, PlannedRun
@@ -57,6 +58,8 @@ def plan_study(loaded: LoadedStudy, tokens_per_second: float | None = None) -> N
         AntError: the text cannot be read or is too small for a vocabulary; or no run can be trained here.
     """
     loaded, left_out = without_impossible(loaded)
+    if loaded.study.fit:
+        check_fit(loaded.study.fit, loaded.runs)
     with tempfile.TemporaryDirectory() as scratch:
         setups = {run.name: _set_up(run, Path(scratch)) for run in loaded.runs}
         pace = _stated(loaded.runs, tokens_per_second) if tokens_per_second else _timed(loaded.runs, setups)
@@ -65,7 +68,7 @@ def plan_study(loaded: LoadedStudy, tokens_per_second: float | None = None) -> N
         on_gpu = sum(seconds_on(gpu, setup) for setup in setups.values())
     seconds = {run.name: _seconds(run, pace, texts) for run in loaded.runs}
     show(_runs_table(loaded, seconds))
-    done = [run for run in loaded.runs if outcome_of(run, loaded.study.score)]
+    done = [run for run in loaded.runs if outcome_of(run, Scoring.of(loaded.study, None))]
     left = sum(seconds[run.name] for run in loaded.runs if run not in done)
     prepared = sum((text.tokenizer_seconds or 0) + (text.packing_seconds or 0) for text in texts.values())
     facts = [

@@ -344,7 +344,8 @@ def _draw_lines(record: StudyRecord, drawn: _Drawn, path: Path) -> None:
 def _scale(axes: Axes, values: Sequence[float]) -> None:
     """A logarithmic x axis where the values are far apart, with the values themselves as its ticks."""
     distinct = sorted(set(values))
-    if distinct[0] <= 0 or distinct[-1] / distinct[0] < _LOGARITHMIC_FROM:
+    # None where every run that would be drawn broke.
+    if not distinct or distinct[0] <= 0 or distinct[-1] / distinct[0] < _LOGARITHMIC_FROM:
         return
     axes.set_xscale("log")
     if len(distinct) <= 8:
