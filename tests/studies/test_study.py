@@ -172,6 +172,17 @@ def test_a_precision_that_is_not_here_is_left_out(write_study, tmp_path, monkeyp
         study_module.without_impossible(load_study(write_study(grid={"training.precision": ["fp16"]})))
 
 
+def test_a_task_leaves_out_what_its_machine_cannot_train(write_study, tmp_path, monkeypatch):
+    from ant_hf.studies import datatrove_steps
+
+    trained = []
+    monkeypatch.setattr(datatrove_steps, "in_a_process", lambda run, *_: trained.append(run.cell))
+    monkeypatch.setattr("ant_hf.train.setup.torch.cuda.is_available", lambda: False)
+    file = write_study(grid={"training.precision": ["fp16", "fp32"]})
+    assert list(datatrove_steps.TrainRuns(str(file), Options(output_dir=str(tmp_path / "out"))).run()) == []
+    assert trained == ["precision fp32"]
+
+
 def test_the_command_names_what_is_wrong(write_study):
     result = run_here("ant-hf", "study", write_study(changes={"training.max_stepz": 1}), "--dry-run")
     assert result.returncode == 2

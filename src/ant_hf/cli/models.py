@@ -382,14 +382,12 @@ def inspect(
     from ant_hf.inspection.findings import as_json
     from ant_hf.inspection.report import render_report
     from ant_hf.inspection.terminal import print_inspection
-    from ant_hf.utils.files import check_writable, write_json, write_text
+    from ant_hf.utils.files import check_output_file, write_json, write_text
 
     path = html or default_report(model, other)
     for file, option in ((path, "--html"), (json, "--json")):
-        if file and file.is_dir():
-            raise AntError(f"{file} is a folder", hint=f"Name a file: {option} {file / 'NAME'}")
         if file:
-            check_writable(file.parent, f"{option} FILE")
+            check_output_file(file, option)
     inspections = compare(model, other, text, position, tokens)
     print_inspection(inspections)
     write_text(path, render_report(inspections))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from ant_hf.card.audit import Finding
@@ -112,7 +111,7 @@ def board_table(board: Board, rows: Sequence[Row]) -> Table:
         tuned = "?" if row.tuned_on is None else ", ".join(labels[task] for task in row.tuned_on) or "none"
         table.add_row(
             "here" if row.is_measured else "publ.",
-            escape(row.name.rpartition("/")[2]),
+            row.name.rpartition("/")[2],
             f"{row.parameters / 1e6:.2f}M",
             # Within 80 columns: the error goes below its value.
             *(row.shown.get(task, "").replace(" ± ", "\n±") for task in board.tasks),
@@ -177,9 +176,9 @@ def _number(value: float | None, stderr: float | None = None) -> str:
 
 def comparison_table(pair: dict[str, Any]) -> Table:
     """One row per figure of two models, under the answer to which is better."""
-    first, second = escape(pair["first"]), escape(pair["second"])
+    first, second = pair["first"], pair["second"]
     table = _table(
-        escape(pair["answer"]),
+        pair["answer"],
         ["figure", f">{first}", f">{second}", ">difference (95 %)", f"{first} is"],
         caption="Shares in %, differences in points. Unclear: the two cannot be told apart; about so many "
         "more items would be needed. An interval is of its row alone. Better and worse hold for all rows at "
@@ -198,7 +197,7 @@ def comparison_table(pair: dict[str, Any]) -> Table:
         verdict = row["in_words"].replace("cannot be told apart", "unclear").replace(": about", ":")
         verdict = verdict.removesuffix(" would be needed").removesuffix(" items")
         table.add_row(
-            escape(row["label"]) + ("" if row["higher_is_better"] else " \N{DOWNWARDS ARROW}"),
+            row["label"] + ("" if row["higher_is_better"] else " \N{DOWNWARDS ARROW}"),
             *scores,
             f"{scale * row['difference']:+{form}} ({low} to {high})",
             verdict,
@@ -220,20 +219,20 @@ def comparison_lines(values: dict[str, Any]) -> list[str]:
 
 def audit_table(title: str, findings: Sequence[Finding]) -> Table:
     """What a card claims, what arithmetic gives, and whether the two go together."""
-    table = _table(escape(title), ("claim", "recomputed", "verdict"), no_wrap=False)
+    table = _table(title, ("claim", "recomputed", "verdict"), no_wrap=False)
     for finding in findings:
         style = "bold" if finding.verdict == "DISAGREES" else None
-        table.add_row(escape(finding.claim), escape(finding.recomputed), finding.verdict, style=style)
+        table.add_row(finding.claim, finding.recomputed, finding.verdict, style=style)
     return table
 
 
 def checks_table(title: str, checks: Sequence[dict[str, Any]]) -> Table:
     """The gate's checks with what they saw."""
-    table = _table(escape(f"Gate: {title}"), ("check", "outcome", "seen"), no_wrap=False)
+    table = _table(f"Gate: {title}", ("check", "outcome", "seen"), no_wrap=False)
     outcome = {True: "passed", False: "FAILED", None: "not checked"}
     for check in checks:
         style = "bold" if check["passed"] is False else None
-        table.add_row(escape(check["name"]), outcome[check["passed"]], escape(check["seen"]), style=style)
+        table.add_row(check["name"], outcome[check["passed"]], check["seen"], style=style)
     return table
 
 

@@ -67,7 +67,7 @@ def results_table(record: StudyRecord) -> Table:
 
 def whole(table: Table) -> Table:
     """The table as wide as it needs to be: a narrower terminal breaks its lines, and no number is cut."""
-    wide = Console(width=500)
+    wide = Console(width=500, markup=False, emoji=False)
     title, table.title, caption, table.caption = table.title, None, table.caption, None
     needed = Measurement.get(wide, wide.options, table).maximum
     table.title, table.caption = title, caption

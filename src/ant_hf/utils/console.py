@@ -48,7 +48,8 @@ class _Console(Console):
             yield segment if segment.control else segment._replace(text=without_control_codes(segment.text))
 
 
-_console = _Console(highlight=False, soft_wrap=True)
+# Brackets and colons of names and texts are shown as they are: no styles, no emoji.
+_console = _Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def is_first_process() -> bool:
@@ -131,7 +132,7 @@ def say(label: str = "", text: str | Path | None = None) -> None:
     """
     if is_first_process():
         line = label if text is None else labelled(label, text)
-        _console.print(without_control_codes(line), markup=False)
+        _console.print(without_control_codes(line))
 
 
 @functools.cache

@@ -462,6 +462,17 @@ def check_writable(folder: Path, option: str) -> None:
         raise AntError(f"{folder.absolute()} cannot be written", hint=f"Name another place with {option}")
 
 
+def check_output_file(file: Path, option: str) -> None:
+    """The same for a file that the option names.
+
+    Raises:
+        AntError: it is a folder, or nothing can be written where it will be.
+    """
+    if file.is_dir():
+        raise AntError(f"{file} is a folder", hint=f"Name a file: {option} {file / 'NAME'}")
+    check_writable(file.parent, f"{option} FILE")
+
+
 def is_writable(folder: Path) -> bool:
     """Whether a file can be made where a folder is or will be; it is tried: rights say nothing of a disk."""
     try:

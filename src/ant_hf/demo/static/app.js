@@ -274,7 +274,7 @@ class Page {
       slider.addEventListener("input", () => { number.value = slider.value; number.removeAttribute("aria-invalid"); });
       number.addEventListener("input", () => {
         slider.value = number.value;
-        number.toggleAttribute("aria-invalid", !number.checkValidity() && !this.valid(number));
+        number.setAttribute("aria-invalid", !this.valid(number));
       });
       this.fields[key] = {number, slider};
       $("controls").append(make("div", {class: "control"}, make("label", {for: key}, label), number, slider));
