@@ -143,12 +143,22 @@ IMPOSSIBLE_FITS = {
 }
 
 
-@pytest.mark.parametrize(("keys", "sizes", "message"), IMPOSSIBLE_FITS.values(), ids=IMPOSSIBLE_FITS)
-def test_a_fit_that_cannot_be_is_refused_before_the_training(write_study, monkeypatch, keys, sizes, message):
+@pytest.fixture
+def no_runs(monkeypatch):
     def refused(*_):
         raise AssertionError("a run began")
 
     monkeypatch.setattr("ant_hf.studies.study.in_a_process", refused)
+
+
+def test_missing_documents_are_said_before_the_training(write_study, no_runs, tmp_path):
+    loaded = load_study(write_study(score=["arc_easy"]), Options(output_dir=str(tmp_path / "out")))
+    with pytest.raises(AntError, match="arc_easy has no documents"):
+        run_study(loaded, Where(data_dir=tmp_path))
+
+
+@pytest.mark.parametrize(("keys", "sizes", "message"), IMPOSSIBLE_FITS.values(), ids=IMPOSSIBLE_FITS)
+def test_a_fit_that_cannot_be_is_refused_before_the_training(write_study, no_runs, keys, sizes, message):
     grid = {
         "architecture.hidden_size": [16, 32, 64, 128][:sizes],
         "tokens": [TOKENS, 2 * TOKENS, 4 * TOKENS],

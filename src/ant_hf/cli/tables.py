@@ -7,14 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from rich import box
 from rich.table import Table
 
 from ant_hf.card.audit import Finding
 from ant_hf.evaluation.boards import Board, Row
 from ant_hf.evaluation.results import ABOVE, BELOW, UNCLEAR
 from ant_hf.published import PublishedModel
-from ant_hf.utils.console import show
+from ant_hf.utils.console import COMPACT, show
 from ant_hf.utils.names import GATE
 
 _VERDICTS = {ABOVE: "above", BELOW: "below", UNCLEAR: "same", None: ""}
@@ -28,7 +27,7 @@ _PERPLEXITIES = {
 
 def _table(title: str, columns: Sequence[str], no_wrap: bool = True, **style: Any) -> Table:
     """An empty table; a column whose name begins with ">" holds numbers and stands right."""
-    table = Table(title=title, title_justify="left", caption_justify="left", **style)
+    table = Table(title=title, **{"title_justify": "left", **style})
     for name in columns:
         justify: Literal["left", "right"] = "right" if name.startswith(">") else "left"
         table.add_column(name.removeprefix(">"), justify=justify, no_wrap=no_wrap)
@@ -45,9 +44,7 @@ def results_table(results: dict[str, Any], published: list[PublishedModel]) -> T
         "from, always giving the most frequent one; above or below it by more than two standard errors, or "
         "with the whole interval. "
         "publ.: printed by the authors, not measured here.",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
+        **COMPACT,
     )
     # A long name continues below; a number is never cut.
     table.columns[0].no_wrap, table.columns[0].max_width = False, 20
@@ -101,9 +98,7 @@ def board_table(board: Board, rows: Sequence[Row]) -> Table:
         "standard error. publ.: published by its authors, not measured here; without a score where a figure "
         "that counts was not published. tuned on: sets whose own training questions were trained on; ?: the "
         "authors do not say.",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
+        **COMPACT,
     )
     table.columns[1].overflow = "fold"
     labels = {figure.task: figure.label for figure in board.figures}
@@ -184,9 +179,7 @@ def comparison_table(pair: dict[str, Any]) -> Table:
         "more items would be needed. An interval is of its row alone. Better and worse hold for all rows at "
         "once, because of many differences some are large by chance. \N{DOWNWARDS ARROW} less is better.",
         no_wrap=False,
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
+        **COMPACT,
     )
     table.columns[0].no_wrap = table.columns[3].no_wrap = True
     for row in pair["figures"]:
@@ -249,9 +242,7 @@ def verified_table(record: dict[str, Any]) -> Table:
         ["file", ">MB", ">logits", ">texts", ">greedy", ">bits/byte", ">tokens/s"],
         caption="logits: largest difference; texts: cut into the same tokens; greedy: prompts continued "
         "alike; bits/byte: what plain English costs more; tokens/s: one output at a time",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
+        **COMPACT,
     )
     # A long name continues below; a number is never cut.
     table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich import box
 from rich.table import Table
 
 from ant_hf.data.survey import Survey, survey
@@ -26,7 +25,7 @@ from ant_hf.train.estimates import (
     seconds_on,
 )
 from ant_hf.train.setup import Setup, set_up
-from ant_hf.utils.console import facts_table, say, show
+from ant_hf.utils.console import COMPACT, facts_table, say, show
 from ant_hf.utils.files import free_bytes, write_json
 from ant_hf.utils.hardware import gpu_named
 
@@ -39,13 +38,9 @@ _TIMED_SECONDS, _SURVEY_SECONDS, _SURVEY_BYTES = 3.0, 1.0, 1_000_000
 
 @dataclass(frozen=True)
 class _Pace:
-    """Seconds of a token, from the compute that it takes."""
-
     seconds: Callable[[float], float]
+    """Of a token, from the compute that it takes."""
     how: str
-
-    def of(self, run: PlannedRun) -> float:
-        return self.seconds(run.flops_per_token)
 
 
 def plan_study(loaded: LoadedStudy, tokens_per_second: float | None = None) -> None:
@@ -137,7 +132,7 @@ def _texts(runs: list[PlannedRun]) -> dict[str, Survey]:
 def _seconds(run: PlannedRun, pace: _Pace, texts: dict[str, Survey]) -> float:
     held_out = texts[str(run.recipe.data_dir)].validation_tokens or 0
     # Scored twice at the end, before and after the export.
-    return _START_SECONDS + pace.of(run) * (run.tokens + 2 * _SCORING_SHARE * held_out)
+    return _START_SECONDS + pace.seconds(run.flops_per_token) * (run.tokens + 2 * _SCORING_SHARE * held_out)
 
 
 def _not_counted(loaded: LoadedStudy) -> str:
@@ -166,13 +161,7 @@ def _disk(loaded: LoadedStudy, setups: dict[str, Setup], texts: dict[str, Survey
 
 def _runs_table(loaded: LoadedStudy, seconds: dict[str, float]) -> Table:
     """One row for each cell, within 80 columns."""
-    table = Table(
-        title=loaded.study.question,
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
+    table = Table(title=loaded.study.question, **COMPACT)
     # A long name continues below; a number is never cut.
     table.add_column("run", max_width=26)
     for name in ("seeds", "params", "embed", "layers", "width", "vocab", "tokens", "time"):

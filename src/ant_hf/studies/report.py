@@ -12,7 +12,6 @@ import jinja2
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
-from rich import box
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
@@ -20,6 +19,7 @@ from rich.table import Table
 from ant_hf.studies.record import Cell, Estimate, Prediction, StudyRecord
 from ant_hf.studies.scaling_law import Law
 from ant_hf.studies.scores import Score, all_scores
+from ant_hf.utils.console import COMPACT
 from ant_hf.utils.plots import STYLE, saved_figure
 
 _TEMPLATE = "page.md.jinja"
@@ -46,15 +46,7 @@ class Row:
 
 def results_table(record: StudyRecord) -> Table:
     """The table for the terminal."""
-    table = Table(
-        title=record.question,
-        title_justify="left",
-        caption=noise_in_words(record),
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
+    table = Table(title=record.question, caption=noise_in_words(record), **COMPACT)
     for number, name in enumerate(columns(record)):
         # A long name continues below; a number is never cut.
         head = name.replace(" ", "\n") if number else name
@@ -77,8 +69,7 @@ def whole(table: Table) -> Table:
 
 def columns(record: StudyRecord) -> list[str]:
     """Heads of the table."""
-    table = all_scores()
-    labels = [table[name].label for name in record.scores]
+    labels = [score.label for score in _scores(record)]
     return ["run", "parameters", "tokens", "seeds", *labels, "against the best"]
 
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ant_hf.errors import AntError, RunStopped
+from ant_hf.evaluation.benchmarks import choose_benchmarks, known_benchmarks
 from ant_hf.studies.fitting import check_fit, fitted
 from ant_hf.studies.record import STUDY_RECORD, RunRow, StudyRecord
 from ant_hf.studies.report import draw, page, results_table
 from ant_hf.studies.running import Outcome, Scoring, in_a_process, outcome_of, write_recipe
-from ant_hf.studies.scores import all_scores
+from ant_hf.studies.scores import LOOPS, all_scores, tasks_of
 from ant_hf.studies.study_file import ARCHITECTURE, RECIPE, Changes, LoadedStudy, PlannedRun
 from ant_hf.train.setup import choose_execution
 from ant_hf.utils.console import Advance, progress_bar, say, show
@@ -114,6 +115,10 @@ def _all_run(loaded: LoadedStudy, scoring: Scoring) -> list[tuple[PlannedRun, Ou
     total = sum(run.tokens for run in loaded.runs)
     finished = sum(outcome is not None for outcome in found.values())
     say("study", f"{loaded.study.name}: {len(found)} runs, {total:,} tokens; {finished} runs are finished")
+    sets = [name for name in tasks_of(scoring.names) if name != LOOPS]
+    if sets and finished < len(found):
+        # Documents that are missing would end the study after its first run.
+        choose_benchmarks(sets, known_benchmarks(scoring.data_dir), scoring.data_dir)
     with progress_bar("study", earlier=done) as advance:
         for number, run in enumerate(loaded.runs, 1):
             if found[run.name]:

@@ -413,7 +413,7 @@ class _Planner:
         if study.rates == "scaled" and "training.warmup_steps" not in explicit:
             found["training.warmup_steps"] = sizes.warmup
         found["training.warmup_steps"] = min(found["training.warmup_steps"], steps - 1)
-        values = dict(zip(_RATES, (getattr(training, key) for key in _RATES), strict=True))
+        values = {key: getattr(training, key) for key in _RATES}
         if study.rates == "scaled":
             rates = scaled_rates(sizes, config.hidden_size)
             scaled = dict(zip(_RATES, (rates.muon, rates.adamw, rates.weight_decay), strict=True))

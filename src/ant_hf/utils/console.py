@@ -16,6 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol, TextIO, cast
 
+from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.filesize import decimal
 from rich.progress import (
@@ -156,6 +157,16 @@ def show(table: Table) -> None:
     """Print a table."""
     if is_first_process():
         _console.print(table)
+
+
+# For tables of figures: no frame, and as narrow as they can be.
+COMPACT: dict[str, Any] = {
+    "box": box.SIMPLE_HEAD,
+    "pad_edge": False,
+    "collapse_padding": True,
+    "title_justify": "left",
+    "caption_justify": "left",
+}
 
 
 def facts_table(title: str, facts: list[tuple[str, str]]) -> Table:

@@ -143,7 +143,7 @@ def write_text(path: Path, text: str) -> None:
 
 def flush_folder(folder: Path, files: bool = True) -> None:
     """Wait until a folder's files and their names are on the disk, so that a rename never overtakes them."""
-    for path in [*folder.iterdir(), folder] if files else [folder]:
+    for path in [*folder.rglob("*"), folder] if files else [folder]:
         # Windows flushes neither folders nor files opened for reading.
         if (path.is_file() or path.is_dir()) and os.name == "posix":
             descriptor = os.open(path, os.O_RDONLY)
@@ -233,7 +233,7 @@ def unpacked_bytes(file: Path) -> int:
     """About how many bytes a file has once it is unpacked, by its first megabyte."""
     size = file.stat().st_size
     _, unpack, _ = _UNPACK.get(file.suffix.lower(), _AS_IT_IS)
-    if unpack is nullcontext:
+    if unpack is nullcontext or not size:
         return size
     with file.open("rb") as raw:
         head = raw.read(1 << 20)
