@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import logging, parse_ratelimit_headers
+from huggingface_hub.utils import logging, parse_ratelimit_headers  # type: ignore[attr-defined]
 
 from ant_hf.errors import AntError
 from ant_hf.utils.console import say

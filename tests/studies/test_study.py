@@ -17,7 +17,7 @@ from ant_hf.studies.planning import plan_study
 from ant_hf.studies.record import StudyRecord
 from ant_hf.studies.running import Scoring, outcome_of, train_and_score, write_recipe
 from ant_hf.studies.scores import gradient_noise
-from ant_hf.studies.study import Where, run_study
+from ant_hf.studies.study import run_study
 from ant_hf.studies.study_file import Options, load_study
 
 # The tokens of these tests are prepared: no run packs its own.
@@ -56,7 +56,7 @@ def here(monkeypatch):
 
 def test_runs_become_a_record_and_a_page_and_are_not_run_again(small, here, tmp_path, capsys):
     file, options = small
-    record = run_study(load_study(file, options), Where(docs=tmp_path / "docs"))
+    record = run_study(load_study(file, options), docs=tmp_path / "docs")
     assert here == ["base-s1", "faster-s3"]
     first, other = record.runs
     assert (first.cell, first.seed, other.changes["training.learning_rate"]) == ("base", 1, 0.03)
@@ -75,7 +75,7 @@ def test_runs_become_a_record_and_a_page_and_are_not_run_again(small, here, tmp_
 
     # The answer is all that changes.
     file.write_text(file.read_text() + "answer: It does.\n")
-    again = run_study(load_study(file, options), Where(docs=tmp_path / "docs"))
+    again = run_study(load_study(file, options), docs=tmp_path / "docs")
     assert len(here) == 2
     assert again.runs == record.runs
     assert "**It does.**" in (tmp_path / "docs/small.md").read_text()
@@ -89,7 +89,7 @@ def test_runs_become_a_record_and_a_page_and_are_not_run_again(small, here, tmp_
         AntError,
         match=r"(?s)faster-s3 already holds a run with other values.*learning_rate was 0.03, is 0.04",
     ):
-        run_study(load_study(file, options), Where())
+        run_study(load_study(file, options))
 
 
 def test_a_run_whose_numbers_break_is_a_result(small, tmp_path):
@@ -240,5 +240,5 @@ def test_datatrove_trains_what_the_command_then_shows(small, tmp_path, monkeypat
         raise AssertionError("trained again")
 
     monkeypatch.setattr(study_module, "in_a_process", refused)
-    assert len(run_study(load_study(file, options), Where()).runs) == 2
+    assert len(run_study(load_study(file, options)).runs) == 2
     assert os.environ.get("CUDA_VISIBLE_DEVICES") is None

@@ -3,7 +3,7 @@
 import pytest
 
 from ant_hf.errors import AntError
-from ant_hf.studies.study import Where, run_study
+from ant_hf.studies.study import run_study
 from ant_hf.studies.study_file import Options, load_study
 
 STEP = 8 * 64
@@ -154,7 +154,7 @@ def no_runs(monkeypatch):
 def test_missing_documents_are_said_before_the_training(write_study, no_runs, tmp_path):
     loaded = load_study(write_study(score=["arc_easy"]), Options(output_dir=str(tmp_path / "out")))
     with pytest.raises(AntError, match="arc_easy has no documents"):
-        run_study(loaded, Where(data_dir=tmp_path))
+        run_study(loaded, data_dir=tmp_path)
 
 
 @pytest.mark.parametrize(("keys", "sizes", "message"), IMPOSSIBLE_FITS.values(), ids=IMPOSSIBLE_FITS)
@@ -166,7 +166,7 @@ def test_a_fit_that_cannot_be_is_refused_before_the_training(write_study, no_run
     held_out = [f"hidden size 64, tokens {n * TOKENS}" for n in (1, 2, 4)]
     file = write_study(grid=grid, fit={"held_out": held_out, **keys})
     with pytest.raises(AntError, match=message):
-        run_study(load_study(file), Where())
+        run_study(load_study(file))
 
 
 @pytest.mark.parametrize(("keys", "message"), WRONG.values(), ids=WRONG)

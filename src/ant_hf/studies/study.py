@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ant_hf.errors import AntError, RunStopped
@@ -25,18 +25,12 @@ from ant_hf.utils.stopping import phase
 _PRECISION = "training.precision"
 
 
-@dataclass(frozen=True)
-class Where:
-    """What is measured with, and where the results go."""
-
-    data_dir: Path | None = None
-    """Folder of evaluation sets as JSONL; None: the Hub."""
-    docs: Path | None = None
-    """Folder that gets the page, its plot and its record too."""
-
-
-def run_study(loaded: LoadedStudy, where: Where) -> StudyRecord:
+def run_study(loaded: LoadedStudy, data_dir: Path | None = None, docs: Path | None = None) -> StudyRecord:
     """Train and score what is missing, then write record, plot and page.
+
+    Args:
+        data_dir: folder of evaluation sets as JSONL; None: the Hub.
+        docs: folder that gets the page, its plot and its record too.
 
     Raises:
         AntError: a run fails, and not because its numbers broke; or as `load_study` and `fit_law`.
@@ -46,7 +40,7 @@ def run_study(loaded: LoadedStudy, where: Where) -> StudyRecord:
     study = loaded.study
     if study.fit:
         check_fit(study.fit, loaded.runs)
-    scoring = Scoring.of(study, where.data_dir)
+    scoring = Scoring.of(study, data_dir)
     kept = "What is finished is kept. Run the same command again to continue."
     with locked(loaded.folder, "study"), phase(f"running the study {study.name}", kept):
         for run in loaded.runs:
@@ -58,11 +52,11 @@ def run_study(loaded: LoadedStudy, where: Where) -> StudyRecord:
         say("fitting", f"the scaling law to all runs, then to {study.fit.resamples} samples of them")
         record.fit = fitted(study.fit, record.runs)
     write_all(record, loaded.folder)
-    if where.docs:
-        write_all(record, where.docs, named=True)
+    if docs:
+        write_all(record, docs, named=True)
     show(results_table(record))
     say("study", str(loaded.folder / STUDY_RECORD))
-    say("page", str((where.docs or loaded.folder) / f"{study.name}.md"))
+    say("page", str((docs or loaded.folder) / f"{study.name}.md"))
     if not study.answer:
         say("next", f"write your answer into {loaded.file} as answer: ..., and run this command again")
     return record
