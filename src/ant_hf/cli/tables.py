@@ -263,11 +263,7 @@ def _cells(verified: dict[str, Any]) -> list[str]:
     return [
         difference,
         f"{run['texts_with_equal_tokens']:,}",
-        _outputs(run),
+        f"{run['prompts_with_equal_output']}/{run['prompts']}",
         f"{run['bits_per_byte_difference']:+.5f}",
         f"{run['tokens_per_second']:,.0f}",
     ]
-
-
-def _outputs(run: dict[str, Any]) -> str:
-    return f"{run['prompts_with_equal_output']}/{run['prompts']}"
