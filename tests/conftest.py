@@ -57,6 +57,14 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_list_of_packages():
+    # lm-eval asks pip for it after each evaluation, which takes most of the time of a small one.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.utils.collect_env.get_pip_packages", lambda *_: ("pip", ""))
+        yield
+
+
 @pytest.fixture(scope="session")
 def once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
     """A function that gives the folder which `fill` makes: one for all test processes, made by the first."""

@@ -136,12 +136,14 @@ def test_only_the_last_block_of_a_pass_may_be_missing():
         {"hours": Printed("0.1100")},
         {"tokens_per_step": Printed("2,100")},
         {"dynamics": (Moment(10, Printed("6.5619"), None, Printed("708.6")),)},
+        {"dynamics": (Moment(10, Printed("800.0"), None, Printed("707.6")),)},
         {"dynamics": (Moment(300, None, None, None, Printed("1.80e-2")),)},
         {"accuracies": (Accuracy("piqa", Printed("0.5032"), 1838),)},
         {"sliced": (sliced("0.2491", 1750),)},
         {"sliced": (sliced("0.2480", 1751),)},
         {"perplexities": (Perplexities("w", Printed("4.540"), Printed("4,264"), 5.347, 3.085),)},
         {"perplexities": (Perplexities("w", Printed("15.540"), None, 5.347, 3.085),)},
+        {"perplexities": (Perplexities("w", Printed("0.000")),)},
         {"perplexities": (Perplexities("w", Printed("4.54"), bits_per_byte=Printed("2.283")),)},
         {"perplexities": (Perplexities("w", Printed("4.54"), None, None, 3.0, None, Printed("4.7")),)},
     ],
@@ -150,6 +152,11 @@ def test_only_the_last_block_of_a_pass_may_be_missing():
 def test_one_wrong_figure_is_one_finding(change):
     changed = dataclasses.replace(CONSISTENT, **change)
     assert [f.verdict for f in audit(changed)].count("DISAGREES") >= 1
+
+
+def test_a_size_that_is_no_number_cannot_be_checked():
+    changed = dataclasses.replace(CONSISTENT, architecture=CONSISTENT.architecture | {"vocab_size": "many"})
+    assert {f.verdict for f in audit(changed)} == {"agrees", "not checkable"}
 
 
 def test_formula_counts_what_the_model_counts():

@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from records import measured, table_rows
 
 from ant_hf.card.audit import audit
-from ant_hf.card.claims import card_claims
+from ant_hf.card.claims import card_claims, read_card
 from ant_hf.card.inputs import read_inputs
 from ant_hf.card.markdown import Safe, code, escape, quote, read_tables, table
 from ant_hf.card.rendering import KEYS, co2_estimate, render_card
@@ -162,6 +162,27 @@ def test_a_figure_typed_by_hand_is_found(inputs, printed, changed):
     assert printed in card
     findings = audit(card_claims(card.replace(printed, changed), "card"))
     assert [finding for finding in findings if finding.verdict == "DISAGREES"]
+
+
+@pytest.mark.parametrize(
+    ("printed", "changed"),
+    [
+        ("| Tokens seen |", "| Tokens |"),
+        ("| Validation loss |", "| Loss |"),
+        ("| items |", "| n |"),
+        (" (measured) |", " |"),
+        ("| Tokens per step | 512 |", "| Tokens per step | nan |"),
+        ("| Tokens per step | 512 |", "| Tokens per step |"),
+        ("# Ant-10M", "# Ant-10M \udcff"),
+    ],
+)
+def test_a_card_that_was_cut_by_hand_is_refused_in_words(inputs, tmp_path, printed, changed):
+    card = render_card(inputs)
+    assert printed in card
+    text = card.replace(printed, changed).encode(errors="surrogateescape")
+    (tmp_path / "README.md").write_bytes(text)
+    with pytest.raises(AntError, match=r"cannot be read: |is not a number; saw 'nan'"):
+        read_card(tmp_path)
 
 
 RECORDS = ("run.json", "results.json", "gate.json", "fragmentation.json", "tokens.json", "metrics.jsonl")

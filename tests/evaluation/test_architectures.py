@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from ant_hf.errors import AntError
 from ant_hf.evaluation.evaluate import evaluate
 from ant_hf.evaluation.language_model import BatchedLM, LikelihoodStore
+from ant_hf.inspection.measures import layers_of
 from ant_hf.model.causality import check_causal
 from ant_hf.model.scoring import score_text
 
@@ -155,6 +156,25 @@ def test_short_rows_of_a_model_with_a_window_are_shared(tokenizer, tmp_path):
 def test_a_window_that_no_config_names_is_found_by_the_rows_themselves(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr("ant_hf.evaluation.language_model.unwindowed_length", lambda config: float("inf"))
     test_scores_are_those_of_plain_lm_eval(*KINDS[1], tokenizer, tmp_path)
+
+
+def test_a_model_that_reads_images_too_is_measured_on_text(tokenizer, tmp_path):
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AutoConfig.for_model(
+        "gemma3",
+        text_config={**SIZES, "query_pre_attn_scalar": 8},
+        vision_config={**vision, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    write_jsonl(tmp_path / "piqa.jsonl", [piqa(0) | {"goal": "GO", "sol1": "A", "sol2": "B"}])
+    values, _ = evaluate(tmp_path / "model", ["piqa"], data_dir=tmp_path, device="cpu")
+    assert values["model"]["vocab_size"] == SIZES["vocab_size"]
+    assert values["conditions"]["context_length"] == SIZES["max_position_embeddings"]
+    with pytest.raises(AntError, match="only models built like a Llama can be inspected"):
+        layers_of(model)
 
 
 def test_evaluate_refuses_it_in_one_line(tokenizer, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -213,6 +214,11 @@ def test_a_few_lines_add_a_set(tmp_path):
         ("copa: {metric: acc}", "copa lacks the key definition"),
         ("copa: {definition: nowhere.yaml}", "names a task file that does not exist"),
         ("copa: {definition: piqa/piqa.yaml, filed: [a]}", "unknown keys"),
+        (
+            "copa: {definition: piqa/piqa.yaml, fields: goal}",
+            "copa has 1 problem:\n  - fields is 'goal'; must be",
+        ),
+        ("copa: {definition: piqa/piqa.yaml, extra: dev.jsonl}", "extra is 'dev.jsonl'; must be"),
         ("- copa", "is not a mapping of sets"),
         ("a: [", "is not readable YAML"),
     ],
@@ -221,3 +227,19 @@ def test_a_wrong_addition_is_refused(tmp_path, text, message):
     (tmp_path / "benchmarks.yaml").write_text(text)
     with pytest.raises(AntError, match=message):
         known_benchmarks(tmp_path)
+
+
+def test_a_metric_that_the_set_lacks_is_refused_before_it_is_scored(tmp_path):
+    write_benchmarks(tmp_path)
+    (tmp_path / "benchmarks.yaml").write_text("piqa: {definition: piqa/piqa.yaml, metric: f1}")
+    chosen, _ = choose_benchmarks(["piqa"], known_benchmarks(tmp_path), tmp_path)
+    write_definitions(chosen, tmp_path / "d")
+    with pytest.raises(AntError, match=r"piqa does not have the metric f1.*acc_norm"):
+        load_tasks(chosen, tmp_path / "d")
+
+
+def test_parts_by_a_field_that_holds_lists(tmp_path):
+    benchmark = replace(known_benchmarks()["sciq"], slice_by="kind", slice_names={"a": "first"})
+    assert [benchmark.slice_of({"kind": kind}) for kind in ("a", "b_c", ["a", "b"], None)] == [
+        "first", "b c", "['a', 'b']", None
+    ]  # fmt: skip

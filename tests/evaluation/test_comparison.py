@@ -187,12 +187,31 @@ def test_other_prompts_are_not_compared(two, here):
     assert "wikitext" in rows(values)
 
 
+def test_a_metric_of_which_less_may_be_better_has_no_verdict(two, here):
+    copies = [shutil.copytree(folder, here / folder.name) for folder in two]
+    for folder, value in zip(copies, (35.0, 20.0), strict=True):
+        changed = {"metric": "perplexity", "value": value, "stderr": 1.0}
+        _resealed(folder, lambda values, changed=changed: values["tasks"]["logic"].update(changed))
+    (pair,) = compare(copies)[0]["pairs"]
+    assert "perplexity has no interval here" in pair["not_compared"]["LOGIC"]
+
+
+def test_a_text_of_one_document_has_no_error_to_compare_by(here):
+    models = [measured(here / name, {}, text=np.array([nats])) for name, nats in (("a", 700), ("b", 710))]
+    with pytest.raises(AntError, match="2 documents or more that both have, and there are 1"):
+        compare(models)
+    for model in models:
+        (model / "samples.jsonl").unlink()
+    with pytest.raises(AntError, match="bits_per_byte has no interval here"):
+        compare(models)
+
+
 def test_other_documents_are_not_compared(two, here):
     other = shutil.copytree(two[1], here / "other")
     samples = other / "samples.jsonl"
     samples.write_text(samples.read_text().replace('"logic ', '"other '))
     _resealed(other, lambda _: None)
-    with pytest.raises(AntError, match="measured on different documents: 0 in common"):
+    with pytest.raises(AntError, match="documents or more that both have, and there are 0"):
         compare([two[0], other], ["logic"])
     # Without samples, the hash of all documents says so.
     samples.unlink()

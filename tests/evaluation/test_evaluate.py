@@ -247,6 +247,44 @@ def test_changed_documents_are_measured_again(model, tmp_path):
     assert (first["tasks"]["arc_easy"]["n"], again["tasks"]["arc_easy"]["n"]) == (6, 1)
 
 
+def test_fresh_measures_some_sets_again_and_keeps_the_others(model, data_dir):
+    first, _ = measure(model, data_dir)
+    again, path = measure(model, data_dir, ("arc_easy",), fresh=True)
+    assert again["tasks"]["boolq"] == first["tasks"]["boolq"]
+    assert again["tasks"]["arc_easy"]["value"] == first["tasks"]["arc_easy"]["value"]
+    samples = [json.loads(line)["set"] for line in (path.parent / "samples.jsonl").read_text().splitlines()]
+    assert sorted(samples) == ["arc_easy"] * 6 + ["boolq"] * 6
+
+
+def test_two_commands_at_once_keep_the_results_of_both(model, data_dir, monkeypatch):
+    from ant_hf.evaluation import evaluate as module
+
+    own, times = module._measure, ["begun"]
+
+    def beside_another(*arguments):
+        monkeypatch.setattr(module, "_measure", own)
+        measure(model, data_dir, ("piqa",))
+        times.append("ended")
+        return own(*arguments)
+
+    monkeypatch.setattr(module, "_measure", beside_another)
+    monkeypatch.setattr(module, "now", lambda: times[-1])
+    values, path = measure(model, data_dir, ("boolq",))
+    assert list(values["tasks"]) == ["piqa", "boolq"]
+    assert values["conditions"]["finished"] == "ended"
+    assert '"piqa"' in (path.parent / "samples.jsonl").read_text()
+
+
+def test_fewer_subjects_leave_no_lines_of_those_before(model, tmp_path):
+    own = write_benchmarks(tmp_path / "own")
+    _, path = measure(model, own, ("mmlu",))
+    (row, *_) = (own / "mmlu.jsonl").read_text().splitlines()
+    (own / "mmlu.jsonl").write_text(row)
+    values, _ = measure(model, own, ("mmlu",))
+    assert values["tasks"]["mmlu"]["n"] == 1
+    assert len((path.parent / "samples.jsonl").read_text().splitlines()) == 1
+
+
 def test_names_are_names(tiny_run, tmp_path):
     """Folders of data, results and models may be called as a pattern would be."""
     model = shutil.copytree(tiny_run / "final", tmp_path / "model [1]*")
@@ -330,6 +368,15 @@ def test_an_untrained_model_is_called_broken(model, data_dir, tmp_path):
     assert record["byte_perplexity"] == pytest.approx(record["uniform_guess_byte_perplexity"])
     assert any(line.strip().startswith("BROKEN") for line in perplexity_lines(values))
     assert "3 of 62" in incomplete_line(values)
+
+
+def test_weights_that_are_no_numbers_do_not_loop(model, data_dir):
+    weights = load_file(model / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"].fill_(math.nan)
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(AntError, match="the model's scores are not numbers"):
+        measure(model, data_dir, ("degeneration",), limit=2)
+    assert not (model / "results.json").exists()
 
 
 def test_bfloat16_and_degeneration_alone(model, data_dir):

@@ -54,6 +54,24 @@ def test_a_set_that_rounding_changes_is_scored_in_float32(measured, monkeypatch)
     assert record["value"] == exact["value"]
 
 
+def test_a_metric_that_is_no_share_is_scored_in_float32(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(rounding, "SAMPLE", 5)
+    write_jsonl(tmp_path / "lambada_openai.jsonl", [{"text": f"The river {i} is long"} for i in range(6)])
+    (tmp_path / "benchmarks.yaml").write_text(
+        "lambada_openai: {definition: lambada/lambada_openai.yaml, metric: perplexity}"
+    )
+    results, _ = evaluate(
+        tiny_run / "final",
+        ["lambada_openai"],
+        data_dir=tmp_path,
+        output_dir=tmp_path / "results",
+        dtype="bfloat16",
+        device="cpu",
+    )
+    record = results["tasks"]["lambada_openai"]
+    assert (record["metric"], record["dtype"]) == ("perplexity", "float32")
+
+
 def test_a_small_set_is_scored_in_float32_at_once(measured, monkeypatch):
     monkeypatch.setattr(rounding, "SAMPLE", 70)
     record, said = measured()

@@ -1,5 +1,6 @@
 """Figures of an inspection against what can be computed by hand, and against planted faults."""
 
+import gzip
 import math
 
 import numpy as np
@@ -365,6 +366,10 @@ def test_text_from_everywhere(tmp_path, loaded):
     assert len(long.content) == MAX_CHARACTERS
     assert "a.txt" in long.source
     assert "plain English" in choose_text(None, None, tokenizer).source
+    # As `ant-hf perplexity --text` reads them: packed, and without the mark of an encoding.
+    packed = tmp_path / "b.txt.gz"
+    packed.write_bytes(gzip.compress(b"\xef\xbb\xbfIn the"))
+    assert choose_text(str(packed), None, tokenizer).content == "In the"
     file.write_bytes(b"\xff\xfe")
     for given, problem in ((str(file), "UTF-8"), ("none.txt", "not found"), (" \n", "is empty")):
         with pytest.raises(AntError, match=problem):

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, ByT5To
 from ant_hf.errors import AntError
 from ant_hf.model.encoding import added_ids, context_length, decode, encode
 from ant_hf.model.generation import encode_prompt, generate_sample
-from ant_hf.model.loading import load_any
+from ant_hf.model.loading import load_any, tokenizer_folder
 from ant_hf.model.scoring import score_text
 from ant_hf.release import gate
 from ant_hf.release.verify import Job
@@ -243,6 +243,32 @@ def test_a_loader_says_what_is_missing(foreign, tiny_run, tmp_path):
     both = shutil.copytree(foreign / "llama", tmp_path / "both")
     change(both / "config.json", is_encoder_decoder=True)
     assert "encoder-decoder" in refused(both)
+
+
+def test_weights_of_a_few_bits_are_not_called_cut_short(tiny_run, tmp_path):
+    model = shutil.copytree(tiny_run / "final", tmp_path / "model")
+    config = json.loads((model / "config.json").read_text()) | {"hidden_size": 320}
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(AntError, match="is cut short, or"):
+        load_any(model)
+    (model / "config.json").write_text(json.dumps(config | {"quantization_config": {"load_in_4bit": True}}))
+    with pytest.raises(AntError, match=r"are quantized to less than 8 bits.*Pass the model that it was made"):
+        load_any(model)
+
+
+def test_a_checkpoint_has_the_tokenizer_it_was_trained_with(tiny_run, tmp_path):
+    run, other = shutil.copytree(tiny_run, tmp_path / "run"), tmp_path / "data" / "tokenizer"
+    shutil.copytree(run / "tokenizer", other)
+    changed = (other / "tokenizer.json").read_text() + "\n"
+    (other / "tokenizer.json").write_text(changed)
+    # As a relative data_dir of another project would be found from there.
+    record = json.loads((run / "run.json").read_text())
+    record["recipe"]["data_dir"] = str(other.parent)
+    (run / "run.json").write_text(json.dumps(record))
+    assert tokenizer_folder(run / "checkpoint-8") == run / "tokenizer"
+    (run / "tokenizer" / "tokenizer.json").write_text(changed)
+    with pytest.raises(AntError, match=r"another tokenizer than .*run was trained with"):
+        load_any(run / "checkpoint-8")
 
 
 def test_names_that_look_like_paths_never_ask_the_hub(tmp_path, monkeypatch):

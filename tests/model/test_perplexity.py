@@ -122,6 +122,20 @@ def test_a_context_of_one_token_is_the_shortest(tiny_run):
     assert 1 < scores.byte_perplexity < scores.uniform_byte_perplexity
 
 
+def test_the_logits_of_a_batch_fit_the_memory(tiny_run, monkeypatch):
+    sizes = []
+
+    def counted(*args, **given):
+        sizes.append(given["batch_size"])
+        return score_tokens(*args, **given)
+
+    monkeypatch.setattr("ant_hf.model.scoring.score_tokens", counted)
+    for room in (2**28, 64 * 384 * 3):
+        monkeypatch.setattr("ant_hf.model.scoring._LOGITS_AT_ONCE", room)
+        score_folder(tiny_run / "final", tiny_run / "tokens")
+    assert sizes == [8, 3]
+
+
 def test_held_out_text_without_a_byte_to_score_is_refused(tiny_run, tmp_path):
     # One token and the end of the text: the first is not scored, the other counts no bytes.
     tokens = shutil.copytree(tiny_run / "tokens", tmp_path / "tokens")

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ant_hf.card.claims import Accuracy, Claims, Moment, Perplexities, Printed, Schedule, Sliced
+from ant_hf.utils.metrics import exp
 
 # WikiText counts differ a little between versions of the harness.
 _TEXT_TOLERANCE = 0.005
@@ -49,13 +50,13 @@ def audit(claims: Claims) -> list[Finding]:
 
 
 def count_parameters(architecture: dict[str, int | bool]) -> int | None:
-    """Parameters of a Llama from its shape alone; None when a key is missing.
+    """Parameters of a Llama from its shape alone; None when a key is missing or no number.
 
     vocabulary x hidden, twice if untied, + layers x (attention q, k, v, o + 3 MLP matrices + 2 norms)
     + the final norm; and the biases of attention and MLP if there are any.
     """
     keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    if any(key not in architecture for key in keys):
+    if not all(isinstance(architecture.get(key), int) for key in keys):
         return None
     vocabulary, hidden, inner, layers, heads = (int(architecture[key]) for key in keys)
     groups = int(architecture.get("num_key_value_heads") or heads)
@@ -82,7 +83,7 @@ def _parameters(claims: Claims) -> Iterator[Finding]:
 
 def _speed(claims: Claims) -> Iterator[Finding]:
     tokens, hours, speeds = claims.tokens, claims.hours, claims.tokens_per_second
-    if tokens and hours and speeds:
+    if tokens and hours and hours.low > 0 and speeds:
         low, high = tokens.low / (hours.high * 3600), tokens.high / (hours.low * 3600)
         claim = f"{' to '.join(p.text for p in speeds)} tokens/s"
         mean = tokens.value / hours.value / 3600
@@ -110,8 +111,8 @@ def _dynamics(claims: Claims) -> Iterator[Finding]:
         losses = [loss for loss in (moment.eval_loss, moment.loss) if loss]
         if not moment.perplexity or not losses:
             continue
-        recomputed = ", ".join(f"exp({loss.text}) = {math.exp(loss.value):.2f}" for loss in losses)
-        agrees = any(moment.perplexity.meets(math.exp(loss.low), math.exp(loss.high)) for loss in losses)
+        recomputed = ", ".join(f"exp({loss.text}) = {exp(loss.value):.2f}" for loss in losses)
+        agrees = any(moment.perplexity.meets(exp(loss.low), exp(loss.high)) for loss in losses)
         yield Finding(f"perplexity {moment.perplexity.text} at step {moment.step:,}", recomputed, agrees)
 
 
@@ -194,6 +195,9 @@ def _on_leaderboards(claims: Claims) -> Iterator[Finding]:
 
 def _perplexities(perplexities: Perplexities, claims: Claims) -> Iterator[Finding]:
     byte, word = perplexities.byte, perplexities.word
+    if byte.value <= 1:
+        yield Finding(f"{perplexities.text} byte perplexity {byte.text}", "perplexities are above 1", False)
+        return
     nats = math.log(byte.value)
     if word and perplexities.bytes_per_word:
         seen, known = math.log(word.value) / nats, perplexities.bytes_per_word
@@ -201,8 +205,8 @@ def _perplexities(perplexities: Perplexities, claims: Claims) -> Iterator[Findin
         agrees = abs(seen / known - 1) <= _TEXT_TOLERANCE
         yield Finding(claim, f"{seen:.3f} bytes per word; the text has {known:.3f}", agrees)
     yield from _identities(perplexities)
-    if vocabulary := claims.architecture.get("vocab_size"):
-        yield _against_uniform(perplexities, nats, int(vocabulary))
+    if isinstance(vocabulary := claims.architecture.get("vocab_size"), int):
+        yield _against_uniform(perplexities, nats, vocabulary)
     losses = [moment.eval_loss for moment in claims.dynamics if moment.eval_loss]
     if losses and perplexities.bytes_per_token is None:
         implied = losses[-1].value / nats
@@ -220,10 +224,10 @@ def _identities(p: Perplexities) -> Iterator[Finding]:
         yield Finding(claim, f"2^{bits.text} = {2**bits.value:.3f}", p.byte.meets(2**bits.low, 2**bits.high))
     if (nats := p.nats_per_token) and p.token:
         claim = f"{p.text} token perplexity {p.token.text}"
-        seen = f"exp({nats.text}) = {math.exp(nats.value):,.2f}"
-        yield Finding(claim, seen, p.token.meets(math.exp(nats.low), math.exp(nats.high)))
+        seen = f"exp({nats.text}) = {exp(nats.value):,.2f}"
+        yield Finding(claim, seen, p.token.meets(exp(nats.low), exp(nats.high)))
     if nats and p.bytes_per_token:
-        implied = math.exp(nats.value / p.bytes_per_token)
+        implied = exp(nats.value / p.bytes_per_token)
         agrees = math.isclose(math.log(implied), math.log(p.byte.value), rel_tol=_IDENTITY_TOLERANCE)
         claim = f"{p.text}: {nats.text} nats per token beside byte perplexity {p.byte.text}"
         yield Finding(claim, f"{implied:.3f} at {p.bytes_per_token} bytes per token", agrees)

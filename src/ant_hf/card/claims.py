@@ -28,9 +28,10 @@ class Printed:
     def __post_init__(self) -> None:
         try:
             number = Decimal(self.text.replace(",", ""))
-        except InvalidOperation:
+            half_a_unit = Decimal(5).scaleb(int(number.as_tuple().exponent) - 1)
+        # The second for "nan" and "inf", which have no decimals.
+        except (InvalidOperation, ValueError):
             raise AntError("a figure of the card is not a number", seen=self.text) from None
-        half_a_unit = Decimal(5).scaleb(int(number.as_tuple().exponent) - 1)
         self.value = float(number)
         self.low, self.high = float(number - half_a_unit), float(number + half_a_unit)
 
@@ -203,7 +204,8 @@ def read_card(path: Path) -> Claims:
     """The figures of a README.md, or of the one in a folder.
 
     Raises:
-        AntError: it is missing, or `ant-hf card` did not make it; or a file for leaderboards is damaged.
+        AntError: it is missing, not UTF-8, or `ant-hf card` did not make it as it is; or a file for
+            leaderboards is damaged.
     """
     # Brings the Hub's client, which no command line starts with.
     from ant_hf.card.eval_results import read_entries
@@ -211,7 +213,14 @@ def read_card(path: Path) -> Claims:
     file = path / CARD if path.is_dir() else path
     if not file.is_file():
         raise missing_file(file, "card", "Make one: ant-hf card MODEL_FOLDER --repo OWNER/NAME")
-    claims = card_claims(file.read_text(encoding="utf-8"), str(path))
+    try:
+        claims = card_claims(file.read_text(encoding="utf-8"), str(path))
+    except (LookupError, ValueError) as error:
+        why = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise AntError(
+            f"{file} was changed after ant-hf made it, and cannot be read: {why}",
+            hint="Make it again: ant-hf card MODEL_FOLDER --repo OWNER/NAME",
+        ) from None
     labels, listed = {name: row["label"] for name, row in benchmark_table().items()}, []
     for each in sorted((file.parent / EVAL_RESULTS).glob("*.yaml")):
         entries = read_entries(each)
@@ -294,7 +303,7 @@ def _moments(table: list[list[str]]) -> tuple[Moment, ...]:
 
 def _accuracies(table: list[list[str]]) -> tuple[Accuracy, ...]:
     head = table[0]
-    own, items = next(i for i, c in enumerate(head) if c.endswith("(measured)")), head.index("items")
+    own, items = [c.endswith("(measured)") for c in head].index(True), head.index("items")
     return tuple(
         Accuracy(row[0], Printed(row[own]), _count(row[items].partition(" ")[0])) for row in table[1:]
     )

@@ -26,7 +26,7 @@ from ant_hf.evaluation.results import ABOVE, BELOW, UNCLEAR, interval
 from ant_hf.published import PublishedModel, published_models
 from ant_hf.recipe import OWN_TEXT, REPLAY, share_in_words
 from ant_hf.utils.hardware import known_gpu
-from ant_hf.utils.metrics import before_and_after
+from ant_hf.utils.metrics import before_and_after, exp
 from ant_hf.utils.names import shipped_file
 
 TEMPLATE = "model_card/card.md.jinja"
@@ -63,7 +63,7 @@ def fill_template(name: str, context: Mapping[str, Any]) -> str:
 
 def _context(inputs: CardInputs) -> dict[str, Any]:
     """What the template knows by name."""
-    published = compared_models(inputs)
+    published = compared_models()
     scores, parts = measured_rows(inputs), _parts(inputs, published)
     data, data_license = _data_source(inputs.recipe["corpus"])
     run, recipe = inputs.run, json.loads(json.dumps(inputs.recipe))
@@ -72,7 +72,6 @@ def _context(inputs: CardInputs) -> dict[str, Any]:
         "name": inputs.name,
         "wikitext": inputs.wikitext,
         "repository": Safe(inputs.repository),
-        "onnx": inputs.onnx,
         "gguf_repository": Safe(inputs.gguf_repository) if inputs.gguf_repository else None,
         "training": inputs.recipe["training"],
         **{key: run[key] for key in ("config", "environment", "final", "samples")},
@@ -152,14 +151,14 @@ class Score:
         return (self.value - other) / error if error else 0.0
 
 
-def compared_models(inputs: CardInputs) -> list[PublishedModel]:
+def compared_models() -> list[PublishedModel]:
     """The published models with figures, smallest first, so that ours stands beside its kin."""
     return sorted((m for m in published_models() if m.results), key=lambda model: model.parameters)
 
 
 def measured_rows(inputs: CardInputs) -> list[Score]:
     """The benchmarks of results.json in their order, also for the card's figure."""
-    published, tasks = compared_models(inputs), inputs.results["tasks"]
+    published, tasks = compared_models(), inputs.results["tasks"]
     return [_score(task, values, values["metric"], published) for task, values in tasks.items()]
 
 
@@ -424,7 +423,7 @@ def _dynamics_table(inputs: CardInputs) -> Safe:
     named = {min(logged): "start", peak: "warmup peak", middle: "middle", both[-1]: "end"}
     steps, dash = sorted(named), "\N{EN DASH}"
     moments = [logged[step] for step in steps]
-    perplexities = [math.exp(evaluated.get(step, logged[step]["loss"])) for step in steps]
+    perplexities = [exp(evaluated.get(step, logged[step]["loss"])) for step in steps]
     return table(
         ["training dynamics", *(f"step {step:,} ({named[step]})" for step in steps)],
         [

@@ -14,15 +14,17 @@ from __future__ import annotations
 import difflib
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from ant_hf.errors import AntError
+from ant_hf.recipe import violations
 
 ARITHMARK = "arithmark_2.0"
 ARITHMARK_GENERATED = "arithmark_generated"
@@ -50,7 +52,7 @@ class Benchmark:
     documents: int | None = None
     """Size of the complete set."""
     file: str = ""
-    fields: tuple[str, ...] = ()
+    fields: list[str] = field(default_factory=list)
     answer: str | None = None
     """The field that holds the right answer; None: none does alone, or it is not known."""
     split_by: str | None = None
@@ -76,15 +78,21 @@ class Benchmark:
             return None
         for key in self.slice_by.split("."):
             document = document.get(key) if isinstance(document, Mapping) else None
-        return None if document is None else self.slice_names.get(document, str(document).replace("_", " "))
+        if document is None:
+            return None
+        name = str(document).replace("_", " ")
+        return self.slice_names.get(document, name) if isinstance(document, Hashable) else name
+
+
+_CHECKED = TypeAdapter(Benchmark)
 
 
 def known_benchmarks(data_dir: Path | None = None) -> dict[str, Benchmark]:
     """The table, with the data folder's own additions.
 
     Raises:
-        AntError: there is no such folder; an addition is not a mapping, has an unknown key or names no task
-            file.
+        AntError: there is no such folder; an addition is not a mapping, has an unknown key or a value of
+            another kind, or names no task file.
     """
     if data_dir is not None and not data_dir.is_dir():
         what = (
@@ -94,12 +102,9 @@ def known_benchmarks(data_dir: Path | None = None) -> dict[str, Benchmark]:
     tables = [_TABLE]
     if data_dir is not None and (own := data_dir / _TABLE.name).is_file():
         tables.append(own)
-    return {name: _benchmark(name, row, path) for path in tables for name, row in _rows(path).items()}
-
-
-def benchmark_table() -> dict[str, dict[str, Any]]:
-    """Our own table by task, also without lm-eval: `label`, `documents` (of the complete set) and more."""
-    return _rows(_TABLE)
+    return {
+        name: _benchmark(name, row, path) for path in tables for name, row in benchmark_table(path).items()
+    }
 
 
 def choose_benchmarks(
@@ -150,8 +155,8 @@ def local_file(folder: Path, name: str) -> Path | None:
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 
-def _rows(path: Path) -> dict[str, dict[str, Any]]:
-    """A table as it is written, by name of the set."""
+def benchmark_table(path: Path = _TABLE) -> dict[str, dict[str, Any]]:
+    """A table as it is written, by name of the set: `label`, `documents` (of the complete set) and more."""
     hint = f"See {_TABLE.name} of this package for the form."
     try:
         rows = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -183,7 +188,10 @@ def _benchmark(name: str, row: dict[str, Any], table: Path) -> Benchmark:
     # Resolved: it is included from another folder.
     own = {"definition": next(place for place in places if place.exists()).resolve()}
     defaults = {"label": name, "file": f"{name}.jsonl"}
-    return Benchmark(name, **{**defaults, **row, **own, "fields": tuple(row.get("fields", ()))})
+    try:
+        return _CHECKED.validate_python({"name": name, **defaults, **row, **own})
+    except ValidationError as error:
+        raise violations(error, f"{table}: {name}") from None
 
 
 def _harness_benchmark(name: str, table: dict[str, Benchmark]) -> Benchmark:
@@ -192,7 +200,7 @@ def _harness_benchmark(name: str, table: dict[str, Benchmark]) -> Benchmark:
 
     index = TaskManager().task_index
     entry = index.get(name)
-    if entry is None or entry.yaml_path is None or "task" not in (entry.cfg or {}) or name not in index:
+    if entry is None or entry.yaml_path is None or "task" not in (entry.cfg or {}):
         near = difflib.get_close_matches(name, {*table, *index}, n=4, cutoff=0.5)
         raise AntError(
             f"unknown task {name}",

@@ -90,7 +90,6 @@ class Row:
     score: float | None
     is_measured: bool
     """Here; otherwise published by the authors."""
-    tokens: str | None = None
     tuned_on: list[str] | None = None
     """Sets of the board whose training questions were trained on; None where nobody says."""
 
@@ -175,7 +174,7 @@ def _published_row(board: Board, row: PublishedRow) -> Row:
     }
     tuned = None if row.tuned_on is None else [task for task in row.tuned_on if task in board.tasks]
     score = board.score_of(values, row.parameters)
-    return Row(row.name, row.parameters, shown, score, is_measured=False, tokens=row.tokens, tuned_on=tuned)
+    return Row(row.name, row.parameters, shown, score, is_measured=False, tuned_on=tuned)
 
 
 def _as_row(model: PublishedModel) -> PublishedRow:

@@ -102,8 +102,8 @@ def compare(
     for subject in subjects:
         subject.read()
     _measure_missing(subjects, tasks, data_dir, limit, yes, ask)
-    names = [name for subject in subjects for name, entry in subject.entries.items()]
-    chosen = [name for name in dict.fromkeys(names) if not tasks or _task(subjects, name) in tasks]
+    found = {name: entry.task for each in subjects for name, entry in each.entries.items()}
+    chosen = [name for name, task in found.items() if not tasks or task in tasks]
     first, *others = ((each.name, each.entries) for each in subjects)
     pairs = corrected([compare_figures(first, other, chosen) for other in others])
     if not any(pair.rows for pair in pairs):
@@ -144,7 +144,7 @@ def _subject(given: str, limit: int | None) -> Subject:
     path = Path(expand_home(given))
     if (path / RESULTS).is_file() and not (path / CONFIG).is_file():
         return Subject(given, path.resolve().name, None, [path])
-    from ant_hf.model.loading import folder_sha256, is_checkpoint, locate
+    from ant_hf.model.loading import is_checkpoint, locate, weights_hash
 
     located, folder = locate(given)
     parent = folder.resolve().parent.name
@@ -156,7 +156,7 @@ def _subject(given: str, limit: int | None) -> Subject:
         places = [own, folder] if (folder / RELEASE).is_file() else [folder, own]
     if limit is not None:
         places = [own.with_name(f"{own.name}-limit-{limit}"), *places]
-    return Subject(given, name, folder, places, folder_sha256(folder, "*.safetensors"))
+    return Subject(given, name, folder, places, weights_hash(folder))
 
 
 def _target(output_dir: str | Path | None, subjects: list[Subject]) -> Path:
@@ -169,10 +169,6 @@ def _target(output_dir: str | Path | None, subjects: list[Subject]) -> Path:
         raise AntError(f"{target} exists already and is not a comparison", hint=hint)
     check_writable(target.parent, "--output-dir FOLDER")
     return target
-
-
-def _task(subjects: list[Subject], name: str) -> str:
-    return next(each.entries[name].task for each in subjects if name in each.entries)
 
 
 def _measure_missing(
@@ -212,10 +208,8 @@ def _measure_missing(
     for each, lacking in missing:
         # Where nothing is measured yet, the first model decides which sets there are.
         todo = lacking or each.lacks(wanted)
-        say(
-            "measuring",
-            f"ant-hf evaluate {each.given} --tasks {','.join(todo)} --output-dir {each.places[0]}",
-        )
+        sets = f"--tasks {','.join(todo)} " if todo else ""
+        say("measuring", f"ant-hf evaluate {each.given} {sets}--output-dir {each.places[0]}")
         evaluate(each.given, todo, data_dir=data_dir, output_dir=each.places[0], limit=limit)
         each.read()
         wanted = wanted or list(dict.fromkeys(entry.task for entry in each.entries.values()))

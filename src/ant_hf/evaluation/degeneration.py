@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from ant_hf.evaluation.results import interval
 from ant_hf.model.encoding import added_ids, context_length, decode, encode
-from ant_hf.model.generation import CARD_SAMPLING
+from ant_hf.model.generation import CARD_SAMPLING, generated
 
 NEW_TOKENS = 128
 SEED = 0
@@ -68,6 +68,9 @@ def generate(
     """Continue every prompt by up to 128 tokens, greedily or by the card's sampling from seed 0.
 
     The prompts must leave room in the model's context, see `no_room`.
+
+    Raises:
+        AntError: as `generated`.
     """
     torch.manual_seed(SEED)
     context = context_length(model, tokenizer)
@@ -87,14 +90,14 @@ def generate(
         length = max(map(len, prompts_ids))
         padded = torch.tensor([[pad] * (length - len(ids)) + ids for ids in prompts_ids])
         seen = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts_ids])
-        with torch.no_grad():
-            ids = model.generate(  # type: ignore[operator]
-                input_ids=padded.to(model.device),
-                attention_mask=seen.to(model.device),
-                max_new_tokens=min(NEW_TOKENS, context - length),
-                pad_token_id=pad,
-                **settings,
-            )[:, length:]
+        ids = generated(
+            model,
+            input_ids=padded.to(model.device),
+            attention_mask=seen.to(model.device),
+            max_new_tokens=min(NEW_TOKENS, context - length),
+            pad_token_id=pad,
+            **settings,
+        )[:, length:]
         for prompt, row in zip(batch, ids.tolist(), strict=True):
             kept = list(itertools.takewhile(lambda token: token not in ends, row))
             outputs.append(Continuation(prompt, kept, decode(tokenizer, kept)))

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from ant_hf.errors import AntError
-from ant_hf.evaluation.results import ABOVE, DEGENERATION, SAMPLES, interval
+from ant_hf.evaluation.results import ABOVE, DEGENERATION, PREFERRED, SAMPLES, interval
 from ant_hf.utils.files import check_file, file_sha256, read_json_rows, read_sealed
 from ant_hf.utils.names import RESULTS
 
+# Of lm-eval's metrics, those that are a share of documents, so that more is better.
+_SHARES = (*PREFERRED, "acc_bytes", "acc_mutual_info", "exact_match")
 _WAYS = {"greedy": "Loops, greedy", "sampled": "Loops, sampled"}
 
 
@@ -62,12 +64,12 @@ class Entry:
     """What must be the same in two models: version of the task, rules of the loops."""
     data: str
     """Identity of the documents."""
-    complete_n: int | None
-    """Documents of the complete set where these are not all of it."""
-    beats_guessing: bool | None
-    """None where nothing is known of guessing."""
-    seconds: float | None
     source: Source
+    complete_n: int | None = None
+    """Documents of the complete set where these are not all of it."""
+    beats_guessing: bool | None = None
+    """None where nothing is known of guessing."""
+    seconds: float | None = None
     documents: dict[Hashable, Document] | None = None
     """By task, hash and place among equal ones; None without samples, or if the figure is not a mean."""
 
@@ -100,7 +102,13 @@ def _entries(
         metric = "bits_per_byte" if is_text else record["metric"]
         stderr = record["bits_per_byte_stderr"] if is_text else record["stderr"]
         value = record[metric if is_text else "value"]
-        around = [value - 2 * stderr, value + 2 * stderr] if is_text else interval(value, stderr, record["n"])
+        around, own = None, documents.get(name)
+        if is_text:
+            around = [value - 2 * stderr, value + 2 * stderr] if stderr else None
+        elif metric in _SHARES:
+            around = interval(value, stderr, record["n"])
+        else:
+            own = None
         above = not record["broken"] if is_text else record["verdict"] == ABOVE
         yield (
             name,
@@ -119,7 +127,7 @@ def _entries(
                 beats_guessing=None if not is_text and record["verdict"] is None else above,
                 seconds=record["wall_time_seconds"],
                 source=source,
-                documents=_means(documents.get(name), value),
+                documents=_means(own, value),
             ),
         )
     loops = values.get(DEGENERATION, {})
@@ -142,9 +150,6 @@ def _entries(
                     "sampling": record.get("settings"),
                 },
                 data=f"{record['outputs']} prompts",
-                complete_n=None,
-                beats_guessing=None,
-                seconds=None,
                 source=source,
                 documents=_means(documents.get(f"loops_{way}"), record["loop_rate"]),
             ),

@@ -75,7 +75,8 @@ def evaluate(
         dtype: float32, bfloat16 or float16. In 16 bits, sets for which that is not exact enough are scored in
             float32 all the same, and small ones (see `rounding.py`).
         device: default: the GPU if there is one.
-        fresh: measure again what is already there.
+        fresh: measure the sets again; others that were measured on the same weights under the same conditions
+            stay, and all else goes.
 
     Returns:
         The results, and the path of results.json.
@@ -121,13 +122,14 @@ def evaluate(
         "data": "hub" if data_dir is None else "local files",
         "batch_size": batch_size,
         "versions": package_versions(_PACKAGES),
-        "finished": now(),
     }
-    old = {} if fresh else previous_results(folder, loaded.identity, conditions)
+    wants_loops = not tasks or DEGENERATION in tasks
+    again = {*(item.name for item in chosen), *[DEGENERATION] * wants_loops} if fresh else None
+    old = _previous(folder, loaded, conditions, again)
     pending = _pending(chosen, old)
     if absent:
         say("left out", f"{', '.join(absent)}: {data_dir} has no file for them")
-    loops = (not tasks or DEGENERATION in tasks) and DEGENERATION not in old
+    loops = wants_loops and DEGENERATION not in old
     if loops and (line := no_room(loaded.tokenizer, prompts()[:limit], context)):
         if DEGENERATION in tasks:
             raise AntError(
@@ -155,6 +157,7 @@ def evaluate(
             )
         measured = _measure(pending, exact, language_model, limit)
         outputs = _continuations(loaded, limit) if loops else {}
+    conditions["finished"] = now()
     # What was scored before an interruption is not in that time.
     conditions["wall_time_seconds"] = round(time.perf_counter() - started, 1)
     conditions["resumed_requests"] = store.resumed
@@ -175,12 +178,41 @@ def evaluate(
     if measured:
         config = {key: conditions[key] for key in ("dtype", "device", "limit", "batch_size")}
         harness = harness_results(measured, language_model, loaded.name, config)
+    # Another command may have measured other sets meanwhile.
+    old = _previous(folder, loaded, conditions, again)
     results = _results(loaded, conditions, old, measured, list(table), language_model.text_ids)
     if outputs:
         results[DEGENERATION] = summary(outputs, loaded.tokenizer.decode)
     write_results(folder, results, lines, harness, keep=bool(old))
     store.remove()
     return results, folder / RESULTS
+
+
+def _previous(
+    folder: Path, loaded: Subject, conditions: dict[str, Any], again: set[str] | None
+) -> dict[str, Any]:
+    """The results that are in the folder and stay there.
+
+    Args:
+        again: what is measured again, whatever it was; then results of other models are not kept. None:
+            nothing is.
+
+    Raises:
+        AntError: as `previous_results`, unless something is measured again.
+    """
+    try:
+        old = previous_results(folder, loaded.identity, conditions)
+    except AntError:
+        if again is None:
+            raise
+        return {}
+    if not (old and again):
+        return old
+    for key in ("tasks", "perplexity"):
+        old[key] = {name: record for name, record in old[key].items() if name not in again}
+    if DEGENERATION in again:
+        old.pop(DEGENERATION, None)
+    return old if old["tasks"] or old["perplexity"] or DEGENERATION in old else {}
 
 
 def _pending(chosen: list[Benchmark], old: dict[str, Any]) -> list[Benchmark]:
@@ -269,5 +301,5 @@ def _results(
         "conditions": conditions,
         "tasks": {name: tasks[name] for name in names},
         "perplexity": perplexity,
-        **{key: old[key] for key in (DEGENERATION,) if key in old},
+        **({DEGENERATION: old[DEGENERATION]} if DEGENERATION in old else {}),
     }

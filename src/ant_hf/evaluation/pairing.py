@@ -246,7 +246,7 @@ def _lined_up(
     """The documents that both have, which must have been asked in the same words."""
     lined = [(document, theirs[key]) for key, document in ours.items() if key in theirs]
     if len(lined) < 2:
-        raise _Unfair(f"they were measured on different documents: {len(lined)} in common")
+        raise _Unfair(f"a comparison needs 2 documents or more that both have, and there are {len(lined)}")
     if other := sum((a.asked, a.size) != (b.asked, b.size) for a, b in lined):
         raise _Unfair(f"prompts or choices differ in {other:,} of {len(lined):,} documents")
     return lined
@@ -265,7 +265,7 @@ def _unpaired(ours: Entry, theirs: Entry) -> Estimate:
     if ours.data != theirs.data or ours.n != theirs.n:
         raise _Unfair("the documents differ, and pairing them needs the samples.jsonl of both models")
     if ours.interval is None or theirs.interval is None:
-        raise _Unfair(f"{ours.metric} has no standard error, and a samples.jsonl is missing")
+        raise _Unfair(f"{ours.metric} has no interval here, and is not a mean over documents of both models")
     return unpaired((ours.value, ours.interval), (theirs.value, theirs.interval))
 
 

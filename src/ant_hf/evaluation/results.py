@@ -414,9 +414,14 @@ def write_results(
     lines_file, own_file = folder / SAMPLES, folder / HARNESS_RESULTS
     kept = []
     if keep and lines_file.is_file():
-        tasks = {line["task"] for line in samples}
+        # Lines of earlier versions name no set. A set's tasks may be fewer than before.
+        replaced = {line[key] for line in samples for key in ("set", "task")}
         with lines_file.open(encoding="utf-8") as old:
-            kept = [line for line in old if json.loads(line)["task"] not in tasks]
+            kept = [
+                line
+                for line, values in ((line, json.loads(line)) for line in old)
+                if replaced.isdisjoint((values.get("set"), values["task"]))
+            ]
     new = [json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in samples]
     write_text(lines_file, "".join(kept + new))
     if harness:

@@ -18,7 +18,7 @@ from scipy.stats import beta
 
 from ant_hf.evaluation.benchmarks import Benchmark
 from ant_hf.evaluation.language_model import BatchedLM
-from ant_hf.evaluation.results import headline_metric
+from ant_hf.evaluation.results import PREFERRED, headline_metric
 
 # A set that has no more is scored in 32 bits at once.
 SAMPLE = 500
@@ -61,12 +61,17 @@ class Rounding:
 def check_rounding(
     benchmark: Benchmark, tasks: dict[str, Any], exact: BatchedLM, rounded: BatchedLM
 ) -> Rounding | None:
-    """Score a sample of a set's documents both ways; None where the set has too few to be worth it.
+    """Score a sample of a set's documents both ways; None where the set has too few, or another metric.
 
     Changed answers: the upper bound of their share f by Clopper and Pearson (1934), and sqrt(f / n) for the
     score of n documents, since rounding makes answers right as often as wrong. Perplexities: the mean of the
     differences, which are paired, and twice its standard error.
     """
+    first = next(iter(tasks.values()))
+    is_text = first.OUTPUT_TYPE == "loglikelihood_rolling"
+    if not is_text and headline_metric(benchmark, first.aggregation()) not in PREFERRED:
+        # Other metrics are not a share of right answers.
+        return None
     documents: dict[tuple[str, int], list[Instance]] = defaultdict(list)
     for name, task in tasks.items():
         for request in task.instances:
@@ -81,7 +86,7 @@ def check_rounding(
         for scorer in (exact, rounded)
     ]
     dtype = str(rounded.model.dtype).removeprefix("torch.")
-    if isinstance(values[0][0], tuple):
+    if is_text:
         nats, sizes = (np.array(column) for column in zip(*values[0], strict=True))
         moved = np.array([pair[0] for pair in values[1]]) - nats
         mean = sizes.mean()
@@ -103,9 +108,7 @@ def _scores(
 ) -> list[Any]:
     """Of each document the headline metric as lm-eval gives it: 0 or 1, or (nats, bytes) of a text."""
     requests = [request for _, own in documents for request in own]
-    kind = requests[0].request_type
-    score = scorer.loglikelihood_rolling if kind == "loglikelihood_rolling" else scorer.loglikelihood
-    found = iter(score(requests))
+    found = iter(getattr(scorer, requests[0].request_type)(requests))
     values = []
     for name, own in documents:
         results = tasks[name].process_results(own[0].doc, [next(found) for _ in own])

@@ -34,7 +34,7 @@ from ant_hf.errors import AntError
 from ant_hf.evaluation.benchmarks import Benchmark, check_schema, generate_arithmark, local_file
 from ant_hf.evaluation.documents import check_rendered, checked_file, lm_eval_dataset, select, unreadable
 from ant_hf.evaluation.language_model import BatchedLM
-from ant_hf.evaluation.results import Measurement
+from ant_hf.evaluation.results import Measurement, headline_metric
 from ant_hf.hub import hub_or_cache
 from ant_hf.utils.console import progress_bar
 from ant_hf.utils.provenance import without_paths
@@ -120,6 +120,8 @@ def _write_group(benchmark: Benchmark, place: Path) -> None:
     """Every task of a group's folder, locally those that have documents, and the groups of these."""
     definitions = {path: _definition(path) for path in benchmark.definition.glob("*.yaml")}
     tasks = {path: values for path, values in sorted(definitions.items()) if "dataset_name" in values}
+    if not tasks:
+        raise AntError(f"{benchmark.definition} has no task files with a dataset_name")
     files = _local_files(benchmark, next(iter(tasks)))
     if files and benchmark.split_by is None:
         raise AntError(f"{benchmark.name} is a group of tasks", hint="Give it split_by in benchmarks.yaml.")
@@ -165,8 +167,8 @@ def load_tasks(benchmarks: list[Benchmark], definitions: Path) -> dict[str, dict
     """lm-eval's tasks with their documents, all before the first is scored; zero-shot.
 
     Raises:
-        AntError: documents cannot be had (names every set concerned), lm-eval cannot read one (names it), or
-            a task needs generated text.
+        AntError: documents cannot be had (names every set concerned), lm-eval cannot read one (names it), a
+            task needs generated text, or does not have the metric of the table.
     """
     manager = TaskManager(include_path=definitions, include_defaults=False)
     loaded: dict[str, dict[str, Any]] = {}
@@ -201,6 +203,8 @@ def load_tasks(benchmarks: list[Benchmark], definitions: Path) -> dict[str, dict
                 )
             if item.definition.name == "arithmark.yaml":
                 check_schema(task.eval_docs, item.name)
+            if item.metric is not None:
+                headline_metric(item, task.aggregation())
             task.set_config(key="num_fewshot", value=0)
     return loaded
 

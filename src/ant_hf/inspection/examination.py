@@ -19,8 +19,9 @@ from ant_hf.data.tokens import TRAIN, VALIDATION, PackedTokens, read_manifest
 from ant_hf.errors import AntError
 from ant_hf.inspection import fragments, measures
 from ant_hf.model.architecture import Ledger, parameter_ledger
-from ant_hf.model.encoding import first_ids
+from ant_hf.model.encoding import decode, first_ids
 from ant_hf.model.loading import Subject, check_weights, load_subject, locate, tokenizer_folder
+from ant_hf.model.scoring import read_text
 from ant_hf.model.texts import ENGLISH
 from ant_hf.utils.console import progress_bar, say
 from ant_hf.utils.files import file_sha256, is_writable
@@ -145,15 +146,15 @@ def inspect_model(
             "nothing comes before position 0, and this tokenizer has no beginning-of-text token",
             hint="Pass a later one: --position 1",
         )
-    size = model.config.vocab_size
+    size, ledger = model.config.vocab_size, parameter_ledger(model.config)
     if tokens:
         counts, counted = count_tokens(tokens, size), "the training tokens"
     else:
         counts, counted = np.bincount(ids, minlength=size), f"the text ({text.source})"
     return Inspection(
         name=subject.name,
-        facts=_facts(subject),
-        ledger=parameter_ledger(model.config),
+        facts=_facts(subject, ledger),
+        ledger=ledger,
         matrices=measures.read_matrices(model),
         heads=measures.read_heads(model),
         embeddings=measures.Embeddings(measures.embedding_norms(model), counts, counted, tokens is not None),
@@ -166,13 +167,12 @@ def inspect_model(
     )
 
 
-def _facts(subject: Subject) -> dict[str, str]:
+def _facts(subject: Subject, ledger: Ledger) -> dict[str, str]:
     config = subject.model.config
     attention: Any = measures.layers_of(subject.model)[0].self_attn
     size = attention.head_dim
     heads, groups = (projection.out_features // size for projection in (attention.q_proj, attention.k_proj))
     hidden, layers = config.hidden_size, config.num_hidden_layers
-    ledger = parameter_ledger(config)
     prefix = map(fragments.vocabulary(subject.tokenizer).text, first_ids(subject.tokenizer))
     mlp = getattr(config, "intermediate_size", None)
     return {
@@ -238,14 +238,7 @@ def choose_text(given: str | None, tokens: Path | None, tokenizer: Any) -> Text:
     content, source = given, "the text given"
     # Unlike Path's, it takes a long text for no file.
     if os.path.isfile(given):  # noqa: PTH113
-        source = Path(given).name
-        try:
-            content = Path(given).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise AntError(
-                f"{given} cannot be read as UTF-8 text: {error}",
-                hint="Save it as UTF-8, or pass another file.",
-            ) from None
+        content, source = read_text(Path(given)), Path(given).name
     elif given.split() == [given] and (given.endswith((".txt", ".md", ".json", ".jsonl")) or "/" in given):
         raise AntError(
             f"text file not found: {given}",
@@ -298,4 +291,4 @@ def held_out_text(tokens: Path, tokenizer: Any, max_tokens: int) -> str:
     """The beginning of the validation split as text, documents on lines of their own; may be empty."""
     ids = PackedTokens(tokens, VALIDATION).slice(0, max_tokens).tolist()
     groups = itertools.groupby(ids, key=lambda index: index == tokenizer.eos_token_id)
-    return "\n".join(tokenizer.decode(list(group)) for is_end, group in groups if not is_end).strip("\ufffd")
+    return "\n".join(decode(tokenizer, group) for is_end, group in groups if not is_end).strip("\ufffd")

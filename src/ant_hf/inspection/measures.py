@@ -34,7 +34,9 @@ def layers_of(model: PreTrainedModel) -> torch.nn.ModuleList:
         AntError: the model is not built like a Llama.
     """
     layers = getattr(model.get_decoder(), "layers", None)
-    if not isinstance(layers, torch.nn.ModuleList) or not all(_is_llama_like(layer) for layer in layers):
+    # A model that reads images too keeps its sizes elsewhere.
+    is_of_text = model.config is model.config.get_text_config(decoder=True)
+    if not isinstance(layers, torch.nn.ModuleList) or not all([is_of_text, *map(_is_llama_like, layers)]):
         raise AntError(
             "only models built like a Llama can be inspected",
             seen=type(model).__name__,

@@ -91,12 +91,12 @@ def architecture_of(recipe: Recipe) -> tuple[PreTrainedConfig, Ledger, Base | No
         assert recipe.architecture, "without a base the recipe has one"
         return *load_architecture(recipe.architecture), None
     name, folder = locate(recipe.training.init_from)
-    check_model_files(folder)
     if "quantization_config" in read_json(folder / CONFIG, "model config", ""):
         raise AntError(
             f"the weights of {name} are quantized, and only unquantized ones can be trained",
             hint="Pass the model that it was made from.",
         )
+    check_model_files(folder)
     config, ledger = load_architecture(folder, is_foreign=True)
     base = Base(name, folder, tokenizer_folder(folder), weights_hash(folder) or "")
     _check_tokenizer(base, config.vocab_size)

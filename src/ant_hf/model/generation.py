@@ -95,26 +95,37 @@ def generate_sample(
     chosen, _ = sampling(model, greedy, settings)
     torch.manual_seed(seed % 2**64)
     text = _Text(tokenizer, show)
+    generated(
+        model,
+        input_ids=inputs,
+        attention_mask=torch.ones_like(inputs),
+        max_new_tokens=min(max_new_tokens, context_length(model, tokenizer) - len(ids)),
+        do_sample=not greedy,
+        pad_token_id=0,  # of one text nothing is filled up, and without an id there is a warning
+        streamer=text,
+        **chosen,
+    )
+    return text.shown
+
+
+@torch.no_grad()
+def generated(model: PreTrainedModel, **arguments: Any) -> torch.Tensor:
+    """What `model.generate` returns, without beams.
+
+    Raises:
+        AntError: the model fails, or its scores are not numbers.
+    """
     try:
-        with torch.no_grad():
-            model.generate(  # type: ignore[operator]
-                input_ids=inputs,
-                attention_mask=torch.ones_like(inputs),
-                max_new_tokens=min(max_new_tokens, context_length(model, tokenizer) - len(ids)),
-                do_sample=not greedy,
-                num_beams=1,
-                pad_token_id=0,  # of one text nothing is filled up, and without an id there is a warning
-                logits_processor=LogitsProcessorList([_Finite()]),
-                streamer=text,
-                **chosen,
-            )
+        ids: torch.Tensor = model.generate(  # type: ignore[operator]
+            num_beams=1, logits_processor=LogitsProcessorList([_Finite()]), **arguments
+        )
     except (AntError, OSError):
         raise
     # Architectures fail in their own ways, each with another kind of error.
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise AntError(f"this {type(model).__name__} cannot generate text: {reason}") from error
-    return text.shown
+    return ids
 
 
 class _Finite(LogitsProcessor):

@@ -125,13 +125,27 @@ def read_tokenizer(folder: Path) -> Any:
 
 
 def tokenizer_folder(folder: Path) -> Path:
-    """Where a model's tokenizer lies: beside the weights; a run's checkpoints share the one of its data."""
+    """Where a model's tokenizer lies: beside the weights; a run's checkpoints share the one of its data.
+
+    Raises:
+        AntError: the data's tokenizer is another one by now than the run was trained with.
+    """
     run = folder.resolve().parent
     if not is_checkpoint(folder) or any((folder / name).is_file() for name in (*_TOKENIZERS, _SETTINGS)):
         return folder
     record = read_json(run / RUN_RECORD, "run record", "") if (run / RUN_RECORD).is_file() else {}
     data = Path((record.get("recipe") or {}).get("data_dir") or run)
-    return next((each for each in (data / "tokenizer", run / "tokenizer") if each.is_dir()), folder)
+    trained_with = (record.get("sha256") or {}).get("tokenizer")
+    there = [each for each in (data / "tokenizer", run / "tokenizer") if (each / TOKENIZER).is_file()]
+    for each in there:
+        if trained_with in (None, file_sha256(each / TOKENIZER)):
+            return each
+    if there:
+        raise AntError(
+            f"{there[0]} holds another tokenizer than {run} was trained with",
+            hint=f"Copy {TOKENIZER} and {_SETTINGS} of the run's own tokenizer into {folder}.",
+        )
+    return folder
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -174,8 +188,10 @@ def check_model_files(folder: Path) -> None:
         what = f"{folder} has no weights in safetensors"
         hint = "Pickles can run code and are not read. Save the model again with save_pretrained."
         raise AntError(what, seen=", ".join(pickles) or None, hint=hint if pickles else again)
+    is_quantized = False
     for name in (CONFIG, "generation_config.json", TOKENIZER, _SETTINGS):
         values = read_json(folder / name, "file of the model", again) if (folder / name).is_file() else {}
+        is_quantized |= "quantization_config" in values
         if values.get("is_encoder_decoder"):
             what = f"{folder} has an encoder-decoder model"
             raise AntError(what, seen=values.get("model_type"), expected="a causal language model")
@@ -188,6 +204,9 @@ def check_model_files(folder: Path) -> None:
     # Before anything of the config's size is allocated.
     _, ledger = model_architecture(folder)
     if (size := sum(file.stat().st_size for file in files)) < ledger.total:
+        if is_quantized:
+            what = f"the weights of {folder} are quantized to less than 8 bits, which are not read here"
+            raise AntError(what, hint="Pass the model that it was made from.")
         raise AntError(
             f"{files[0] if len(files) == 1 else folder} is cut short, or {CONFIG} belongs to another model",
             seen=f"{size:,} bytes",
@@ -352,7 +371,7 @@ def load_subject(model: str, dtype: str, device: str) -> Subject:
         "tokenizer_sha256": folder_sha256(tokenizer_folder(folder), TOKENIZER),
         "config_sha256": folder_sha256(folder, CONFIG),
         "parameters": parameters,
-        "vocab_size": loaded.config.vocab_size,
+        "vocab_size": loaded.config.get_text_config(decoder=True).vocab_size,
     }
     return Subject(name, folder, loaded, tokenizer, identity)
 

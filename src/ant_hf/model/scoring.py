@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -80,8 +81,9 @@ def score_tokens(
             tokens.slice(s, min(s + context + 1 - len(before), len(tokens)))
             for s in starts[first : first + batch_size]
         ]
-        for group in _equal_lengths(windows):
-            rows = np.stack(group).astype(np.int64)
+        # Only the very last window can be shorter: it is scored alone rather than padded.
+        for _, group in itertools.groupby(windows, key=len):
+            rows = np.stack(list(group)).astype(np.int64)
             start = np.tile(np.array(before, dtype=np.int64), (len(rows), 1))
             rows = np.hstack([start, rows])
             ids_BT = torch.from_numpy(rows).to(device)
@@ -107,13 +109,6 @@ def _window_starts(targets: int, step: int, max_tokens: int | None) -> list[int]
     return [starts[index * len(starts) // count] for index in range(count)]
 
 
-def _equal_lengths(windows: list[np.ndarray]) -> list[list[np.ndarray]]:
-    """Only the very last window can be shorter: it is scored alone rather than padded."""
-    full = [window for window in windows if len(window) == len(windows[0])]
-    rest = [window for window in windows if len(window) != len(windows[0])]
-    return [group for group in (full, rest) if group]
-
-
 def score_text(
     model: PreTrainedModel,
     tokenizer: Any,
@@ -137,7 +132,7 @@ def score_text(
         TokensInMemory([*start, *ids]),
         [0] * rows,
         context=context,
-        batch_size=max(1, min(_BATCH, _LOGITS_AT_ONCE // (context * rows))),
+        batch_size=_batch_size(rows, context),
         before=before,
         progress=progress,
     )
@@ -146,6 +141,11 @@ def score_text(
     if not (scores.tokens and size > 0):
         raise AntError("the text is too short to be scored", seen=text[:40], expected="at least a few words")
     return check_finite(replace(scores, bytes=size))
+
+
+def _batch_size(rows: int, context: int) -> int:
+    """Windows a forward pass, whose logits fit the memory for a vocabulary of so many rows too."""
+    return max(1, min(_BATCH, _LOGITS_AT_ONCE // (context * rows)))
 
 
 def described_start(tokenizer: Any) -> str:
@@ -193,14 +193,19 @@ def score_file(
     Raises:
         AntError: as `load_any` and `score_text`, or the file is missing or not UTF-8.
     """
-    text = _read_text(file)
+    text = read_text(file)
     model, tokenizer = load_any(model_folder)
     check_causal(model)
     context = _checked_context(context, context_length(model, tokenizer), len(added_ids(tokenizer)) or 1)
     return score_text(model, tokenizer, text, context, progress=progress), context, described_start(tokenizer)
 
 
-def _read_text(file: Path) -> str:
+def read_text(file: Path) -> str:
+    """A text file, also as .gz; `-` for stdin.
+
+    Raises:
+        AntError: the file is missing or not UTF-8.
+    """
     if str(file) == "-":
         data = sys.stdin.buffer.read()
     else:
@@ -236,7 +241,7 @@ def score_folder(
     model_folder: Path,
     tokens_folder: Path,
     context: int | None = None,
-    batch_size: int = _BATCH,
+    batch_size: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[TextScore, int]:
     """Reload a model folder in fp32 and score a tokens folder's validation split.
@@ -244,6 +249,7 @@ def score_folder(
     Args:
         context: tokens before a token at most, from 1 to the model's maximum; None for the maximum, which
             of long ones is cut to 2,048.
+        batch_size: windows a forward pass; None: as many as fit.
 
     Returns:
         The score, and the context used, in tokens.
@@ -263,6 +269,7 @@ def score_folder(
     verify_shards(tokens_folder, (VALIDATION,))
     lengths = token_byte_lengths(load_tokenizer(files))
     tokens = PackedTokens(tokens_folder, VALIDATION)
+    batch_size = batch_size or _batch_size(len(lengths), context)
     scores = score_tokens(model, tokens, lengths, context=context, batch_size=batch_size, progress=progress)
     if not scores.bytes:
         raise AntError(

@@ -229,7 +229,7 @@ def finish(
     scores = measured_rows(inputs)
     write_eval_results(inputs, scores, folder)
     if rows := [vars(score) for score in scores]:
-        others = [model.name for model in compared_models(inputs)]
+        others = [model.name for model in compared_models()]
         plot_benchmarks(rows, others, plots / "benchmarks.png", inputs.name)
     card = render_card(inputs)
     if wrong := [finding for finding in audit(card_claims(card, names.CARD)) if finding.agrees is False]:

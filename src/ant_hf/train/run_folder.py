@@ -242,7 +242,7 @@ def open_run_folder(recipe: Recipe, fresh: bool = False, look_only: bool = False
     free = _FREE_KEYS
     if is_open:
         free = free | _LENGTH_KEYS | {f"corpus.{part}.decay_weight" for part in _parts(values)}
-    if recipe.training.average_last:
+    if recipe.training.average_last and not is_open:
         # They say which checkpoints are averaged.
         free = free - {"training.save_steps"}
     if recipe.keeps_best:
