@@ -81,8 +81,8 @@ _FREE_KEYS = {
 }
 
 
-# What a run may still change while its learning rate is constant: where the decay begins, the end, and how many
-# of the last checkpoints are averaged.
+# What a run may still change while its learning rate is constant: where the decay begins, the end, and how
+# many of the last checkpoints are averaged.
 _LENGTH_KEYS = {"training.max_steps", "training.stable_fraction", "training.average_last"}
 
 
