@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import logging
+from huggingface_hub.utils import logging, parse_ratelimit_headers  # type: ignore[attr-defined]
 
 from ant_hf.errors import AntError
 from ant_hf.utils.console import say
@@ -41,7 +41,8 @@ HOW_TO_LOG_IN = (
 # Names the repository that a CI job, known to the Hub as a Trusted Publisher, gets an hour's token for
 # (huggingface_hub 1.19 or newer): https://huggingface.co/docs/hub/trusted-publishers
 _PUBLISHER = "HF_OIDC_RESOURCE"
-_LONGEST_WAIT = 60.0
+# The Hub counts requests in windows of five minutes: https://huggingface.co/docs/hub/rate-limits
+_LONGEST_WAIT, _LONGEST_ASKED = 60.0, 300.0
 _LONGEST_TEXT = 1000
 # What a full account is told.
 _QUOTA = re.compile(r"quota|storage (limit|space)|exceeded your|upgrade your", re.IGNORECASE)
@@ -352,7 +353,10 @@ def _root(error: BaseException) -> BaseException:
 
 def _wait(error: BaseException, attempt: int) -> float:
     """Seconds before the next attempt: what the Hub asks for, else 1, 2, 4, ... with some spread."""
-    found = _http_error(error)
-    asked = found.response.headers.get("Retry-After", "") if found is not None else ""
-    seconds = float(asked) if asked.isdecimal() else 2.0 ** (attempt - 1) * random.uniform(0.8, 1.2)
-    return min(seconds, _LONGEST_WAIT)
+    headers = found.response.headers if (found := _http_error(error)) else {}
+    if (asked := headers.get("Retry-After", "")).isdecimal():
+        return min(float(asked), _LONGEST_ASKED)
+    if status_of(error) == 429 and (limit := parse_ratelimit_headers(headers)):
+        # Counted in whole seconds.
+        return min(limit.reset_in_seconds + 1.0, _LONGEST_ASKED)
+    return min(2.0 ** (attempt - 1) * random.uniform(0.8, 1.2), _LONGEST_WAIT)

@@ -47,6 +47,12 @@ def test_params_prints_ledger_and_published_difference():
         assert word in result.stdout
 
 
+def test_a_report_that_cannot_be_written_is_refused_before_the_gate(tmp_path, monkeypatch):
+    monkeypatch.setattr("ant_hf.release.verify.verify", lambda *_, **__: pytest.fail("asked the gate"))
+    result = run_here("ant-hf", "verify", tmp_path, "--report", tmp_path)
+    assert "is a folder. Name a file: --report" in one_line_error(result)
+
+
 def one_line_error(result):
     """The message, which may stand below a progress bar but is the last thing said."""
     assert result.returncode == 2, result.stderr

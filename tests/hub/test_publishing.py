@@ -12,9 +12,11 @@ import pytest
 import yaml
 from commands import ANT_HF, stop_command
 from huggingface_hub import ModelCard, parse_eval_result_entries
+from huggingface_hub.errors import HfHubHTTPError
 
 from ant_hf.card.eval_results import eval_result_problems, listed_benchmarks
-from ant_hf.hub import HubClient, is_transient
+from ant_hf.errors import AntError
+from ant_hf.hub import HubClient, httpx, is_transient
 from ant_hf.release.publish import fetch_model
 from hub.conftest import READ_TOKEN, WRITE_TOKEN
 
@@ -323,6 +325,41 @@ def test_names_of_dangerous_files_are_names_and_no_patterns(hub, here, tmp_path)
     folder, left_out = fetch_model(HubClient(anonymous=True), "other/odd")
     assert left_out == ["[ab].py"]
     assert sorted(path.name for path in folder.iterdir()) == [".gitattributes", "a.json", "config.json"]
+
+
+def test_the_files_of_a_revision_are_those_that_are_read_and_left_out(hub, here):
+    repository = hub.repository("other/older")
+    repository.create(private=False)
+    first = repository.commit("main", "x", {"old.pkl": b"x", "config.json": b"{}"})
+    repository.commit("main", "y", {"new.pkl": b"y"}, deleted=("old.pkl",))
+    folder, left_out = fetch_model(HubClient(anonymous=True), "other/older", first)
+    assert left_out == ["old.pkl"]
+    assert sorted(path.name for path in folder.iterdir()) == [".gitattributes", "config.json"]
+    assert fetch_model(HubClient(anonymous=True), "other/older")[1] == ["new.pkl"]
+    with pytest.raises(AntError, match="no commit, tag or branch of this name"):
+        fetch_model(HubClient(attempts=1, anonymous=True), "other/older", "v9")
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"Retry-After": "90"}, 90),
+        ({"RateLimit": '"api";r=0;t=55', "RateLimit-Policy": '"fixed window";"api";q=500;w=300'}, 56),
+        ({"Retry-After": "3600"}, 300),
+    ],
+)
+def test_a_wait_that_the_hub_asks_for_is_obeyed(headers, seconds, here, monkeypatch):
+    waited = []
+    monkeypatch.setattr("ant_hf.hub.time.sleep", waited.append)
+    request = httpx.Request("GET", "https://huggingface.co/api/models/x/y")
+    response = httpx.Response(429, headers=headers, request=request)
+
+    def refused():
+        raise HfHubHTTPError("429", response=response)
+
+    with pytest.raises(AntError, match=r"2 attempts.*answered 429"):
+        HubClient(token="hf_x", attempts=2).step("asking", refused)
+    assert waited == [seconds]
 
 
 @pytest.mark.parametrize(

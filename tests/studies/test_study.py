@@ -17,7 +17,7 @@ from ant_hf.studies.planning import plan_study
 from ant_hf.studies.record import StudyRecord
 from ant_hf.studies.running import Scoring, outcome_of, train_and_score, write_recipe
 from ant_hf.studies.scores import gradient_noise
-from ant_hf.studies.study import Where, run_study
+from ant_hf.studies.study import run_study
 from ant_hf.studies.study_file import Options, load_study
 
 # The tokens of these tests are prepared: no run packs its own.
@@ -31,7 +31,11 @@ def small(write_study, tmp_path, prepared):
     changes = {"tokens": 1024, "data_dir": str(tmp_path / "data"), "training.eval_max_tokens": 500}
     file = write_study(
         changes=changes,
-        runs={"base": {"seeds": [1]}, "faster": {"training.learning_rate": 0.03, "seeds": [3]}},
+        runs={
+            "base": {"seeds": [1]},
+            # A thousandth of the text is one step.
+            "faster": {"training.learning_rate": 0.03, "training.num_train_epochs": 0.001, "seeds": [3]},
+        },
         score=SCORES,
     )
     return file, Options(output_dir=str(tmp_path / "out"))
@@ -52,11 +56,12 @@ def here(monkeypatch):
 
 def test_runs_become_a_record_and_a_page_and_are_not_run_again(small, here, tmp_path, capsys):
     file, options = small
-    record = run_study(load_study(file, options), Where(docs=tmp_path / "docs"))
+    record = run_study(load_study(file, options), docs=tmp_path / "docs")
     assert here == ["base-s1", "faster-s3"]
     first, other = record.runs
     assert (first.cell, first.seed, other.changes["training.learning_rate"]) == ("base", 1, 0.03)
     assert first.scores["bits_per_byte"] != other.scores["bits_per_byte"]
+    assert (first.facts["tokens"], other.facts["tokens"]) == (1024, 512)
     assert 0 < first.scores["hidden_rank"] <= 1
     assert first.scores["embedding_share"] == pytest.approx(384 * 32 / first.facts["parameters"])
     assert [*first.sha256] == ["recipe", "architecture", "run", "tokenizer", "tokens"]
@@ -70,7 +75,7 @@ def test_runs_become_a_record_and_a_page_and_are_not_run_again(small, here, tmp_
 
     # The answer is all that changes.
     file.write_text(file.read_text() + "answer: It does.\n")
-    again = run_study(load_study(file, options), Where(docs=tmp_path / "docs"))
+    again = run_study(load_study(file, options), docs=tmp_path / "docs")
     assert len(here) == 2
     assert again.runs == record.runs
     assert "**It does.**" in (tmp_path / "docs/small.md").read_text()
@@ -84,24 +89,59 @@ def test_runs_become_a_record_and_a_page_and_are_not_run_again(small, here, tmp_
         AntError,
         match=r"(?s)faster-s3 already holds a run with other values.*learning_rate was 0.03, is 0.04",
     ):
-        run_study(load_study(file, options), Where())
+        run_study(load_study(file, options))
 
 
 def test_a_run_whose_numbers_break_is_a_result(small, tmp_path):
     file, options = small
     run = load_study(file, options).runs[0]
     write_recipe(run)
-    assert outcome_of(run, SCORES) is None
+    assert outcome_of(run, Scoring(SCORES)) is None
     train_and_score(run.folder, Scoring(["bits_per_byte"]))
     path = run.folder / "run.json"
     values = json.loads(path.read_text()) | {"status": "running", "format_version": 1}
     path.write_text(json.dumps({key: value for key, value in values.items() if key != "values_sha256"}))
-    assert outcome_of(run, SCORES) is None
+    assert outcome_of(run, Scoring(SCORES)) is None
     with (run.folder / "metrics.jsonl").open("a") as rows:
         rows.write(json.dumps({"step": 2, "stopped_by_gradient_norm": "nan", "blocks": [1]}) + "\n")
-    outcome = outcome_of(run, SCORES)
+    outcome = outcome_of(run, Scoring(SCORES))
     assert outcome.broken == "gradient norm nan at step 2"
     assert set(outcome.scores.values()) == {None}
+
+
+def test_a_run_that_breaks_keeps_no_checkpoints_and_other_errors_are_told(small, monkeypatch):
+    run = load_study(*small).runs[0]
+    write_recipe(run)
+    checkpoint = run.folder / "checkpoint-1"
+    checkpoint.mkdir()
+    (checkpoint / "checkpoint.json").write_text("{}")
+
+    def breaks(_):
+        raise AntError("the loss is nan")
+
+    monkeypatch.setattr("ant_hf.studies.running.pretrain", breaks)
+    with pytest.raises(AntError, match="the loss is nan"):
+        train_and_score(run.folder, Scoring(SCORES))
+    assert checkpoint.exists()
+    (run.folder / "metrics.jsonl").write_text('{"step": 2, "stopped_by_loss": "nan"}\n')
+    train_and_score(run.folder, Scoring(SCORES))
+    assert not checkpoint.exists()
+
+
+def test_scores_on_another_number_of_documents_are_measured_again(small, tiny_run, tmp_path, monkeypatch):
+    run = load_study(*small).runs[0]
+    shutil.copytree(tiny_run, run.folder)
+    write_recipe(run)
+    results = {"conditions": {"limit": 2}, "degeneration": {"greedy": {"loop_rate": 0.5}}}
+    (run.folder / "final/results.json").write_text(json.dumps(results))
+    measured = []
+    monkeypatch.setattr("ant_hf.evaluation.evaluate.evaluate", lambda *_, **options: measured.append(options))
+    assert outcome_of(run, Scoring(["loop_rate"], limit=2)).scores == {"loop_rate": 0.5}
+    train_and_score(run.folder, Scoring(["loop_rate"], limit=2))
+    assert not measured
+    assert outcome_of(run, Scoring(["loop_rate"], limit=3)) is None
+    train_and_score(run.folder, Scoring(["loop_rate"], limit=3))
+    assert [(options["limit"], options["fresh"]) for options in measured] == [(3, True)]
 
 
 def test_gradient_noise_is_of_the_second_half():
@@ -124,12 +164,23 @@ def test_a_dry_run_writes_nothing(small, tmp_path, capsys):
 
 def test_a_precision_that_is_not_here_is_left_out(write_study, tmp_path, monkeypatch):
     monkeypatch.setattr("ant_hf.train.setup.torch.cuda.is_available", lambda: False)
-    file = write_study(grid={"training.precision": ["fp32", "fp16"]})
+    file = write_study(grid={"training.precision": ["fp16", "fp32"]})
     loaded, left_out = study_module.without_impossible(load_study(file))
     assert [run.cell for run in loaded.runs] == ["precision fp32"]
     assert "'fp16' on cpu" in left_out["precision fp16"]
     with pytest.raises(AntError, match="cannot train any of its runs"):
         study_module.without_impossible(load_study(write_study(grid={"training.precision": ["fp16"]})))
+
+
+def test_a_task_leaves_out_what_its_machine_cannot_train(write_study, tmp_path, monkeypatch):
+    from ant_hf.studies import datatrove_steps
+
+    trained = []
+    monkeypatch.setattr(datatrove_steps, "in_a_process", lambda run, *_: trained.append(run.cell))
+    monkeypatch.setattr("ant_hf.train.setup.torch.cuda.is_available", lambda: False)
+    file = write_study(grid={"training.precision": ["fp16", "fp32"]})
+    assert list(datatrove_steps.TrainRuns(str(file), Options(output_dir=str(tmp_path / "out"))).run()) == []
+    assert trained == ["precision fp32"]
 
 
 def test_the_command_names_what_is_wrong(write_study):
@@ -189,5 +240,5 @@ def test_datatrove_trains_what_the_command_then_shows(small, tmp_path, monkeypat
         raise AssertionError("trained again")
 
     monkeypatch.setattr(study_module, "in_a_process", refused)
-    assert len(run_study(load_study(file, options), Where()).runs) == 2
+    assert len(run_study(load_study(file, options)).runs) == 2
     assert os.environ.get("CUDA_VISIBLE_DEVICES") is None

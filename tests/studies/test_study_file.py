@@ -3,6 +3,7 @@
 import pytest
 
 from ant_hf.errors import AntError
+from ant_hf.studies.study import run_study
 from ant_hf.studies.study_file import Options, load_study
 
 STEP = 8 * 64
@@ -120,6 +121,7 @@ WRONG = {
     "heads": ({"changes": {"architecture.num_key_value_heads": 3}}, "num_key_value_heads is 3; must divide"),
     "a score": ({"score": ["bits_per_bite"]}, "bits_per_bite.*bits_per_byte"),
     "a cell": ({"fit": {"held_out": ["huge"]}}, "fit.held_out is 'huge'.*'base'"),
+    "an empty axis": ({"grid": {"training.z_loss": []}}, "grid.training.z_loss is \\[\\]"),
     "an axis": ({"plot": {"lines": "depth"}}, "plot.lines is 'depth'"),
     "tokens": ({"changes": {"tokens": -5}}, "tokens is -5"),
     "two lengths": ({"changes": {"tokens": 9999, "flops": 1e9}}, "tokens and flops are both set"),
@@ -131,6 +133,40 @@ WRONG = {
     "a shape": ({"changes": {"shape": "wide"}}, "shape is 'wide'"),
     "a base": ({"base": "nowhere"}, "recipe not found: nowhere"),
 }
+
+
+IMPOSSIBLE_FITS = {
+    "few runs": ({}, 3, "6 runs of 2 sizes and 3 numbers of tokens"),
+    "a point without a size": ({"predict": {"mine": {"tokens": 5}}}, 4, "fit.predict.mine lacks a size"),
+    "no such run": ({"predict": {"mine": {"run": "nowhere"}}}, 4, "nowhere"),
+    "no such GPU": ({"budgets": {"gpu": "t5", "hours": [1]}}, 4, "fit.budgets.gpu is unknown; saw 't5'"),
+}
+
+
+@pytest.fixture
+def no_runs(monkeypatch):
+    def refused(*_):
+        raise AssertionError("a run began")
+
+    monkeypatch.setattr("ant_hf.studies.study.in_a_process", refused)
+
+
+def test_missing_documents_are_said_before_the_training(write_study, no_runs, tmp_path):
+    loaded = load_study(write_study(score=["arc_easy"]), Options(output_dir=str(tmp_path / "out")))
+    with pytest.raises(AntError, match="arc_easy has no documents"):
+        run_study(loaded, data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(("keys", "sizes", "message"), IMPOSSIBLE_FITS.values(), ids=IMPOSSIBLE_FITS)
+def test_a_fit_that_cannot_be_is_refused_before_the_training(write_study, no_runs, keys, sizes, message):
+    grid = {
+        "architecture.hidden_size": [16, 32, 64, 128][:sizes],
+        "tokens": [TOKENS, 2 * TOKENS, 4 * TOKENS],
+    }
+    held_out = [f"hidden size 64, tokens {n * TOKENS}" for n in (1, 2, 4)]
+    file = write_study(grid=grid, fit={"held_out": held_out, **keys})
+    with pytest.raises(AntError, match=message):
+        run_study(load_study(file))
 
 
 @pytest.mark.parametrize(("keys", "message"), WRONG.values(), ids=WRONG)

@@ -138,6 +138,14 @@ def test_lines_and_dots_are_drawn(plot, tmp_path):
     assert results_table(record).row_count == 7
 
 
+def test_runs_that_all_broke_are_drawn_and_told(tmp_path):
+    rows = [row(name, 1, None, point={"size": name}, broken="loss nan at step 7") for name in ("a", "b")]
+    record = record_of(rows)
+    draw(record, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").is_file()
+    assert page(record).count("broke: loss nan at step 7") == 2
+
+
 PAGES = sorted((ROOT / "docs/studies").glob("*.json"))
 
 

@@ -4,8 +4,9 @@ import re
 import time
 
 import pytest
+from rich.table import Table
 
-from ant_hf.utils.console import progress_bar
+from ant_hf.utils.console import progress_bar, say, show
 from ant_hf.utils.stopping import phase
 
 
@@ -60,3 +61,13 @@ def test_other_processes_than_the_first_say_nothing(capsys, monkeypatch):
         time.sleep(0.15)
         advance(1, 2)
     assert capsys.readouterr().err == ""
+
+
+def test_brackets_and_colons_of_names_are_shown_as_they_are(capsys):
+    table = Table("head [bold]", title="runs/[old] :b:")
+    table.add_row("fp32 [warm] a:b:c")
+    show(table)
+    say("run", "[bold]x:b:y")
+    said = capsys.readouterr().out
+    for text in ("head [bold]", "runs/[old] :b:", "fp32 [warm] a:b:c", "[bold]x:b:y"):
+        assert text in said

@@ -226,10 +226,7 @@ def evaluate(
         if results := recorded_results(load_board(board), folder):
             _show_board(board, results, folder)
             return
-    if data_dir is not None:
-        switch_libraries("HF_DATASETS_OFFLINE", *(["HF_HUB_OFFLINE"] if Path(model).is_dir() else []))
-    else:
-        switch_libraries()
+    _switch_libraries([model], data_dir)
     if importlib.util.find_spec("lm_eval") is None:
         raise AntError("evaluation needs lm-eval", hint=install_command("eval"))
     from ant_hf.evaluation.evaluate import evaluate as measure
@@ -305,10 +302,7 @@ def compare(
 
     Uses what ant-hf evaluate has measured. Writes a page, figures, and comparison.json.
     """
-    if data_dir is not None:
-        switch_libraries("HF_DATASETS_OFFLINE", *(["HF_HUB_OFFLINE"] if all(map(_is_folder, models)) else []))
-    else:
-        switch_libraries()
+    _switch_libraries(models, data_dir)
     if importlib.util.find_spec("scipy") is None:
         raise AntError("a comparison needs scipy", hint=install_command("eval"))
     from ant_hf.evaluation.comparison import compare as compare_models
@@ -330,8 +324,11 @@ def compare(
     say("comparison", folder)
 
 
-def _is_folder(model: str) -> bool:
-    return Path(expand_home(model)).is_dir()
+def _switch_libraries(models: list[str], data_dir: Path | None) -> None:
+    """The Hub is not asked for documents that are here, nor for anything if the models are here too."""
+    offline = ["HF_DATASETS_OFFLINE", "HF_HUB_OFFLINE"] if data_dir is not None else []
+    are_here = all(Path(expand_home(model)).is_dir() for model in models)
+    switch_libraries(*(offline if are_here else offline[:1]))
 
 
 def _names(tasks: str | None) -> list[str]:
@@ -382,14 +379,12 @@ def inspect(
     from ant_hf.inspection.findings import as_json
     from ant_hf.inspection.report import render_report
     from ant_hf.inspection.terminal import print_inspection
-    from ant_hf.utils.files import check_writable, write_json, write_text
+    from ant_hf.utils.files import check_output_file, write_json, write_text
 
     path = html or default_report(model, other)
     for file, option in ((path, "--html"), (json, "--json")):
-        if file and file.is_dir():
-            raise AntError(f"{file} is a folder", hint=f"Name a file: {option} {file / 'NAME'}")
         if file:
-            check_writable(file.parent, f"{option} FILE")
+            check_output_file(file, option)
     inspections = compare(model, other, text, position, tokens)
     print_inspection(inspections)
     write_text(path, render_report(inspections))
@@ -458,10 +453,7 @@ def demo(
             hint="Add --static to write the folder of a static page.",
         )
     if importlib.util.find_spec("gradio") is None:
-        raise AntError(
-            "the demo needs Gradio",
-            hint=install_command("demo"),
-        )
+        raise AntError("the demo needs Gradio", hint=install_command("demo"))
     from ant_hf.demo.serving import serve
 
     serve(models, port, share)

@@ -78,8 +78,10 @@ def verify(
     """
     from ant_hf.release.verify import PASSED, refusal
     from ant_hf.release.verify import verify as run_gate
-    from ant_hf.utils.files import write_json
+    from ant_hf.utils.files import check_output_file, write_json
 
+    if report:
+        check_output_file(report, "--report")
     values = run_gate(model, tokens, revision=revision)
     if report:
         write_json(report, values)

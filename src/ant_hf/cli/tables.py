@@ -7,15 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from ant_hf.card.audit import Finding
 from ant_hf.evaluation.boards import Board, Row
 from ant_hf.evaluation.results import ABOVE, BELOW, UNCLEAR
 from ant_hf.published import PublishedModel
-from ant_hf.utils.console import show
+from ant_hf.utils.console import COMPACT, show
 from ant_hf.utils.names import GATE
 
 _VERDICTS = {ABOVE: "above", BELOW: "below", UNCLEAR: "same", None: ""}
@@ -29,7 +27,7 @@ _PERPLEXITIES = {
 
 def _table(title: str, columns: Sequence[str], no_wrap: bool = True, **style: Any) -> Table:
     """An empty table; a column whose name begins with ">" holds numbers and stands right."""
-    table = Table(title=title, title_justify="left", caption_justify="left", **style)
+    table = Table(title=title, **{"title_justify": "left", **style})
     for name in columns:
         justify: Literal["left", "right"] = "right" if name.startswith(">") else "left"
         table.add_column(name.removeprefix(">"), justify=justify, no_wrap=no_wrap)
@@ -46,9 +44,7 @@ def results_table(results: dict[str, Any], published: list[PublishedModel]) -> T
         "from, always giving the most frequent one; above or below it by more than two standard errors, or "
         "with the whole interval. "
         "publ.: printed by the authors, not measured here.",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
+        **COMPACT,
     )
     # A long name continues below; a number is never cut.
     table.columns[0].no_wrap, table.columns[0].max_width = False, 20
@@ -102,9 +98,7 @@ def board_table(board: Board, rows: Sequence[Row]) -> Table:
         "standard error. publ.: published by its authors, not measured here; without a score where a figure "
         "that counts was not published. tuned on: sets whose own training questions were trained on; ?: the "
         "authors do not say.",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
+        **COMPACT,
     )
     table.columns[1].overflow = "fold"
     labels = {figure.task: figure.label for figure in board.figures}
@@ -112,7 +106,7 @@ def board_table(board: Board, rows: Sequence[Row]) -> Table:
         tuned = "?" if row.tuned_on is None else ", ".join(labels[task] for task in row.tuned_on) or "none"
         table.add_row(
             "here" if row.is_measured else "publ.",
-            escape(row.name.rpartition("/")[2]),
+            row.name.rpartition("/")[2],
             f"{row.parameters / 1e6:.2f}M",
             # Within 80 columns: the error goes below its value.
             *(row.shown.get(task, "").replace(" ± ", "\n±") for task in board.tasks),
@@ -177,17 +171,15 @@ def _number(value: float | None, stderr: float | None = None) -> str:
 
 def comparison_table(pair: dict[str, Any]) -> Table:
     """One row per figure of two models, under the answer to which is better."""
-    first, second = escape(pair["first"]), escape(pair["second"])
+    first, second = pair["first"], pair["second"]
     table = _table(
-        escape(pair["answer"]),
+        pair["answer"],
         ["figure", f">{first}", f">{second}", ">difference (95 %)", f"{first} is"],
         caption="Shares in %, differences in points. Unclear: the two cannot be told apart; about so many "
         "more items would be needed. An interval is of its row alone. Better and worse hold for all rows at "
         "once, because of many differences some are large by chance. \N{DOWNWARDS ARROW} less is better.",
         no_wrap=False,
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
+        **COMPACT,
     )
     table.columns[0].no_wrap = table.columns[3].no_wrap = True
     for row in pair["figures"]:
@@ -198,7 +190,7 @@ def comparison_table(pair: dict[str, Any]) -> Table:
         verdict = row["in_words"].replace("cannot be told apart", "unclear").replace(": about", ":")
         verdict = verdict.removesuffix(" would be needed").removesuffix(" items")
         table.add_row(
-            escape(row["label"]) + ("" if row["higher_is_better"] else " \N{DOWNWARDS ARROW}"),
+            row["label"] + ("" if row["higher_is_better"] else " \N{DOWNWARDS ARROW}"),
             *scores,
             f"{scale * row['difference']:+{form}} ({low} to {high})",
             verdict,
@@ -220,20 +212,20 @@ def comparison_lines(values: dict[str, Any]) -> list[str]:
 
 def audit_table(title: str, findings: Sequence[Finding]) -> Table:
     """What a card claims, what arithmetic gives, and whether the two go together."""
-    table = _table(escape(title), ("claim", "recomputed", "verdict"), no_wrap=False)
+    table = _table(title, ("claim", "recomputed", "verdict"), no_wrap=False)
     for finding in findings:
         style = "bold" if finding.verdict == "DISAGREES" else None
-        table.add_row(escape(finding.claim), escape(finding.recomputed), finding.verdict, style=style)
+        table.add_row(finding.claim, finding.recomputed, finding.verdict, style=style)
     return table
 
 
 def checks_table(title: str, checks: Sequence[dict[str, Any]]) -> Table:
     """The gate's checks with what they saw."""
-    table = _table(escape(f"Gate: {title}"), ("check", "outcome", "seen"), no_wrap=False)
+    table = _table(f"Gate: {title}", ("check", "outcome", "seen"), no_wrap=False)
     outcome = {True: "passed", False: "FAILED", None: "not checked"}
     for check in checks:
         style = "bold" if check["passed"] is False else None
-        table.add_row(escape(check["name"]), outcome[check["passed"]], escape(check["seen"]), style=style)
+        table.add_row(check["name"], outcome[check["passed"]], check["seen"], style=style)
     return table
 
 
@@ -250,9 +242,7 @@ def verified_table(record: dict[str, Any]) -> Table:
         ["file", ">MB", ">logits", ">texts", ">greedy", ">bits/byte", ">tokens/s"],
         caption="logits: largest difference; texts: cut into the same tokens; greedy: prompts continued "
         "alike; bits/byte: what plain English costs more; tokens/s: one output at a time",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
+        **COMPACT,
     )
     # A long name continues below; a number is never cut.
     table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
@@ -273,11 +263,7 @@ def _cells(verified: dict[str, Any]) -> list[str]:
     return [
         difference,
         f"{run['texts_with_equal_tokens']:,}",
-        _outputs(run),
+        f"{run['prompts_with_equal_output']}/{run['prompts']}",
         f"{run['bits_per_byte_difference']:+.5f}",
         f"{run['tokens_per_second']:,.0f}",
     ]
-
-
-def _outputs(run: dict[str, Any]) -> str:
-    return f"{run['prompts_with_equal_output']}/{run['prompts']}"

@@ -212,9 +212,9 @@ def study(
 
         plan_study(loaded, tokens_per_second)
         return
-    from ant_hf.studies.study import Where, run_study
+    from ant_hf.studies.study import run_study
 
-    run_study(loaded, Where(data_dir, docs))
+    run_study(loaded, data_dir, docs)
 
 
 def tokenizer(config: Config, data: Data = None, output_dir: OutputDir = None, overrides: Set = None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from ant_hf.export.vocabulary import Vocabulary, read_vocabulary
 from ant_hf.model.loading import Subject, check_weights, load_subject, tokenizer_folder
 from ant_hf.utils import files
 from ant_hf.utils.console import quiet_libraries, say
+from ant_hf.utils.hardware import threads_per_process
 from ant_hf.utils.names import ONNX, VERIFIED
 from ant_hf.utils.provenance import install_command, now, package_versions
 from ant_hf.utils.stopping import phase
@@ -202,10 +202,6 @@ def _alone(target: Path) -> Iterator[None]:
         lock.release()
 
 
-def _threads() -> int:
-    return max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
-
-
 def _gguf(
     folder: Path, subject: Subject, vocabulary: Vocabulary, types: Sequence[str], origin: gguf.Origin
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
@@ -221,7 +217,9 @@ def _gguf(
         say(kind.upper(), f"{file.stat().st_size:,} bytes written; verifying")
         loaded, figures = verification.read_back(file, model, tokenizer, kind)
         if llama_cpp.is_installed():
-            run = verification.run_in_llama_cpp(file, model, loaded, tokenizer, vocabulary, kind, _threads())
+            run = verification.run_in_llama_cpp(
+                file, model, loaded, tokenizer, vocabulary, kind, threads_per_process()
+            )
         done[name] = {"type": kind.upper(), "verified": {"transformers": figures, "llama_cpp": run}}
     best = gguf.file_name(origin.name, gguf.suggested(types))
     for name, text in gguf.ollama_files(best, model, vocabulary, origin.license).items():
@@ -239,12 +237,12 @@ def _onnx(folder: Path, subject: Subject, types: Sequence[str]) -> dict[str, dic
         copy = folder / name
         copy.parent.mkdir(exist_ok=True)
         shutil.copyfile(path, copy)
-    texts, done = onnx.check_tokenizer(folder, tokenizer), {}
+    texts, threads, done = onnx.check_tokenizer(folder, tokenizer), threads_per_process(), {}
     trace = functools.cache(functools.partial(onnx.trace, subject.model))
     for kind in types:
         file = folder / ONNX / onnx.TYPES[kind].file
         onnx.write_onnx(file, trace(onnx.TYPES[kind].dtype), kind)
         say(kind, f"{file.stat().st_size:,} bytes written; verifying")
-        figures = onnx.check_onnx(file, subject.model, tokenizer, subject.context_length, _threads(), kind)
+        figures = onnx.check_onnx(file, subject.model, tokenizer, subject.context_length, threads, kind)
         done[f"{ONNX}/{file.name}"] = {"type": kind, "verified": {"onnxruntime": figures | texts}}
     return done

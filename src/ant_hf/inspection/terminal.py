@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -29,16 +28,16 @@ def print_inspection(inspections: Sequence[Inspection]) -> None:
 
 
 def _table(title: str, *columns: str, numbers: bool = False) -> Table:
-    table = Table(title=escape(title), title_justify="left")
+    table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
-        table.add_column(escape(column), justify="right" if numbers and index else "left")
+        table.add_column(column, justify="right" if numbers and index else "left")
     return table
 
 
 def _facts(inspections: Sequence[Inspection]) -> Table:
     table = _table("Shape", "", *(each.name for each in inspections))
     for name, facts in side_by_side([each.facts for each in inspections]):
-        table.add_row(name, *map(escape, facts))
+        table.add_row(name, *facts)
     table.add_section()
     for name, counts in side_by_side([dict(each.ledger.rows) for each in inspections]):
         table.add_row(name, *(f"{count:,}" for count in counts))
@@ -73,12 +72,12 @@ def _findings(inspection: Inspection) -> Table:
     table = _table(f"What stands out in {inspection.name}", "", "topic", "found")
     marks = {True: "!", False: "\u2713", None: "?"}
     for topic, notable, sentence in findings(inspection):
-        table.add_row(marks[notable], topic, escape(sentence), style="bold" if notable else None)
+        table.add_row(marks[notable], topic, sentence, style="bold" if notable else None)
     seen, embeddings = inspection.activations, inspection.embeddings
     logits = f"standard deviation {seen.logit_std:.2f}, the largest {seen.logit_max:.1f} above the mean"
     table.add_row("", "logits", logits)
     correlation = f"rank correlation of norm and frequency {embeddings.rank_correlation:.2f}"
-    table.add_row("", "embeddings", escape(f"{correlation}, counted in {embeddings.counted}"))
+    table.add_row("", "embeddings", f"{correlation}, counted in {embeddings.counted}")
     return table
 
 
@@ -112,7 +111,7 @@ def _next(inspection: Inspection) -> Table:
     best = expected.candidates[0].probability
     for token_id, _, text, probability in expected.candidates:
         bar = Text("\u2588" * round(20 * probability / best), justify="left")
-        table.add_row(escape(text), str(token_id), f"{probability:.2%}", bar)
+        table.add_row(text, str(token_id), f"{probability:.2%}", bar)
     return table
 
 
@@ -120,5 +119,5 @@ def _extremes(inspection: Inspection) -> Table:
     columns = [name for which in ("most", "least") for name in (f"{which} predictable", "nats", "times")]
     table = _table(f"Fragments of {inspection.name}", *columns)
     for pair in zip(*inspection.reading.extremes(_EXTREMES), strict=True):
-        table.add_row(*(cell for it in pair for cell in (escape(it.text), f"{it.nats:.2f}", str(it.count))))
+        table.add_row(*(cell for it in pair for cell in (it.text, f"{it.nats:.2f}", str(it.count))))
     return table

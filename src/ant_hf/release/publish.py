@@ -12,7 +12,6 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, RepoCard
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash
-from rich.markup import escape
 from rich.table import Column, Table
 
 from ant_hf.errors import AntError
@@ -58,12 +57,18 @@ class Remote:
     branches: tuple[str, ...]
 
 
-def read_remote(client: HubClient, repository: str, kind: str = "model") -> Remote | None:
-    """The repository's state; None if there is none (or it is another's private one)."""
+def read_remote(
+    client: HubClient, repository: str, kind: str = "model", revision: str | None = None
+) -> Remote | None:
+    """The repository's state; None if there is none (or it is another's private one).
+
+    Args:
+        revision: commit, tag or branch that head and files are of; default: the newest commit.
+    """
 
     def read() -> Remote | None:
         try:
-            info = client.api.repo_info(repository, repo_type=kind)
+            info = client.api.repo_info(repository, repo_type=kind, revision=revision)
         except HfHubHTTPError as error:
             if client.is_unseen(error):
                 return None
@@ -326,7 +331,7 @@ def _show(changes: Changes) -> None:
         if (changes.folder / name).is_file()
     }
     for name, state in changes.states.items():
-        table.add_row(escape(name), f"{sizes[name]:,}" if name in sizes else "", words.get(state, state))
+        table.add_row(name, f"{sizes[name]:,}" if name in sizes else "", words.get(state, state))
     show(table)
     visibility = "private" if changes.private else "public"
     if changes.unknown:
@@ -461,7 +466,7 @@ def fetch_model(client: HubClient, repository: str, revision: str | None = None)
     # A mistyped `release/Ant-10M` has the form of a repository's name; said before the wait for a Hub.
     say("hub", f"{repository} is not a folder here; asking the Hub")
     try:
-        remote = read_remote(client, repository)
+        remote = read_remote(client, repository, revision=revision)
     except HubUnreachableError:
         raise HubUnreachableError(
             f"{repository} is not a folder here and cannot be fetched from the Hub",
@@ -473,12 +478,9 @@ def fetch_model(client: HubClient, repository: str, revision: str | None = None)
             hint=client.missing_or_private,
         )
     left_out = sorted(path for path in remote.files if is_dangerous_name(path))
-    revision, ignored = (
-        revision or remote.head,
-        [*map(glob.escape, left_out), "checkpoint-*", f"{LAST_CHECKPOINT}/*"],
-    )
+    head, ignored = remote.head, [*map(glob.escape, left_out), "checkpoint-*", f"{LAST_CHECKPOINT}/*"]
     folder = client.step(
         f"downloading {repository}",
-        lambda: client.api.snapshot_download(repository, revision=revision, ignore_patterns=ignored),
+        lambda: client.api.snapshot_download(repository, revision=head, ignore_patterns=ignored),
     )
     return Path(folder), left_out

@@ -9,6 +9,7 @@ from typing import Any
 
 from ant_hf.errors import AntError
 from ant_hf.studies.running import Scoring, in_a_process, outcome_of, write_recipe
+from ant_hf.studies.study import without_impossible
 from ant_hf.studies.study_file import Options, load_study
 from ant_hf.utils.provenance import install_command
 
@@ -47,9 +48,12 @@ class TrainRuns(PipelineStep):
             # Before CUDA starts, which it does in the process of the run.
             os.environ["CUDA_VISIBLE_DEVICES"] = str(rank)
         loaded = load_study(self.file, self.options)
-        study = loaded.study
-        scoring = Scoring.of(study, self.data_dir)
+        scoring = Scoring.of(loaded.study, self.data_dir)
+        _, left_out = without_impossible(loaded)
+        # Of all runs: on a machine that leaves out others, a task has the same ones.
         for run in loaded.runs[rank::world_size]:
+            if run.cell in left_out:
+                continue
             write_recipe(run)
-            if outcome_of(run, scoring.names) is None:
+            if outcome_of(run, scoring) is None:
                 in_a_process(run, scoring, lambda tokens: None)

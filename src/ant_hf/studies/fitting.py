@@ -9,13 +9,28 @@ import numpy as np
 
 from ant_hf.errors import AntError
 from ant_hf.studies.record import BestSize, Estimate, FitRecord, Prediction, RunRow
-from ant_hf.studies.scaling_law import PARAMETERS, Fitted, FlopsPerToken, Interval, Runs, fit_law
-from ant_hf.studies.study_file import Budgets, Fit, Point
+from ant_hf.studies.scaling_law import PARAMETERS, Fitted, FlopsPerToken, Interval, Runs, check_runs, fit_law
+from ant_hf.studies.study_file import Budgets, Fit, PlannedRun, Point
 from ant_hf.train.estimates import ASSUMED_UTILISATION
 from ant_hf.train.run_folder import RunRecord
 from ant_hf.utils.hardware import gpu_named
 
 _N, _D, _LOSS = "non_embedding_parameters", "tokens", "loss"
+
+
+def check_fit(fit: Fit, runs: list[PlannedRun]) -> None:
+    """Refuse a fit that its keys or the planned runs cannot give, before anything is trained.
+
+    Raises:
+        AntError: as `fitted`, and for an unknown GPU.
+    """
+    inside = [run.facts() for run in runs if run.cell not in {*fit.without, *fit.held_out}]
+    sizes, lengths = (np.array([facts[name] for facts in inside]) for name in (_N, _D))
+    check_runs(Runs(sizes, lengths, losses=lengths))
+    for name, point in fit.predict.items():
+        _size(name, point)
+    if fit.budgets:
+        gpu_named(fit.budgets.gpu, "fit.budgets.gpu")
 
 
 def fitted(fit: Fit, rows: list[RunRow]) -> FitRecord:
@@ -70,25 +85,16 @@ def _held_out(cell: str, rows: list[RunRow], result: Fitted) -> Prediction:
 
 
 def _prediction(name: str, point: Point, result: Fitted, rows: list[RunRow]) -> Prediction:
-    measured, parameters, tokens, source = None, point.parameters, point.tokens, point.source
+    parameters, tokens = _size(name, point)
+    measured, source = None, point.source
     if point.run:
         record = RunRecord.read(Path(point.run))
-        by_component = record.parameters["by_component"]
-        parameters = sum(
-            count for part, count in by_component.items() if part not in ("embeddings", "lm_head")
-        )
-        tokens, measured = record.plan["total_tokens"], (record.final or {}).get("loss")
+        measured = (record.final or {}).get("loss")
         ours = {row.sha256.get("tokens") for row in rows}
         source = (
             "on the same held-out text"
             if ours == {record.sha256.get("tokens")}
             else "on its own held-out text"
-        )
-    if not parameters or not tokens:
-        raise AntError(
-            f"fit.predict.{name} lacks a size",
-            seen=f"parameters {parameters}, tokens {tokens}",
-            expected="both numbers, or run: FOLDER with the run.json of a trained model",
         )
     return Prediction(
         name=name,
@@ -99,6 +105,25 @@ def _prediction(name: str, point: Point, result: Fitted, rows: list[RunRow]) -> 
         published=point.published,
         source=source,
     )
+
+
+def _size(name: str, point: Point) -> tuple[int, int]:
+    """Non-embedding parameters and tokens of a point."""
+    parameters, tokens = point.parameters, point.tokens
+    if point.run:
+        record = RunRecord.read(Path(point.run))
+        by_component = record.parameters["by_component"]
+        parameters = sum(
+            count for part, count in by_component.items() if part not in ("embeddings", "lm_head")
+        )
+        tokens = record.plan["total_tokens"]
+    if not parameters or not tokens:
+        raise AntError(
+            f"fit.predict.{name} lacks a size",
+            seen=f"parameters {parameters}, tokens {tokens}",
+            expected="both numbers, or run: FOLDER with the run.json of a trained model",
+        )
+    return parameters, tokens
 
 
 def _best_sizes(budgets: Budgets, result: Fitted, flops: FlopsPerToken) -> tuple[str, list[BestSize]]:

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich import box
 from rich.table import Table
 
 from ant_hf.data.survey import Survey, survey
 from ant_hf.errors import AntError
+from ant_hf.studies.fitting import check_fit
 from ant_hf.studies.report import short, whole
-from ant_hf.studies.running import outcome_of
+from ant_hf.studies.running import Scoring, outcome_of
 from ant_hf.studies.scores import all_scores
 from ant_hf.studies.study import say_left_out, without_impossible
 from ant_hf.studies.study_file import LoadedStudy, PlannedRun
@@ -25,7 +25,7 @@ from ant_hf.train.estimates import (
     seconds_on,
 )
 from ant_hf.train.setup import Setup, set_up
-from ant_hf.utils.console import facts_table, say, show
+from ant_hf.utils.console import COMPACT, facts_table, say, show
 from ant_hf.utils.files import free_bytes, write_json
 from ant_hf.utils.hardware import gpu_named
 
@@ -38,13 +38,9 @@ _TIMED_SECONDS, _SURVEY_SECONDS, _SURVEY_BYTES = 3.0, 1.0, 1_000_000
 
 @dataclass(frozen=True)
 class _Pace:
-    """Seconds of a token, from the compute that it takes."""
-
     seconds: Callable[[float], float]
+    """Of a token, from the compute that it takes."""
     how: str
-
-    def of(self, run: PlannedRun) -> float:
-        return self.seconds(run.flops_per_token)
 
 
 def plan_study(loaded: LoadedStudy, tokens_per_second: float | None = None) -> None:
@@ -57,6 +53,8 @@ def plan_study(loaded: LoadedStudy, tokens_per_second: float | None = None) -> N
         AntError: the text cannot be read or is too small for a vocabulary; or no run can be trained here.
     """
     loaded, left_out = without_impossible(loaded)
+    if loaded.study.fit:
+        check_fit(loaded.study.fit, loaded.runs)
     with tempfile.TemporaryDirectory() as scratch:
         setups = {run.name: _set_up(run, Path(scratch)) for run in loaded.runs}
         pace = _stated(loaded.runs, tokens_per_second) if tokens_per_second else _timed(loaded.runs, setups)
@@ -65,7 +63,7 @@ def plan_study(loaded: LoadedStudy, tokens_per_second: float | None = None) -> N
         on_gpu = sum(seconds_on(gpu, setup) for setup in setups.values())
     seconds = {run.name: _seconds(run, pace, texts) for run in loaded.runs}
     show(_runs_table(loaded, seconds))
-    done = [run for run in loaded.runs if outcome_of(run, loaded.study.score)]
+    done = [run for run in loaded.runs if outcome_of(run, Scoring.of(loaded.study, None))]
     left = sum(seconds[run.name] for run in loaded.runs if run not in done)
     prepared = sum((text.tokenizer_seconds or 0) + (text.packing_seconds or 0) for text in texts.values())
     facts = [
@@ -134,7 +132,7 @@ def _texts(runs: list[PlannedRun]) -> dict[str, Survey]:
 def _seconds(run: PlannedRun, pace: _Pace, texts: dict[str, Survey]) -> float:
     held_out = texts[str(run.recipe.data_dir)].validation_tokens or 0
     # Scored twice at the end, before and after the export.
-    return _START_SECONDS + pace.of(run) * (run.tokens + 2 * _SCORING_SHARE * held_out)
+    return _START_SECONDS + pace.seconds(run.flops_per_token) * (run.tokens + 2 * _SCORING_SHARE * held_out)
 
 
 def _not_counted(loaded: LoadedStudy) -> str:
@@ -163,13 +161,7 @@ def _disk(loaded: LoadedStudy, setups: dict[str, Setup], texts: dict[str, Survey
 
 def _runs_table(loaded: LoadedStudy, seconds: dict[str, float]) -> Table:
     """One row for each cell, within 80 columns."""
-    table = Table(
-        title=loaded.study.question,
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
+    table = Table(title=loaded.study.question, **COMPACT)
     # A long name continues below; a number is never cut.
     table.add_column("run", max_width=26)
     for name in ("seeds", "params", "embed", "layers", "width", "vocab", "tokens", "time"):

@@ -12,7 +12,6 @@ import jinja2
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
-from rich import box
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
@@ -20,6 +19,7 @@ from rich.table import Table
 from ant_hf.studies.record import Cell, Estimate, Prediction, StudyRecord
 from ant_hf.studies.scaling_law import Law
 from ant_hf.studies.scores import Score, all_scores
+from ant_hf.utils.console import COMPACT
 from ant_hf.utils.plots import STYLE, saved_figure
 
 _TEMPLATE = "page.md.jinja"
@@ -46,15 +46,7 @@ class Row:
 
 def results_table(record: StudyRecord) -> Table:
     """The table for the terminal."""
-    table = Table(
-        title=record.question,
-        title_justify="left",
-        caption=noise_in_words(record),
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
+    table = Table(title=record.question, caption=noise_in_words(record), **COMPACT)
     for number, name in enumerate(columns(record)):
         # A long name continues below; a number is never cut.
         head = name.replace(" ", "\n") if number else name
@@ -67,7 +59,7 @@ def results_table(record: StudyRecord) -> Table:
 
 def whole(table: Table) -> Table:
     """The table as wide as it needs to be: a narrower terminal breaks its lines, and no number is cut."""
-    wide = Console(width=500)
+    wide = Console(width=500, markup=False, emoji=False)
     title, table.title, caption, table.caption = table.title, None, table.caption, None
     needed = Measurement.get(wide, wide.options, table).maximum
     table.title, table.caption = title, caption
@@ -77,8 +69,7 @@ def whole(table: Table) -> Table:
 
 def columns(record: StudyRecord) -> list[str]:
     """Heads of the table."""
-    table = all_scores()
-    labels = [table[name].label for name in record.scores]
+    labels = [score.label for score in _scores(record)]
     return ["run", "parameters", "tokens", "seeds", *labels, "against the best"]
 
 
@@ -344,7 +335,8 @@ def _draw_lines(record: StudyRecord, drawn: _Drawn, path: Path) -> None:
 def _scale(axes: Axes, values: Sequence[float]) -> None:
     """A logarithmic x axis where the values are far apart, with the values themselves as its ticks."""
     distinct = sorted(set(values))
-    if distinct[0] <= 0 or distinct[-1] / distinct[0] < _LOGARITHMIC_FROM:
+    # None where every run that would be drawn broke.
+    if not distinct or distinct[0] <= 0 or distinct[-1] / distinct[0] < _LOGARITHMIC_FROM:
         return
     axes.set_xscale("log")
     if len(distinct) <= 8:

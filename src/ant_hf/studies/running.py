@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -20,21 +21,23 @@ from ant_hf.data.tokens import VALIDATION, PackedTokens
 from ant_hf.errors import AntError, RunStopped
 from ant_hf.inspection import measures
 from ant_hf.model.loading import load_final
-from ant_hf.recipe import load_recipe, read_yaml
+from ant_hf.recipe import Recipe, load_recipe, read_yaml
 from ant_hf.studies.scores import (
     INSPECTION,
     broken_at,
     needs_inspection,
     read_scores,
+    results_of,
     tasks_of,
 )
 from ant_hf.studies.study_file import ARCHITECTURE, RECIPE, PlannedRun, Study
+from ant_hf.train.checkpoints import checkpoints
 from ant_hf.train.pretrain import pretrain
 from ant_hf.train.run_folder import RunRecord, is_finished
 from ant_hf.train.sizing import as_yaml
 from ant_hf.utils.files import differences, read_json, write_json, write_text
 from ant_hf.utils.metrics import read_metrics
-from ant_hf.utils.names import FINAL, METRICS, RUN_RECORD
+from ant_hf.utils.names import FINAL, METRICS, RESULTS, RUN_RECORD
 from ant_hf.utils.stopping import stopped_by_signals
 from ant_hf.utils.workers import worker_processes
 
@@ -69,15 +72,16 @@ class Outcome:
     """Where its numbers broke, in words."""
 
 
-def outcome_of(run: PlannedRun, names: list[str]) -> Outcome | None:
+def outcome_of(run: PlannedRun, scoring: Scoring) -> Outcome | None:
     """What came of a run, if there is nothing left to do for it."""
+    names = scoring.names
     if not (run.folder / RUN_RECORD).exists():
         return None
     record = RunRecord.read(run.folder)
     if record.status != "finished":
         broken = broken_at(run.folder)
         return Outcome(record, dict.fromkeys(names), broken) if broken else None
-    scores = read_scores(run.recipe, record, names)
+    scores = read_scores(run.recipe, record, names, scoring.limit)
     # A few steps give no gradient noise, and a small text no figures of its words.
     missing = tasks_of([name for name, value in scores.items() if value is None])
     if missing or (needs_inspection(names) and not (run.folder / INSPECTION).exists()):
@@ -111,20 +115,33 @@ def train_and_score(folder: Path, scoring: Scoring) -> None:
     """Train the run of a folder, or continue it, and measure what is asked for; what is there is kept.
 
     Raises:
-        AntError: as `pretrain` and `evaluate`.
+        AntError: as `pretrain`, unless the numbers of the run broke; or as `evaluate`.
     """
     recipe = load_recipe(folder / RECIPE)
     if not is_finished(folder):
-        pretrain(recipe)
+        try:
+            pretrain(recipe)
+        except AntError:
+            if not broken_at(folder):
+                raise
+    if is_finished(folder):
+        _score(folder, recipe, scoring)
+    for checkpoint in checkpoints(folder):
+        # Of Ant-10M 83 MB each, and a run that is over needs none.
+        shutil.rmtree(checkpoint)
+
+
+def _score(folder: Path, recipe: Recipe, scoring: Scoring) -> None:
     if needs_inspection(scoring.names) and not (folder / INSPECTION).exists():
         write_json(folder / INSPECTION, ranks(folder / FINAL, recipe.tokens_dir))
-    found = read_scores(recipe, RunRecord.read(folder), scoring.names)
+    found = read_scores(recipe, RunRecord.read(folder), scoring.names, scoring.limit)
     missing = [name for name, value in found.items() if value is None]
     if tasks := tasks_of(missing):
         # lm-eval is an optional part of the installation.
         from ant_hf.evaluation.evaluate import evaluate
 
-        evaluate(folder / FINAL, tasks, data_dir=scoring.data_dir, limit=scoring.limit)
+        is_other_limit = (folder / FINAL / RESULTS).exists() and not results_of(folder, scoring.limit)
+        evaluate(folder / FINAL, tasks, data_dir=scoring.data_dir, limit=scoring.limit, fresh=is_other_limit)
 
 
 def ranks(final: Path, tokens: Path) -> dict[str, float]:
@@ -168,9 +185,8 @@ def in_a_process(run: PlannedRun, scoring: Scoring, progress: Callable[[int], No
             hint=f"Memory may have run out: see {run.folder / LOG}. Run the same command again to continue.",
         ) from None
     if isinstance(error, AntError):
-        if not broken_at(run.folder):
-            raise AntError(f"{run.folder}: {error}") from None
-    elif error:
+        raise AntError(f"{run.folder}: {error}") from None
+    if error:
         raise error
 
 

@@ -96,7 +96,18 @@ def broken_at(folder: Path) -> str | None:
     return None
 
 
-def read_scores(recipe: Recipe, record: RunRecord, names: list[str]) -> dict[str, float | None]:
+def results_of(folder: Path, limit: int | None) -> dict[str, Any] | None:
+    """What `evaluate` measured of a run; None: nothing yet, or on another number of documents."""
+    path = folder / FINAL / RESULTS
+    if not path.exists():
+        return None
+    results = read_json(path, "results", f"Remove {path}")
+    return results if results["conditions"]["limit"] == limit else None
+
+
+def read_scores(
+    recipe: Recipe, record: RunRecord, names: list[str], limit: int | None
+) -> dict[str, float | None]:
     """The figures of a finished run; None for one that is not measured yet."""
     folder = Path(recipe.output_dir)
     rows = read_metrics(folder / METRICS)
@@ -116,8 +127,7 @@ def read_scores(recipe: Recipe, record: RunRecord, names: list[str]) -> dict[str
         found |= {key: report.get(key) for key in ("bytes_per_token", "words_kept_whole")}
     if (folder / INSPECTION).exists():
         found |= read_json(folder / INSPECTION, "inspection", f"Remove {folder / INSPECTION}")
-    if (folder / FINAL / RESULTS).exists() and tasks_of(names):
-        results = read_json(folder / FINAL / RESULTS, "results", f"Remove {folder / FINAL / RESULTS}")
+    if tasks_of(names) and (results := results_of(folder, limit)):
         found |= {name: row["value"] for name, row in results.get("tasks", {}).items()}
         found |= {name: row["byte_perplexity"] for name, row in results.get("perplexity", {}).items()}
         if loops := results.get(LOOPS):

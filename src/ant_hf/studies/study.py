@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ant_hf.errors import AntError, RunStopped
-from ant_hf.studies.fitting import fitted
+from ant_hf.evaluation.benchmarks import choose_benchmarks, known_benchmarks
+from ant_hf.studies.fitting import check_fit, fitted
 from ant_hf.studies.record import STUDY_RECORD, RunRow, StudyRecord
 from ant_hf.studies.report import draw, page, results_table
 from ant_hf.studies.running import Outcome, Scoring, in_a_process, outcome_of, write_recipe
-from ant_hf.studies.scores import all_scores
+from ant_hf.studies.scores import LOOPS, all_scores, tasks_of
 from ant_hf.studies.study_file import ARCHITECTURE, RECIPE, Changes, LoadedStudy, PlannedRun
-from ant_hf.train.checkpoints import checkpoints
 from ant_hf.train.setup import choose_execution
 from ant_hf.utils.console import Advance, progress_bar, say, show
 from ant_hf.utils.files import file_sha256, write_text
@@ -26,18 +25,12 @@ from ant_hf.utils.stopping import phase
 _PRECISION = "training.precision"
 
 
-@dataclass(frozen=True)
-class Where:
-    """What is measured with, and where the results go."""
-
-    data_dir: Path | None = None
-    """Folder of evaluation sets as JSONL; None: the Hub."""
-    docs: Path | None = None
-    """Folder that gets the page, its plot and its record too."""
-
-
-def run_study(loaded: LoadedStudy, where: Where) -> StudyRecord:
+def run_study(loaded: LoadedStudy, data_dir: Path | None = None, docs: Path | None = None) -> StudyRecord:
     """Train and score what is missing, then write record, plot and page.
+
+    Args:
+        data_dir: folder of evaluation sets as JSONL; None: the Hub.
+        docs: folder that gets the page, its plot and its record too.
 
     Raises:
         AntError: a run fails, and not because its numbers broke; or as `load_study` and `fit_law`.
@@ -45,7 +38,9 @@ def run_study(loaded: LoadedStudy, where: Where) -> StudyRecord:
     """
     loaded, left_out = without_impossible(loaded)
     study = loaded.study
-    scoring = Scoring.of(study, where.data_dir)
+    if study.fit:
+        check_fit(study.fit, loaded.runs)
+    scoring = Scoring.of(study, data_dir)
     kept = "What is finished is kept. Run the same command again to continue."
     with locked(loaded.folder, "study"), phase(f"running the study {study.name}", kept):
         for run in loaded.runs:
@@ -57,11 +52,11 @@ def run_study(loaded: LoadedStudy, where: Where) -> StudyRecord:
         say("fitting", f"the scaling law to all runs, then to {study.fit.resamples} samples of them")
         record.fit = fitted(study.fit, record.runs)
     write_all(record, loaded.folder)
-    if where.docs:
-        write_all(record, where.docs, named=True)
+    if docs:
+        write_all(record, docs, named=True)
     show(results_table(record))
     say("study", str(loaded.folder / STUDY_RECORD))
-    say("page", str((where.docs or loaded.folder) / f"{study.name}.md"))
+    say("page", str((docs or loaded.folder) / f"{study.name}.md"))
     if not study.answer:
         say("next", f"write your answer into {loaded.file} as answer: ..., and run this command again")
     return record
@@ -109,11 +104,15 @@ def say_left_out(left_out: dict[str, str]) -> None:
 
 def _all_run(loaded: LoadedStudy, scoring: Scoring) -> list[tuple[PlannedRun, Outcome]]:
     """Every run with what came of it."""
-    found = {run.name: outcome_of(run, scoring.names) for run in loaded.runs}
+    found = {run.name: outcome_of(run, scoring) for run in loaded.runs}
     done = sum(run.tokens for run in loaded.runs if found[run.name])
     total = sum(run.tokens for run in loaded.runs)
     finished = sum(outcome is not None for outcome in found.values())
     say("study", f"{loaded.study.name}: {len(found)} runs, {total:,} tokens; {finished} runs are finished")
+    sets = [name for name in tasks_of(scoring.names) if name != LOOPS]
+    if sets and finished < len(found):
+        # Documents that are missing would end the study after its first run.
+        choose_benchmarks(sets, known_benchmarks(scoring.data_dir), scoring.data_dir)
     with progress_bar("study", earlier=done) as advance:
         for number, run in enumerate(loaded.runs, 1):
             if found[run.name]:
@@ -130,7 +129,7 @@ def _all_run(loaded: LoadedStudy, scoring: Scoring) -> list[tuple[PlannedRun, Ou
                 )
                 say("stopped", text)
                 raise RunStopped(f"stopped {text}") from None
-            found[run.name] = outcome = outcome_of(run, scoring.names)
+            found[run.name] = outcome = outcome_of(run, scoring)
             if outcome is None:
                 raise AntError(
                     f"the run in {run.folder} ended, but some of its scores are missing",
@@ -138,9 +137,6 @@ def _all_run(loaded: LoadedStudy, scoring: Scoring) -> list[tuple[PlannedRun, Ou
                     hint="Remove that folder and run the same command again.",
                 )
             progress(run.tokens)
-            for checkpoint in checkpoints(run.folder):
-                # Of Ant-10M 83 MB each, and a finished run needs none.
-                shutil.rmtree(checkpoint)
             say("run", f"{number} of {len(found)}, {run.name}: {_in_words(outcome)}")
     return [(run, outcome) for run in loaded.runs if (outcome := found[run.name])]
 
@@ -195,13 +191,16 @@ def _record(
 def _row(run: PlannedRun, outcome: Outcome) -> RunRow:
     files = {"recipe": RECIPE, "architecture": ARCHITECTURE, "run": RUN_RECORD}
     record = outcome.record
-    seconds = record.train_and_finish_seconds
+    # `num_train_epochs` can make a run shorter than it was planned.
+    tokens = record.plan.get("total_tokens", run.tokens)
+    # The first is of the last sitting alone.
+    seconds = max(record.train_and_finish_seconds or 0.0, record.training_seconds or 0.0)
     return RunRow(
         cell=run.cell,
         point=run.point,
         changes=_public(run.changes),
         seed=run.seed,
-        facts=run.facts(),
+        facts=run.facts() | {"tokens": tokens, "flops": run.flops_per_token * tokens},
         scores=outcome.scores,
         broken=outcome.broken,
         minutes=round(seconds / 60, 1) if seconds else None,
@@ -220,10 +219,10 @@ def _conditions(outcomes: list[tuple[PlannedRun, Outcome]]) -> dict[str, list[st
     found: dict[str, dict[str, None]] = {}
     for run, outcome in outcomes:
         here, final = outcome.record.environment, outcome.record.final or {}
-        corpus = without_paths(run.recipe.corpus.model_dump())
-        text = corpus["path"] or corpus["source"]
+        places = [text.path or text.source for text in run.recipe.corpus.texts]
+        texts = [text for place in places for text in (place if isinstance(place, list) else [place])]
         values = {
-            "text": ", ".join(text) if isinstance(text, list) else text,
+            "text": ", ".join(without_paths(texts, "path")),
             "held-out text": f"{final['bytes']:,} bytes" if "bytes" in final else None,
             "device": f"{here['device']} ({here['device_name']}), torch threads: {here['torch_threads']}",
             "precision": here["precision"],

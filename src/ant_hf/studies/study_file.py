@@ -110,7 +110,9 @@ class Study(Section):
     """Recipe of all runs: a file, or the name of one that comes with the package."""
     changes: Changes = Field(default_factory=dict)
     """Changes of the base that all runs share."""
-    grid: dict[str, list[Any] | dict[str, Changes | None]] = Field(default_factory=dict)
+    grid: dict[str, Annotated[list[Any] | dict[str, Changes | None], Field(min_length=1)]] = Field(
+        default_factory=dict
+    )
     """Axes; a run for every combination of their points. An axis is a key with a list of values, or a name
     with named points, each a mapping of keys."""
     runs: dict[str, Changes | None] = Field(default_factory=dict)
@@ -411,7 +413,7 @@ class _Planner:
         if study.rates == "scaled" and "training.warmup_steps" not in explicit:
             found["training.warmup_steps"] = sizes.warmup
         found["training.warmup_steps"] = min(found["training.warmup_steps"], steps - 1)
-        values = dict(zip(_RATES, (getattr(training, key) for key in _RATES), strict=True))
+        values = {key: getattr(training, key) for key in _RATES}
         if study.rates == "scaled":
             rates = scaled_rates(sizes, config.hidden_size)
             scaled = dict(zip(_RATES, (rates.muon, rates.adamw, rates.weight_decay), strict=True))
@@ -449,7 +451,10 @@ def _check_names(study: Study, path: Path, runs: list[PlannedRun]) -> None:
             hint="Give them names that differ in letters or digits.",
         )
     axes = list(dict.fromkeys(axis for run in runs for axis in run.point))
-    cells, facts = list(dict.fromkeys(run.cell for run in runs)), runs[0].facts()
+    cells, facts = (
+        list(dict.fromkeys(run.cell for run in runs)),
+        {name for run in runs for name in run.facts()},
+    )
     changed = {key for run in runs for key in run.changes}
     rules: list[tuple[str, Sequence[str | None], list[str]]] = [
         ("plot.x", [study.plot.x], [*axes, *facts, *changed]),

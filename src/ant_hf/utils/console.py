@@ -16,6 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol, TextIO, cast
 
+from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.filesize import decimal
 from rich.progress import (
@@ -48,7 +49,8 @@ class _Console(Console):
             yield segment if segment.control else segment._replace(text=without_control_codes(segment.text))
 
 
-_console = _Console(highlight=False, soft_wrap=True)
+# Brackets and colons of names and texts are shown as they are: no styles, no emoji.
+_console = _Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def is_first_process() -> bool:
@@ -131,7 +133,7 @@ def say(label: str = "", text: str | Path | None = None) -> None:
     """
     if is_first_process():
         line = label if text is None else labelled(label, text)
-        _console.print(without_control_codes(line), markup=False)
+        _console.print(without_control_codes(line))
 
 
 @functools.cache
@@ -155,6 +157,16 @@ def show(table: Table) -> None:
     """Print a table."""
     if is_first_process():
         _console.print(table)
+
+
+# For tables of figures: no frame, and as narrow as they can be.
+COMPACT: dict[str, Any] = {
+    "box": box.SIMPLE_HEAD,
+    "pad_edge": False,
+    "collapse_padding": True,
+    "title_justify": "left",
+    "caption_justify": "left",
+}
 
 
 def facts_table(title: str, facts: list[tuple[str, str]]) -> Table:

@@ -143,7 +143,7 @@ def write_text(path: Path, text: str) -> None:
 
 def flush_folder(folder: Path, files: bool = True) -> None:
     """Wait until a folder's files and their names are on the disk, so that a rename never overtakes them."""
-    for path in [*folder.iterdir(), folder] if files else [folder]:
+    for path in [*folder.rglob("*"), folder] if files else [folder]:
         # Windows flushes neither folders nor files opened for reading.
         if (path.is_file() or path.is_dir()) and os.name == "posix":
             descriptor = os.open(path, os.O_RDONLY)
@@ -233,7 +233,7 @@ def unpacked_bytes(file: Path) -> int:
     """About how many bytes a file has once it is unpacked, by its first megabyte."""
     size = file.stat().st_size
     _, unpack, _ = _UNPACK.get(file.suffix.lower(), _AS_IT_IS)
-    if unpack is nullcontext:
+    if unpack is nullcontext or not size:
         return size
     with file.open("rb") as raw:
         head = raw.read(1 << 20)
@@ -460,6 +460,17 @@ def check_writable(folder: Path, option: str) -> None:
     """
     if not is_writable(folder):
         raise AntError(f"{folder.absolute()} cannot be written", hint=f"Name another place with {option}")
+
+
+def check_output_file(file: Path, option: str) -> None:
+    """The same for a file that the option names.
+
+    Raises:
+        AntError: it is a folder, or nothing can be written where it will be.
+    """
+    if file.is_dir():
+        raise AntError(f"{file} is a folder", hint=f"Name a file: {option} {file / 'NAME'}")
+    check_writable(file.parent, f"{option} FILE")
 
 
 def is_writable(folder: Path) -> bool:

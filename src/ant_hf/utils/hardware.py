@@ -91,21 +91,23 @@ def known_gpu(name: str) -> Gpu | None:
     return next((gpu for key, gpu in _GPUS.items() if set(key.split()) <= words), None)
 
 
-def gpu_named(name: str) -> Gpu:
+def gpu_named(name: str, key: str = "--device") -> Gpu:
     """The data sheet of a GPU that is not here.
+
+    Args:
+        key: the option or the key of a file that names it, for the message.
 
     Raises:
         AntError: it is not in the table, or its peak is not; lists those that are.
     """
-    known = {key: gpu for key, gpu in _GPUS.items() if gpu.peak_flops}
-    for key, gpu in known.items():
-        if key.lower() == name.strip().lower():
-            return gpu
+    known = {words.lower(): gpu for words, gpu in _GPUS.items() if gpu.peak_flops}
+    if gpu := known.get(name.strip().lower()):
+        return gpu
     raise AntError(
-        "--device is unknown",
+        f"{key} is unknown",
         seen=name,
-        expected=f"one of {', '.join(key.lower() for key in known)}",
-        hint="Leave --device out for this machine.",
+        expected=f"one of {', '.join(known)}",
+        hint="Leave --device out for this machine." if key == "--device" else None,
     )
 
 

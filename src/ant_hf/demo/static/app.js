@@ -155,15 +155,19 @@ class Pane {
         this.seconds = (performance.now() - start) / 1000;
         last = token.id;
         this.add(token);
-        if (ends.includes(token.id)) {
-          this.ended = "the model ended the text";
-          break;
-        }
+        if (this.endsHere()) break;
       }
     } finally {
       this.element.classList.remove("writing");
       this.tell();
     }
+  }
+
+  // Whether its last fragment is an end of the text, which the line below then says.
+  endsHere() {
+    const ends = this.model.facts.ends.includes(this.made.at(-1)?.id);
+    if (ends) this.ended = "the model ended the text";
+    return ends;
   }
 
   key(event) {
@@ -274,7 +278,7 @@ class Page {
       slider.addEventListener("input", () => { number.value = slider.value; number.removeAttribute("aria-invalid"); });
       number.addEventListener("input", () => {
         slider.value = number.value;
-        number.toggleAttribute("aria-invalid", !number.checkValidity() && !this.valid(number));
+        number.setAttribute("aria-invalid", !this.valid(number));
       });
       this.fields[key] = {number, slider};
       $("controls").append(make("div", {class: "control"}, make("label", {for: key}, label), number, slider));
@@ -419,7 +423,10 @@ class Page {
       pane.tokens = [...pane.tokens.slice(0, index), chosen];
       pane.render();
       pane.move(pane.spans.at(-1));
-      await pane.write(settings, wanted);
+      pane.ended = "", pane.fresh = 0;
+      // Who chooses the end gets it.
+      if (pane.endsHere()) pane.tell();
+      else await pane.write(settings, wanted);
     });
   }
 
