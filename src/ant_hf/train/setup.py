@@ -544,7 +544,8 @@ def show_plan(setup: Setup, text: Survey) -> None:
         passes = f"{ratio(plan.total_tokens / text.train_tokens)} over {about}{text.train_tokens:,} tokens"
         if plan.total_tokens > _MANY_PASSES * text.train_tokens:
             passes += f": after {_MANY_PASSES}, a model learns little more from a text"
-    threads = f", {torch.get_num_threads()} threads per process" if execution.device == "cpu" else ""
+    count = torch.get_num_threads()
+    threads = f", {count} thread{'s'[: count > 1]} per process" if execution.device == "cpu" else ""
     facts = []
     if setup.base:
         at = f" at {setup.base.revision}" if setup.base.revision else ""
