@@ -1,5 +1,6 @@
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -227,6 +228,18 @@ def test_while_the_rate_is_constant_a_run_may_decide_to_average_its_last_checkpo
     assert_same_weights(*folders)
     records = [json.loads((folder / "run.json").read_text()) for folder in folders]
     assert records[0]["final"]["averaged"] == records[1]["final"]["averaged"]
+
+
+def test_a_run_that_continues_has_no_warnings_of_trainer(make_recipe, monkeypatch):
+    """Of its tied projection, or of intervals that are told by the run itself."""
+    seen = []
+    handler = logging.Handler(logging.WARNING)
+    monkeypatch.setattr(handler, "emit", lambda record: seen.append(record.getMessage()))
+    monkeypatch.setattr(logging.getLogger("transformers"), "handlers", [handler])
+    with pytest.raises(RunStopped):
+        pretrain(make_recipe(max_steps=4, save_steps=2, max_hours=1e-9))
+    pretrain(make_recipe(max_steps=4, save_steps=3))
+    assert seen == []
 
 
 def test_in_the_decay_the_length_stays(make_recipe):

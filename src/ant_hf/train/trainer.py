@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import pickle
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -62,6 +64,29 @@ class RunData:
     validation: PackedTokens
     byte_lengths: Sequence[int]
     """Bytes of text by token id, shape (vocab_size,)."""
+
+
+# Trainer's warnings about a run that continues: a tied projection is stored once, and what was changed in the
+# recipe is told where the run says that it continues.
+_TOLD = re.compile(
+    r"missing keys in the checkpoint model loaded: \['lm_head\.weight'\]"
+    r"|do not match the ones in the `trainer_state\.json`"
+)
+
+
+@contextlib.contextmanager
+def _without_what_is_told() -> Iterator[None]:
+    def is_news(record: logging.LogRecord) -> bool:
+        return not _TOLD.search(record.getMessage())
+
+    loggers = [logging.getLogger(f"transformers.{name}") for name in ("trainer", "trainer_utils")]
+    for logger in loggers:
+        logger.addFilter(is_news)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(is_news)
 
 
 class AntTrainer(Trainer):
@@ -158,7 +183,13 @@ class AntTrainer(Trainer):
             shown: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
             if not self.args.disable_tqdm:
                 shown = self.progress.shown(step_of(checkpoint) if checkpoint else 0)
-            with phase("training", kept), stopped_by_signals(request), self._saving_whole(), shown:
+            with (
+                phase("training", kept),
+                stopped_by_signals(request),
+                self._saving_whole(),
+                shown,
+                _without_what_is_told(),
+            ):
                 return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         except pickle.UnpicklingError:
             raise AntError(
