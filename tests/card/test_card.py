@@ -18,7 +18,7 @@ from ant_hf.card.audit import audit
 from ant_hf.card.claims import card_claims, read_card
 from ant_hf.card.inputs import read_inputs
 from ant_hf.card.markdown import Safe, code, escape, quote, read_tables, table
-from ant_hf.card.rendering import KEYS, co2_estimate, render_card
+from ant_hf.card.rendering import KEYS, co2_estimate, comparison_table, render_card
 from ant_hf.errors import AntError
 from ant_hf.evaluation.comparison import compare
 from ant_hf.release.build import make_release
@@ -109,7 +109,10 @@ def test_a_comparison_beside_the_model_is_in_the_card(released, tmp_path, monkey
     assert "## Compared with &lt;b&gt;base\\|" in card
     assert "ours is better on LOGIC (by" in card
     (row,) = (row for row in table_rows(card) if row[0].startswith("LOGIC"))
-    assert row[-1] == "better"
+    assert row[-2:] == ["300 documents", "better"]
+    pair = values["pairs"][0]
+    pair["figures"][0]["how"] = "67 groups"
+    assert "300 documents, 67 groups" in comparison_table(pair)
     assert "<b>" not in html(card)
     findings = audit(card_claims(card, "card"))
     assert [finding for finding in findings if finding.verdict == "DISAGREES"] == []

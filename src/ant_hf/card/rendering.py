@@ -581,7 +581,7 @@ def comparison_table(pair: Mapping[str, Any]) -> Safe:
             f"{row['difference']:+.4f}",
             " to ".join(f"{bound:+.4f}" for bound in row["interval"]),
             f"{row['p_corrected']:.2g}",
-            f"{row['n']:,} {row['unit'] if row['how'] == 'unpaired' else row['how']}",
+            f"{row['n']:,} {row['unit']}" + (f", {row['how']}" if row["how"].endswith("groups") else ""),
             row["in_words"],
         ]
         for row in pair["figures"]
