@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from scipy import stats
 
 import ant_hf
+from ant_hf.cli.tables import results_table
 from ant_hf.errors import AntError
 from ant_hf.evaluation import statistics
 from ant_hf.evaluation.comparison import compare
@@ -194,6 +195,9 @@ def test_a_metric_of_which_less_may_be_better_has_no_verdict(two, here):
         _resealed(folder, lambda values, changed=changed: values["tasks"]["logic"].update(changed))
     (pair,) = compare(copies)[0]["pairs"]
     assert "perplexity has no interval here" in pair["not_compared"]["LOGIC"]
+    # Nor is it a share.
+    table = results_table(read_sealed(copies[0] / "results.json", "results", ""), [])
+    assert "35.00 ±1.00" in table.columns[2].cells
 
 
 def test_a_text_of_one_document_has_no_error_to_compare_by(here):

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ant_hf.card.audit import Finding
 from ant_hf.evaluation.boards import Board, Row
-from ant_hf.evaluation.results import ABOVE, BELOW, UNCLEAR
+from ant_hf.evaluation.results import ABOVE, BELOW, SHARES, UNCLEAR
 from ant_hf.published import PublishedModel
 from ant_hf.utils.console import COMPACT, show
 from ant_hf.utils.names import GATE
@@ -55,13 +55,14 @@ def results_table(results: dict[str, Any], published: list[PublishedModel]) -> T
 
 def _rows(results: dict[str, Any], published: list[PublishedModel]) -> Iterator[list[str]]:
     for name, values in results["tasks"].items():
+        number = _percent if values["metric"] in SHARES else _number
         yield [
             _label(values),
             values["metric"],
-            _percent(values["value"], values["stderr"], values.get("interval")),
-            _percent(values["floor"]),
+            number(values["value"], values["stderr"], values.get("interval")),
+            number(values["floor"]),
             _VERDICTS[values["verdict"]],
-            *(_percent(other.results.get(name, {}).get(values["metric"])) for other in published),
+            *(number(other.results.get(name, {}).get(values["metric"])) for other in published),
         ]
         for part, own in values.get("slices", {}).items():
             yield [
@@ -161,7 +162,9 @@ def _percent(
     return f"{100 * value:.2f}" + ("" if stderr is None else f" ±{100 * stderr:.2f}")
 
 
-def _number(value: float | None, stderr: float | None = None) -> str:
+def _number(
+    value: float | None, stderr: float | None = None, interval: Sequence[float] | None = None
+) -> str:
     if value is None:
         return ""
     if value >= 1e4:

@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from ant_hf.errors import AntError
-from ant_hf.evaluation.results import ABOVE, DEGENERATION, PREFERRED, SAMPLES, interval
+from ant_hf.evaluation.results import ABOVE, DEGENERATION, SAMPLES, SHARES, interval
 from ant_hf.utils.files import check_file, file_sha256, read_json_rows, read_sealed
 from ant_hf.utils.names import RESULTS
 
-# Of lm-eval's metrics, those that are a share of documents, so that more is better.
-_SHARES = (*PREFERRED, "acc_bytes", "acc_mutual_info", "exact_match")
 _WAYS = {"greedy": "Loops, greedy", "sampled": "Loops, sampled"}
 
 
@@ -105,7 +103,7 @@ def _entries(
         around, own = None, documents.get(name)
         if is_text:
             around = [value - 2 * stderr, value + 2 * stderr] if stderr else None
-        elif metric in _SHARES:
+        elif metric in SHARES:
             around = interval(value, stderr, record["n"])
         else:
             own = None

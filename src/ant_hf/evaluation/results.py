@@ -37,6 +37,8 @@ SCHEMA = 2
 # What must agree before new figures may stand beside old ones.
 _FIXED = ("dtype", "device", "context_length", "bos_policy", "limit", "data", "versions")
 PREFERRED = ("acc_norm", "acc")
+# Of lm-eval's metrics, those that are a share of documents, so that more is better.
+SHARES = (*PREFERRED, "acc_bytes", "acc_mutual_info", "exact_match")
 DEGENERATION = "degeneration"
 
 
