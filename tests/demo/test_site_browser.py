@@ -270,6 +270,36 @@ def test_keys_alone_show_what_else_was_possible_and_go_on_from_it(visitor):
     assert choices.first.is_disabled()
 
 
+def test_who_chooses_an_end_of_the_text_gets_it(new_visitor):
+    def every_fragment_is_an_end(route):
+        answer = route.fetch()
+        site = answer.json()
+        for model in site["models"]:
+            model["ends"] = list(range(TINY_CONFIG["vocab_size"]))
+        route.fulfill(response=answer, json=site)
+
+    visitor = new_visitor()
+    visitor.page.route("**/site.json", every_fragment_is_an_end)
+    visitor.page.reload()
+    visitor.status("Ready.")
+    visitor.write("In the beginning")
+    (before,) = visitor.ids(0)
+    pane = visitor.page.locator(".pane").first
+    pane.locator(".f:not(.given)").click()
+    pane.locator(".place li button:not([aria-current])").first.click()
+    visitor.status("Done.")
+    (after,) = visitor.ids(0)
+    assert after != before
+    expect(pane).to_contain_text("the model ended the text")
+
+
+def test_a_wrong_number_is_marked_as_one(visitor):
+    temperature = visitor.page.locator("#temperature")
+    for value, invalid in (("0", "true"), ("0.5", "false"), ("", "true")):
+        temperature.fill(value)
+        expect(temperature).to_have_attribute("aria-invalid", invalid)
+
+
 def test_fragments_can_be_shown_apart(visitor):
     visitor.write("Gott \u00fc")
     together = visitor.text(0)

@@ -423,7 +423,8 @@ class Page {
       pane.tokens = [...pane.tokens.slice(0, index), chosen];
       pane.render();
       pane.move(pane.spans.at(-1));
-      pane.ended = "", pane.fresh = 0;
+      pane.ended = "";
+      pane.fresh = 0;
       // Who chooses the end gets it.
       if (pane.endsHere()) pane.tell();
       else await pane.write(settings, wanted);
