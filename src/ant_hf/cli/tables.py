@@ -55,11 +55,12 @@ def results_table(results: dict[str, Any], published: list[PublishedModel]) -> T
 
 def _rows(results: dict[str, Any], published: list[PublishedModel]) -> Iterator[list[str]]:
     for name, values in results["tasks"].items():
-        number = _percent if values["metric"] in SHARES else _number
+        is_share = values["metric"] in SHARES
+        number, around = (_percent, [values.get("interval")]) if is_share else (_number, [])
         yield [
             _label(values),
             values["metric"],
-            number(values["value"], values["stderr"], values.get("interval")),
+            number(values["value"], values["stderr"], *around),
             number(values["floor"]),
             _VERDICTS[values["verdict"]],
             *(number(other.results.get(name, {}).get(values["metric"])) for other in published),
@@ -162,9 +163,7 @@ def _percent(
     return f"{100 * value:.2f}" + ("" if stderr is None else f" ±{100 * stderr:.2f}")
 
 
-def _number(
-    value: float | None, stderr: float | None = None, interval: Sequence[float] | None = None
-) -> str:
+def _number(value: float | None, stderr: float | None = None) -> str:
     if value is None:
         return ""
     if value >= 1e4:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from ant_hf.evaluation.results import interval
+from ant_hf.evaluation.results import DEGENERATION, interval
 from ant_hf.model.encoding import added_ids, context_length, decode, encode
 from ant_hf.model.generation import CARD_SAMPLING, generated
 
@@ -126,6 +126,20 @@ def loop_period(ids: Sequence[int]) -> int | None:
         if run >= max(LOOP_TOKENS, LOOP_TIMES * period):
             return period
     return None
+
+
+def loop_lines(outputs: dict[str, list[Continuation]]) -> Iterator[dict[str, Any]]:
+    """Continuations for samples.jsonl: prompt, output, and whether it ends in a loop."""
+    for name, continuations in outputs.items():
+        for output in continuations:
+            yield {
+                "set": DEGENERATION,
+                "task": DEGENERATION,
+                "generation": name,
+                "prompt": output.prompt,
+                "output": output.text,
+                "loops": loop_period(output.ids) is not None,
+            }
 
 
 def longest_repeated_span(ids: Sequence[int]) -> int:

@@ -14,7 +14,7 @@ import torch
 from ant_hf.errors import AntError
 from ant_hf.evaluation.benchmarks import Benchmark, choose_benchmarks, known_benchmarks
 from ant_hf.evaluation.boards import load_board
-from ant_hf.evaluation.degeneration import Continuation, generate, loop_period, no_room, prompts, summary
+from ant_hf.evaluation.degeneration import Continuation, generate, loop_lines, no_room, prompts, summary
 from ant_hf.evaluation.language_model import BatchedLM, LikelihoodStore
 from ant_hf.evaluation.results import (
     DEGENERATION,
@@ -91,13 +91,11 @@ def evaluate(
             raise AntError(f"{option} is too small", seen=value, expected="1 or more")
     data_dir = None if data_dir is None else Path(expand_home(data_dir))
     table = known_benchmarks(data_dir)
-    if board:
-        if tasks:
-            raise AntError(
-                "--board and --tasks were both given",
-                hint="Leave one out: a board decides which sets are run.",
-            )
-        tasks = load_board(board).tasks
+    if board and tasks:
+        raise AntError(
+            "--board and --tasks were both given", hint="Leave one out: a board decides which sets are run."
+        )
+    tasks = load_board(board).tasks if board else tasks
     names = [name for name in tasks if name != DEGENERATION]
     chosen, absent = (
         choose_benchmarks(names, table, data_dir, must_have=not board) if names or not tasks else ([], [])
@@ -106,10 +104,7 @@ def evaluate(
     # Small batches stay in a CPU's cache; a GPU wants to be filled.
     batch_size = batch_size or (2 if device == "cpu" else 64)
     loaded = load_subject(str(model), dtype, device)
-    # A training continues from a checkpoint only if nobody put files there.
-    is_ours = Path(expand_home(model)).is_dir() and not is_checkpoint(loaded.folder)
-    own = loaded.folder if is_ours else Path("evaluations", loaded.name.replace("/", "--"))
-    folder = own if output_dir is None else Path(expand_home(output_dir))
+    folder = _own_folder(model, loaded) if output_dir is None else Path(expand_home(output_dir))
     check_causal(loaded.model)
     context = context_length(loaded.model, loaded.tokenizer)
     conditions = {
@@ -161,19 +156,7 @@ def evaluate(
     # What was scored before an interruption is not in that time.
     conditions["wall_time_seconds"] = round(time.perf_counter() - started, 1)
     conditions["resumed_requests"] = store.resumed
-    lines = [line for item in measured for line in sample_lines(item)]
-    lines += [
-        {
-            "set": DEGENERATION,
-            "task": DEGENERATION,
-            "generation": name,
-            "prompt": output.prompt,
-            "output": output.text,
-            "loops": loop_period(output.ids) is not None,
-        }
-        for name, continuations in outputs.items()
-        for output in continuations
-    ]
+    lines = [*(line for item in measured for line in sample_lines(item)), *loop_lines(outputs)]
     harness = {}
     if measured:
         config = {key: conditions[key] for key in ("dtype", "device", "limit", "batch_size")}
@@ -186,6 +169,14 @@ def evaluate(
     write_results(folder, results, lines, harness, keep=bool(old))
     store.remove()
     return results, folder / RESULTS
+
+
+def _own_folder(model: str | Path, loaded: Subject) -> Path:
+    """Where the results go if nothing else is said."""
+    # A training continues from a checkpoint only if nobody put files there.
+    if Path(expand_home(model)).is_dir() and not is_checkpoint(loaded.folder):
+        return loaded.folder
+    return Path("evaluations", loaded.name.replace("/", "--"))
 
 
 def _previous(

@@ -451,10 +451,8 @@ def _check_names(study: Study, path: Path, runs: list[PlannedRun]) -> None:
             hint="Give them names that differ in letters or digits.",
         )
     axes = list(dict.fromkeys(axis for run in runs for axis in run.point))
-    cells, facts = (
-        list(dict.fromkeys(run.cell for run in runs)),
-        {name for run in runs for name in run.facts()},
-    )
+    cells = list(dict.fromkeys(run.cell for run in runs))
+    facts = dict.fromkeys(name for run in runs for name in run.facts())
     changed = {key for run in runs for key in run.changes}
     rules: list[tuple[str, Sequence[str | None], list[str]]] = [
         ("plot.x", [study.plot.x], [*axes, *facts, *changed]),

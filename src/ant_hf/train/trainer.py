@@ -49,7 +49,7 @@ from ant_hf.train.checkpoints import (
 from ant_hf.train.distributed import check_fsdp
 from ant_hf.train.optimizers import muon_adamw
 from ant_hf.train.setup import Setup
-from ant_hf.utils.console import quiet_libraries, say
+from ant_hf.utils.console import say
 from ant_hf.utils.files import read_json, write_json, writing
 from ant_hf.utils.metrics import TextScore
 from ant_hf.utils.names import METRICS, WEIGHTS
@@ -154,6 +154,7 @@ class AntTrainer(Trainer):
             self.optimizer = muon_adamw(module, set(self.get_decay_parameter_names(module)), recipe)
         return super().create_optimizer(model)
 
+    @_without_what_is_told()
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> TrainOutput:  # type: ignore[override]
         """Train, or continue from a checkpoint with the counters and the log it stored.
 
@@ -183,13 +184,7 @@ class AntTrainer(Trainer):
             shown: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
             if not self.args.disable_tqdm:
                 shown = self.progress.shown(step_of(checkpoint) if checkpoint else 0)
-            with (
-                phase("training", kept),
-                stopped_by_signals(request),
-                self._saving_whole(),
-                shown,
-                _without_what_is_told(),
-            ):
+            with phase("training", kept), stopped_by_signals(request), self._saving_whole(), shown:
                 return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         except pickle.UnpicklingError:
             raise AntError(
@@ -237,9 +232,7 @@ class AntTrainer(Trainer):
                 f"{best}, the run's best checkpoint, is damaged: {problem}", hint="Start over with --fresh."
             )
         self._check_names(best / WEIGHTS)
-        # Trainer warns that a tied projection is stored once.
-        with quiet_libraries():
-            super()._load_best_model()
+        super()._load_best_model()
 
     def stopped_by(self) -> str | None:
         """What ended the training before the run's end: one of REASONS.
