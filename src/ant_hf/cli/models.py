@@ -211,7 +211,13 @@ def evaluate(
         ),
     ] = "float32",
     device: Annotated[str | None, Option(help="cpu or cuda. Default: the GPU if there is one.")] = None,
-    fresh: Annotated[bool, Option("--fresh", help="Measure the sets again. Results of another model or other conditions are replaced.")] = False,
+    fresh: Annotated[
+        bool,
+        Option(
+            "--fresh",
+            help="Measure the sets again. Results of another model or other conditions are replaced.",
+        ),
+    ] = False,
 ) -> None:
     """Measure a model on the public card's benchmarks, perplexities and degeneration, by lm-eval.
 
