@@ -34,6 +34,10 @@ def worker_processes(
                     pool.submit(os.getpid)
             yield pool
         except BaseException:
+            # Whoever reads what a killed process was writing, or writes what it was reading, would wait
+            # for ever: this process has both ends of each pipe open.
+            for end in (pool._result_queue._writer, pool._call_queue._reader):  # type: ignore[attr-defined]
+                end.close()
             for process in multiprocessing.active_children():
                 process.kill()
             raise
