@@ -4,6 +4,8 @@ import copy
 import json
 import re
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import markdown_it
 import numpy as np
@@ -122,6 +124,30 @@ def test_a_comparison_beside_the_model_is_in_the_card(released, tmp_path, monkey
     write_sealed(final / "comparison.json", values | {"models": [{"weights_sha256": "0" * 64}]})
     with pytest.raises(AntError, match="compares another model"):
         make_release(final, REPO)
+
+
+def test_a_second_release_at_the_same_time_waits_and_finds_the_first(released, tmp_path, monkeypatch):
+    run = shutil.copytree(released, tmp_path / "run")
+    passed = json.loads((run / "release" / "gate.json").read_text())
+    shutil.rmtree(run / "release")
+    reached, continued, gates = threading.Event(), threading.Event(), []
+
+    def gate(*_):
+        gates.append(passed)
+        reached.set()
+        assert continued.wait(60)
+        return passed
+
+    monkeypatch.setattr("ant_hf.release.build._gate_report", gate)
+    told = []
+    monkeypatch.setattr("ant_hf.utils.locks.say", lambda *words: (told.append(words), continued.set()))
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(make_release, run / "final", REPO)
+        assert reached.wait(60)
+        second = make_release(run / "final", REPO)
+        assert first.result() == second == run / "release"
+    assert len(gates) == 1
+    assert [label for label, _ in told] == ["waiting"]
 
 
 def test_slices_belong_to_the_benchmark_of_the_table_and_to_no_name_like_it(inputs):

@@ -32,6 +32,7 @@ from ant_hf.utils.files import (
     write_json,
     write_sealed,
 )
+from ant_hf.utils.locks import locked
 from ant_hf.utils.metrics import read_metrics
 from ant_hf.utils.plots import plot_benchmarks, plot_fragmentation, plot_run
 from ant_hf.utils.provenance import now, source_commit, without_paths
@@ -121,17 +122,23 @@ def make_release(
             seen=status,
             hint="Run the same training command again to finish it.",
         )
-    packed = Path(tokens) if tokens else tokens_of(run, run_dir)
-    graphs = None
-    if onnx:
-        # Brings torch, which a release without graphs does not need.
-        from ant_hf.export.exporting import export
+    # Two at once would write the same folders; the second one finds what the first has made.
+    with locked(run_dir, "run", wait=True):
+        graphs = None
+        if onnx:
+            # Brings torch, which a release without graphs does not need.
+            from ant_hf.export.exporting import export
 
-        graphs, _ = export(str(final), "onnx")
-    listed = listed_benchmarks(client)
-    linked = gguf_repository(repo) if gguf else None
-    sources = Sources(final, run, packed, repo, license_id, listed, linked, graphs)
-    target, made_of = run_dir / "release", sources.fingerprint()
+            graphs, _ = export(str(final), "onnx")
+        packed = Path(tokens) if tokens else tokens_of(run, run_dir)
+        linked = gguf_repository(repo) if gguf else None
+        sources = Sources(final, run, packed, repo, license_id, listed_benchmarks(client), linked, graphs)
+        return _make(sources)
+
+
+def _make(sources: Sources) -> Path:
+    """The release, unless it is there already."""
+    target, made_of = sources.run_dir / "release", sources.fingerprint()
     if (target / names.RELEASE).is_file():
         there = read_release(target, f"Remove {target} to make it again.")
         if there.get("made_of") == made_of and there["files"] == inventory(target, without=(names.RELEASE,)):
@@ -141,9 +148,11 @@ def make_release(
         report = _gate_report(sources, folder, target)
         write_json(folder / names.GATE, report)
         if report["verdict"] != PASSED:
-            write_json(run_dir / names.GATE, report)
-            raise refusal(final, report["checks"], run_dir / names.GATE)
-        finish(folder, repo, license_id, made_of, listed, linked)
+            write_json(sources.run_dir / names.GATE, report)
+            raise refusal(sources.final, report["checks"], sources.run_dir / names.GATE)
+        finish(
+            folder, sources.repository, sources.license_id, made_of, sources.listed, sources.gguf_repository
+        )
     return target
 
 

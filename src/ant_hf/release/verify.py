@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from huggingface_hub.repocard import metadata_load
 from pydantic import BaseModel
 from yaml import YAMLError
@@ -121,16 +122,19 @@ def write_held_out(run: dict[str, Any], tokens: Path, tokenizer: Path, target: P
     check_hash(problem, file_sha256(tokenizer / TOKENIZER), packed_with)
     loaded = load_tokenizer(tokenizer)
     end = loaded.token_to_id(end_of_text(tokenizer))
+    assert end is not None
     split = PackedTokens(tokens, run["final"].get("split", VALIDATION))
     wanted = min(len(split), run["final"]["tokens"] + 1)
-    ids = split.slice(0, len(split)).tolist()
+    ids = split.slice(0, len(split))
     # Where text was cut the last document has no end: with this one it is found like the others.
-    ids.append(end)
+    ids = np.append(ids, ids.dtype.type(end))
     with target.open("w", encoding="utf-8") as handle:
         start = 0
-        while start < wanted:
-            stop = ids.index(end, start)
-            handle.write(json.dumps({"text": loaded.decode(ids[start:stop])}, ensure_ascii=False) + "\n")
+        for stop in np.flatnonzero(ids == end).tolist():
+            if start >= wanted:
+                break
+            text = loaded.decode(ids[start:stop].tolist())
+            handle.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
             start = stop + 1
 
 
