@@ -25,11 +25,11 @@ def test_work_that_reports_nothing_is_told_too(capsys):
 
 
 def test_the_innermost_work_speaks_with_rate_time_left_and_figures(capsys):
-    with phase("training", "Nothing is lost."), progress_bar("steps", earlier=100) as advance:
+    with phase("training", "Nothing is lost."), progress_bar("steps", "GFLOP", earlier=100) as advance:
         advance(10, 400, "loss 2.500")
         time.sleep(0.4)
     (line,) = capsys.readouterr().err.splitlines()[-1:]
-    assert line.startswith("steps       110 of 400, ")
+    assert line.startswith("steps       110 of 400 GFLOP, ")
     assert " left, " in line
     assert line.endswith(", loss 2.500")
 

@@ -105,7 +105,6 @@ def say_left_out(left_out: dict[str, str]) -> None:
 def _all_run(loaded: LoadedStudy, scoring: Scoring) -> list[tuple[PlannedRun, Outcome]]:
     """Every run with what came of it."""
     found = {run.name: outcome_of(run, scoring) for run in loaded.runs}
-    done = sum(run.tokens for run in loaded.runs if found[run.name])
     total = sum(run.tokens for run in loaded.runs)
     finished = sum(outcome is not None for outcome in found.values())
     say("study", f"{loaded.study.name}: {len(found)} runs, {total:,} tokens; {finished} runs are finished")
@@ -113,11 +112,15 @@ def _all_run(loaded: LoadedStudy, scoring: Scoring) -> list[tuple[PlannedRun, Ou
     if sets and finished < len(found):
         # Documents that are missing would end the study after its first run.
         choose_benchmarks(sets, known_benchmarks(scoring.data_dir), scoring.data_dir)
-    with progress_bar("study", earlier=done) as advance:
+    # The time that is left follows from the compute: a token of the largest model may take ten times as long.
+    compute = {run.name: run.tokens * run.flops_per_token / 1e9 for run in loaded.runs}
+    done = sum(compute[run.name] for run in loaded.runs if found[run.name])
+    with progress_bar("study", "GFLOP", earlier=done) as advance:
         for number, run in enumerate(loaded.runs, 1):
             if found[run.name]:
                 continue
-            progress = _run_progress(advance, total, f"run {number} of {len(found)}: {run.name}")
+            figures = f"run {number} of {len(found)}: {run.name}"
+            progress = _run_progress(advance, run.flops_per_token / 1e9, sum(compute.values()), figures)
             progress(0)
             try:
                 in_a_process(run, scoring, progress)
@@ -141,13 +144,13 @@ def _all_run(loaded: LoadedStudy, scoring: Scoring) -> list[tuple[PlannedRun, Ou
     return [(run, outcome) for run in loaded.runs if (outcome := found[run.name])]
 
 
-def _run_progress(advance: Advance, total: int, figures: str) -> Callable[[int], None]:
-    """What moves the bar of all runs as far as one run has come, in tokens."""
+def _run_progress(advance: Advance, each: float, total: float, figures: str) -> Callable[[int], None]:
+    """What moves the bar of all runs as far as one run has come, in tokens, each of which counts `each`."""
     seen = 0
 
     def progress(tokens: int) -> None:
         nonlocal seen
-        advance(max(0, tokens - seen), total, figures)
+        advance(max(0, tokens - seen) * each, total, figures)
         seen = max(seen, tokens)
 
     return progress

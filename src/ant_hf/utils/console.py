@@ -199,6 +199,7 @@ class _Work:
         rate = self.done / seconds
         all_done = self.earlier + self.done
         line = amount(int(all_done)) + (f" of {amount(int(self.total))}" if self.total else "")
+        line += f" {self.unit}" if self.unit not in ("", "B") else ""
         line += f", {amount(int(rate))} per second" if rate >= 1 else f", {1 / rate:,.0f} s each"
         if self.total:
             left = timedelta(seconds=round(max(self.total - all_done, 0) / rate))
@@ -279,7 +280,7 @@ def progress_bar(label: str, unit: str = "", earlier: float = 0) -> Iterator[Adv
     """A bar on a terminal's stderr, gone when done; elsewhere a line at least every half minute.
 
     Args:
-        unit: `B` for bytes.
+        unit: `B` for bytes, or a word that stands behind the count.
         earlier: what was done before, and is in no rate.
     """
     columns = (
@@ -288,7 +289,7 @@ def progress_bar(label: str, unit: str = "", earlier: float = 0) -> Iterator[Adv
         *(
             (DownloadColumn(), TransferSpeedColumn())
             if unit == "B"
-            else (TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),)
+            else (TextColumn(f"{{task.completed:,.0f}} of {{task.total:,.0f}} {unit}".rstrip()),)
         ),
         TimeElapsedColumn(),
         TextColumn("left"),
