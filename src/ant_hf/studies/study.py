@@ -112,7 +112,7 @@ def _all_run(loaded: LoadedStudy, scoring: Scoring) -> list[tuple[PlannedRun, Ou
     if sets and finished < len(found):
         # Documents that are missing would end the study after its first run.
         choose_benchmarks(sets, known_benchmarks(scoring.data_dir), scoring.data_dir)
-    # The time that is left follows from the compute: a token of the largest model may take ten times as long.
+    # The time that is left follows from the compute: a token of a larger model takes longer.
     compute = {run.name: run.tokens * run.flops_per_token / 1e9 for run in loaded.runs}
     done = sum(compute[run.name] for run in loaded.runs if found[run.name])
     with progress_bar("study", "GFLOP", earlier=done) as advance:

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from typing import Any
@@ -33,11 +34,12 @@ def worker_processes(
                 for _ in range(number):
                     pool.submit(os.getpid)
             yield pool
-        except BaseException:
+        except BaseException as error:
             # Whoever reads what a killed process was writing, or writes what it was reading, would wait
-            # for ever: this process has both ends of each pipe open.
-            for end in (pool._result_queue._writer, pool._call_queue._reader):  # type: ignore[attr-defined]
-                end.close()
+            # for ever: this process has both ends of each pipe open. A broken pool closes them itself.
+            if not isinstance(error, BrokenProcessPool):
+                pool._result_queue._writer.close()  # type: ignore[attr-defined]
+                pool._call_queue._reader.close()  # type: ignore[attr-defined]
             for process in multiprocessing.active_children():
                 process.kill()
             raise
