@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from ant_hf.errors import AntError
+from ant_hf.evaluation.degeneration import generate
 from ant_hf.evaluation.evaluate import evaluate
 from ant_hf.evaluation.language_model import BatchedLM, LikelihoodStore
 from ant_hf.inspection.measures import layers_of
@@ -42,6 +43,7 @@ QUICK = {
     "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]], "window_size": WINDOW},
     "bloom": {"n_head": 4, "n_layer": 2},
     "mamba": {"state_size": 4},
+    "rwkv": {"attention_hidden_size": 32},
     "phi3": {
         "original_max_position_embeddings": 48,
         "rope_parameters": {
@@ -73,7 +75,6 @@ SLOW = {
     "recurrent_gemma": {"attention_window_size": WINDOW, "block_types": ["recurrent", "attention"]},
     "qwen3_next": {**LINEAR, **EXPERTS},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
-    "rwkv": {"attention_hidden_size": 32},
     "xglm": {"d_model": 32, "ffn_dim": 48, "num_layers": 2, "attention_heads": 4},
     "biogpt": {},
 }  # fmt: skip
@@ -134,6 +135,19 @@ def test_scores_are_those_of_plain_lm_eval(kind, values, tokenizer, tmp_path):
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
     rolling = plain.loglikelihood_rolling(pages(), disable_tqdm=True)
     assert ours.loglikelihood_rolling(pages()) == pytest.approx(rolling, rel=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "values"), KINDS)
+def test_what_it_writes_does_not_depend_on_its_neighbours(kind, values, tokenizer):
+    model = causal_model(kind, values)
+    texts = ["THE RIVER", "A SHIP OF 42 MEN WAITS FOR THE WIND", "NO", "THE WAVES"]
+    together = generate(model, tokenizer, texts, sample=False)
+    assert sum(len(output.ids) for output in together) > 20
+    for output, text in zip(together, texts, strict=True):
+        (alone,) = generate(model, tokenizer, [text], sample=False)
+        # As far as phi3 keeps its first frequencies, whichever prompt is the longest.
+        size = min(len(alone.ids), len(output.ids), 12)
+        assert (output.prompt, output.ids[:size]) == (text, alone.ids[:size])
 
 
 @pytest.mark.parametrize("kind", ["mistral", "gemma3_text", "bloom", "mamba"])

@@ -109,14 +109,14 @@ def generate_sample(
 
 
 @torch.no_grad()
-def generated(model: PreTrainedModel, **arguments: Any) -> torch.Tensor:
-    """What `model.generate` returns, without beams.
+def generated(model: PreTrainedModel, **arguments: Any) -> Any:
+    """What `model.generate` returns, without beams: token ids, or more if `return_dict_in_generate` asks for it.
 
     Raises:
         AntError: the model fails, or its scores are not numbers.
     """
     try:
-        ids: torch.Tensor = model.generate(  # type: ignore[operator]
+        return model.generate(  # type: ignore[operator]
             num_beams=1, logits_processor=LogitsProcessorList([_Finite()]), **arguments
         )
     except (AntError, OSError):
@@ -125,7 +125,6 @@ def generated(model: PreTrainedModel, **arguments: Any) -> torch.Tensor:
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise AntError(f"this {type(model).__name__} cannot generate text: {reason}") from error
-    return ids
 
 
 class _Finite(LogitsProcessor):
