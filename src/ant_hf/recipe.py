@@ -350,6 +350,9 @@ class TrainingRecipe(Section):
     repack_each_pass: bool = False
     """Shuffle the documents and cut new blocks in each pass over the text, instead of the same blocks in
     another order. A mix is always read so."""
+    split_paragraphs: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Share of the documents whose paragraphs are read as documents of their own, so that the model learns how
+    a short text begins. With repack_each_pass, or a mix. Held-out documents stay whole."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Initialisation and data order."""
     logging_steps: Count = 10
@@ -481,6 +484,11 @@ class Recipe(Section):
             problems.append(
                 "corpus.mix has a decay_weight; set training.lr_scheduler_type to "
                 "warmup_stable_decay and training.stable_fraction above 0, or leave it out"
+            )
+        if self.training.split_paragraphs and not (self.training.repack_each_pass or self.corpus.parts):
+            problems.append(
+                "training.split_paragraphs is set, but the blocks are fixed; set training.repack_each_pass "
+                "to true, or leave it out"
             )
         if self.corpus.general and not self.training.init_from:
             problems.append("corpus.general is set; only a run with training.init_from measures it")

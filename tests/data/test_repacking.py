@@ -1,21 +1,25 @@
+import json
 import pickle
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from ant_hf.data.corpus import CorpusCounts
-from ant_hf.data.packing import EncodedChunk, EncodedDocument, write_tokens
-from ant_hf.data.repacking import DecayMix, RepackedBlocks, RepackedOrder
+from ant_hf.data.packing import EncodedChunk, EncodedDocument, make_data, write_tokens
+from ant_hf.data.repacking import DecayMix, Paragraphs, RepackedBlocks, RepackedOrder, training_order
 from ant_hf.data.tokens import TRAIN, PackedTokens, TokensInMemory
 from ant_hf.errors import AntError
+from ant_hf.recipe import load_recipe
 
 
 class Text(TokensInMemory):
     """Documents of one token again and again, each with its number, ended by a zero."""
 
-    split = TRAIN
+    split, end_of_text = TRAIN, 0
 
     def __init__(self, lengths, first=1):
         documents = [[first + number] * (length - 1) + [0] for number, length in enumerate(lengths)]
@@ -128,7 +132,7 @@ def test_what_each_part_gives_is_counted():
         order = RepackedOrder(blocks, length, seed=1)
         given = order.tokens_by_part()
         counted = Counter(
-            part for position in range(length) for part, _, size in blocks.pieces(order.block_index(position))
+            part for position in range(length) for part, _, size, _ in blocks.pieces(order.block_index(position))
             for _ in range(size)
         )  # fmt: skip
         assert given == [counted[0], counted[1]]
@@ -156,7 +160,7 @@ def test_in_the_decay_the_shares_are_others_and_no_document_comes_again(monkeypa
     again = RepackedOrder(blocks, 200, seed=1)
     assert all(np.array_equal(again[position]["input_ids"], whole[position]) for position in (150, 89, 90, 0))
     counted = Counter(
-        part for position in range(200) for part, _, size in blocks.pieces(order.block_index(position))
+        part for position in range(200) for part, _, size, _ in blocks.pieces(order.block_index(position))
         for _ in range(size)
     )  # fmt: skip
     assert order.tokens_by_part() == [counted[0], counted[1], counted[2]]
@@ -174,3 +178,100 @@ def test_documents_end_where_the_packed_tokens_say(tiny_run):
 def test_less_than_a_block_is_refused():
     with pytest.raises(AntError, match="smaller than one block"):
         RepackedBlocks([Text([5, 6])], [1.0], 16, seed=0)
+
+
+NEWLINE = 1
+
+
+class Paragraphed(TokensInMemory):
+    """Documents of three paragraphs with blank lines between, the second under a heading, all of other tokens."""
+
+    split, end_of_text = TRAIN, 0
+
+    def __init__(self, documents):
+        tokens, ends = [], []
+        for number in range(documents):
+            first, heading, second, third = (
+                [10 + 4 * number + at] * size for at, size in enumerate((9, 3, 12, 8))
+            )
+            blank = [NEWLINE, NEWLINE]
+            tokens += [*first, *blank, *heading, *blank, *second, NEWLINE, *second, *blank, NEWLINE, *third, 0]
+            ends.append(len(tokens))
+        super().__init__(tokens)
+        self.document_ends = np.array(ends)
+
+    read_into = Text.read_into
+
+
+def paragraphs(share):
+    newlines = np.zeros(2000, dtype=np.uint8)
+    newlines[NEWLINE] = 1
+    return Paragraphs(share, newlines)
+
+
+def documents_of(tokens):
+    return [document.tolist() for document in np.split(tokens, np.flatnonzero(tokens == 0) + 1)[:-1]]
+
+
+def test_paragraphs_are_read_as_documents_and_shuffled():
+    text = Paragraphed(100)
+    blocks = RepackedBlocks([text], [1.0], 16, seed=3, paragraphs=paragraphs(1.0))
+    whole = 100 * (10 + 31 + 9)
+    assert blocks.tokens == whole
+    found = documents_of(stream(blocks, -(-whole // 16))[:whole])
+    expected = []
+    for number in range(100):
+        first, heading, second, third = range(10 + 4 * number, 14 + 4 * number)
+        expected.append([first] * 9 + [0])
+        expected.append([heading] * 3 + [NEWLINE] * 2 + [second] * 12 + [NEWLINE] + [second] * 12 + [0])
+        expected.append([third] * 8 + [0])
+    assert sorted(found) == sorted(expected)
+    apart = [abs(one[0] - two[0]) for one, two in zip(found, found[1:], strict=False)]
+    assert np.median(apart) > 50
+
+
+def test_other_documents_stay_whole():
+    text = Paragraphed(400)
+    blocks = RepackedBlocks([text], [1.0], 16, seed=3, paragraphs=paragraphs(0.25))
+    found = documents_of(stream(blocks, -(-blocks.tokens // 16))[: blocks.tokens])
+    whole = [document for document in found if document[0] % 4 == 2 and document[-2] % 4 == 1]
+    assert 0.75 - 0.1 < len(whole) / 400 < 0.75 + 0.1
+    assert len(found) == len(whole) + 3 * (400 - len(whole))
+    plain = RepackedBlocks([text], [1.0], 16, seed=3)
+    nothing = RepackedBlocks([text], [1.0], 16, seed=3, paragraphs=paragraphs(0.0))
+    assert np.array_equal(stream(plain, 200), stream(nothing, 200))
+
+
+def test_a_run_reads_real_paragraphs(make_recipe, tmp_path, chapters):
+    pages = ("\n\n".join([chapter[:300], "Yes.", chapter[300:600]]) for chapter in chapters)
+    (tmp_path / "pages.jsonl").write_text("".join(json.dumps({"text": page}) + "\n" for page in pages))
+    orders = []
+    for share in (0.0, 1.0):
+        make_recipe("run", tmp_path / "own", repack_each_pass=True, split_paragraphs=share)
+        recipe = load_recipe(tmp_path / "run.yaml", changes={"corpus.path": str(tmp_path / "pages.jsonl")})
+        make_data(recipe, 64)
+        orders.append(training_order(recipe, 1))
+    tokenizer = Tokenizer.from_file(str(recipe.tokenizer_dir / "tokenizer.json"))
+    whole, cut = (
+        [tokenizer.decode(ids) for ids in documents_of(stream(order.blocks, len(order.blocks) - 1))]
+        for order in orders
+    )
+    assert len(cut) > 1.8 * len(whole) > 80
+    assert sum("\n\nYes.\n\n" in page for page in whole) > 40
+    # The short one is the beginning of what follows it.
+    assert not any("\n\nYes." in paragraph for paragraph in cut)
+    assert sum(paragraph.startswith("Yes.\n\n") for paragraph in cut) > 40
+
+
+def test_paragraphs_need_blocks_that_are_cut_again(make_recipe):
+    with pytest.raises(AntError, match=r"split_paragraphs is set.*repack_each_pass"):
+        make_recipe(split_paragraphs=0.5)
+
+
+def test_a_tokenizer_that_puts_a_token_before_every_text_is_refused(tiny_run):
+    tokenizer = Tokenizer.from_file(str(tiny_run / "final" / "tokenizer.json"))
+    Paragraphs.of(0.5, tokenizer)
+    end = tokenizer.id_to_token(0)
+    tokenizer.post_processor = TemplateProcessing(f"{end} $A", special_tokens=[(end, 0)])
+    with pytest.raises(AntError, match="split_paragraphs needs a tokenizer"):
+        Paragraphs.of(0.5, tokenizer)

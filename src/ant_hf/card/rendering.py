@@ -372,6 +372,8 @@ def _training_table(inputs: CardInputs) -> Safe:
     ]
     if training.get("repack_each_pass") or _texts(inputs.recipe["corpus"]):
         rows.append(["Blocks", "documents shuffled and cut into new blocks in each pass"])
+    if share := training.get("split_paragraphs"):
+        rows.append(["Documents read paragraph by paragraph", f"{share:.0%}"])
     if averaged := run["final"].get("averaged"):
         steps = ", ".join(f"{step:,}" for step in averaged["steps"])
         rows.append(["Weights", f"the mean of the checkpoints at steps {steps}"])

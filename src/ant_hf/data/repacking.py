@@ -5,6 +5,9 @@ another order, and so on. The streams are merged so that at every place each par
 tokens, to within a document. The merged stream is cut into blocks, and the blocks are shuffled within rounds,
 so that a long document does not fill a step. All of it is a function of the seed and the place: any block of
 the run can be read without those before it.
+
+A share of the documents may be read paragraph by paragraph. A blank line then becomes an end of text, and the
+paragraphs are shuffled like documents.
 """
 
 from __future__ import annotations
@@ -14,16 +17,21 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
 from ant_hf.data.dataset import PackedDataset, TrainingOrder, check_one_block
 from ant_hf.data.tokens import TRAIN, PackedTokens
+from ant_hf.errors import AntError
 from ant_hf.recipe import Recipe
+from ant_hf.utils.names import TOKENIZER
 
 # Blocks are shuffled among so many tokens, or among as many as there are: a longer round mixes long
 # documents better, and takes more memory, about 30 bytes per document.
 ROUND_TOKENS = 1 << 26
 # What is read lies in two rounds, or in two passes, where one ends.
 _KEPT = 3
+# Tokens of a paragraph that can stand alone: a heading or a "Yes." stays with what follows.
+SHORTEST_PARAGRAPH = 8
 
 Array = np.ndarray[Any, Any]
 Made = TypeVar("Made")
@@ -38,6 +46,53 @@ def _recent(kept: dict[int, Made], number: int, make: Callable[[int], Made]) -> 
     return kept[number]
 
 
+class Paragraphs(NamedTuple):
+    """Which documents are read paragraph by paragraph, and where those end."""
+
+    share: float
+    """Of the documents."""
+    newlines: Array
+    """Of each token that is nothing else, how many; shape (vocab_size,)."""
+
+    @classmethod
+    def of(cls, share: float, tokenizer: Tokenizer) -> Paragraphs:
+        """Find what a tokenizer makes of blank lines.
+
+        Raises:
+            AntError: it puts a token before every text, or has no token for the end of a line alone.
+        """
+        texts = (tokenizer.decode([index]) for index in range(tokenizer.get_vocab_size()))
+        newlines = np.array([len(text) if text and not text.strip("\n") else 0 for text in texts], np.uint8)
+        before, after = (len(tokenizer.encode("a", add_special_tokens=added).ids) for added in (False, True))
+        if before != after or not newlines.any():
+            raise AntError(
+                "training.split_paragraphs needs a tokenizer that has a token for the end of a line, and puts "
+                "none before a text",
+                hint="Leave it out: this model brings another one.",
+            )
+        return cls(share, newlines)
+
+    def cut(self, tokens: PackedTokens, rng: np.random.Generator) -> tuple[Array, Array]:
+        """Where each paragraph, or whole document, begins and ends, in tokens: two arrays of one shape.
+
+        A blank line is in none of them, but for one token, which becomes the end of text.
+        """
+        ends = tokens.document_ends
+        begins = np.concatenate([[0], ends[:-1]])
+        found = self.newlines[tokens.slice(0, len(tokens))]
+        change = np.diff((found > 0).astype(np.int8), prepend=0, append=0)
+        starts, stops = np.flatnonzero(change == 1), np.flatnonzero(change == -1)
+        if not len(starts):
+            return begins, ends
+        document = np.searchsorted(ends, starts, side="right")
+        is_chosen = rng.random(len(ends)) < self.share
+        is_blank = (np.add.reduceat(found, starts, dtype=np.int64) >= 2) & is_chosen[document]
+        starts, stops, document = starts[is_blank], stops[is_blank], document[is_blank]
+        before = starts - np.maximum(np.concatenate([[0], stops])[:-1], begins[document])
+        is_cut = np.minimum(before, ends[document] - 1 - stops) >= SHORTEST_PARAGRAPH
+        return np.sort(np.r_[begins, stops[is_cut]]), np.sort(np.r_[ends, starts[is_cut] + 1])
+
+
 class _Pass(NamedTuple):
     """All documents of a part in the order of one pass; every array has the shape (documents,)."""
 
@@ -50,11 +105,15 @@ class _Pass(NamedTuple):
 class _Stream:
     """One part's documents, pass after pass."""
 
-    def __init__(self, tokens: PackedTokens, seed: int, number: int) -> None:
+    def __init__(
+        self, tokens: PackedTokens, seed: int, number: int, paragraphs: Paragraphs | None = None
+    ) -> None:
         ends = tokens.document_ends
-        self.lengths = np.diff(ends, prepend=0)
-        self.starts = ends - self.lengths
-        self._size, self._seed, self._number = len(tokens), seed, number
+        self.starts = np.concatenate([[0], ends[:-1]])
+        if paragraphs:
+            self.starts, ends = paragraphs.cut(tokens, np.random.default_rng((seed, number, 2)))
+        self.lengths = ends - self.starts
+        self.size, self._seed, self._number = int(self.lengths.sum()), seed, number
         self._passes: dict[int, _Pass] = {}
 
     def _pass(self, number: int) -> _Pass:
@@ -65,14 +124,14 @@ class _Stream:
 
     def _at(self, place: float) -> tuple[int, _Pass, int]:
         """The pass of a place in the stream, and how many of its documents have their middle before it."""
-        number = int(place // self._size)
+        number = int(place // self.size)
         of_pass = _recent(self._passes, number, self._pass)
-        return number, of_pass, int(np.searchsorted(of_pass.middles, place - number * self._size))
+        return number, of_pass, int(np.searchsorted(of_pass.middles, place - number * self.size))
 
     def tokens_before(self, place: float) -> int:
         """Tokens of the documents whose middle is before a place."""
         number, of_pass, rank = self._at(place)
-        return number * self._size + (int(of_pass.ends[rank - 1]) if rank else 0)
+        return number * self.size + (int(of_pass.ends[rank - 1]) if rank else 0)
 
     def between(self, start: float, stop: float) -> tuple[Array, Array]:
         """The documents with their middle in [start, stop), and those middles."""
@@ -82,7 +141,7 @@ class _Stream:
             of_pass = _recent(self._passes, number, self._pass)
             chosen = slice(begin if number == first else 0, end if number == last else None)
             documents.append(of_pass.order[chosen])
-            middles.append(number * self._size + of_pass.middles[chosen])
+            middles.append(number * self.size + of_pass.middles[chosen])
         return np.concatenate(documents), np.concatenate(middles)
 
 
@@ -119,6 +178,7 @@ class RepackedBlocks:
         parts: the tokens of each part.
         shares: of the tokens of the run, which add up to 1.
         decay: where the shares become others, and those.
+        paragraphs: what is read paragraph by paragraph, if anything is.
 
     Raises:
         AntError: there are fewer tokens than one block holds.
@@ -131,11 +191,12 @@ class RepackedBlocks:
         sequence_length: int,
         seed: int,
         decay: DecayMix | None = None,
+        paragraphs: Paragraphs | None = None,
     ) -> None:
         self.parts, self.sequence_length = parts, sequence_length
-        self.tokens = sum(map(len, parts))
+        self._streams = [_Stream(tokens, seed, number, paragraphs) for number, tokens in enumerate(parts)]
+        self.tokens = sum(stream.size for stream in self._streams)
         check_one_block(parts[0].split, self.tokens, sequence_length)
-        self._streams = [_Stream(tokens, seed, number) for number, tokens in enumerate(parts)]
         self._tables: dict[int, _Table] = {}
         self.decay_begins = decay.begins if decay else 0
         # It begins with a round of its own.
@@ -177,16 +238,18 @@ class RepackedBlocks:
             number += 1
         return number, table
 
-    def pieces(self, index: int) -> Iterator[tuple[int, int, int]]:
-        """What block `index` is made of: part, place in the part's tokens, and number of tokens."""
+    def pieces(self, index: int) -> Iterator[tuple[int, int, int, bool]]:
+        """What block `index` is made of: part, place in its tokens, number of tokens, and whether a text ends."""
         place, stop = index * self.sequence_length, (index + 1) * self.sequence_length
         while place < stop:
             _, table = self._table_at(place)
             document = int(np.searchsorted(table.ends, place, side="right"))
             begin = int(table.ends[document - 1]) if document else table.start
-            size = min(int(table.ends[document]), stop) - place
-            yield int(table.parts[document]), int(table.starts[document]) + place - begin, size
+            end = int(table.ends[document])
+            size = min(end, stop) - place
+            start = int(table.starts[document]) + place - begin
             place += size
+            yield int(table.parts[document]), start, size, place == end
 
     def given_before(self, index: int) -> Array:
         """Tokens that each part gives to the blocks before `index` of the stream, shape (parts,)."""
@@ -201,9 +264,11 @@ class RepackedBlocks:
         ids = np.empty((len(indices), self.sequence_length), dtype=np.int64)
         for row, index in zip(ids, indices, strict=True):
             done = 0
-            for part, start, size in self.pieces(index):
+            for part, start, size, is_end in self.pieces(index):
                 self.parts[part].read_into(row[done : done + size], start)
                 done += size
+                if is_end:
+                    row[done - 1] = self.parts[part].end_of_text
         input_ids = torch.from_numpy(ids)
         return {"input_ids": input_ids, "labels": input_ids}
 
@@ -237,7 +302,7 @@ class RepackedOrder(TrainingOrder):
                 counts += self.blocks.given_before(first + whole - begin) - self.blocks.given_before(first)
             # Of a round that the run leaves early, each block counts for itself.
             for position in range(whole, end):
-                for part, _, tokens in self.blocks.pieces(self.block_index(position)):
+                for part, _, tokens, _ in self.blocks.pieces(self.block_index(position)):
                     counts[part] += tokens
         return list(map(int, counts))
 
@@ -260,7 +325,11 @@ def training_order(recipe: Recipe, pad_token_id: int) -> TrainingOrder:
     decay = None
     if later := [part.decay_weight for part in parts.values() if part.decay_weight is not None]:
         decay = DecayMix(training.decay_begins * training.sequences_per_step, later)
-    blocks = RepackedBlocks(texts, shares, training.sequence_length, training.seed, decay)
+    paragraphs = None
+    if training.split_paragraphs:
+        tokenizer = Tokenizer.from_file(str(recipe.tokenizer_dir / TOKENIZER))
+        paragraphs = Paragraphs.of(training.split_paragraphs, tokenizer)
+    blocks = RepackedBlocks(texts, shares, training.sequence_length, training.seed, decay, paragraphs)
     return RepackedOrder(blocks, length, training.seed)  # type: ignore[arg-type]
 
 

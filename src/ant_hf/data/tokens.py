@@ -148,6 +148,11 @@ class PackedTokens:
     def _shards(self) -> list[np.memmap[Any, np.dtype[np.uint16]]]:
         return [np.memmap(file, dtype="<u2", mode="r") for file in self._files]
 
+    @property
+    def end_of_text(self) -> int:
+        """The token after every document."""
+        return int(self._shards[-1][-1])
+
     @cached_property
     def document_ends(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Where each document ends, its end-of-text token included: ascending, shape (documents,).
@@ -156,7 +161,7 @@ class PackedTokens:
         look at 100M tokens takes about 0.1 s.
         """
         found = [
-            start + 1 + np.flatnonzero(shard == self._shards[-1][-1])
+            start + 1 + np.flatnonzero(shard == self.end_of_text)
             for start, shard in zip(self._starts, self._shards, strict=False)
         ]
         ends = np.concatenate(found, dtype=np.int64)
