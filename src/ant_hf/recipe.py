@@ -351,8 +351,8 @@ class TrainingRecipe(Section):
     """Shuffle the documents and cut new blocks in each pass over the text, instead of the same blocks in
     another order. A mix is always read so."""
     split_paragraphs: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    """Share of the documents whose paragraphs are read as documents of their own, so that the model learns how
-    a short text begins. With repack_each_pass, or a mix. Held-out documents stay whole."""
+    """Share of the documents whose paragraphs are read as documents of their own, so that the model learns
+    how a short text begins. With repack_each_pass, or a mix. Held-out documents stay whole."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Initialisation and data order."""
     logging_steps: Count = 10

@@ -1,3 +1,4 @@
+import itertools
 import json
 import pickle
 from collections import Counter
@@ -132,7 +133,8 @@ def test_what_each_part_gives_is_counted():
         order = RepackedOrder(blocks, length, seed=1)
         given = order.tokens_by_part()
         counted = Counter(
-            part for position in range(length) for part, _, size, _ in blocks.pieces(order.block_index(position))
+            part for position in range(length)
+            for part, _, size, _ in blocks.pieces(order.block_index(position))
             for _ in range(size)
         )  # fmt: skip
         assert given == [counted[0], counted[1]]
@@ -184,7 +186,7 @@ NEWLINE = 1
 
 
 class Paragraphed(TokensInMemory):
-    """Documents of three paragraphs with blank lines between, the second under a heading, all of other tokens."""
+    """Documents of three paragraphs, the second under a heading, all of other tokens."""
 
     split, end_of_text = TRAIN, 0
 
@@ -195,7 +197,8 @@ class Paragraphed(TokensInMemory):
                 [10 + 4 * number + at] * size for at, size in enumerate((9, 3, 12, 8))
             )
             blank = [NEWLINE, NEWLINE]
-            tokens += [*first, *blank, *heading, *blank, *second, NEWLINE, *second, *blank, NEWLINE, *third, 0]
+            tokens += [*first, *blank, *heading, *blank, *second, NEWLINE, *second, *blank, NEWLINE]
+            tokens += [*third, 0]
             ends.append(len(tokens))
         super().__init__(tokens)
         self.document_ends = np.array(ends)
@@ -226,7 +229,7 @@ def test_paragraphs_are_read_as_documents_and_shuffled():
         expected.append([heading] * 3 + [NEWLINE] * 2 + [second] * 12 + [NEWLINE] + [second] * 12 + [0])
         expected.append([third] * 8 + [0])
     assert sorted(found) == sorted(expected)
-    apart = [abs(one[0] - two[0]) for one, two in zip(found, found[1:], strict=False)]
+    apart = [abs(one[0] - two[0]) for one, two in itertools.pairwise(found)]
     assert np.median(apart) > 50
 
 

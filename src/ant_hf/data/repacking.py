@@ -62,12 +62,12 @@ class Paragraphs(NamedTuple):
             AntError: it puts a token before every text, or has no token for the end of a line alone.
         """
         texts = (tokenizer.decode([index]) for index in range(tokenizer.get_vocab_size()))
-        newlines = np.array([len(text) if text and not text.strip("\n") else 0 for text in texts], np.uint8)
+        newlines = np.array([0 if text.strip("\n") else len(text) for text in texts], dtype=np.uint8)
         before, after = (len(tokenizer.encode("a", add_special_tokens=added).ids) for added in (False, True))
         if before != after or not newlines.any():
             raise AntError(
-                "training.split_paragraphs needs a tokenizer that has a token for the end of a line, and puts "
-                "none before a text",
+                "training.split_paragraphs needs a tokenizer that has a token for the end of a line, and "
+                "puts none before a text",
                 hint="Leave it out: this model brings another one.",
             )
         return cls(share, newlines)
@@ -239,7 +239,7 @@ class RepackedBlocks:
         return number, table
 
     def pieces(self, index: int) -> Iterator[tuple[int, int, int, bool]]:
-        """What block `index` is made of: part, place in its tokens, number of tokens, and whether a text ends."""
+        """What block `index` is made of: part, place in its tokens, number of tokens, whether a text ends."""
         place, stop = index * self.sequence_length, (index + 1) * self.sequence_length
         while place < stop:
             _, table = self._table_at(place)

@@ -112,7 +112,7 @@ def _padded(model: PreTrainedModel, rows: list[list[int]], length: int, pad: int
 
 
 def _reads_padding(model: PreTrainedModel, rows: list[list[int]], pad: int) -> bool:
-    """Whether masked tokens before a text change its continuation: RWKV takes no mask, others forget slowly."""
+    """Whether masked tokens before a text change its continuation: RWKV, for one, takes no mask."""
     shortest, longest = min(rows, key=len), max(map(len, rows))
     alone, padded = (
         generated(

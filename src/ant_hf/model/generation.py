@@ -110,7 +110,7 @@ def generate_sample(
 
 @torch.no_grad()
 def generated(model: PreTrainedModel, **arguments: Any) -> Any:
-    """What `model.generate` returns, without beams: token ids, or more if `return_dict_in_generate` asks for it.
+    """What `model.generate` returns, without beams: ids, or more if `return_dict_in_generate` says so.
 
     Raises:
         AntError: the model fails, or its scores are not numbers.
