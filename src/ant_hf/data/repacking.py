@@ -68,7 +68,7 @@ class Paragraphs(NamedTuple):
             raise AntError(
                 "training.split_paragraphs needs a tokenizer that has a token for the end of a line, and "
                 "puts none before a text",
-                hint="Leave it out: this model brings another one.",
+                hint="Leave it out: --set training.split_paragraphs=0",
             )
         return cls(share, newlines)
 
