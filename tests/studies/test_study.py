@@ -9,7 +9,6 @@ import signal
 import pytest
 import yaml
 from commands import in_a_process, run_here, stop_command
-from conftest import TINY_CONFIG
 
 from ant_hf.errors import AntError
 from ant_hf.studies import study as study_module
@@ -189,23 +188,28 @@ def test_the_command_names_what_is_wrong(write_study):
     assert "training.max_stepz is not a key of a recipe; did you mean training.max_steps?" in result.stderr
 
 
-@pytest.mark.slow
-def test_stopped_killed_and_continued(small, tmp_path):
-    """Two by two runs in processes of their own; Ctrl-C in the second, a kill in the third."""
-    file, _ = small
-    wide = tmp_path / "wide.json"
-    wide.write_text(json.dumps(TINY_CONFIG | {"hidden_size": 96, "intermediate_size": 512}))
+def long_study(file, tmp_path):
+    """Make of the small study one of four runs that take seconds; their folders, and how to see one train."""
     values = yaml.safe_load(file.read_text()) | {"runs": {}, "seeds": [1, 2], "score": ["bits_per_byte"]}
     values["changes"] |= {"tokens": 200 * 512, "training.save_steps": 10, "training.logging_steps": 5}
     values["grid"] = {"training.learning_rate": [0.01, 0.03]}
     file.write_text(yaml.safe_dump(values))
-    out = tmp_path / "out"
-    command = ("ant-hf", "study", file, "--output-dir", out)
-    runs = [out / f"learning-rate-{rate}-s{seed}" for rate in (0.01, 0.03) for seed in (1, 2)]
 
     def is_training(run):
         rows = run / "metrics.jsonl"
         return rows.exists() and rows.read_text().count("\n") >= 4
+
+    out = tmp_path / "out"
+    return [out / f"learning-rate-{rate}-s{seed}" for rate in (0.01, 0.03) for seed in (1, 2)], is_training
+
+
+@pytest.mark.slow
+def test_stopped_killed_and_continued(small, tmp_path):
+    """Two by two runs in processes of their own; Ctrl-C in the second, a kill in the third."""
+    file, _ = small
+    runs, is_training = long_study(file, tmp_path)
+    out = tmp_path / "out"
+    command = ("ant-hf", "study", file, "--output-dir", out)
 
     stopped = stop_command(*command, at=lambda: is_training(runs[1]))
     assert stopped.faults("1 are finished", "Run the same command again") == []
@@ -242,3 +246,24 @@ def test_datatrove_trains_what_the_command_then_shows(small, tmp_path, monkeypat
     monkeypatch.setattr(study_module, "in_a_process", refused)
     assert len(run_study(load_study(file, options)).runs) == 2
     assert os.environ.get("CUDA_VISIBLE_DEVICES") is None
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_datatrove_and_all_its_runs(small, tmp_path):
+    file, options = small
+    runs, is_training = long_study(file, tmp_path)
+    script = tmp_path / "train.py"
+    script.write_text(
+        "from datatrove.executor.local import LocalPipelineExecutor\n"
+        "from ant_hf.studies.datatrove_steps import TrainRuns\n"
+        "from ant_hf.studies.study_file import Options\n"
+        "if __name__ == '__main__':\n"
+        f"    step = TrainRuns({str(file)!r}, Options(output_dir={options.output_dir!r}))\n"
+        f"    logs = {str(tmp_path / 'logs')!r}\n"
+        "    LocalPipelineExecutor([step], tasks=4, workers=2, logging_dir=logs).run()\n"
+    )
+    stopped = stop_command("python", script, at=lambda: all(map(is_training, runs[:2])))
+    assert stopped.returncode
+    assert stopped.left_over == []
+    assert [json.loads((run / "run.json").read_text())["status"] for run in runs[:2]] == ["stopped"] * 2
+    assert not (runs[2] / "run.json").exists()

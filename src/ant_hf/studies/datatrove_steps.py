@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ant_hf.errors import AntError
+from ant_hf.errors import AntError, RunStopped
 from ant_hf.studies.running import Scoring, in_a_process, outcome_of, write_recipe
 from ant_hf.studies.study import without_impossible
 from ant_hf.studies.study_file import Options, load_study
@@ -56,4 +56,8 @@ class TrainRuns(PipelineStep):
                 continue
             write_recipe(run)
             if outcome_of(run, scoring) is None:
-                in_a_process(run, scoring, lambda tokens: None)
+                try:
+                    in_a_process(run, scoring, lambda tokens: None)
+                except RunStopped as stopped:
+                    # After any other exception a worker of datatrove would go on with the next task.
+                    raise SystemExit(stopped.exit_code) from None
