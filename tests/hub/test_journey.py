@@ -1,11 +1,13 @@
 """From a trained run to a stranger's machine that knows nothing but the repository's name."""
 
+import json
 import re
 import shlex
 import shutil
 
 import pytest
 from conftest import ROOT
+from huggingface_hub import HfApi
 
 REPO = "GODELEV/Ant-10M"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -45,3 +47,16 @@ def test_published_model_runs_the_readme_and_the_card_with_nothing_left_here(
 @pytest.mark.parametrize("name", ["README.md", "release.json", "gate.json", "plots/loss.png"])
 def test_a_release_has_what_the_card_shows(released, name):
     assert (released / "release" / name).is_file()
+
+
+def test_params_counts_a_model_of_the_hub_without_its_weights(hub, client_here, trained_run, tmp_path):
+    api = HfApi()
+    api.create_repo(REPO)
+    api.upload_folder(repo_id=REPO, folder_path=trained_run / "final")
+    said = client_here("ant-hf", "params", REPO).stdout
+    parameters = json.loads((trained_run / "run.json").read_text())["parameters"]["total"]
+    assert f"{parameters:,}" in said
+    assert [path.name for path in (tmp_path / "hf-home/hub").glob("*/snapshots/*/*")] == ["config.json"]
+    missing = client_here("ant-hf", "params", "GODELEV/missing", check=False)
+    assert missing.returncode == 2
+    assert "GODELEV/missing is not a folder here" in missing.stderr

@@ -255,16 +255,22 @@ def pack(
 
 def params(
     config: Annotated[
-        Path, Argument(help="LlamaConfig JSON, model folder, or the name of one here: ant10m, ant5m.")
-    ] = Path("ant10m"),
+        str, Argument(help="LlamaConfig JSON, model folder, Hub id, or the name of one here: ant10m, ant5m.")
+    ] = "ant10m",
 ) -> None:
-    """Count a model's parameters by component, and show the published number beside the sum."""
-    from ant_hf.model.architecture import ledger_table, load_architecture, model_architecture
-    from ant_hf.model.loading import model_folder
-    from ant_hf.published import published_counterpart
+    """Count a model's parameters by component, and show the published number beside the sum.
 
+    Of a model on the Hub, only config.json is fetched.
+    """
+    from ant_hf.model.architecture import ledger_table, load_architecture, model_architecture
+    from ant_hf.model.loading import locate
+    from ant_hf.published import published_counterpart
+    from ant_hf.utils.names import CONFIG
+
+    path = Path(config)
+    is_model = path.is_dir() or ("/" in config and path.suffix != ".json" and not path.is_file())
     # A JSON is to be trained here, and must be what this package trains; a folder may hold anyone's model.
-    found = model_architecture(model_folder(config)) if config.is_dir() else load_architecture(config)
+    found = model_architecture(locate(config, [CONFIG])[1]) if is_model else load_architecture(config)
     values, ledger = found
     show(ledger_table(ledger, published_counterpart(values)))
 

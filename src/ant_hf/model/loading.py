@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -277,8 +278,11 @@ class Subject:
         return f"{prompts}; {prefix} before an empty one and before the first token of a text"
 
 
-def locate(model: str) -> tuple[str, Path]:
+def locate(model: str, files: Sequence[str] = _FILES) -> tuple[str, Path]:
     """Name and folder of a model; a Hub id is downloaded to the cache first.
+
+    Args:
+        files: which ones to download, as patterns.
 
     Raises:
         AntError: it is not a model folder and cannot be fetched from the Hub.
@@ -291,7 +295,7 @@ def locate(model: str) -> tuple[str, Path]:
         return (f"{resolved.parent.name}/{resolved.name}" if inside else resolved.name), folder
     try:
         with hub_or_cache():
-            return model, Path(snapshot_download(model, allow_patterns=_FILES))
+            return model, Path(snapshot_download(model, allow_patterns=list(files)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         if status_of(error):
             raise HubClient(anonymous=True).explain(
