@@ -188,10 +188,10 @@ def test_the_command_names_what_is_wrong(write_study):
     assert "training.max_stepz is not a key of a recipe; did you mean training.max_steps?" in result.stderr
 
 
-def long_study(file, tmp_path):
-    """Make of the small study one of four runs that take seconds; their folders, and how to see one train."""
+def long_study(file, tmp_path, steps):
+    """Make of the small study one of four longer runs; their folders, and how to see one train."""
     values = yaml.safe_load(file.read_text()) | {"runs": {}, "seeds": [1, 2], "score": ["bits_per_byte"]}
-    values["changes"] |= {"tokens": 200 * 512, "training.save_steps": 10, "training.logging_steps": 5}
+    values["changes"] |= {"tokens": steps * 512, "training.save_steps": 10, "training.logging_steps": 5}
     values["grid"] = {"training.learning_rate": [0.01, 0.03]}
     file.write_text(yaml.safe_dump(values))
 
@@ -207,7 +207,7 @@ def long_study(file, tmp_path):
 def test_stopped_killed_and_continued(small, tmp_path):
     """Two by two runs in processes of their own; Ctrl-C in the second, a kill in the third."""
     file, _ = small
-    runs, is_training = long_study(file, tmp_path)
+    runs, is_training = long_study(file, tmp_path, steps=200)
     out = tmp_path / "out"
     command = ("ant-hf", "study", file, "--output-dir", out)
 
@@ -251,7 +251,8 @@ def test_datatrove_trains_what_the_command_then_shows(small, tmp_path, monkeypat
 @pytest.mark.slow
 def test_ctrl_c_ends_datatrove_and_all_its_runs(small, tmp_path):
     file, options = small
-    runs, is_training = long_study(file, tmp_path)
+    # No run is to end before the other has begun.
+    runs, is_training = long_study(file, tmp_path, steps=5000)
     script = tmp_path / "train.py"
     script.write_text(
         "from datatrove.executor.local import LocalPipelineExecutor\n"

@@ -59,5 +59,5 @@ class TrainRuns(PipelineStep):
                 try:
                     in_a_process(run, scoring, lambda tokens: None)
                 except RunStopped as stopped:
-                    # After any other exception a worker of datatrove would go on with the next task.
+                    # After an ordinary exception a worker of datatrove goes on with the next task.
                     raise SystemExit(stopped.exit_code) from None
