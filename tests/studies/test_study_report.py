@@ -88,7 +88,7 @@ def law_rows():
 
 def test_the_fit_predicts_the_held_out_run_and_is_shown(law_rows, tmp_path):
     points = {
-        "ours": Point(run=str(ROOT / "release/Ant-10M")),
+        "ours": Point(run=str(ROOT / "docs/recipe/Ant-10M-27M")),
         "the card": Point(parameters=8_853_760, tokens=2_979_215_382, published=2.5303, source="its table"),
     }
     fit = Fit(held_out=["9e+06, 4e+06"], predict=points, budgets=Budgets(hours=[1.0, 10.0]), resamples=20)
