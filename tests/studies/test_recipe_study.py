@@ -1,4 +1,4 @@
-"""The study of the released recipe, and its tables in docs/recipe.md."""
+"""The study of the released recipe, and its tables in docs/recipe-27m.md."""
 
 import itertools
 import json
@@ -9,7 +9,7 @@ from records import table_rows
 
 from ant_hf.studies.study_file import Options, load_study
 
-TEXT = (ROOT / "docs/recipe.md").read_text()
+TEXT = (ROOT / "docs/recipe-27m.md").read_text()
 # Trained on other text, these are told of without a difference, and are no runs of the study.
 OTHER_TEXT = {"without the novels", "part of the text, once", "a quarter of that part, four times"}
 

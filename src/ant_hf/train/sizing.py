@@ -15,7 +15,7 @@ from ant_hf.recipe import load_recipe
 FEWEST_STEPS = 20
 MOST_HELD_OUT = 0.1
 _HELD_OUT_BYTES, _LEAST_HELD_OUT = 200_000, 0.001
-# The measured run that others are scaled from: docs/recipe.md.
+# The measured run that others are scaled from: docs/recipe-27m.md.
 MEASURED = "ant10m-cpu"
 # Powers by which a batch grows with the tokens, and a rate falls with the tokens, grows with the batch, and
 # falls with the width: see `scaled_rates`.
