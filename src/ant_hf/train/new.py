@@ -259,8 +259,8 @@ def _comment(wish: Wish, shape: Shape, steps: Steps) -> str:
         length += f", about {wish.hours:g} hours {where}"
     lines = [
         f"{wish.name}: {shape.parameters(wish.vocabulary):,} parameters, {length}.",
-        f"Made by ant-hf new. Batch and rates are those of {MEASURED} (docs/recipe-27m.md), scaled by the rules",
-        "of docs/new.md and not measured: batch x tokens^0.383; both rates x tokens^-0.32 x batch^0.5;",
+        f"Made by ant-hf new. Batch and rates are those of {MEASURED} (docs/recipe-27m.md), scaled by the",
+        "rules of docs/new.md and not measured: batch x tokens^0.383; both rates x tokens^-0.32 x batch^0.5;",
         "learning_rate (AdamW's) also x width^-0.5; weight_decay such that rate x decay x steps is the same.",
     ]
     if not wish.data:
