@@ -18,6 +18,7 @@ from ant_hf.model.encoding import added_ids, decode, encode
 from ant_hf.model.loading import (
     check_model_files,
     check_weights,
+    is_checkpoint,
     load_any,
     locate,
     read_tokenizer,
@@ -27,7 +28,8 @@ from ant_hf.model.loading import (
 from ant_hf.model.texts import ENGLISH, ROUND_TRIP
 from ant_hf.recipe import Recipe
 from ant_hf.utils.files import read_json
-from ant_hf.utils.names import CARD, CONFIG, RELEASE, RESULTS, RUN_RECORD, TOKENIZER, config_file
+from ant_hf.utils.metrics import read_metrics
+from ant_hf.utils.names import CARD, CONFIG, METRICS, RELEASE, RESULTS, RUN_RECORD, TOKENIZER, config_file
 
 # A hash of a Hub's commit, as its cache names folders.
 _COMMIT_LENGTH = 40
@@ -65,7 +67,7 @@ class Base:
         """What `run.json` and the card tell of it: licence and texts as its own card and record name them."""
         card = _metadata(self.folder / CARD)
         record = _record(self.folder / RUN_RECORD) or _record(self.folder.parent / RUN_RECORD)
-        corpus = (record.get("recipe") or {}).get("corpus") or {}
+        before = record.get("base") or {}
         datasets = card.get("datasets")
         released = _record(self.folder / RELEASE).get("repository")
         return {
@@ -75,7 +77,8 @@ class Base:
             "weights_sha256": self.sha256,
             "license": card.get("license"),
             "datasets": [datasets] if isinstance(datasets, str) else datasets or [],
-            "sources": corpus.get("sources") or [],
+            "sources": [*_sources(record), *(before.get("sources") or [])],
+            "tokens": _tokens_seen(self.folder) + (before.get("tokens") or 0),
             "results": _figures(_record(self.folder / RESULTS)),
         }
 
@@ -173,6 +176,31 @@ def _record(path: Path) -> dict[str, Any]:
         return read_json(path, "record", "") if path.is_file() else {}
     except AntError:
         return {}
+
+
+def _sources(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The texts that a run's recipe names: its own, and the parts of its mix."""
+    corpus = (record.get("recipe") or {}).get("corpus") or {}
+    parts = {**(corpus.get("mix") or {}), **({"replay": corpus["replay"]} if corpus.get("replay") else {})}
+    named = [
+        {
+            "name": part.get("name") or key,
+            "license": part.get("license") or "not recorded",
+            "url": part.get("url"),
+        }
+        for key, part in parts.items()
+    ]
+    return [*(corpus.get("sources") or []), *named]
+
+
+def _tokens_seen(folder: Path) -> int:
+    """By the log beside a final model, or in its run's folder; 0 where there is none."""
+    logs = [folder / METRICS, folder.parent / METRICS]
+    try:
+        rows = next((read_metrics(log) for log in logs if log.is_file() and not is_checkpoint(folder)), [])
+    except AntError:
+        return 0
+    return next((int(row["tokens_seen"]) for row in reversed(rows) if "tokens_seen" in row), 0)
 
 
 def _figures(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
