@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from ant_hf.errors import AntError
-from ant_hf.model.base import architecture_of
+from ant_hf.model.base import Base, architecture_of
 from ant_hf.recipe import load_recipe
 from ant_hf.release.build import make_release
 from ant_hf.release.verify import verify
@@ -377,9 +377,32 @@ def test_the_card_names_the_base_its_licence_and_both_models_figures(
         assert words in card, words
     assert problems(card) == []
     assert str(tmp_path) not in (folder / "run.json").read_text()
+    # A model of one's own that was never released is the first stage of one training.
+    (base / "release.json").unlink()
+    shutil.copy(trained_run / "metrics.jsonl", base)
     # A model without held-out text is released with a warning.
     blind = finetune(base, "blind", corpus={"validation_fraction": 0}, max_steps=4, save_steps=4)
     pretrain(blind)
     write_results(run_folder(blind) / "final")
     folder = make_release(run_folder(blind) / "final", "someone/blind")
-    assert "Nothing was held out" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "Nothing was held out" in card
+    seen = [read_metrics(log / "metrics.jsonl")[-1]["tokens_seen"] for log in (trained_run, folder)]
+    assert f"in two stages: on {seen[0]:,} tokens as `base`, then on {seen[1]:,} tokens of" in card
+    assert f"| Tokens seen before, as base | {seen[0]:,} |" in card
+    assert "trained-from-scratch" in yaml.safe_load(card.split("---\n")[1])["tags"]
+
+
+def test_a_base_passes_on_the_texts_that_it_read(tmp_path):
+    mix = {"talk": {"path": "talk.jsonl", "license": "CC BY 4.0"}, "plays": {"name": "Old plays", "url": "u"}}
+    before = {"sources": [{"name": "First text", "license": "CC0", "url": None}], "tokens": 7}
+    record = {"recipe": {"corpus": {"sources": [], "mix": mix}}, "base": before}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "tokens_seen": 35}\n')
+    described = Base("stage", tmp_path, tmp_path, "0").described()
+    assert described["tokens"] == 42
+    assert described["sources"] == [
+        {"name": "talk", "license": "CC BY 4.0", "url": None},
+        {"name": "Old plays", "license": "not recorded", "url": "u"},
+        *before["sources"],
+    ]

@@ -81,6 +81,8 @@ def _context(inputs: CardInputs) -> dict[str, Any]:
         "data_license": data_license,
         "language": _language(inputs),
         "tokens_seen": _tokens_seen(inputs),
+        "tokens_in_all": _tokens_in_all(inputs),
+        "is_second_stage": _is_second_stage(run),
         "co2": co2_estimate(run),
         "rows": scores,
         "base": run.get("base"),
@@ -349,14 +351,16 @@ def _training_table(inputs: CardInputs) -> Safe:
     after_warmup = training["max_steps"] - training["warmup_steps"]
     schedules = {"cosine_with_min_lr": "cosine", "warmup_stable_decay": "warmup-stable-decay"}
     skipped = run.get("skipped_steps")
+    before = _tokens_in_all(inputs) - _tokens_seen(inputs)
     rows: list[list[Any]] = [
         ["Hardware", _hardware(environment)],
         ["Precision", f"{environment['precision']}: {environment['precision_reason']}"],
         ["Tokens seen", f"{_tokens_seen(inputs):,}"],
+        *([[f"Tokens seen before, as {run['base']['name']}", f"{before:,}"]] if before else []),
         ["Tokens of the text", f"{inputs.manifest['splits']['train']['tokens']:,}"],
         ["Tokens per step", f"{run['plan']['tokens_per_step']:,}"],
         ["Steps", f"{training['max_steps']:,}"],
-        ["Tokens per parameter", f"{_tokens_seen(inputs) / run['parameters']['total']:.2f}"],
+        ["Tokens per parameter", f"{_tokens_in_all(inputs) / run['parameters']['total']:.2f}"],
         *([["Skipped steps", f"{skipped:,}"]] if skipped else []),
         *_time_rows(inputs),
         ["Optimizer", optimizer],
@@ -392,6 +396,17 @@ def _hardware(environment: dict[str, Any]) -> str:
 def _tokens_seen(inputs: CardInputs) -> int:
     """Tokens trained on by the last logged step; padding of a pass's last block is not among them."""
     return int(inputs.metrics[-1]["tokens_seen"])
+
+
+def _tokens_in_all(inputs: CardInputs) -> int:
+    """With those of the model that the training began with, as far as its record is known."""
+    return _tokens_seen(inputs) + ((inputs.run.get("base") or {}).get("tokens") or 0)
+
+
+def _is_second_stage(run: Mapping[str, Any]) -> bool:
+    """Whether the training began with a model of this package that was never released."""
+    base = run.get("base") or {}
+    return bool(base.get("tokens") and not base["repository"])
 
 
 def _time_rows(inputs: CardInputs) -> list[list[Any]]:
@@ -645,7 +660,8 @@ def card_data(inputs: CardInputs, scores: list[Score]) -> ModelCardData:
             what, label = key.replace("_", " "), wikitext["label"]
             results.append(_result("wikitext", "Language modelling", label, key, what, wikitext[key]))
     base = inputs.run.get("base")
-    tags = ["llama", "small-language-model", "fine-tuned" if base else "trained-from-scratch", "ant-hf"]
+    is_tuned = base and not _is_second_stage(inputs.run)
+    tags = ["llama", "small-language-model", "fine-tuned" if is_tuned else "trained-from-scratch", "ant-hf"]
     # A folder's name means nothing on the Hub.
     repository = (base or {}).get("repository")
     is_linked = bool(repository and _DATASET_ID.match(repository))
@@ -712,6 +728,6 @@ def co2_estimate(run: dict[str, Any]) -> dict[str, Any] | None:
             f"upper estimate: {devices} x {gpu.watts} W board power x {seconds / 3600:.2f} h x "
             f"{_GRAMS_PER_KWH} g/kWh (world average 2024)"
         ),
-        "training_type": "fine-tuning" if run.get("base") else "pre-training",
+        "training_type": "fine-tuning" if run.get("base") and not _is_second_stage(run) else "pre-training",
         "hardware_used": f"{devices} x {name}",
     }
