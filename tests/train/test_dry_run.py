@@ -87,7 +87,10 @@ def key(name, value):
 
 REFUSED = {
     "no such file": (key("corpus.path", "/nowhere/text.jsonl"), "corpus not found"),
-    "another text than was packed": (other_text, "made of other text or settings"),
+    "another text than was packed": (
+        other_text,
+        r"made of other text or settings:\n.*corpus\.files: .* is gone, other\.txt is new\n",
+    ),
     "another split": (key("corpus.validation_fraction", 0.3), r"corpus.validation_fraction was 0\.15"),
     "another tokenizer": (key("tokenizer.split_digits", False), "tokenizer.split_digits was True"),
     "another column": (key("corpus.text_column", "body"), "has no column 'body'"),

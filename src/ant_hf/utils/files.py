@@ -95,13 +95,33 @@ def check_made_of(folder: Path, what: str, record: dict[str, Any], inputs: Any) 
 
 
 def differences(before: Any, now: Any, free: Container[str] = ()) -> list[str]:
-    """`key was a, is b` for every dotted key in which two mappings differ, except the `free` ones."""
+    """`key was a, is b` for every dotted key in which two mappings differ, except the `free` ones.
+
+    Of lists of files, with their hashes: which ones.
+    """
     old, new = dict(_flat(before if isinstance(before, dict) else {})), dict(_flat(now))
     return [
-        f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
+        _difference(key, old.get(key), new.get(key))
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key) and key not in free
     ]
+
+
+def _difference(key: str, was: Any, now: Any) -> str:
+    lists = [was, now]
+    if not all(isinstance(files, list) and files and _is_file(files[0]) for files in lists):
+        return f"{key} was {was!r}, is {now!r}"
+    before, after = ({file["name"]: file["sha256"] for file in files} for files in lists)
+    changes = [f"{name} is gone" for name in before if name not in after]
+    changes += [f"{name} is new" for name in after if name not in before]
+    changes += [f"{name} was changed" for name in before if after.get(name, before[name]) != before[name]]
+    more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+    # Without a change of a file, their order is another.
+    return f"{key}: {', '.join(changes[:3]) or 'other order'}{more}"
+
+
+def _is_file(value: Any) -> bool:
+    return isinstance(value, dict) and {"name", "sha256"} <= value.keys()
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
