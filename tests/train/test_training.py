@@ -368,6 +368,15 @@ def test_fresh_starts_over_where_the_record_is_damaged(make_recipe, capsys):
     assert "removing the run" in capsys.readouterr().out
 
 
+def test_a_text_that_is_refused_does_not_cost_the_old_run(make_recipe):
+    recipe = make_recipe(max_steps=3)
+    pretrain(recipe)
+    corpus = recipe.corpus.model_copy(update={"validation_fraction": 0.3})
+    with pytest.raises(AntError, match="made of other text or settings"):
+        pretrain(recipe.model_copy(update={"corpus": corpus}), fresh=True)
+    assert open_run_folder(recipe).is_finished
+
+
 def test_files_that_do_not_reproduce_the_training_fail_the_run(make_recipe, monkeypatch, tmp_path):
     """The check that a release with mismatched weights would have met."""
     original = pretraining.export_final

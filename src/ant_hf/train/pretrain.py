@@ -90,13 +90,16 @@ def pretrain(recipe: Recipe, fresh: bool = False) -> None:
                 # The run that is there has the length for its text, which only the tokens tell.
                 make_data(recipe, setup.config.max_position_embeddings, setup.tokenizer_from)
             recipe = _fitted(recipe)
-            folder = open_run_folder(recipe, fresh and is_first_process())
+            # An old run goes only when the data is there: a text that is refused must not cost it.
+            folder = RunFolder(output_dir) if fresh and is_first_process() else open_run_folder(recipe)
             if not folder.is_finished and is_first_process():
                 text = _look_at_text(setup, folder, seconds=1.0, sample_bytes=1_000_000)
                 planned = with_recipe(setup, _fitted(recipe, _own_tokens(recipe, text)))
                 show_plan(planned, text)
                 show_estimates(planned, folder, text)
                 make_data(recipe, setup.config.max_position_embeddings, setup.tokenizer_from)
+                if fresh:
+                    folder = open_run_folder(recipe, fresh)
         check_run_folder_is_shared(output_dir)
         with setup.arguments.main_process_first(local=True, desc="preparing data"):
             if not folder.is_finished and is_first_on_another_machine():
