@@ -9,14 +9,17 @@ have their paragraph before them. No benchmark is read. Some questions are not g
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
+import typer
+
+from ant_hf.cli.main import run
 from ant_hf.data.corpus import Corpus
 from ant_hf.recipe import CorpusRecipe
 
@@ -99,33 +102,32 @@ def written(paragraph: str, asked: list[tuple[str, str]]) -> tuple[str, int]:
     return "\n\n".join(lines) if is_alone else "\n".join([paragraph, *lines]), len(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("text", help="files of text, as corpus.path of a recipe")
-    parser.add_argument("--output", type=Path, required=True, help="the file to write, .jsonl.gz")
-    parser.add_argument(
-        "--validation-fraction",
-        type=float,
-        default=0.003,
-        help="that of the recipe: nothing is asked about the documents it holds out (default: %(default)s)",
-    )
-    arguments = parser.parse_args()
+def main(
+    text: Annotated[str, typer.Argument(help="Files of text, in quotes: 'data/text/openstax-*'.")],
+    output: Annotated[Path, typer.Option(help="The file to write, .jsonl.gz.")],
+    validation_fraction: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="That of the recipe. Nothing is asked about what it holds out."),
+    ] = 0.003,
+) -> None:
+    """Make questions and answers from text by a few rules of English, as text to train on."""
     corpus = Corpus.from_recipe(
-        CorpusRecipe(source="files", path=arguments.text, validation_fraction=arguments.validation_fraction)
+        CorpusRecipe(source="files", path=text, validation_fraction=validation_fraction)
     )
-    questions, count = Questions(), 0
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    with gzip.open(arguments.output, "wt", encoding="utf-8") as file:
-        for document in corpus:
-            if not document.is_validation:
-                for paragraph, asked in questions.about(document.text):
-                    text, number = written(paragraph, asked)
-                    file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-                    count += number
-    print(f"{count:,} questions in {arguments.output}")
+    questions, lines, count = Questions(), [], 0
+    for document in corpus:
+        if not document.is_validation:
+            for paragraph, asked in questions.about(document.text):
+                made, number = written(paragraph, asked)
+                lines.append(json.dumps({"text": made}, ensure_ascii=False) + "\n")
+                count += number
+    output.parent.mkdir(parents=True, exist_ok=True)
+    # Without the time that gzip notes: the same text gives the same file.
+    output.write_bytes(gzip.compress("".join(lines).encode(), mtime=0))
+    print(f"{count:,} questions in {output}")
 
 
 if __name__ == "__main__":
-    main()
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    run(app)
