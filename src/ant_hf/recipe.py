@@ -195,6 +195,20 @@ class MixPart(_NamedText):
     """The same while the learning rate decays, with warmup_stable_decay. Default: weight."""
 
 
+def named_texts(corpus: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The texts that a recorded `corpus` names, with licence and address: sources, and parts of its mix."""
+    parts = {**(corpus.get("mix") or {}), **({REPLAY: corpus["replay"]} if corpus.get("replay") else {})}
+    named = [
+        {
+            "name": part.get("name") or key,
+            "license": part.get("license") or "not recorded",
+            "url": part.get("url"),
+        }
+        for key, part in parts.items()
+    ]
+    return [*(corpus.get("sources") or []), *named]
+
+
 def share_in_words(share: float, decay_share: float | None) -> str:
     """A part's share of the training, and the other one that it has in the decay."""
     return f"{share:.1%}" + ("" if decay_share is None else f", in the decay {decay_share:.1%}")

@@ -80,7 +80,7 @@ def test_the_cards_language_is_the_recipes_or_none(inputs):
         english["passed"] = True if language == "en" else None
         card = render_card(inputs)
         assert metadata(card).get("language") == language
-        assert ("English text, as named above" in card) == (language == "en")
+        assert ("English text, as named here" in card) == (language == "en")
         assert ("Text in one language (ru)" in card) == (language == "ru")
     # Earlier records name none; their gate held every model to English.
     del inputs.run["recipe"]["corpus"]["language"]
@@ -414,6 +414,24 @@ def test_the_parts_of_a_mix_are_told_with_what_they_gave(inputs):
     assert ["Validation loss of the last checkpoint alone", "3.2500"] in rows
     assert "see the table of its parts" in card
     assert yaml.safe_load(card.split("---")[1])["datasets"] == ["owner/texts"]
+    # Many parts are counted in the first sentence. What the base has read too is told once.
+    more = {name: part | {"name": name, "license": "MIT", "url": None} for name in ("plays", "talk")}
+    inputs.run["recipe"]["corpus"]["mix"] |= more
+    inputs.run["mix"] |= dict.fromkeys(more, given)
+    read = [{"name": name, "license": "MIT", "url": None} for name in ("plays", "letters")]
+    base = {"name": "first/final", "repository": None, "revision": None, "weights_sha256": "0" * 64}
+    base |= {"license": None, "datasets": [], "tokens": 7, "results": None}
+    inputs.run["base"] = base | {"sources": read}
+    card = render_card(inputs)
+    assert problems(card) == []
+    assert "on 7 tokens as `first/final`, then on" in card
+    assert "tokens of 4 kinds of text" in card
+    assert "`first/final` was trained on 1 of these texts" in card
+    rows = [row for rows in read_tables(card) for row in rows]
+    assert ["letters (of the base)", "MIT", "-"] in rows
+    assert not any(row[0] == "plays (of the base)" for row in rows)
+    assert "which were not released" in card
+    del inputs.run["base"]
     # A text and its replay are two parts.
     corpus = part | {"sources": [{"name": "Own text", "license": "MIT", "url": None}], "mix": None}
     inputs.run["recipe"]["corpus"] |= corpus | {"replay": {**hub, "share": 0.6}}

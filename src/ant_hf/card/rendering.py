@@ -24,7 +24,7 @@ from ant_hf.card.markdown import Safe, code, escape, fenced, plain, quote, table
 from ant_hf.errors import AntError
 from ant_hf.evaluation.results import ABOVE, BELOW, UNCLEAR, interval
 from ant_hf.published import PublishedModel, published_models
-from ant_hf.recipe import OWN_TEXT, REPLAY, share_in_words
+from ant_hf.recipe import OWN_TEXT, REPLAY, named_texts, share_in_words
 from ant_hf.utils.hardware import known_gpu
 from ant_hf.utils.metrics import before_and_after, exp
 from ant_hf.utils.names import shipped_file
@@ -33,6 +33,8 @@ TEMPLATE = "model_card/card.md.jinja"
 NOT_MEASURED = "-"
 # Differences count from this many standard errors on.
 _SURE = 2.0
+# Texts of a mix that a sentence names.
+_MOST_NAMED = 3
 
 
 def render_card(inputs: CardInputs) -> str:
@@ -78,6 +80,7 @@ def _context(inputs: CardInputs) -> dict[str, Any]:
         "changes": run.get("changes") or [],
         "hardware": _hardware(run["environment"]),
         "data": data,
+        "data_in_short": _in_short(inputs.recipe["corpus"], data),
         "data_license": data_license,
         "language": _language(inputs),
         "tokens_seen": _tokens_seen(inputs),
@@ -86,6 +89,7 @@ def _context(inputs: CardInputs) -> dict[str, Any]:
         "co2": co2_estimate(run),
         "rows": scores,
         "base": run.get("base"),
+        "parts_of_base": len(_texts_of_base(inputs)[0]),
         "before": run.get("before"),
         "best": run.get("best"),
         "is_held_out": "split" not in run["final"],
@@ -528,10 +532,11 @@ def _tables_of_records(inputs: CardInputs) -> dict[str, str]:
         [code(name), f"{values['bytes']:,}", code(values["sha256"][:16])]
         for name, values in inputs.files.items()
     ]
-    of_base = (inputs.run.get("base") or {}).get("sources") or []
+    own = inputs.recipe["corpus"].get("sources") or []
+    _, of_base = _texts_of_base(inputs)
     sources = [
         [f"{source['name']}{whose}", source["license"], source["url"] or NOT_MEASURED]
-        for listed, whose in ((inputs.recipe["corpus"].get("sources") or [], ""), (of_base, " (of the base)"))
+        for listed, whose in ((own, ""), (of_base, " (of the base)"))
         for source in listed
     ]
     mixed = _mix_table(inputs) if _texts(inputs.recipe["corpus"]) else ""
@@ -572,6 +577,19 @@ def _texts(corpus: dict[str, Any]) -> dict[str, dict[str, Any]]:
         own, license_id = _data_source(corpus | {"replay": None})
         return {OWN_TEXT: {**corpus, "name": own, "license": license_id}, REPLAY: replay}
     return corpus.get("mix") or {}
+
+
+def _in_short(corpus: dict[str, Any], data: str) -> str:
+    """The training text in a sentence: of many parts their number, because a table has their names."""
+    parts = _texts(corpus)
+    return f"{len(parts)} kinds of text" if len(parts) > _MOST_NAMED else data
+
+
+def _texts_of_base(inputs: CardInputs) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Those that are in this model's text too, and the others."""
+    here = named_texts(inputs.recipe["corpus"])
+    texts = (inputs.run.get("base") or {}).get("sources") or []
+    return [text for text in texts if text in here], [text for text in texts if text not in here]
 
 
 def _mix_table(inputs: CardInputs) -> Safe:

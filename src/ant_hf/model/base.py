@@ -26,7 +26,7 @@ from ant_hf.model.loading import (
     weights_hash,
 )
 from ant_hf.model.texts import ENGLISH, ROUND_TRIP
-from ant_hf.recipe import Recipe
+from ant_hf.recipe import Recipe, named_texts
 from ant_hf.utils.files import read_json
 from ant_hf.utils.metrics import read_metrics
 from ant_hf.utils.names import CARD, CONFIG, METRICS, RELEASE, RESULTS, RUN_RECORD, TOKENIZER, config_file
@@ -68,6 +68,7 @@ class Base:
         card = _metadata(self.folder / CARD)
         record = _record(self.folder / RUN_RECORD) or _record(self.folder.parent / RUN_RECORD)
         before = record.get("base") or {}
+        corpus = (record.get("recipe") or {}).get("corpus") or {}
         datasets = card.get("datasets")
         released = _record(self.folder / RELEASE).get("repository")
         return {
@@ -77,7 +78,7 @@ class Base:
             "weights_sha256": self.sha256,
             "license": card.get("license"),
             "datasets": [datasets] if isinstance(datasets, str) else datasets or [],
-            "sources": [*_sources(record), *(before.get("sources") or [])],
+            "sources": [*named_texts(corpus), *(before.get("sources") or [])],
             "tokens": _tokens_seen(self.folder) + (before.get("tokens") or 0),
             "results": _figures(_record(self.folder / RESULTS)),
         }
@@ -176,21 +177,6 @@ def _record(path: Path) -> dict[str, Any]:
         return read_json(path, "record", "") if path.is_file() else {}
     except AntError:
         return {}
-
-
-def _sources(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """The texts that a run's recipe names: its own, and the parts of its mix."""
-    corpus = (record.get("recipe") or {}).get("corpus") or {}
-    parts = {**(corpus.get("mix") or {}), **({"replay": corpus["replay"]} if corpus.get("replay") else {})}
-    named = [
-        {
-            "name": part.get("name") or key,
-            "license": part.get("license") or "not recorded",
-            "url": part.get("url"),
-        }
-        for key, part in parts.items()
-    ]
-    return [*(corpus.get("sources") or []), *named]
 
 
 def _tokens_seen(folder: Path) -> int:
