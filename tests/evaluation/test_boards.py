@@ -83,7 +83,9 @@ def test_every_published_row_says_where_it_is_from():
 def test_records_that_are_there_are_shown_without_measuring(tiny_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = shutil.copytree(tiny_run / "final", tmp_path / "model")
-    write_sealed(model / "results.json", complete(model))
+    results = complete(model)
+    results["model"]["name"] = "my-ant/final"
+    write_sealed(model / "results.json", results)
     monkeypatch.setattr("ant_hf.evaluation.evaluate.evaluate", None)
     result = run_here("ant-hf", "evaluate", model, "--board", "tiny-ml", COLUMNS="80")
     assert result.returncode == 0, result.stderr
@@ -91,7 +93,7 @@ def test_records_that_are_there_are_shown_without_measuring(tiny_run, tmp_path, 
     assert max(map(len, table.splitlines())) <= 80
     for part in ("here", "publ.", "qielbas-tiny-9m-m2"):
         assert part in table
-    for part in ("as fitted 2026-11", "bytes per token", "| final | 9,902,336 | 60.00 |"):
+    for part in ("as fitted 2026-11", "bytes per token", "| my-ant | 9,902,336 | 60.00 |"):
         assert part in rest
     assert (model / "board-tiny-ml.png").read_bytes()[:4] == b"\x89PNG"
 

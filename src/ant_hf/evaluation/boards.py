@@ -131,7 +131,7 @@ def own_name(results: dict[str, Any], folder: Path) -> str:
     """A model's name in its row: the repository that its release is made for, else the one in its results."""
     if (folder / RELEASE).is_file():
         return str(read_json(folder / RELEASE, "release record", "")["repository"])
-    return str(results["model"]["name"])
+    return str(results["model"]["name"]).removesuffix("/final")
 
 
 def board_rows(board: Board, results: dict[str, Any], name: str) -> list[Row]:
