@@ -1,21 +1,25 @@
 """Make the pictures of pages in docs/images: python tools/screenshots.py release/Ant-10M.
 
-Needs Chromium on the PATH and `pip install -e '.[demo,dev]'`.
+Needs Chromium on the PATH, npm's registry or its cache, and `pip install -e '.[demo,onnx,dev]'`.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import http.server
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import Browser, expect, sync_playwright
 
 from ant_hf.demo.page import launch, load_page
+from ant_hf.demo.site import SiteOptions, make_site
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -51,6 +55,38 @@ def inspect(browser: Browser, model: str, target: Path) -> None:
     page.close()
 
 
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def site(browser: Browser, model: str, prompt: str) -> None:
+    """The static page after one generation with seed 7: on a desk, and on a phone in the dark."""
+    with tempfile.TemporaryDirectory() as folder:
+        make_site([model], Path(folder) / "site", SiteOptions(("q8",)))
+        handler = functools.partial(_Quiet, directory=Path(folder) / "site")
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for name, width, height, colours in (
+            ("browser.png", 1240, 1010, "light"),
+            ("browser-phone.png", 390, 1180, "dark"),
+        ):
+            page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=colours)
+            page.goto(f"http://127.0.0.1:{server.server_port}/")
+            # On a phone they are folded.
+            page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+            page.fill("#seed", "7")
+            page.set_checked("#pin", True)
+            page.fill("#prompt", prompt)
+            page.press("#prompt", "Enter")
+            expect(page.locator("#status")).to_have_text("Done.", timeout=120_000)
+            page.locator(":is(.s4, .s5, .s6):not(.given)").first.click()
+            page.evaluate("scrollTo(0, 0)")
+            page.screenshot(path=IMAGES / name)
+            page.close()
+        server.shutdown()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -65,8 +101,9 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         demo(browser, options.model, options.prompt, IMAGES / "demo.png")
         inspect(browser, options.model, IMAGES / "inspect.png")
+        site(browser, options.model, options.prompt)
         browser.close()
-    for name in ("demo.png", "inspect.png"):
+    for name in ("demo.png", "inspect.png", "browser.png", "browser-phone.png"):
         # Few enough colours to stay small.
         with Image.open(IMAGES / name) as picture:
             picture.convert("RGB").quantize(_COLOURS).save(IMAGES / name, optimize=True)
