@@ -63,11 +63,11 @@ check: $(VENV)/.dev ## Lint, format, spelling and type checks
 	$(BIN)/codespell -D - -D tools/words.txt $$(git ls-files)
 	$(BIN)/mypy
 
-release: $(VENV)/.quickstart ## Make release/Ant-10M again from runs/ant10m-cpu, once that is evaluated
-	$(BIN)/ant-hf card runs/ant10m-cpu/final --repo GODELEV/Ant-10M
+release: $(VENV)/.quickstart ## Make release/Ant-10M again from runs/ant10m-questions, once that is evaluated
+	$(BIN)/ant-hf card runs/ant10m-questions/final --repo GODELEV/Ant-10M --onnx
 	rm -rf release/Ant-10M
 	mkdir -p release
-	cp -r runs/ant10m-cpu/release release/Ant-10M
+	cp -r runs/ant10m-questions/release release/Ant-10M
 
 bench: $(VENV)/.dev ## Measure all of docs/performance.md on this machine, on a GPU if there is one (45 minutes on 2 cores)
 	mkdir -p $(OUT)
