@@ -26,8 +26,10 @@ from ant_hf.demo.site import SiteOptions, make_site
 from ant_hf.demo.vendor import PACKAGES, find_packages
 from ant_hf.errors import AntError
 from ant_hf.evaluation.degeneration import loop_period
+from ant_hf.export import onnx
 from ant_hf.inspection.fragments import vocabulary
-from ant_hf.model.loading import load_any
+from ant_hf.model.loading import load_any, weights_hash
+from ant_hf.utils.files import inventory, write_sealed
 
 NODE = shutil.which("node")
 
@@ -79,6 +81,24 @@ def test_the_folder_holds_all_that_the_page_asks_for_and_names_nothing_elsewhere
     assert {path.name.split(".")[-2] for path in folder.glob("vendor/onnxruntime-web/*.wasm")} == {
         "ort-wasm-simd-threaded", "asyncify"
     }  # fmt: skip
+
+
+def test_a_release_brings_its_graphs(final, node_modules, tmp_path, monkeypatch):
+    (final / "onnx").mkdir()
+    for kind in onnx.TYPES.values():
+        (final / "onnx" / kind.file).write_text(f"verified {kind.file}")
+    record = {"files": inventory(final), "made_of": {"weights_sha256": weights_hash(final)}}
+    write_sealed(final / "onnx" / "verified.json", record)
+    monkeypatch.setattr("ant_hf.export.exporting.importlib.util.find_spec", lambda name: None)
+    folder = make_site([str(final)], tmp_path / "site", SiteOptions(vendor=node_modules))
+    (graph,) = folder.rglob("model_quantized.onnx")
+    assert graph.read_text() == "verified model_quantized.onnx"
+    # Others than those that were verified are made again.
+    (final / "onnx" / "model_quantized.onnx").write_text("other")
+    fake_export(monkeypatch, tmp_path)
+    folder = make_site([str(final)], tmp_path / "site", SiteOptions(vendor=node_modules))
+    (graph,) = folder.rglob("model_quantized.onnx")
+    assert graph.read_text() == "model_quantized.onnx"
 
 
 def test_a_site_for_processors_alone_is_smaller(final, exported, node_modules, tmp_path):

@@ -16,7 +16,7 @@ from ant_hf.demo.texts import EXAMPLES
 from ant_hf.demo.vendor import copy_packages, find_packages
 from ant_hf.errors import AntError
 from ant_hf.export import onnx
-from ant_hf.export.exporting import check_packages, export
+from ant_hf.export.exporting import check_packages, export, graphs_beside
 from ant_hf.export.questions import end_ids
 from ant_hf.inspection.fragments import surprise_colours, vocabulary
 from ant_hf.model.encoding import added_ids
@@ -24,7 +24,7 @@ from ant_hf.model.generation import sampling
 from ant_hf.model.loading import Subject, is_here, load_subject
 from ant_hf.utils.console import say
 from ant_hf.utils.files import check_writable, read_json, whole_folder, write_json
-from ant_hf.utils.names import CONFIG, ONNX, RUN_RECORD
+from ant_hf.utils.names import CONFIG, ONNX, RUN_RECORD, VERIFIED
 
 _PAGE = Path(__file__).with_name("static")
 _SITE = "site.json"
@@ -52,7 +52,8 @@ def make_site(models: Sequence[str], folder: Path, options: SiteOptions) -> Path
     """Write the site of one or two models, whole or not at all.
 
     Args:
-        models: folders or Hub ids; each is exported to ONNX and verified, unless that was done before.
+        models: folders or Hub ids; each is exported to ONNX and verified, unless that was done before or a
+            release brings its graphs.
 
     Raises:
         AntError: as `site_in`; or the folder holds something that is not a site.
@@ -76,7 +77,8 @@ def site_in(target: Path, models: Sequence[str], options: SiteOptions) -> Iterat
             have no bytes; what the page runs with cannot be had.
     """
     # First what may fail at once, and before a download what needs none.
-    check_packages("onnx")
+    if not all((Path(model) / ONNX / VERIFIED).is_file() for model in models):
+        check_packages("onnx")
     subjects = [load_subject(model, "float32", "cpu") for model in models]
     packages, names = find_packages(options.vendor), _names(subjects, options.repository)
     with whole_folder(target) as folder:
@@ -105,14 +107,12 @@ def _names(subjects: Sequence[Subject], repository: str | None) -> list[str]:
 def _put_model(models: Path, model: str, subject: Subject, name: str, options: SiteOptions) -> dict[str, Any]:
     """Copy a model as transformers.js loads it, and the bytes of its tokens; returns what the page shows."""
     entries = vocabulary(subject.tokenizer)
-    say("export", f"{name} to ONNX, checked against Transformers; minutes if it was not done before")
-    # All types, as for a release: a second export in place of that one would have to be made again there.
-    exported, _ = export(model, "onnx")
+    files = {dtype: f"{ONNX}/{onnx.TYPES[dtype].file}" for dtype in options.dtypes}
+    exported = _with_graphs(model, subject, name, list(files.values()))
     target = models / re.sub(r"[^\w.-]+", "-", name).strip("-")
     (target / ONNX).mkdir(parents=True)
     for path in (CONFIG, "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(exported / path, target / path)
-    files = {dtype: f"{ONNX}/{onnx.TYPES[dtype].file}" for dtype in options.dtypes}
     for file in files.values():
         shutil.copyfile(exported / file, target / file)
     # A byte as the character of its number.
@@ -130,6 +130,18 @@ def _put_model(models: Path, model: str, subject: Subject, name: str, options: S
         "sampling": sampling(subject.model, greedy=False, given={})[0],
         "dtypes": {dtype: (target / file).stat().st_size for dtype, file in files.items()},
     }
+
+
+def _with_graphs(model: str, subject: Subject, name: str, wanted: Sequence[str]) -> Path:
+    """A folder with the model's graphs: its own, where a release brings those wanted, else an export."""
+    if (subject.folder / ONNX / VERIFIED).is_file():
+        graphs, problems = graphs_beside(subject.folder)
+        if not problems and {*wanted} <= {*graphs}:
+            say("graphs", f"those beside the weights of {name}, as they were verified")
+            return subject.folder
+    say("export", f"{name} to ONNX, checked against Transformers; minutes if it was not done before")
+    # All types, as for a release: a second export in place of that one would have to be made again there.
+    return export(model, "onnx")[0]
 
 
 def _sample_prompt(subject: Subject) -> list[str]:

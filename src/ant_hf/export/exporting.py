@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from ant_hf.errors import AntError
 from ant_hf.export import gguf, llama_cpp, onnx, verification
 from ant_hf.export.vocabulary import Vocabulary, read_vocabulary
-from ant_hf.model.loading import Subject, check_weights, load_subject, tokenizer_folder
+from ant_hf.model.loading import Subject, check_weights, load_subject, tokenizer_folder, weights_hash
 from ant_hf.utils import files
 from ant_hf.utils.console import quiet_libraries, say
 from ant_hf.utils.hardware import threads_per_process
@@ -105,6 +105,28 @@ def export(
         record["made"] = now()
         files.write_sealed(folder / VERIFIED, record)
     return target, record
+
+
+def graphs_beside(folder: Path) -> tuple[list[str], list[str]]:
+    """Hold the ONNX graphs beside a model's weights, as a release has them, against their own record.
+
+    Returns:
+        The graphs by their place in the folder, and what is wrong with them: files that changed since they
+        were verified, or other weights.
+
+    Raises:
+        AntError: the record is not there or cannot be read.
+    """
+    hint = "Export again: ant-hf export MODEL_FOLDER --to onnx"
+    record = files.read_sealed(folder / ONNX / VERIFIED, "record of the ONNX export", hint)
+    there, verified = files.inventory(folder), record["files"]
+    # Beside the graphs the record lists the tokenizer and the config that they were verified with.
+    wrong = [name for name in verified if there.get(name, {}).get("sha256") != verified[name]["sha256"]]
+    wrong += [name for name in there if name.endswith(".onnx") and name not in verified]
+    problems = [f"changed since they were verified: {', '.join(wrong)}"] if wrong else []
+    if record["made_of"]["weights_sha256"] != weights_hash(folder):
+        problems.append("made from other weights than the safetensors here")
+    return [name for name in verified if name.endswith(".onnx")], problems
 
 
 def _checked_types(to: str, types: Sequence[str]) -> tuple[str, ...]:

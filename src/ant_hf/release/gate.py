@@ -29,16 +29,17 @@ from ant_hf.card.audit import count_parameters
 from ant_hf.data.tokens import TokensInMemory
 from ant_hf.errors import AntError
 from ant_hf.evaluation.degeneration import generate, measure, prompts
+from ant_hf.export.exporting import graphs_beside
 from ant_hf.model.causality import check_causal
 from ant_hf.model.encoding import added_ids, context_length, decode, encode
-from ant_hf.model.loading import from_pretrained, weights_hash
+from ant_hf.model.loading import from_pretrained
 from ant_hf.model.scoring import SAME_LOSS, check_finite, described_start, score_text, score_tokens
 from ant_hf.model.texts import ENGLISH, ROUND_TRIP
 from ant_hf.release.files import dangerous_files
 from ant_hf.release.verify import Check, HeldOut, Job, check_files, verdict
-from ant_hf.utils.files import file_sha256, inventory, read_sealed, write_json
+from ant_hf.utils.files import file_sha256, write_json
 from ant_hf.utils.metrics import TextScore
-from ant_hf.utils.names import CONFIG, GATE, ONNX, VERIFIED
+from ant_hf.utils.names import CONFIG, GATE, ONNX
 from ant_hf.utils.provenance import now
 
 # "Well below" a uniform guess: at most this share of its nats per byte.
@@ -356,16 +357,7 @@ def _generation(loaded: Loaded, recorded: float | None) -> Check:
 
 def _onnx(folder: Path) -> Check:
     """Graphs against the record of their verification, and that against the files that a reader gets."""
-    hint = "Export again: ant-hf export MODEL_FOLDER --to onnx"
-    record = read_sealed(folder / ONNX / VERIFIED, "record of the ONNX export", hint)
-    there, files = inventory(folder), record["files"]
-    # Beside the graphs the record lists the tokenizer and the config that they were verified with.
-    wrong = [name for name in files if there.get(name, {}).get("sha256") != files[name]["sha256"]]
-    wrong += [name for name in there if name.endswith(".onnx") and name not in files]
-    problems = [f"changed since they were verified: {', '.join(wrong)}"] if wrong else []
-    if record["made_of"]["weights_sha256"] != weights_hash(folder):
-        problems.append("made from other weights than the safetensors here")
-    graphs = [name for name in files if name.endswith(".onnx")]
+    graphs, problems = graphs_beside(folder)
     seen = f"{len(graphs)} graphs made from these weights, as verified in ONNX Runtime"
     return Check("ONNX", not problems, "; ".join(problems) or seen)
 
