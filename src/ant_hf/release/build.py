@@ -211,7 +211,7 @@ def _gate_report(sources: Sources, folder: Path, release: Path) -> dict[str, Any
         earlier = read_json(release / names.GATE, "gate report", f"Remove {release} to make it again.")
         if earlier.get("made_of") == made_of and earlier.get("verdict") == PASSED:
             return earlier
-    say("gate", f"checking {sources.final} in another process: it measures the held-out text twice")
+    say("gate", f"checking {sources.final} in another process: it measures the held-out text again")
     owner = sources.repository.partition("/")[0]
     return ask_gate(folder, sources.run, sources.tokens, owner) | {"made_of": made_of}
 
