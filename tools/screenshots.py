@@ -1,6 +1,7 @@
 """Make the pictures of pages in docs/images: python tools/screenshots.py release/Ant-10M.
 
-Needs Chromium on the PATH, npm's registry or its cache, and `pip install -e '.[demo,onnx,dev]'`.
+Needs Chromium on the PATH, npm's registry once, and `pip install -e '.[demo,dev]'`. A model without
+ONNX files beside it needs `onnx` too.
 """
 
 from __future__ import annotations

@@ -162,6 +162,33 @@ def test_what_is_said_of_the_first_release_is_what_compare_says(tmp_path):
     assert measured == {name: pytest.approx(values, rel=1e-4) for name, values in kept.items()}
 
 
+def results_of(folder):
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+def test_what_the_second_stage_changed_is_in_both_records():
+    before, after = results_of(ROOT / "docs/recipe/Ant-10M-stage-1"), results_of(RELEASE)
+    for name, values in after["tasks"].items():
+        first, second = 100 * before["tasks"][name]["value"], 100 * values["value"]
+        row = f"| {values['label']} | {first:.2f} | {second:.2f} | {second - first:+.2f} |"
+        assert row in RECIPE, row
+
+
+def test_grammar_and_held_out_text_of_both_releases_are_in_the_records():
+    before, after = (results_of(folder)["tasks"]["blimp"]["slices"] for folder in (FIRST, RELEASE))
+    for name, values in after.items():
+        shares = f"{100 * before[name]['value']:.1f} | {100 * values['value']:.1f}"
+        row = f"| {name} | {values['n'] // 1000} | {shares} |"
+        assert row in RECIPE, row
+    documents = json.loads((ROOT / "docs/recipe/held-out.json").read_text(encoding="utf-8"))
+    size = sum(each["bytes"] for each in documents)
+    old, new = (
+        sum(each[f"bits of {name}"] for each in documents) / size for name in ("Ant-10M-27M", "Ant-10M")
+    )
+    row = f"| all | {len(documents)} | {size / 1000:.0f} | {old:.3f} | {new:.3f} | {new - old:+.3f} |"
+    assert row in RECIPE
+
+
 def test_evaluation_notes_list_every_default_set_with_its_size():
     text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
     rows = {row[0]: row[1:] for row in re.findall(r"\| `([a-z0-9_.]+)` \| ([\d,]+) \| (\w+) \|", text)}

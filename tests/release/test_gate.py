@@ -55,6 +55,26 @@ def test_line_separators_do_not_end_a_held_out_text(released, tmp_path):
     assert found["held-out loss, float32"].numbers["tokens"] > 20
 
 
+def test_float16_is_scored_in_part_also_where_the_weights_are_stored_in_it(released, tmp_path, monkeypatch):
+    final = shutil.copytree(released / "final", tmp_path / "final")
+    weights = {name: tensor.half() for name, tensor in load_file(final / "model.safetensors").items()}
+    save_file(weights, final / "model.safetensors", {"format": "pt"})
+    text = tmp_path / "held_out.jsonl"
+    text.write_text(
+        json.dumps({"text": "In the beginning God created the heavens and the earth. " * 40}) + "\n"
+    )
+    held_out = HeldOut(text=text, loss=5.0, byte_perplexity=11.0, tokens=600, context_tokens=64)
+    monkeypatch.setattr(gate, "_HALF_TOKENS", 128)
+    loaded, _ = gate.load(final, torch.float32)
+    scored = {
+        check.name: check.numbers["tokens"]
+        for check in gate._held_out(final, loaded, held_out)
+        if "tokens" in check.numbers
+    }
+    assert len(scored) == 2
+    assert [tokens <= 128 for tokens in scored.values()] == ["float16" in name for name in scored]
+
+
 def test_tokens_that_are_not_there_are_named(released, tmp_path):
     with pytest.raises(AntError, match=r"packed tokens not found: .*nowhere"):
         verify(released / "final", tmp_path / "nowhere")
