@@ -188,6 +188,27 @@ except stopping.Interrupted:
     assert time.monotonic() - began < 10
 
 
+def test_a_signal_that_another_thread_took_ends_what_the_main_one_waits_for():
+    """Python's handlers run in the main thread, which nothing wakes then."""
+    script = """
+import signal, threading
+from ant_hf.utils import stopping
+stopping._GRACE_SECONDS = 30
+take = threading.Timer(0.3, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGINT))
+try:
+    with stopping.phase("waiting", "All is kept."), stopping.stopped_by_signals():
+        take.start()
+        threading.Event().wait(20)
+except stopping.Interrupted:
+    print("unwound")
+"""
+    began = time.monotonic()
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.stdout == "unwound\n"
+    assert result.stderr == "stopped     by SIGINT while waiting. All is kept.\n"
+    assert time.monotonic() - began < 10
+
+
 def test_the_end_of_a_forked_process_is_not_the_commands():
     """lm-eval's pools end theirs by SIGTERM, whose handlers a fork inherits."""
     script = """

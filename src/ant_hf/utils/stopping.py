@@ -144,7 +144,9 @@ class _Stop:
     def _end(self, number: int) -> None:
         until = time.monotonic() + _GRACE_SECONDS
         while time.monotonic() < until:
-            if self._is_lost and hasattr(signal, "pthread_kill"):
+            # Without a line the main thread has not met the signal: it began to wait for a lock just then, or
+            # another thread was woken instead.
+            if (self._is_lost or not self.line) and hasattr(signal, "pthread_kill"):
                 signal.pthread_kill(threading.main_thread().ident or 0, number)
             time.sleep(_LOOK_SECONDS)
             if self.is_over:
