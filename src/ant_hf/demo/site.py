@@ -21,7 +21,7 @@ from ant_hf.export.questions import end_ids
 from ant_hf.inspection.fragments import surprise_colours, vocabulary
 from ant_hf.model.encoding import added_ids
 from ant_hf.model.generation import sampling
-from ant_hf.model.loading import Subject, is_here, load_subject
+from ant_hf.model.loading import Subject, is_here, load_subject, locate
 from ant_hf.utils.console import say
 from ant_hf.utils.files import check_writable, read_json, whole_folder, write_json
 from ant_hf.utils.names import CONFIG, ONNX, RUN_RECORD, VERIFIED
@@ -77,7 +77,8 @@ def site_in(target: Path, models: Sequence[str], options: SiteOptions) -> Iterat
             have no bytes; what the page runs with cannot be had.
     """
     # First what may fail at once, and before a download what needs none.
-    if not all((Path(model) / ONNX / VERIFIED).is_file() for model in models):
+    found = [locate(model, [f"{ONNX}/{VERIFIED}"])[1] for model in models]
+    if not all((folder / ONNX / VERIFIED).is_file() for folder in found):
         check_packages("onnx")
     subjects = [load_subject(model, "float32", "cpu") for model in models]
     packages, names = find_packages(options.vendor), _names(subjects, options.repository)
@@ -135,6 +136,9 @@ def _put_model(models: Path, model: str, subject: Subject, name: str, options: S
 def _with_graphs(model: str, subject: Subject, name: str, wanted: Sequence[str]) -> Path:
     """A folder with the model's graphs: its own, where a release brings those wanted, else an export."""
     if (subject.folder / ONNX / VERIFIED).is_file():
+        if not is_here(model):
+            # The model was downloaded without them.
+            locate(model, [f"{ONNX}/*"])
         graphs, problems = graphs_beside(subject.folder)
         if not problems and {*wanted} <= {*graphs}:
             say("graphs", f"those beside the weights of {name}, as they were verified")
