@@ -99,12 +99,10 @@ def main() -> None:
     runs: dict[str, Any] = {}
     with packed_text() as tokens, progress_bar("steps") as bar:
         order = TrainingOrder(PackedDataset(PackedTokens(tokens, TRAIN), 256, 0), 10**9, 0)
-        done, total = 0, options.steps * len(paths)
+        total = options.steps * len(paths)
 
         def seen() -> None:
-            nonlocal done
-            done += 1
-            bar(done, total)
+            bar(1, total)
 
         for name, path in paths.items():
             runs[name] = train(path, order, options.blocks, options.steps, seen)

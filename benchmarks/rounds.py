@@ -56,7 +56,7 @@ def take_turns(contenders: list[Contender], rounds: int) -> list[dict[str, Any]]
             worker.start()
         for index in range(total):
             workers[index % len(workers)].round("round")
-            bar(index + 1, total)
+            bar(1, total)
         if torch.cuda.is_available():
             for worker in workers:
                 worker.round("profile")
