@@ -100,12 +100,8 @@ def main() -> None:
     with packed_text() as tokens, progress_bar("steps") as bar:
         order = TrainingOrder(PackedDataset(PackedTokens(tokens, TRAIN), 256, 0), 10**9, 0)
         total = options.steps * len(paths)
-
-        def seen() -> None:
-            bar(1, total)
-
         for name, path in paths.items():
-            runs[name] = train(path, order, options.blocks, options.steps, seen)
+            runs[name] = train(path, order, options.blocks, options.steps, lambda: bar(1, total))
     report(runs, options.output)
 
 

@@ -162,6 +162,15 @@ with stopping.phase("saving", "All is kept."), stopping.stopped_by_signals(lambd
         assert process.stderr.read() == "stopped     by SIGINT while saving. All is kept.\n"
 
 
+def unwinds_in_time(script):
+    """Run a script that waits, and gets a signal while it does."""
+    began = time.monotonic()
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.stdout == "unwound\n"
+    assert result.stderr == "stopped     by SIGINT while waiting. All is kept.\n"
+    assert time.monotonic() - began < 10
+
+
 def test_a_signal_that_a_destructor_swallowed_counts():
     """Python only prints what is raised there; without a second try the command would be killed."""
     script = """
@@ -181,11 +190,7 @@ try:
 except stopping.Interrupted:
     print("unwound")
 """
-    began = time.monotonic()
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert result.stdout == "unwound\n"
-    assert result.stderr == "stopped     by SIGINT while waiting. All is kept.\n"
-    assert time.monotonic() - began < 10
+    unwinds_in_time(script)
 
 
 def test_a_signal_that_another_thread_took_ends_what_the_main_one_waits_for():
@@ -202,11 +207,7 @@ try:
 except stopping.Interrupted:
     print("unwound")
 """
-    began = time.monotonic()
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert result.stdout == "unwound\n"
-    assert result.stderr == "stopped     by SIGINT while waiting. All is kept.\n"
-    assert time.monotonic() - began < 10
+    unwinds_in_time(script)
 
 
 def test_the_end_of_a_forked_process_is_not_the_commands():
