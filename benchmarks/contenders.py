@@ -29,7 +29,7 @@ from ant_hf.model.architecture import build_model, load_config, parameter_ledger
 from ant_hf.model.loss import return_loss_only
 from ant_hf.recipe import CorpusRecipe, Recipe, TokenizerRecipe, TrainingRecipe
 from ant_hf.train.optimizers import muon_adamw
-from ant_hf.train.setup import choose_execution, set_up, training_flops_per_token
+from ant_hf.train.setup import set_up, training_flops_per_token
 from ant_hf.train.trainer import AntTrainer, RunData
 from ant_hf.utils.hardware import keep_freed_memory, peak_memory_bytes, threads_per_process
 
@@ -168,9 +168,9 @@ def ours(spec: dict[str, Any], config: PreTrainedConfig, pacer: Pacer, folder: P
 
 def bare_loop(spec: dict[str, Any], config: PreTrainedConfig, pacer: Pacer, folder: Path) -> None:
     """The same model and kernels in the shortest loop: data on the device, nothing logged or checked."""
-    execution = choose_execution(_training(spec))
+    execution = set_up(_recipe(spec, config, folder), folder).execution
     model = build_model(config, 0, execution.attn_implementation)
-    return_loss_only(model, 0.0, execution.torch_compile)
+    return_loss_only(model, 0.0, execution.compiled)
     loop(spec, model, pacer)
 
 

@@ -24,6 +24,7 @@ from ant_hf.data.dataset import PackedDataset, TrainingOrder
 from ant_hf.data.tokens import TRAIN, PackedTokens
 from ant_hf.model.architecture import build_model, load_config
 from ant_hf.model.attention import CAUSAL_BLOCKS
+from ant_hf.model.loss import Compiled, return_loss_only
 from ant_hf.utils.console import progress_bar, say
 from ant_hf.utils.plots import STYLE
 
@@ -36,7 +37,7 @@ class Path16:
 
     attention: str
     dtype: torch.dtype | None
-    compiled: bool = False
+    compiled: Compiled | None = None
 
 
 _CPU = {
@@ -44,13 +45,14 @@ _CPU = {
     "fp32, eager attention": Path16("eager", None),
     "bf16, SDPA": Path16("sdpa", torch.bfloat16),
     "bf16, causal blocks": Path16(CAUSAL_BLOCKS, torch.bfloat16),
+    "bf16, causal blocks, compiled": Path16(CAUSAL_BLOCKS, torch.bfloat16, "layers"),
 }
 _CUDA = {
     "fp32": Path16("sdpa", None),
     "fp32, eager attention": Path16("eager", None),
     "bf16": Path16("sdpa", torch.bfloat16),
-    "bf16, compiled": Path16("sdpa", torch.bfloat16, compiled=True),
-    "fp16, compiled": Path16("sdpa", torch.float16, compiled=True),
+    "bf16, compiled": Path16("sdpa", torch.bfloat16, "loss"),
+    "fp16, compiled": Path16("sdpa", torch.float16, "loss"),
 }
 
 
@@ -59,7 +61,7 @@ def train(path: Path16, order: TrainingOrder, size: int, steps: int, seen: Calla
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = build_model(load_config(ROOT / "configs/llama_ant10m.json"), 0, path.attention)
     model.to(device)  # type: ignore[arg-type]  # wrapped by a decorator of transformers
-    forward: Callable[..., Any] = torch.compile(model) if path.compiled else model
+    return_loss_only(model, 0.0, path.compiled)
     optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, betas=(0.9, 0.95))
     scaler = torch.amp.GradScaler(device, enabled=path.dtype is torch.float16)
     losses, first_gradient = [], None
@@ -68,7 +70,7 @@ def train(path: Path16, order: TrainingOrder, size: int, steps: int, seen: Calla
             group["lr"] = _LEARNING_RATE * min(1.0, (step + 1) / _WARM_UP_STEPS)
         ids = order.__getitems__(range(step * size, (step + 1) * size))["input_ids"].to(device)
         with torch.autocast(device, dtype=path.dtype, enabled=path.dtype is not None):
-            loss = forward(input_ids=ids, labels=ids, use_cache=False).loss
+            loss = model(input_ids=ids, labels=ids).loss
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
         if first_gradient is None:

@@ -44,7 +44,7 @@ _TOKENS_A_ROUND = {"cpu": 8192, "cuda": 1_000_000}
 _CPU_CANDIDATES: dict[str, dict[str, Any]] = {
     "attention sdpa": {"recipe": {"attn_implementation": "sdpa"}},
     "attention eager": {"recipe": {"attn_implementation": "eager"}},
-    "torch.compile": {"recipe": {"torch_compile": "on"}},
+    "not compiled": {"recipe": {"torch_compile": "off"}},
     "one thread": {"recipe": {"cpu_threads": 1}},
     "AdamW not fused": {"arguments": {"optim": "adamw_torch"}},
     "data loader worker": {"recipe": {"dataloader_num_workers": 1}},

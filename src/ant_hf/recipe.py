@@ -358,7 +358,7 @@ class TrainingRecipe(Section):
     cpu_threads: Count | None = None
     """Threads of one process when training on a CPU; default: OMP_NUM_THREADS, or cores over processes."""
     torch_compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)] = "auto"
-    """`auto` compiles on CUDA only."""
+    """`auto` keeps it where it is faster: tried on CUDA, and on a CPU for runs of at least 3e14 FLOP."""
     attn_implementation: Literal["auto", "causal_sdpa", "causal_blocks", "sdpa", "eager"] = "auto"
     """`auto` takes causal_sdpa; on a CPU causal_blocks in bf16, and in fp32 eager for at most 256 tokens."""
     repack_each_pass: bool = False

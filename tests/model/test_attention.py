@@ -90,14 +90,12 @@ def test_the_model_of_the_recipe_learns_the_same_in_bf16_as_in_fp32():
     assert distance(results["ours"][1], gradient) < 2 * theirs
 
 
-# Of torch._dynamo itself, where it meets an autograd function.
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-@pytest.mark.parametrize(("name", "bf16"), [(CAUSAL_SDPA, False), (CAUSAL_SDPA, True), (CAUSAL_BLOCKS, True)])
-def test_the_compiled_graph_is_causal_and_has_no_mask(name, bf16):
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_compiled_graph_is_causal_and_has_no_mask(bf16):
     """A mask of all pairs of positions would shut out flash attention."""
     config = load_config(ROOT / "configs/llama_ant10m.json")
     config.num_hidden_layers = 1
-    model = build_model(config, 0, name)
+    model = build_model(config, 0, CAUSAL_SDPA)
     ids = torch.randint(0, 4096, (2, 140), generator=torch.Generator().manual_seed(0))
     graphs = []
 
@@ -112,12 +110,9 @@ def test_the_compiled_graph_is_causal_and_has_no_mask(name, bf16):
     assert compiled.item() == pytest.approx(eager.item(), rel=1e-3 if bf16 else 1e-6)
     assert len(graphs) == 1
     calls = [node for node in graphs[0].graph.nodes if "scaled_dot_product" in str(node.target)]
-    if name == CAUSAL_BLOCKS:
-        assert not calls
-    else:
-        assert [call.kwargs["is_causal"] for call in calls] == [True]
-        assert calls[0].kwargs.get("attn_mask") is None
-        assert len(calls[0].args) == 3
+    assert [call.kwargs["is_causal"] for call in calls] == [True]
+    assert calls[0].kwargs.get("attn_mask") is None
+    assert len(calls[0].args) == 3
 
 
 def test_several_sequences_in_one_block_stay_apart_without_compilation():

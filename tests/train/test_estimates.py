@@ -208,6 +208,12 @@ def test_what_is_timed_is_never_a_few_tokens(setup_of, monkeypatch):
             False,
             "RuntimeError: PassManager::run failed",
         ),
+        (
+            RuntimeError("InvalidCxxCompiler: No working C++ compiler found"),
+            100.0,
+            False,
+            "no C++ compiler was found",
+        ),
         (200.0, AntError("a step does not fit the memory"), True, ""),
     ],
 )
@@ -227,6 +233,26 @@ def test_compilation_is_kept_where_it_works_and_pays(
     setup = dataclasses.replace(setup, execution=dataclasses.replace(setup.execution, torch_compile=True))
     assert choose_compilation(setup).execution.torch_compile is stays
     assert words in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("earlier", "stays"), [(True, True), (False, False)])
+def test_a_run_that_continues_compiles_if_it_did_before(setup_of, monkeypatch, earlier, stays):
+    """Compiled code rounds elsewhere: the run would end with other weights."""
+    compiled_is_slower = {True: 90.0, False: 100.0}
+
+    def measure(setup):
+        return dataclasses.replace(RATE, step_seconds=512 / compiled_is_slower[setup.execution.torch_compile])
+
+    monkeypatch.setattr(estimates, "measure_training", measure)
+    setup = setup_of()
+    setup = dataclasses.replace(setup, execution=dataclasses.replace(setup.execution, torch_compile=True))
+    assert choose_compilation(setup, earlier).execution.torch_compile is stays
+
+
+def test_only_a_long_run_on_a_cpu_is_compiled(setup_of):
+    assert not setup_of().execution.torch_compile
+    assert setup_of(max_steps=10**9).execution.compiled == "layers"
+    assert not setup_of(max_steps=10**9, torch_compile="off").execution.torch_compile
 
 
 def test_what_the_recipe_says_of_compilation_is_not_tried(setup_of, monkeypatch):

@@ -295,13 +295,45 @@ def test_nothing_but_the_loss_leaves_a_compiled_step(shared, monkeypatch, z_loss
     model = build_model(load_config(shared / "config.json"), seed=0)
     ids = torch.zeros((2, 16), dtype=torch.int64)
     whole = model(ids).logits
-    return_loss_only(model, z_loss, compiled=True)
+    return_loss_only(model, z_loss, compiled="loss")
     loss = model(input_ids=ids, labels=ids).loss
     assert outputs == [()]
     assert loss.item() == pytest.approx(math.log(384), rel=0.2)
     # To score and to write, it is the model that it was.
     assert torch.equal(model(input_ids=ids).logits, whole)
     assert len(outputs) == 1
+
+
+# torch._dynamo hides its own warning where it is printed, and not where warnings are errors.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.parametrize(("attention", "dtype"), [("causal_sdpa", None), ("causal_blocks", torch.bfloat16)])
+def test_layers_are_compiled_once_for_all_and_only_to_train(shared, monkeypatch, attention, dtype):
+    """So a model of any depth takes seconds, and scoring, with its other shapes, none."""
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=keep))
+    torch._dynamo.reset()
+    config = load_config(shared / "config.json")
+    ids = torch.zeros((2, 16), dtype=torch.int64)
+    found = {}
+    for layers, compiled in [(1, "layers"), (3, "layers"), (3, None)]:
+        config.num_hidden_layers = layers
+        model = build_model(config, 0, attention)
+        return_loss_only(model, 0.0, compiled)
+        with torch.autocast("cpu", dtype, enabled=dtype is not None):
+            loss = model(input_ids=ids, labels=ids).loss
+            with torch.no_grad():
+                model(input_ids=ids[:1, :7])
+        loss.backward()
+        gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+        found[layers, compiled] = len(graphs), loss.item(), gradient
+    assert 0 < found[1, "layers"][0] == found[3, "layers"][0]
+    assert found[3, "layers"][1] == found[3, None][1]
+    torch.testing.assert_close(found[3, "layers"][2], found[3, None][2])
 
 
 def test_weights_can_be_stored_in_half_the_bytes(make_recipe):

@@ -76,6 +76,10 @@ class _CausalBlocks(torch.autograd.Function):
         return d_queries, d_keys.to(keys.dtype), d_values.to(values.dtype)
 
 
+# Traced, it would be hundreds of small products for the compiler, which takes minutes over them.
+_causal_blocks = torch.compiler.disable(_CausalBlocks.apply)
+
+
 def causal_blocks_forward(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -102,7 +106,7 @@ def causal_blocks_forward(
     groups = batch * key.shape[1]
     # Under autocast the rotary embedding has made fp32 of queries and keys.
     scaled = (query * (scaling if scaling is not None else head_dim**-0.5)).to(value.dtype)
-    output = _CausalBlocks.apply(
+    output = _causal_blocks(
         scaled.reshape(groups, heads // key.shape[1], tokens, head_dim),
         key.to(value.dtype).reshape(groups, tokens, head_dim),
         value.reshape(groups, tokens, head_dim),

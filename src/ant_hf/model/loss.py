@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ant_hf.data.dataset import IGNORED_LABEL
 
+Compiled = Literal["loss", "layers"]
+"""What `torch.compile` takes: all that computes the loss, or one layer, whose code all layers share."""
 
-def return_loss_only(model: PreTrainedModel, z_loss: float, compiled: bool = False) -> None:
+
+def return_loss_only(model: PreTrainedModel, z_loss: float, compiled: Compiled | None = None) -> None:
     """Make the model's `forward` with labels return the loss alone; without labels it stays as it was.
 
     Logits that leave the model cost: accelerate copies them into fp32, and a compiled model must write
@@ -22,8 +27,12 @@ def return_loss_only(model: PreTrainedModel, z_loss: float, compiled: bool = Fal
     with 1e-4). Both terms share one log-sum-exp.
 
     Args:
-        compiled: compile what computes the loss, and nothing else, when it is first called.
+        compiled: compile this, and nothing else, in the first training step.
     """
+    if compiled == "layers":
+        for layer in model.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                layer.forward = _compiled_in_training(layer.forward)
     whole_forward = model.forward
 
     def loss_of(
@@ -43,7 +52,7 @@ def return_loss_only(model: PreTrainedModel, z_loss: float, compiled: bool = Fal
         total = ((log_z - chosen + z_loss * log_z.square()) * counted).sum()
         return total / (counted.sum() if num_items_in_batch is None else num_items_in_batch)
 
-    if compiled:
+    if compiled == "loss":
         loss_of = torch.compile(loss_of)
 
     def forward(
@@ -57,3 +66,13 @@ def return_loss_only(model: PreTrainedModel, z_loss: float, compiled: bool = Fal
         return CausalLMOutputWithPast(loss=loss_of(input_ids, labels, num_items_in_batch))
 
     model.forward = forward
+
+
+def _compiled_in_training(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Scoring has other shapes and no gradients; it would compile once more for each of them."""
+    compiled = torch.compile(forward, dynamic=False)
+
+    def either(*args: Any, **kwargs: Any) -> Any:
+        return (compiled if torch.is_grad_enabled() else forward)(*args, **kwargs)
+
+    return either

@@ -183,21 +183,28 @@ def measure_training(setup: Setup, seconds: float = 6.0) -> TrainingRate:
     )
 
 
-def choose_compilation(setup: Setup) -> Setup:
-    """The setup, without `torch.compile` where that fails or is slower on this GPU.
+def choose_compilation(setup: Setup, earlier: bool | None = None) -> Setup:
+    """The setup, without `torch.compile` where that fails or is slower on this machine.
 
     Every process must call it. A GPU unknown to the compiler must not end a run: Triton dropped
-    the matrix kernels of a T4 in version 3.3. Nothing is tried where the recipe says `on` or `off`, or on
-    a CPU.
+    the matrix kernels of a T4 in version 3.3. And a computer may have no C++ compiler. Nothing is tried
+    where the recipe says `on` or `off`, or for a short run on a CPU.
+
+    Args:
+        earlier: whether an earlier sitting of the run compiled. Where that works it stays so, because
+            compiled code rounds elsewhere, and the run would end with other weights.
     """
     execution = setup.execution
     if not execution.torch_compile or setup.recipe.training.torch_compile != "auto":
         return setup
     plain = without_compilation(setup)
+    if earlier is False:
+        return plain
+    say("compile", "trying torch.compile on a few steps")
     reason = ""
     try:
         compiled = measure_training(setup).tokens_per_second
-        uncompiled = measure_training(plain).tokens_per_second
+        uncompiled = 0.0 if earlier else measure_training(plain).tokens_per_second
         if uncompiled > compiled:
             reason = f"{compiled:,.0f} tokens per second with it, {uncompiled:,.0f} without"
     except AntError:
@@ -205,6 +212,8 @@ def choose_compilation(setup: Setup) -> Setup:
         pass
     except Exception as error:
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        if "InvalidCxxCompiler" in reason:
+            reason = "no C++ compiler was found; with one (g++ or clang) training may be faster"
     # What was tried must not hold memory that the run will need.
     gc.collect()
     clear_device_cache()

@@ -229,7 +229,8 @@ def _quiet_trainer() -> None:
 def _train(setup: Setup, folder: RunFolder) -> None:
     """Train what is left of the run, and finish it."""
     recipe, started = setup.recipe, time.perf_counter()
-    setup = choose_compilation(setup)
+    earlier = folder.record.environment.get("torch_compile") if folder.record and folder.checkpoint else None
+    setup = choose_compilation(setup, earlier)
     record = begin_or_go_on(setup, folder)
     data = _read_data(setup)
     trainer = AntTrainer(setup, data, record.sha256)

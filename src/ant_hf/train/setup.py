@@ -22,7 +22,7 @@ from ant_hf.errors import AntError
 from ant_hf.model.architecture import Ledger, build_model, ledger_table, parameter_ledger
 from ant_hf.model.attention import CAUSAL_BLOCKS, CAUSAL_SDPA
 from ant_hf.model.base import Base, architecture_of, config_source
-from ant_hf.model.loss import return_loss_only
+from ant_hf.model.loss import Compiled, return_loss_only
 from ant_hf.recipe import Integration, Recipe, TrainingRecipe, share_in_words
 from ant_hf.utils.console import facts_table, is_first_process, say, show
 from ant_hf.utils.hardware import Gpu, cpu_flags, cpu_name, keep_freed_memory, known_gpu, threads_per_process
@@ -33,6 +33,9 @@ _EAGER_UP_TO_TOKENS = 256
 # are guesses, not measured: enough work for every kernel to fill a GPU.
 _MOST_TOKENS = {"cpu": 4096, "mps": 16384, "cuda": 65536}
 _LARGE_GPU_BYTES, _MOST_TOKENS_LARGE_GPU = 40e9, 131072
+# On a CPU, compiling and trying whether it pays takes half a minute. This much compute takes two cores with
+# bf16 about a quarter of an hour.
+_WORTH_COMPILING_FLOPS = 3e14
 # Trainer, optimizer state and fragmentation come on top of the step that is tried.
 _USABLE_MEMORY = 0.8
 # The first process may tokenise a whole corpus while the others wait for it.
@@ -69,6 +72,13 @@ class Execution:
     @property
     def autocast_dtype(self) -> torch.dtype | None:
         return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+
+    @property
+    def compiled(self) -> Compiled | None:
+        """What is compiled: on a CPU a layer, in some seconds; a whole model takes minutes and gains less."""
+        if not self.torch_compile:
+            return None
+        return "layers" if self.device == "cpu" else "loss"
 
 
 @dataclass(frozen=True)
@@ -149,6 +159,8 @@ def set_up(recipe: Recipe, output_dir: Path) -> Setup:
         arguments._n_gpu = 1
     at_once = choose_micro_batch(training, config, execution, arguments.world_size)
     plan = make_plan(training, config, ledger, arguments.world_size, at_once)
+    if training.torch_compile == "auto" and execution.device == "cpu":
+        execution = replace(execution, torch_compile=plan.total_flops >= _WORTH_COMPILING_FLOPS)
     arguments.per_device_train_batch_size = plan.per_device_batch_size
     arguments.gradient_accumulation_steps = plan.gradient_accumulation_steps
     return Setup(recipe, config, ledger, execution, plan, arguments, base)
@@ -469,7 +481,7 @@ def _memory_share(recipe: TrainingRecipe, config: PreTrainedConfig, execution: E
     # Building a model seeds the generator again; the run's own seeding must find it as it was.
     with torch.random.fork_rng():
         model = build_model(config, 0, execution.attn_implementation)
-    return_loss_only(model, recipe.z_loss, execution.torch_compile)
+    return_loss_only(model, recipe.z_loss, execution.compiled)
     model.cuda()  # type: ignore[call-arg]  # wrapped by a decorator of transformers
     ids = torch.zeros((size, recipe.sequence_length), dtype=torch.int64, device="cuda")
     with torch.autocast("cuda", dtype=execution.autocast_dtype, enabled=execution.autocast_dtype is not None):

@@ -110,7 +110,7 @@ class AntTrainer(Trainer):
         if setup.base:
             model.load_state_dict(setup.base.weights())
         # Trainer's own compilation takes in what accelerate wraps around the model.
-        return_loss_only(model, recipe.z_loss, setup.execution.torch_compile)
+        return_loss_only(model, recipe.z_loss, setup.execution.compiled)
         super().__init__(
             model=model,
             args=setup.arguments,
