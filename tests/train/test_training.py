@@ -36,6 +36,9 @@ from ant_hf.train.trainer import AntTrainer
 from ant_hf.utils.files import read_sealed, write_sealed
 from ant_hf.utils.metrics import read_metrics
 
+# torch._dynamo hides its own warning where it is printed, and not where warnings are errors.
+HIDDEN_BY_DYNAMO = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+
 
 def final_weights(folder):
     return load_file(folder / "final" / "model.safetensors")
@@ -203,6 +206,21 @@ def test_resumed_run_ends_with_equal_weights(make_recipe, monkeypatch, steps_tak
     assert speeds == [512 / 0.25] * 8
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+# Those of torch's own modules, which it imports to compile.
+@pytest.mark.filterwarnings("default")
+def test_a_compiled_run_continues_to_equal_weights(make_recipe, capsys):
+    whole, cut = (make_recipe(name, torch_compile="on", precision="auto") for name in ("whole", "cut"))
+    pretrain(whole)
+    assert "which compiled the model" in capsys.readouterr().out
+    with pytest.raises(RunStopped):
+        pretrain(make_recipe("cut", torch_compile="on", precision="auto", max_hours=1e-9))
+    assert open_run_folder(cut).checkpoint.name == "checkpoint-1"
+    pretrain(cut)
+    assert_same_weights(open_run_folder(cut).path, open_run_folder(whole).path)
+
+
 def test_a_run_may_be_given_another_length_while_its_learning_rate_is_constant(make_recipe):
     schedule = {"lr_scheduler_type": "warmup_stable_decay", "save_steps": 3, "min_lr_rate": 0.0}
     whole = make_recipe("whole", max_steps=14, stable_fraction=0.5, **schedule)
@@ -304,8 +322,7 @@ def test_nothing_but_the_loss_leaves_a_compiled_step(shared, monkeypatch, z_loss
     assert len(outputs) == 1
 
 
-# torch._dynamo hides its own warning where it is printed, and not where warnings are errors.
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@HIDDEN_BY_DYNAMO
 @pytest.mark.parametrize(("attention", "dtype"), [("causal_sdpa", None), ("causal_blocks", torch.bfloat16)])
 def test_layers_are_compiled_once_for_all_and_only_to_train(shared, monkeypatch, attention, dtype):
     """So a model of any depth takes seconds, and scoring, with its other shapes, none."""
