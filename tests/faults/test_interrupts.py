@@ -14,7 +14,7 @@ import pytest
 import yaml
 from benchmark_data import write_benchmarks
 from commands import run_here, stop_command
-from conftest import tiny_values
+from conftest import ROOT, tiny_values
 
 from ant_hf.train.callbacks import StepGuard, ThroughputMeter
 from ant_hf.train.checkpoints import newest_checkpoint
@@ -116,6 +116,34 @@ def test_a_second_signal_while_training_leaves_at_once(interrupted, monkeypatch,
     assert f"while training. The checkpoints saved before are kept in {tmp_path / 'run'}" in line
     assert newest_checkpoint(tmp_path / "run").name == "checkpoint-2"
     assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-2"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+def test_ctrl_c_does_not_reach_the_compiler(recipe, tmp_path):
+    """A terminal sends it to every process; without its compiler the run would end with a traceback."""
+    compiler, called = tmp_path / "compiler", tmp_path / "called"
+    compiler.write_text(
+        f"#!{sys.executable}\nimport os, sys, time\n"
+        f"print(*sys.argv, file=open({str(called)!r}, 'a'))\ntime.sleep(1)\nos.execvp('g++', ['g++', *sys.argv[1:]])\n"
+    )
+    compiler.chmod(0o755)
+    values = yaml.safe_load(recipe.read_text())
+    values["training"]["torch_compile"] = "on"
+    recipe.write_text(yaml.safe_dump(values))
+    command = [sys.executable, ROOT / "pretrain.py", "--config", recipe]
+    own = {"CXX": str(compiler), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, env=os.environ | own, start_new_session=True, **pipes) as process:
+        # The first of the model's own code; before it come questions about the machine.
+        while ".main.cpp" not in (called.read_text() if called.exists() else ""):
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)
+        output = process.communicate(timeout=300)[0]
+    assert process.returncode == 75, output
+    assert "stopped     by SIGINT at step 1 of 8" in output
+    assert "Traceback" not in output
 
 
 @pytest.mark.parametrize("place", ["on_step_end", "on_evaluate"])

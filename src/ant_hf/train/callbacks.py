@@ -44,7 +44,7 @@ class ThroughputMeter(TrainerCallback):
         self.steps = 0
         self.compile_seconds, self.compile_steps = 0.0, 0
         """Seconds and number of the steps that compiled; `seconds` and `steps` have them too."""
-        self._compiles = compiles
+        self.compiles = compiles
         self.loading_seconds = 0.0
         self._running_since: float | None = None
         self._last = (0.0, 0, 0.0)
@@ -68,10 +68,10 @@ class ThroughputMeter(TrainerCallback):
         self.steps += 1
         pauses = control.should_evaluate or control.should_save or control.should_training_stop
         # Work queued on a GPU belongs to the steps and not to the pause.
-        if args.device.type == "cuda" and (pauses or self._compiles):
+        if args.device.type == "cuda" and (pauses or self.compiles):
             torch.cuda.synchronize()
-        if self._compiles:
-            self._compiles = False
+        if self.compiles:
+            self.compiles = False
             self.compile_seconds += self._running()
             self.compile_steps += 1
             self._last = (self.seconds + self._running(), self.steps, self.loading_seconds)

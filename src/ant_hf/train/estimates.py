@@ -157,12 +157,14 @@ def measure_training(setup: Setup, seconds: float = 6.0) -> TrainingRate:
     batch, steps, before = whole, _GPU_STEPS, {}
     if setup.execution.device != "cuda":
         first = Batch(1, min(_FIRST_TOKENS, whole.length))
-        tried = _time_steps(setup, first, steps=1)
+        # Another shape would be compiled for itself.
+        tried = _time_steps(without_compilation(setup), first, steps=1)
         before = peak_memory_bytes()
         batch, steps = broadcast_object_list([affordable(whole, first.tokens, tried, seconds)])[0]
     if before and batch.tokens < first.tokens:
         # Steps of fewer tokens would be mostly start and end: a whole one is far faster per token.
-        batch, steps, timing = first, 1, tried
+        batch, steps = first, 1
+        timing = _time_steps(setup, batch, steps) if setup.execution.torch_compile else tried
     else:
         timing = _time_steps(setup, batch, steps)
     final, samples = _time_final(setup, batch)

@@ -54,6 +54,7 @@ from ant_hf.utils.files import read_json, write_json, writing
 from ant_hf.utils.metrics import TextScore
 from ant_hf.utils.names import METRICS, WEIGHTS
 from ant_hf.utils.stopping import phase, stopped_by_signals
+from ant_hf.utils.workers import interrupts_held
 
 
 @dataclass(frozen=True)
@@ -280,7 +281,9 @@ class AntTrainer(Trainer):
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        # Ctrl-C in a terminal would reach the compilers too, whose end would end the run.
+        with interrupts_held() if self.meter.compiles else contextlib.nullcontext():
+            loss = super().training_step(model, inputs, num_items_in_batch)
         self.guard.add_micro_batch(loss)
         return loss
 

@@ -29,7 +29,7 @@ def worker_processes(
     with ProcessPoolExecutor(number, SPAWN, _begin, (start, arguments)) as pool:
         try:
             # Ctrl-C in a terminal reaches all processes; it is this one that ends the others.
-            with _interrupts_held():
+            with interrupts_held():
                 # They start with the first tasks.
                 for _ in range(number):
                     pool.submit(os.getpid)
@@ -46,7 +46,7 @@ def worker_processes(
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
+def interrupts_held() -> Iterator[None]:
     """Block SIGINT in this thread, and in the processes that it starts for as long as they live."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
