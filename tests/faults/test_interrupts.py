@@ -125,7 +125,8 @@ def test_ctrl_c_does_not_reach_the_compiler(recipe, tmp_path):
     compiler, called = tmp_path / "compiler", tmp_path / "called"
     compiler.write_text(
         f"#!{sys.executable}\nimport os, sys, time\n"
-        f"print(*sys.argv, file=open({str(called)!r}, 'a'))\ntime.sleep(1)\nos.execvp('g++', ['g++', *sys.argv[1:]])\n"
+        f"print(*sys.argv, file=open({str(called)!r}, 'a'))\ntime.sleep(1)\n"
+        "os.execvp('g++', ['g++', *sys.argv[1:]])\n"
     )
     compiler.chmod(0o755)
     values = yaml.safe_load(recipe.read_text())
