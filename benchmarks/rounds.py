@@ -121,6 +121,7 @@ class _Worker:
             "fastest_round": max(rates),
             "flops_per_token": flops,
             "peak_memory_bytes": last["peak_bytes"].get("cuda", last["peak_bytes"]["process"]),
+            "compiled": last["graphs"] > 0,
             # A graph compiled after the warm-up is a recompilation.
             "recompilations": last["graphs"] - measured[0]["graphs"],
         }

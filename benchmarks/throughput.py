@@ -213,6 +213,7 @@ def write(
     """Write all figures so far, with their conditions."""
     if options.json:
         conditions = environment(execution, 1) | {"date": time.strftime("%Y-%m-%d"), "rounds": options.rounds}
+        del conditions["torch_compile"]  # which each row says of itself
         values = {"conditions": conditions, "ceilings": ceilings, "rows": results}
         options.json.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
