@@ -23,6 +23,7 @@ from ant_hf.utils.console import COMPACT
 from ant_hf.utils.plots import STYLE, saved_figure
 
 _TEMPLATE = "page.md.jinja"
+_COLOURS = STYLE["axes.prop_cycle"].by_key()["color"]
 # Numbers that far apart are drawn on a logarithmic axis.
 _LOGARITHMIC_FROM = 6
 _NOT_MEASURED = "-"
@@ -318,6 +319,8 @@ def _draw_lines(record: StudyRecord, drawn: _Drawn, path: Path) -> None:
                 [mean for _, mean, _ in own],
                 yerr=[deviation for _, _, deviation in own],
                 marker="osD^v<>"[number % 7],
+                # Again the first colour.
+                **({"linestyle": "--", "markerfacecolor": "white"} if number >= len(_COLOURS) else {}),
                 capsize=4,
                 label=name,
             )
@@ -329,7 +332,7 @@ def _draw_lines(record: StudyRecord, drawn: _Drawn, path: Path) -> None:
         axes.set_ylabel(_better(drawn.y))
         if any(series):
             title = _words(drawn.lines) if drawn.lines else None
-            figure.legend(frameon=False, loc="outside lower center", ncols=4, title=title)
+            figure.legend(frameon=False, loc="outside lower center", ncols=3, title=title, fontsize=9)
 
 
 def _scale(axes: Axes, values: Sequence[float]) -> None:
@@ -352,12 +355,11 @@ def _draw_law(record: StudyRecord, path: Path) -> None:
     cells = [cell for cell in record.cells if cell.name in held_out or cell.name in record.fit.residuals]
     sizes = sorted({cell.facts["non_embedding_parameters"] for cell in cells})
     tokens = np.geomspace(min(c.facts["tokens"] for c in cells), max(c.facts["tokens"] for c in cells), 50)
-    cycle = STYLE["axes.prop_cycle"].by_key()["color"]
     with saved_figure(path, 6.5, 6.5) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         for number, size in enumerate(sizes):
-            colour = cycle[number % len(cycle)]
-            again = number >= len(cycle)
+            colour = _COLOURS[number % len(_COLOURS)]
+            again = number >= len(_COLOURS)
             style = {"color": colour, "linestyle": "--" if again else "-"}
             upper.plot(tokens / 1e6, law.loss(size, tokens), linewidth=1, label=short(size), **style)
             for cell in cells:
