@@ -33,7 +33,7 @@ from ant_hf.train.estimates import (
     training_phases,
 )
 from ant_hf.train.run_folder import RunFolder
-from ant_hf.train.setup import activation_bytes_per_token, memory_on, ratio, set_up
+from ant_hf.train.setup import activation_bytes_per_token, memory_on, ratio, set_up, with_recipe
 from ant_hf.utils.hardware import Gpu
 
 
@@ -251,7 +251,9 @@ def test_a_run_that_continues_compiles_if_it_did_before(setup_of, monkeypatch, e
 
 def test_only_a_long_run_on_a_cpu_is_compiled(setup_of):
     assert not setup_of().execution.torch_compile
-    assert setup_of(max_steps=10**9).execution.compiled == "layers"
+    long = setup_of(max_steps=10**9)
+    assert long.execution.compiled == "layers"
+    assert not with_recipe(long, setup_of().recipe).execution.torch_compile
     assert not setup_of(max_steps=10**9, torch_compile="off").execution.torch_compile
 
 

@@ -159,8 +159,7 @@ def set_up(recipe: Recipe, output_dir: Path) -> Setup:
         arguments._n_gpu = 1
     at_once = choose_micro_batch(training, config, execution, arguments.world_size)
     plan = make_plan(training, config, ledger, arguments.world_size, at_once)
-    if training.torch_compile == "auto" and execution.device == "cpu":
-        execution = replace(execution, torch_compile=plan.total_flops >= _WORTH_COMPILING_FLOPS)
+    execution = _compiled_if_long(execution, training, plan)
     arguments.per_device_train_batch_size = plan.per_device_batch_size
     arguments.gradient_accumulation_steps = plan.gradient_accumulation_steps
     return Setup(recipe, config, ledger, execution, plan, arguments, base)
@@ -195,7 +194,14 @@ def with_recipe(setup: Setup, recipe: Recipe) -> Setup:
     arguments.per_device_train_batch_size = before.per_device_train_batch_size
     arguments.gradient_accumulation_steps = before.gradient_accumulation_steps
     plan = make_plan(recipe.training, setup.config, setup.ledger, setup.plan.num_processes, at_once)
-    return replace(setup, recipe=recipe, plan=plan, arguments=arguments)
+    execution = _compiled_if_long(setup.execution, recipe.training, plan)
+    return replace(setup, recipe=recipe, execution=execution, plan=plan, arguments=arguments)
+
+
+def _compiled_if_long(execution: Execution, recipe: TrainingRecipe, plan: Plan) -> Execution:
+    if recipe.torch_compile != "auto" or execution.device != "cpu":
+        return execution
+    return replace(execution, torch_compile=plan.total_flops >= _WORTH_COMPILING_FLOPS)
 
 
 def fit_vocabulary(setup: Setup, entries: int) -> Setup:
