@@ -319,8 +319,9 @@ def _draw_lines(record: StudyRecord, drawn: _Drawn, path: Path) -> None:
                 [mean for _, mean, _ in own],
                 yerr=[deviation for _, _, deviation in own],
                 marker="osD^v<>"[number % 7],
-                # Again the first colour.
-                **({"linestyle": "--", "markerfacecolor": "white"} if number >= len(_COLOURS) else {}),
+                # Dashed and hollow: again the first colour.
+                linestyle="--" if number >= len(_COLOURS) else "-",
+                markerfacecolor="white" if number >= len(_COLOURS) else None,
                 capsize=4,
                 label=name,
             )
