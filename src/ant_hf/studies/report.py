@@ -284,7 +284,9 @@ def _draw_dots(record: StudyRecord, drawn: _Drawn, path: Path) -> None:
             capsize=4,
         )
         axes.set_yticks(places, [cell.name for cell in shown])
-        axes.invert_yaxis()
+        axes.set_ylim(len(shown) - 0.5, -0.5)
+        # Beside long names there is room for few numbers.
+        axes.locator_params(axis="x", nbins=4)
         axes.set_xlabel(_better(drawn.y))
 
 
