@@ -244,9 +244,8 @@ def test_a_run_that_continues_compiles_if_it_did_before(setup_of, monkeypatch, e
         return dataclasses.replace(RATE, step_seconds=512 / compiled_is_slower[setup.execution.torch_compile])
 
     monkeypatch.setattr(estimates, "measure_training", measure)
-    setup = setup_of()
-    setup = dataclasses.replace(setup, execution=dataclasses.replace(setup.execution, torch_compile=True))
-    assert choose_compilation(setup, earlier).execution.torch_compile is stays
+    for setup in (setup_of(max_steps=10**9), setup_of()):
+        assert choose_compilation(setup, earlier).execution.torch_compile is stays
 
 
 def test_only_a_long_run_on_a_cpu_is_compiled(setup_of):

@@ -18,6 +18,7 @@ import torch
 from conftest import ROOT
 from records import losses
 from safetensors.torch import load_file
+from torch._inductor.exc import InvalidCxxCompiler
 from transformers import AutoModelForCausalLM, Trainer
 
 from ant_hf.data.corpus import in_validation_split, normalised
@@ -320,6 +321,32 @@ def test_nothing_but_the_loss_leaves_a_compiled_step(shared, monkeypatch, z_loss
     # To score and to write, it is the model that it was.
     assert torch.equal(model(input_ids=ids).logits, whole)
     assert len(outputs) == 1
+
+
+def test_what_a_run_did_before_decides_whether_it_compiles(make_recipe, monkeypatch):
+    asked = []
+
+    def choose(setup, earlier):
+        asked.append(earlier)
+        return replace(setup, execution=replace(setup.execution, torch_compile=False))
+
+    monkeypatch.setattr(pretraining, "choose_compilation", choose)
+    with pytest.raises(RunStopped):
+        pretrain(make_recipe(max_hours=1e-9))
+    pretrain(make_recipe())
+    assert asked == [None, False]
+
+
+@HIDDEN_BY_DYNAMO
+def test_compiling_without_a_compiler_says_what_to_install(make_recipe, monkeypatch):
+    def fail(graph, _):
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=fail))
+    torch._dynamo.reset()
+    with pytest.raises(AntError, match="no C\\+\\+ compiler") as caught:
+        pretrain(make_recipe(torch_compile="on"))
+    assert "training.torch_compile=off" in caught.value.hint
 
 
 @HIDDEN_BY_DYNAMO

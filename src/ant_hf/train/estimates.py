@@ -193,15 +193,15 @@ def choose_compilation(setup: Setup, earlier: bool | None = None) -> Setup:
     where the recipe says `on` or `off`, or for a short run on a CPU.
 
     Args:
-        earlier: whether an earlier sitting of the run compiled. Where that works it stays so, because
-            compiled code rounds elsewhere, and the run would end with other weights.
+        earlier: whether an earlier sitting of the run compiled. Where that works it stays so, also if the run
+            has become shorter: compiled code rounds elsewhere, and the run would end with other weights.
     """
-    execution = setup.execution
-    if not execution.torch_compile or setup.recipe.training.torch_compile != "auto":
+    if setup.recipe.training.torch_compile != "auto":
         return setup
     plain = without_compilation(setup)
-    if earlier is False:
+    if not (setup.execution.torch_compile if earlier is None else earlier):
         return plain
+    setup = dataclasses.replace(plain, execution=dataclasses.replace(plain.execution, torch_compile=True))
     say("compile", "trying torch.compile on a few steps")
     reason = ""
     try:

@@ -229,8 +229,9 @@ def _quiet_trainer() -> None:
 def _train(setup: Setup, folder: RunFolder) -> None:
     """Train what is left of the run, and finish it."""
     recipe, started = setup.recipe, time.perf_counter()
-    earlier = folder.record.environment.get("torch_compile") if folder.record and folder.checkpoint else None
-    setup = choose_compilation(setup, earlier)
+    before = folder.record.environment if folder.record and folder.checkpoint else {}
+    on_this_device = before.get("device") == setup.execution.device
+    setup = choose_compilation(setup, before.get("torch_compile") if on_this_device else None)
     record = begin_or_go_on(setup, folder)
     data = _read_data(setup)
     trainer = AntTrainer(setup, data, record.sha256)

@@ -33,7 +33,7 @@ _EAGER_UP_TO_TOKENS = 256
 # are guesses, not measured: enough work for every kernel to fill a GPU.
 _MOST_TOKENS = {"cpu": 4096, "mps": 16384, "cuda": 65536}
 _LARGE_GPU_BYTES, _MOST_TOKENS_LARGE_GPU = 40e9, 131072
-# On a CPU, compiling and trying whether it pays takes half a minute. This much compute takes two cores with
+# On a CPU, compiling and trying whether it pays takes up to a minute. This much compute takes two cores with
 # bf16 about a quarter of an hour.
 _WORTH_COMPILING_FLOPS = 3e14
 # Trainer, optimizer state and fragmentation come on top of the step that is tried.

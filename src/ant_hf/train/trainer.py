@@ -195,6 +195,11 @@ class AntTrainer(Trainer):
         except SafetensorError as error:
             raise AntError(f"{resume_from_checkpoint} cannot be loaded: {error}") from None
         except RuntimeError as error:
+            if "InvalidCxxCompiler" in str(error) and self.setup.recipe.training.torch_compile == "on":
+                raise AntError(
+                    "training.torch_compile is 'on', and there is no C++ compiler",
+                    hint="Install g++ or clang, or use --set training.torch_compile=off",
+                ) from None
             if not should_reduce_batch_size(error):
                 raise
             at_once = self.setup.plan.per_device_batch_size
