@@ -289,7 +289,7 @@ def test_preparing_a_text_ends_with_all_its_processes(make_recipe, chapters, tmp
     make_recipe()
     for number in range(4):
         dice = random.Random(number)
-        texts = [f"{number} {copy} {text}" for copy in range(8) for text in chapters]
+        texts = [f"{number} {copy} {text}" for copy in range(32) for text in chapters]
         if phase == "tokenizer":
             texts = ["".join(dice.choices("ACGT", k=1_500_000)), *texts[:20]]
         rows = (json.dumps({"text": text}) + "\n" for text in texts)
