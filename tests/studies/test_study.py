@@ -1,5 +1,6 @@
 """A study from its file to its page: plan, runs, record, resumption."""
 
+import copy
 import json
 import os
 import re
@@ -53,7 +54,25 @@ def here(monkeypatch):
     return trained
 
 
-def test_runs_become_a_record_and_a_page_and_are_not_run_again(small, here, tmp_path, capsys):
+def test_one_model_by_two_names_is_trained_once_and_shown_twice(small, here, tmp_path, capsys):
+    file, options = small
+    values = yaml.safe_load(file.read_text())
+    values["runs"]["other"] = copy.deepcopy(values["runs"]["base"])
+    file.write_text(yaml.safe_dump(values))
+    loaded = load_study(file, options)
+    plan_study(loaded, tokens_per_second=1000)
+    assert re.search(r"runs\W+2, of which 0 are finished", capsys.readouterr().out)
+
+    record = run_study(loaded)
+    assert here == ["base-s1", "faster-s3"]
+    base, _, other = record.runs
+    assert (base.cell, other.cell, other.scores) == ("base", "other", base.scores)
+    text = (tmp_path / "out" / "small.md").read_text()
+    assert "“base” and “other” are one model, trained once." in text
+    assert f"{base.minutes + record.runs[1].minutes:.0f} minutes in all" in text
+
+
+def test_runs_become_a_record_and_a_page_and_are_not_run_other(small, here, tmp_path, capsys):
     file, options = small
     record = run_study(load_study(file, options), docs=tmp_path / "docs")
     assert here == ["base-s1", "faster-s3"]

@@ -87,6 +87,20 @@ def test_equal_compute_and_equal_parameters(write_study):
     assert len({run.recipe.data_dir for run in runs.values()}) == len(set(folders.values())) == 2
 
 
+def test_one_model_by_two_names_is_one_training(write_study):
+    file = write_study(
+        grid={"layers": {"as it is": {}, "three": {"architecture.num_hidden_layers": 3}}},
+        runs={"again": {"architecture.num_hidden_layers": 3}, "faster": {"rate": 2}},
+        seeds=[1, 2],
+    )
+    loaded = load_study(file)
+    folders = [run.folder.name for run in loaded.runs]
+    assert folders == [
+        f"{name}-s{seed}" for name in ("as-it-is", "three", "three", "faster") for seed in (1, 2)
+    ]
+    assert [run.cell for run in loaded.trainings] == ["as it is"] * 2 + ["three"] * 2 + ["faster"] * 2
+
+
 def test_rates_follow_the_rule_and_are_multiplied(write_study):
     runs = {"whole": {}, "half": {"rate": 0.5}, "longer": {"tokens": 64 * TOKENS}}
     muon = {"optimizer": "muon", "muon_learning_rate": 0.02}

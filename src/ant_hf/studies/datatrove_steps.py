@@ -51,7 +51,7 @@ class TrainRuns(PipelineStep):
         scoring = Scoring.of(loaded.study, self.data_dir)
         _, left_out = without_impossible(loaded)
         # Of all runs: on a machine that leaves out others, a task has the same ones.
-        for run in loaded.runs[rank::world_size]:
+        for run in loaded.trainings[rank::world_size]:
             if run.cell in left_out:
                 continue
             write_recipe(run)

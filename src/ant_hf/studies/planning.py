@@ -63,12 +63,13 @@ def plan_study(loaded: LoadedStudy, tokens_per_second: float | None = None) -> N
         on_gpu = sum(seconds_on(gpu, setup) for setup in setups.values())
     seconds = {run.name: _seconds(run, pace, texts) for run in loaded.runs}
     show(_runs_table(loaded, seconds))
-    done = [run for run in loaded.runs if outcome_of(run, Scoring.of(loaded.study, None))]
-    left = sum(seconds[run.name] for run in loaded.runs if run not in done)
+    runs = loaded.trainings
+    done = [run for run in runs if outcome_of(run, Scoring.of(loaded.study, None))]
+    left = sum(seconds[run.name] for run in runs if run not in done)
     prepared = sum((text.tokenizer_seconds or 0) + (text.packing_seconds or 0) for text in texts.values())
     facts = [
-        ("runs", f"{len(loaded.runs)}, of which {len(done)} are finished"),
-        ("tokens", f"{sum(run.tokens for run in loaded.runs):,}"),
+        ("runs", f"{len(runs)}, of which {len(done)} are finished"),
+        ("tokens", f"{sum(run.tokens for run in runs):,}"),
         ("text", f"{len(texts)} to tokenize and pack, each once: {in_words(prepared)}"),
         ("runs left", f"{in_words(left)}; {pace.how}"),
         ("in all", f"{(left + prepared) / 3600:.1f} hours{_not_counted(loaded)}"),
@@ -181,6 +182,6 @@ def _runs_table(loaded: LoadedStudy, seconds: dict[str, float]) -> Table:
             str(run.config.hidden_size),
             f"{run.config.vocab_size:,}",
             short(run.tokens),
-            in_words(sum(seconds[each.name] for each in runs)),
+            in_words(sum(seconds[each.name] for each in runs if not each.is_repeat)),
         )
     return whole(table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,7 +177,7 @@ def page(record: StudyRecord) -> str:
         what_is_drawn=what_is_drawn(record),
         compared=_compared,
         notes=_notes(record),
-        minutes=sum(row.minutes or 0.0 for row in record.runs),
+        minutes=sum({row.sha256["run"]: row.minutes or 0.0 for row in record.runs}.values()),
     )
 
 
@@ -218,7 +219,15 @@ _NOTES = {
 
 
 def _notes(record: StudyRecord) -> list[str]:
-    return [_NOTES[name] for name in record.scores if name in _NOTES]
+    trained: dict[str, list[str]] = defaultdict(list)
+    for cell in record.cells:
+        trained[cell.rows[0].sha256["run"]].append(cell.name)
+    same = [
+        f"“{'” and “'.join(names)}” are one model, trained once"
+        for names in trained.values()
+        if len(names) > 1
+    ]
+    return same + [_NOTES[name] for name in record.scores if name in _NOTES]
 
 
 @dataclass(frozen=True)

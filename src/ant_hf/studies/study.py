@@ -104,8 +104,9 @@ def say_left_out(left_out: dict[str, str]) -> None:
 
 def _all_run(loaded: LoadedStudy, scoring: Scoring) -> list[tuple[PlannedRun, Outcome]]:
     """Every run with what came of it."""
-    found = {run.name: outcome_of(run, scoring) for run in loaded.runs}
-    total = sum(run.tokens for run in loaded.runs)
+    runs = loaded.trainings
+    found = {run.name: outcome_of(run, scoring) for run in runs}
+    total = sum(run.tokens for run in runs)
     finished = sum(outcome is not None for outcome in found.values())
     say("study", f"{loaded.study.name}: {len(found)} runs, {total:,} tokens; {finished} runs are finished")
     sets = [name for name in tasks_of(scoring.names) if name != LOOPS]
@@ -113,10 +114,10 @@ def _all_run(loaded: LoadedStudy, scoring: Scoring) -> list[tuple[PlannedRun, Ou
         # Documents that are missing would end the study after its first run.
         choose_benchmarks(sets, known_benchmarks(scoring.data_dir), scoring.data_dir)
     # The time that is left follows from the compute: a token of a larger model takes longer.
-    compute = {run.name: run.tokens * run.flops_per_token / 1e9 for run in loaded.runs}
-    done = sum(compute[run.name] for run in loaded.runs if found[run.name])
+    compute = {run.name: run.tokens * run.flops_per_token / 1e9 for run in runs}
+    done = sum(compute[run.name] for run in runs if found[run.name])
     with progress_bar("study", "GFLOP", earlier=done) as advance:
-        for number, run in enumerate(loaded.runs, 1):
+        for number, run in enumerate(runs, 1):
             if found[run.name]:
                 continue
             figures = f"run {number} of {len(found)}: {run.name}"

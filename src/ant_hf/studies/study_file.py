@@ -150,6 +150,8 @@ class PlannedRun:
     """Values of a LlamaConfig JSON."""
     config: PreTrainedConfig
     ledger: Ledger
+    is_repeat: bool = False
+    """An earlier run trains the same model, and this one has its folder."""
 
     @property
     def name(self) -> str:
@@ -212,6 +214,12 @@ class LoadedStudy:
     shared: Changes
     """Changes of the base that all runs share, the command line's among them."""
     runs: list[PlannedRun]
+    """Of every cell and seed."""
+
+    @property
+    def trainings(self) -> list[PlannedRun]:
+        """The runs without repeats."""
+        return [run for run in self.runs if not run.is_repeat]
 
 
 def load_study(file: str | Path, options: Options | None = None) -> LoadedStudy:
@@ -237,7 +245,7 @@ def load_study(file: str | Path, options: Options | None = None) -> LoadedStudy:
     planner = _Planner(study, path, folder, options.scale)
     runs = [run for cell in _cells(study, path, shared) for run in planner.planned(cell)]
     _check_names(study, path, runs)
-    return LoadedStudy(study, path, folder, options.scale, shared, runs)
+    return LoadedStudy(study, path, folder, options.scale, shared, _each_once(runs))
 
 
 def _shared(study: Study, options: Options) -> Changes:
@@ -435,6 +443,17 @@ _SIZES = {
     *("hidden_size", "intermediate_size", "num_hidden_layers"),
     *("num_attention_heads", "num_key_value_heads", "head_dim"),
 }
+
+
+def _each_once(runs: list[PlannedRun]) -> list[PlannedRun]:
+    """The runs, with those marked that repeat an earlier one."""
+    first: dict[str, PlannedRun] = {}
+    found = []
+    for run in runs:
+        values = run.recipe.model_dump(exclude={"name", "output_dir", "architecture"})
+        same = first.setdefault(fingerprint([values, run.architecture]), run)
+        found.append(replace(run, folder=same.folder, recipe=same.recipe, is_repeat=same is not run))
+    return found
 
 
 def _as_file_name(text: str) -> str:
