@@ -72,7 +72,7 @@ def test_one_model_by_two_names_is_trained_once_and_shown_twice(small, here, tmp
     assert f"{base.minutes + record.runs[1].minutes:.0f} minutes in all" in text
 
 
-def test_runs_become_a_record_and_a_page_and_are_not_run_other(small, here, tmp_path, capsys):
+def test_runs_become_a_record_and_a_page_and_are_not_run_again(small, here, tmp_path, capsys):
     file, options = small
     record = run_study(load_study(file, options), docs=tmp_path / "docs")
     assert here == ["base-s1", "faster-s3"]

@@ -25,6 +25,32 @@ def test_nothing_is_concluded_inside_the_noise():
     assert rows_of(record)[2].figures == ["2.2000"]
 
 
+def test_the_best_is_of_the_same_tokens():
+    rows = [row("small", 1, 2.5), row("large", 1, 2.4), row("long", 1, 2.0)]
+    rows = [
+        each.model_copy(update={"changes": {"tokens": tokens}})
+        for each, tokens in zip(rows, (5, 5, 9), strict=True)
+    ]
+    record = record_of(rows)
+    assert [each.less_best for each in rows_of(record)] == ["+0.1000", "best", "best"]
+    assert "same compute or tokens" in page(record)
+    assert "same compute or tokens" not in page(record_of(rows[:2]))
+
+
+def test_one_model_by_two_names_counts_once():
+    rows = [row("a", 1, 2.0), row("a", 2, 2.2), row("b", 1, 3.0), row("b", 2, 3.0)]
+    record = record_of(rows)
+    twice = [each.model_copy(update={"cell": "like a"}) for each in rows[:2]]
+    assert record_of([*rows, *twice]).noise("loss") == record.noise("loss")
+    for each in (record, record_of([*rows, *twice])):
+        assert "| 6 minutes in all |" in page(each)
+
+
+def test_what_follows_from_the_recipe_has_no_deviation():
+    record = record_of([row("a", 1, 2.0), row("a", 2, 2.0)])
+    assert rows_of(record)[0].figures == ["2.0000"]
+
+
 def test_one_seed_says_nothing_of_chance():
     text = page(record_of([row("a", 1, 2.0), row("b", 1, 2.1)]))
     assert "any difference may be chance" in text

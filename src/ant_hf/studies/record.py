@@ -154,9 +154,17 @@ class StudyRecord(_Record):
             found[row.cell].append(row)
         return [Cell(name, rows) for name, rows in found.items()]
 
+    @property
+    def models(self) -> list[list[Cell]]:
+        """The cells by what was trained: several are together where they are one model."""
+        found: dict[str, list[Cell]] = defaultdict(list)
+        for cell in self.cells:
+            found[cell.rows[0].sha256["run"]].append(cell)
+        return list(found.values())
+
     def noise(self, score: str) -> float | None:
         """Standard deviation of a score between seeds, over all cells with several; None if none has."""
-        return pooled_deviation([cell.values(score) for cell in self.cells])
+        return pooled_deviation([cells[0].values(score) for cells in self.models])
 
 
 @dataclass(frozen=True)
@@ -186,6 +194,11 @@ class Cell:
     @property
     def facts(self) -> dict[str, float]:
         return self.rows[0].facts
+
+    @property
+    def budget(self) -> tuple[Any, Any]:
+        """Compute and tokens that the study gives it; None for what follows from the rest."""
+        return self.rows[0].changes.get("flops"), self.rows[0].changes.get("tokens")
 
     def x(self, name: str) -> Any:
         """A fact, the value of a changed key, or the name of an axis's point; None if the cell has none."""

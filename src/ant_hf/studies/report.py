@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +42,7 @@ class Row:
     figures: list[str]
     """One for each score: the mean, with the standard deviation over its seeds where there are several."""
     less_best: str
-    """Of the first score: the difference from the best cell, or that it may be chance."""
+    """Of the first score: the difference from the best cell of the same budget, or that it may be chance."""
 
 
 def results_table(record: StudyRecord) -> Table:
@@ -77,7 +76,6 @@ def columns(record: StudyRecord) -> list[str]:
 
 def rows_of(record: StudyRecord) -> list[Row]:
     """The cells in the order of the study file."""
-    best = best_cell(record)
     return [
         Row(
             cell.name,
@@ -85,16 +83,17 @@ def rows_of(record: StudyRecord) -> list[Row]:
             short(cell.facts["tokens"]),
             len(cell.rows),
             [_figure(cell, score, number == 0) for number, score in enumerate(_scores(record))],
-            _less_best(record, cell, best),
+            _less_best(record, cell),
         )
         for cell in record.cells
     ]
 
 
-def best_cell(record: StudyRecord) -> Cell | None:
-    """The cell with the best mean of the first score; None if neither is better, or nothing is measured."""
+def _best(record: StudyRecord, budget: tuple[Any, Any]) -> Cell | None:
+    """The cell of a budget with the best mean of the first score, if there is one."""
     score = _scores(record)[0]
-    own = [cell for cell in record.cells if cell.values(score.name) and not cell.broken]
+    cells = [cell for cell in record.cells if cell.budget == budget]
+    own = [cell for cell in cells if cell.values(score.name) and not cell.broken]
     if not own or score.better is None:
         return None
     return (min if score.better == "lower" else max)(own, key=lambda cell: cell.mean(score.name))
@@ -112,8 +111,8 @@ def noise_in_words(record: StudyRecord) -> str:
     )
 
 
-def _less_best(record: StudyRecord, cell: Cell, best: Cell | None) -> str:
-    score = _scores(record)[0]
+def _less_best(record: StudyRecord, cell: Cell) -> str:
+    score, best = _scores(record)[0], _best(record, cell.budget)
     if best is None or not cell.values(score.name):
         return ""
     if cell.name == best.name:
@@ -138,7 +137,8 @@ def _figure(cell: Cell, score: Score, is_first: bool) -> str:
     if not cell.values(score.name):
         return _NOT_MEASURED
     shown = _number(cell.mean(score.name), score)
-    if (deviation := cell.deviation(score.name)) is not None:
+    # What follows from the recipe alone has none.
+    if (deviation := cell.deviation(score.name)) is not None and len(set(cell.values(score.name))) > 1:
         shown += f" ± {_number(deviation, score)}"
     if cell.broken and is_first:
         shown += f" ({len(cell.broken)} of {len(cell.rows)} broke)"
@@ -219,15 +219,14 @@ _NOTES = {
 
 
 def _notes(record: StudyRecord) -> list[str]:
-    trained: dict[str, list[str]] = defaultdict(list)
-    for cell in record.cells:
-        trained[cell.rows[0].sha256["run"]].append(cell.name)
-    same = [
-        f"“{'” and “'.join(names)}” are one model, trained once"
-        for names in trained.values()
-        if len(names) > 1
+    budgets = len({cell.budget for cell in record.cells})
+    notes = ["the best is sought among runs of the same compute or tokens"] if budgets > 1 else []
+    notes += [
+        f"“{'” and “'.join(cell.name for cell in cells)}” are one model, trained once"
+        for cells in record.models
+        if len(cells) > 1
     ]
-    return same + [_NOTES[name] for name in record.scores if name in _NOTES]
+    return notes + [_NOTES[name] for name in record.scores if name in _NOTES]
 
 
 @dataclass(frozen=True)
