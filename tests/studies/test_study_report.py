@@ -37,6 +37,13 @@ def test_the_best_is_of_the_same_tokens():
     assert "same compute or tokens" not in page(record_of(rows[:2]))
 
 
+def test_a_run_with_the_tokens_of_its_recipe_is_compared_with_those_that_are_given_as_many():
+    own, given = row("own", 1, 2.5), row("given", 1, 2.4)
+    given = given.model_copy(update={"changes": {"tokens": own.facts["tokens"] / 4}})
+    rows = rows_of(record_of([own, given], scale=4.0))
+    assert [each.less_best for each in rows] == ["+0.1000", "best"]
+
+
 def test_one_model_by_two_names_counts_once():
     rows = [row("a", 1, 2.0), row("a", 2, 2.2), row("b", 1, 3.0), row("b", 2, 3.0)]
     record = record_of(rows)

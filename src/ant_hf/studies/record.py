@@ -162,6 +162,13 @@ class StudyRecord(_Record):
             found[cell.rows[0].sha256["run"]].append(cell)
         return list(found.values())
 
+    def budget(self, cell: Cell) -> tuple[str, float]:
+        """What the study gives a cell: compute, or tokens; without either, the tokens of its recipe."""
+        for key in ("flops", "tokens"):
+            if key in cell.rows[0].changes:
+                return key, cell.rows[0].changes[key] * self.scale
+        return "tokens", cell.facts["tokens"]
+
     def noise(self, score: str) -> float | None:
         """Standard deviation of a score between seeds, over all cells with several; None if none has."""
         return pooled_deviation([cells[0].values(score) for cells in self.models])
@@ -194,11 +201,6 @@ class Cell:
     @property
     def facts(self) -> dict[str, float]:
         return self.rows[0].facts
-
-    @property
-    def budget(self) -> tuple[Any, Any]:
-        """Compute and tokens that the study gives it; None for what follows from the rest."""
-        return self.rows[0].changes.get("flops"), self.rows[0].changes.get("tokens")
 
     def x(self, name: str) -> Any:
         """A fact, the value of a changed key, or the name of an axis's point; None if the cell has none."""

@@ -89,10 +89,10 @@ def rows_of(record: StudyRecord) -> list[Row]:
     ]
 
 
-def _best(record: StudyRecord, budget: tuple[Any, Any]) -> Cell | None:
+def _best(record: StudyRecord, budget: tuple[str, float]) -> Cell | None:
     """The cell of a budget with the best mean of the first score, if there is one."""
     score = _scores(record)[0]
-    cells = [cell for cell in record.cells if cell.budget == budget]
+    cells = [cell for cell in record.cells if record.budget(cell) == budget]
     own = [cell for cell in cells if cell.values(score.name) and not cell.broken]
     if not own or score.better is None:
         return None
@@ -112,7 +112,7 @@ def noise_in_words(record: StudyRecord) -> str:
 
 
 def _less_best(record: StudyRecord, cell: Cell) -> str:
-    score, best = _scores(record)[0], _best(record, cell.budget)
+    score, best = _scores(record)[0], _best(record, record.budget(cell))
     if best is None or not cell.values(score.name):
         return ""
     if cell.name == best.name:
@@ -219,7 +219,7 @@ _NOTES = {
 
 
 def _notes(record: StudyRecord) -> list[str]:
-    budgets = len({cell.budget for cell in record.cells})
+    budgets = len({record.budget(cell) for cell in record.cells})
     notes = ["the best is sought among runs of the same compute or tokens"] if budgets > 1 else []
     notes += [
         f"“{'” and “'.join(cell.name for cell in cells)}” are one model, trained once"
