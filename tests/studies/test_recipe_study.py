@@ -2,11 +2,13 @@
 
 import itertools
 import json
+import math
 import re
 
 from commands import ROOT
 from records import table_rows
 
+from ant_hf.studies.record import StudyRecord
 from ant_hf.studies.study_file import Options, load_study
 
 TEXT = (ROOT / "docs/recipe-27m.md").read_text()
@@ -17,6 +19,11 @@ OTHER_TEXT = {"without the novels", "part of the text, once", "a quarter of that
 def neighbours(text):
     """All pairs of cells that stand side by side in a table."""
     return {pair for cells in table_rows(text) for pair in itertools.pairwise(cells)}
+
+
+def triples(text):
+    """Three cells that stand side by side in a table."""
+    return {tuple(cells[at : at + 3]) for cells in table_rows(text) for at in range(len(cells) - 2)}
 
 
 def values_of(runs):
@@ -64,6 +71,24 @@ def test_the_tables_of_the_recipe_are_what_was_measured():
     for row in (base, *rows):
         by_source = row.get("bits_per_byte_by_source", {}).values()
         assert {f"{value:.3f}" for value in by_source} <= cells, row["name"]
+
+
+def test_the_study_reproduces_the_table_of_the_script():
+    cells = {cell.name: cell for cell in StudyRecord.read(ROOT / "docs/studies/recipe.json").cells}
+    record = {name: cell.mean("bits_per_byte") for name, cell in cells.items()}
+    base, *rows = json.loads((ROOT / "docs/recipe/sweep.json").read_text())
+    noise = cells["base"].deviation("bits_per_byte")
+    for row in rows:
+        name = row["name"].replace("constant, no decay, mean", "constant, mean")
+        if name not in record:
+            continue
+        whole = "bits_per_byte_of_whole_text"
+        key = whole if whole in row else "bits_per_byte"
+        again, first = record[name] - record["base"], row[key] - base[key]
+        assert (f"{record[name]:.4f}", f"{again:+.4f}", f"{row[key]:.4f}") in triples(TEXT), name
+        # The verdict: whether a run is told apart from the base's three seeds, and to which side.
+        limit = 2 * noise * math.sqrt(1 + 1 / 3)
+        assert [abs(again) > limit, again > limit] == [abs(first) > limit, first > limit], name
 
 
 def test_the_table_of_the_schedules_is_what_was_measured():

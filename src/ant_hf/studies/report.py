@@ -287,7 +287,7 @@ def _draw_dots(record: StudyRecord, drawn: _Drawn, path: Path) -> None:
         axes.errorbar(
             [cell.mean(drawn.y.name) for cell in shown],
             places,
-            xerr=[cell.deviation(drawn.y.name) or 0.0 for cell in shown],
+            xerr=[cell.deviation(drawn.y.name) or math.nan for cell in shown],
             fmt="o",
             capsize=4,
         )
@@ -313,7 +313,7 @@ def _draw_lines(record: StudyRecord, drawn: _Drawn, path: Path) -> None:
                 # On no line: it stands in the table.
                 continue
             name = point[drawn.lines] if drawn.lines else ""
-            mean, deviation = cell.mean(drawn.y.name), cell.deviation(drawn.y.name) or 0.0
+            mean, deviation = cell.mean(drawn.y.name), cell.deviation(drawn.y.name) or math.nan
             series.setdefault(name, []).append((x, mean, deviation))
     every = [x for points in series.values() for x, _, _ in points]
     is_numeric = all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in every)
@@ -378,7 +378,7 @@ def _draw_law(record: StudyRecord, path: Path) -> None:
                     continue
                 x, mean, marker = cell.facts["tokens"] / 1e6, cell.mean("loss"), "s" if again else "o"
                 own = {"color": colour, "markerfacecolor": "white" if cell.name in held_out else colour}
-                upper.errorbar(x, mean, yerr=cell.deviation("loss") or 0.0, fmt=marker, capsize=4, **own)
+                upper.errorbar(x, mean, yerr=cell.deviation("loss") or math.nan, fmt=marker, capsize=4, **own)
                 fitted = law.loss(size, cell.facts["tokens"])
                 lower.plot(x, 100 * (mean / fitted - 1), marker, **own)
         upper.set_ylabel("held-out loss (nats per token)")
