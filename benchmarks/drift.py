@@ -137,7 +137,7 @@ def plot(results: dict[str, Any], folder: Path) -> None:
             apart = [
                 own - other for own, other in zip(values["losses"], results["fp32"]["losses"], strict=True)
             ]
-            axes.plot(apart, style, label=name)
+            axes.plot(apart, linestyle=style, label=name)
         axes.set(
             title="Same start, same blocks, other precision", xlabel="step",
             ylabel="loss minus that of fp32\n(nats per token)",
