@@ -107,7 +107,8 @@ def plot(lines: dict[str, list[tuple[float, float]]], labels: tuple[str, str, st
                     shown, (x, y), textcoords="offset points", xytext=(0, offset), ha="center", bbox=behind
                 )
         ticks = sorted({x for points in lines.values() for x, _ in points})
-        axes.set(title=title, xlabel=xlabel, ylabel=ylabel, xscale="log", xticks=ticks)
+        axes.set_title(title, fontsize="medium")
+        axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log", xticks=ticks)
         axes.set_xticklabels([f"{tick:,.3g}" if tick < 1000 else f"{tick:,.0f}" for tick in ticks])
         axes.minorticks_off()
         axes.set_ylim(bottom=0, top=axes.get_ylim()[1] * 1.1)
