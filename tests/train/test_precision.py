@@ -53,7 +53,14 @@ def test_cpus_by_instruction_set(monkeypatch, make_recipe, flags, expected):
 
 @pytest.mark.parametrize(
     ("flags", "sequence_length", "expected"),
-    [({"avx2"}, 64, "eager"), ({"avx2"}, 512, "causal_sdpa"), ({"avx512_bf16"}, 64, "causal_blocks")],
+    [
+        ({"avx2"}, 64, "eager"),
+        ({"avx2"}, 512, "causal_sdpa"),
+        ({"avx512_bf16"}, 64, "causal_blocks"),
+        ({"avx512_bf16"}, 4096, "causal_blocks"),
+        ({"avx512_bf16", "amx_bf16"}, 512, "causal_blocks"),
+        ({"avx512_bf16", "amx_bf16"}, 1024, "causal_sdpa"),
+    ],
 )
 def test_attention_on_a_cpu(monkeypatch, make_recipe, flags, sequence_length, expected):
     monkeypatch.setattr(setup, "cpu_flags", lambda: flags)

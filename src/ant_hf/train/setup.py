@@ -29,6 +29,8 @@ from ant_hf.utils.hardware import Gpu, cpu_flags, cpu_name, keep_freed_memory, k
 
 # In fp32 on a CPU, SDPA pays per call and wins from longer blocks on; see docs/decisions.md.
 _EAGER_UP_TO_TOKENS = 256
+# With AMX, PyTorch's attention is as fast as our blocks at 1,024 tokens and faster beyond, in less memory.
+_AMX_SDPA_FROM_TOKENS = 1024
 # On a CPU 16 x 1,024 tokens at once were slower than 4 x 1,024, which stay nearer to its caches. The others
 # are guesses, not measured: enough work for every kernel to fill a GPU.
 _MOST_TOKENS = {"cpu": 4096, "mps": 16384, "cuda": 65536}
@@ -229,7 +231,8 @@ def choose_execution(recipe: TrainingRecipe) -> Execution:
     if attention == "auto" and device != "cpu":
         attention = CAUSAL_SDPA
     elif attention == "auto" and precision == "bf16":
-        attention = CAUSAL_BLOCKS
+        sdpa = "amx_bf16" in cpu_flags() and recipe.sequence_length >= _AMX_SDPA_FROM_TOKENS
+        attention = CAUSAL_SDPA if sdpa else CAUSAL_BLOCKS
     elif attention == "auto":
         attention = "eager" if recipe.sequence_length <= _EAGER_UP_TO_TOKENS else CAUSAL_SDPA
     name = (
