@@ -43,7 +43,6 @@ _TOKENS_A_ROUND = {"cpu": 8192, "cuda": 1_000_000}
 # One change to ours at a time, by the keys of contenders.py.
 _CPU_CANDIDATES: dict[str, dict[str, Any]] = {
     "attention sdpa": {"recipe": {"attn_implementation": "sdpa"}},
-    "attention causal_blocks": {"recipe": {"attn_implementation": "causal_blocks"}},
     "attention eager": {"recipe": {"attn_implementation": "eager"}},
     "not compiled": {"recipe": {"torch_compile": "off"}},
     "one thread": {"recipe": {"cpu_threads": 1}},

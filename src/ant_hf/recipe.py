@@ -360,7 +360,7 @@ class TrainingRecipe(Section):
     torch_compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)] = "auto"
     """`auto` keeps it where it is faster: tried on CUDA, and on a CPU for runs of at least 3e14 FLOP."""
     attn_implementation: Literal["auto", "causal_sdpa", "causal_blocks", "sdpa", "eager"] = "auto"
-    """`auto` takes causal_sdpa; on a CPU causal_blocks in bf16, but not from 1,024 tokens on with AMX, and in
+    """`auto` takes causal_sdpa; on a CPU causal_blocks in bf16, but not from 2,048 tokens on with AMX, and in
     fp32 eager for at most 256 tokens."""
     repack_each_pass: bool = False
     """Shuffle the documents and cut new blocks in each pass over the text, instead of the same blocks in

@@ -44,6 +44,14 @@ def test_output_and_gradients_equal_fp32_within_the_rounding_of_bf16(tokens):
         assert distance(tensor.grad, other.grad) < 0.01
 
 
+@pytest.mark.parametrize("tokens", [8, 300])
+def test_the_compiler_is_told_the_right_shapes_and_gradients(tokens):
+    query, key, value = inputs(tokens, torch.bfloat16)
+    grouped = query.reshape(4, 2, tokens, 64), key.reshape(4, tokens, 64), value.reshape(4, tokens, 64)
+    leaves = [tensor.detach().requires_grad_() for tensor in grouped]
+    torch.library.opcheck(torch.ops.ant_hf.causal_blocks.default, tuple(leaves))
+
+
 def test_no_position_sees_a_later_one():
     query, key, value = inputs(300, torch.bfloat16)
     before, _ = causal_blocks_forward(MODULE, query, key, value, None)

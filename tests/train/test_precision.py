@@ -58,8 +58,8 @@ def test_cpus_by_instruction_set(monkeypatch, make_recipe, flags, expected):
         ({"avx2"}, 512, "causal_sdpa"),
         ({"avx512_bf16"}, 64, "causal_blocks"),
         ({"avx512_bf16"}, 4096, "causal_blocks"),
-        ({"avx512_bf16", "amx_bf16"}, 512, "causal_blocks"),
-        ({"avx512_bf16", "amx_bf16"}, 1024, "causal_sdpa"),
+        ({"avx512_bf16", "amx_bf16"}, 1024, "causal_blocks"),
+        ({"avx512_bf16", "amx_bf16"}, 2048, "causal_sdpa"),
     ],
 )
 def test_attention_on_a_cpu(monkeypatch, make_recipe, flags, sequence_length, expected):

@@ -28,56 +28,96 @@ CAUSAL_SDPA = "causal_sdpa"
 _BLOCK = 128
 
 
-class _CausalBlocks(torch.autograd.Function):
-    """softmax(Q K^T / sqrt(head_dim)) V for queries and keys of the same positions.
+# Operators of their own, so that a compiled layer is one graph and holds each as one call. Traced, they would
+# be hundreds of small products for the compiler, which takes minutes over them.
+@torch.library.custom_op("ant_hf::causal_blocks", mutates_args=())
+def _causal_blocks(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """softmax(Q K^T) V for queries and keys of the same positions, and the probabilities by blocks.
 
     Shapes: queries (groups, heads, tokens, head_dim), keys and values (groups, tokens, head_dim),
     where a group is one key-value head of one sequence and `heads` are the query heads that share it.
+    Probabilities of a block: (groups, heads x its queries, keys up to its last query).
     """
-
-    @staticmethod
-    def forward(ctx: Any, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        groups, heads, tokens, head_dim = queries.shape
-        output = torch.empty_like(queries)
-        probabilities = []
-        future = queries.new_full((_BLOCK, _BLOCK), -torch.inf).triu(1)
-        for start in range(0, tokens, _BLOCK):
-            stop = min(start + _BLOCK, tokens)
-            size = stop - start
-            block = queries[:, :, start:stop].reshape(groups, heads * size, head_dim)
-            scores = torch.bmm(block, keys[:, :stop].mT)
-            scores.view(groups, heads, size, stop)[..., start:] += future[:size, :size]
-            weights = torch.softmax(scores, dim=-1)
-            output[:, :, start:stop] = torch.bmm(weights, values[:, :stop]).view_as(output[:, :, start:stop])
-            probabilities.append(weights)
-        ctx.save_for_backward(queries, keys, values, *probabilities)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        queries, keys, values, *probabilities = ctx.saved_tensors
-        groups, _, _, head_dim = queries.shape
-        d_queries = torch.empty_like(queries)
-        # Every block of queries adds to these; in 16 bits the sum would lose digits.
-        d_keys = torch.zeros_like(keys, dtype=torch.float32)
-        d_values = torch.zeros_like(values, dtype=torch.float32)
-        for start, weights in zip(range(0, queries.shape[2], _BLOCK), probabilities, strict=True):
-            stop = weights.shape[-1]
-            block = queries[:, :, start:stop].reshape(groups, -1, head_dim)
-            d_block = gradients[0][:, :, start:stop].reshape(groups, -1, head_dim)
-            d_weights = torch.bmm(d_block, values[:, :stop].mT)
-            # Of softmax: p (dp - sum(p dp)).
-            d_scores = torch.ops.aten._softmax_backward_data(d_weights, weights, -1, weights.dtype)
-            d_queries[:, :, start:stop] = torch.bmm(d_scores, keys[:, :stop]).view_as(
-                d_queries[:, :, start:stop]
-            )
-            d_keys[:, :stop] += torch.bmm(d_scores.mT, block)
-            d_values[:, :stop] += torch.bmm(weights.mT, d_block)
-        return d_queries, d_keys.to(keys.dtype), d_values.to(values.dtype)
+    groups, heads, tokens, head_dim = queries.shape
+    output = torch.empty_like(queries)
+    probabilities = []
+    future = queries.new_full((_BLOCK, _BLOCK), -torch.inf).triu(1)
+    for start, stop in _blocks(tokens):
+        size = stop - start
+        block = queries[:, :, start:stop].reshape(groups, heads * size, head_dim)
+        scores = torch.bmm(block, keys[:, :stop].mT)
+        scores.view(groups, heads, size, stop)[..., start:] += future[:size, :size]
+        weights = torch.softmax(scores, dim=-1)
+        output[:, :, start:stop] = torch.bmm(weights, values[:, :stop]).view_as(output[:, :, start:stop])
+        probabilities.append(weights)
+    return output, probabilities
 
 
-# Traced, it would be hundreds of small products for the compiler, which takes minutes over them.
-_causal_blocks = torch.compiler.disable(_CausalBlocks.apply)
+@torch.library.custom_op("ant_hf::causal_blocks_backward", mutates_args=())
+def _causal_blocks_backward(
+    gradient: torch.Tensor,
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    probabilities: list[torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    groups, _, tokens, head_dim = queries.shape
+    d_queries = torch.empty_like(queries)
+    # Every block of queries adds to these; in 16 bits the sum would lose digits.
+    d_keys = torch.zeros_like(keys, dtype=torch.float32)
+    d_values = torch.zeros_like(values, dtype=torch.float32)
+    for (start, stop), weights in zip(_blocks(tokens), probabilities, strict=True):
+        block = queries[:, :, start:stop].reshape(groups, -1, head_dim)
+        d_block = gradient[:, :, start:stop].reshape(groups, -1, head_dim)
+        d_weights = torch.bmm(d_block, values[:, :stop].mT)
+        # Of softmax: p (dp - sum(p dp)).
+        d_scores = torch.ops.aten._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+        d_queries[:, :, start:stop] = torch.bmm(d_scores, keys[:, :stop]).view_as(d_queries[:, :, start:stop])
+        d_keys[:, :stop] += torch.bmm(d_scores.mT, block)
+        d_values[:, :stop] += torch.bmm(weights.mT, d_block)
+    return d_queries, d_keys.to(keys.dtype), d_values.to(values.dtype)
+
+
+def _blocks(tokens: int) -> list[tuple[int, int]]:
+    """First query of each block, and the one after its last."""
+    return [(start, min(start + _BLOCK, tokens)) for start in range(0, tokens, _BLOCK)]
+
+
+# What the compiler needs to know of an operator that it does not look into: the shapes it returns.
+@_causal_blocks.register_fake
+def _(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    groups, heads, tokens, _ = queries.shape
+    shapes = [(groups, heads * (stop - start), stop) for start, stop in _blocks(tokens)]
+    return torch.empty_like(queries), [queries.new_empty(shape) for shape in shapes]
+
+
+@_causal_blocks_backward.register_fake
+def _(
+    gradient: torch.Tensor,
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    probabilities: list[torch.Tensor],
+) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.empty_like(tensor) for tensor in (queries, keys, values))
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[torch.Tensor, ...], output: tuple[Any, ...]) -> None:
+    # Nothing uses the probabilities outside; gradients of zeros for them would cost their memory again.
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs, *output[1])
+
+
+def _differentiate(ctx: Any, gradient: torch.Tensor, _: Any) -> tuple[torch.Tensor, ...]:
+    queries, keys, values, *probabilities = ctx.saved_tensors
+    return _causal_blocks_backward(gradient, queries, keys, values, probabilities)
+
+
+_causal_blocks.register_autograd(_differentiate, setup_context=_save_for_backward)
 
 
 def causal_blocks_forward(
@@ -106,7 +146,7 @@ def causal_blocks_forward(
     groups = batch * key.shape[1]
     # Under autocast the rotary embedding has made fp32 of queries and keys.
     scaled = (query * (scaling if scaling is not None else head_dim**-0.5)).to(value.dtype)
-    output = _causal_blocks(
+    output, _ = _causal_blocks(
         scaled.reshape(groups, heads // key.shape[1], tokens, head_dim),
         key.to(value.dtype).reshape(groups, tokens, head_dim),
         value.reshape(groups, tokens, head_dim),
