@@ -360,8 +360,8 @@ class TrainingRecipe(Section):
     torch_compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)] = "auto"
     """`auto` keeps it where it is faster: tried on CUDA, and on a CPU for runs of at least 3e14 FLOP."""
     attn_implementation: Literal["auto", "causal_sdpa", "causal_blocks", "sdpa", "eager"] = "auto"
-    """`auto` takes causal_sdpa; on a CPU causal_blocks in bf16, but not from 2,048 tokens on with AMX, and in
-    fp32 eager for at most 256 tokens."""
+    """`auto` takes causal_sdpa, with two exceptions on a CPU. In fp32, blocks of at most 256 tokens take
+    eager. In bf16, blocks take causal_blocks; with AMX only those below 2,048 tokens."""
     repack_each_pass: bool = False
     """Shuffle the documents and cut new blocks in each pass over the text, instead of the same blocks in
     another order. A mix is always read so."""

@@ -63,6 +63,7 @@ def _causal_blocks_backward(
     values: torch.Tensor,
     probabilities: list[torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of queries, keys and values, in their shapes and types."""
     groups, _, tokens, head_dim = queries.shape
     d_queries = torch.empty_like(queries)
     # Every block of queries adds to these; in 16 bits the sum would lose digits.

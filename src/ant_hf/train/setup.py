@@ -29,7 +29,7 @@ from ant_hf.utils.hardware import Gpu, cpu_flags, cpu_name, keep_freed_memory, k
 
 # In fp32 on a CPU, SDPA pays per call and wins from longer blocks on; see docs/decisions.md.
 _EAGER_UP_TO_TOKENS = 256
-# With AMX, PyTorch's attention is slower than our blocks up to 1,024 tokens, and faster from here on.
+# With AMX, PyTorch's attention is no faster than ours up to 1,024 tokens, and faster from here on.
 _AMX_SDPA_FROM_TOKENS = 2048
 # On a CPU 16 x 1,024 tokens at once were slower than 4 x 1,024, which stay nearer to its caches. The others
 # are guesses, not measured: enough work for every kernel to fill a GPU.
