@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -96,8 +97,10 @@ class _Worker:
         line = self._process.stdout.readline()
         if line:
             return json.loads(line)
-        last = self._log.read_text().strip().splitlines()[-1:]
-        self._error = last[0] if last else "it ended without a message"
+        lines = self._log.read_text().strip().splitlines() or ["it ended without a message"]
+        # torch puts advice below the line that names the error.
+        errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Exit|error): ", line)]
+        self._error = (errors or lines)[-1]
         say(f"warning     {self.contender.label}: {self._error}")
         return None
 

@@ -233,7 +233,8 @@ class CorpusRecipe(TextPlace):
     validation_fraction: Fraction = 0.001
     """Share of documents held out, chosen by content hash. With 0, nothing tells how good the model is."""
     decontaminate: PathText | None = None
-    """Folder of evaluation sets as JSONL: documents sharing 13 words in a row with one are left out."""
+    """Folder of evaluation sets as JSONL, packed or not. Documents that share 13 words in a row with one are
+    left out."""
     general: PathText | None = None
     """With training.init_from: file or folder of other text, to measure what the model forgets. Default: the
     World English Bible, if it is installed."""

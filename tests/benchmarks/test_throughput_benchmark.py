@@ -63,6 +63,18 @@ def test_a_gpu_round_gives_its_memory_back_and_survives_a_failing_profiler(monke
     assert len(freed) == 3
 
 
+def test_the_error_of_a_contender_is_named_and_not_the_advice_below_it(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(BENCHMARK.parent)
+    from rounds import Contender, _Worker
+
+    spec = {"sequence_length": 64, "blocks": 2, "precision": "bf16"}
+    worker = _Worker(Contender("ours", spec), tmp_path, 0)
+    worker._log.write_text("Traceback:\ntorch.OutOfMemoryError: 80 GB\n\nSet VERBOSE=1 for more\n")
+    monkeypatch.setattr(worker, "_process", SimpleNamespace(stdout=io.StringIO("")))
+    worker._answer()
+    assert worker.figures()["error"] == "torch.OutOfMemoryError: 80 GB"
+
+
 def test_a_contender_that_fails_late_keeps_its_measured_rounds(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(BENCHMARK.parent)
     from rounds import Contender, _Worker

@@ -1,5 +1,6 @@
 """Documents that quote an evaluation set are found, counted by set and left out, however they are packed."""
 
+import gzip
 import json
 
 import pytest
@@ -64,6 +65,13 @@ def test_a_run_of_thirteen_words_is_found_in_any_spelling(folder, text, names):
 
 
 def test_one_document_counts_for_every_set_it_quotes(folder):
+    assert shared_with(folder, f"{PAGE} {QUESTION}") == ["pages", "questions"]
+
+
+def test_a_packed_set_is_read_like_any_other(folder):
+    pages = folder / "pages.jsonl"
+    (folder / "pages.jsonl.gz").write_bytes(gzip.compress(pages.read_bytes()))
+    pages.unlink()
     assert shared_with(folder, f"{PAGE} {QUESTION}") == ["pages", "questions"]
 
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ant_hf.errors import AntError, missing_file
-from ant_hf.utils.files import file_sha256, read_json_rows, strings_in
+from ant_hf.utils.files import COMPRESSIONS, file_sha256, read_json_rows, strings_in
 from ant_hf.utils.names import expand_home
 from ant_hf.utils.stopping import phase
 
@@ -56,7 +56,7 @@ class EvaluationSets:
 
     @classmethod
     def find(cls, folder: str | Path | None) -> EvaluationSets:
-        """The JSONL files of a folder, if one is given; every text in them counts, whatever its field.
+        """The JSONL files of a folder, packed or not; every text in them counts, whatever its field.
 
         Raises:
             AntError: the folder is missing, or has no JSONL file or too many.
@@ -66,13 +66,18 @@ class EvaluationSets:
         path = Path(expand_home(folder))
         if not path.is_dir():
             raise missing_file(path, "folder of evaluation sets", "Set corpus.decontaminate to a folder.")
-        files = sorted(path.glob("*.jsonl"))
+        files: dict[str, Path] = {}
+        # A set that is there twice is read as it is, which evaluation does too.
+        for file in sorted(path.glob("*.jsonl*")):
+            name, _, packing = file.name.rpartition(".jsonl")
+            if packing in ("", *COMPRESSIONS):
+                files.setdefault(name, file)
         if not 0 < len(files) <= _MOST_SETS:
             raise AntError(
                 f"corpus.decontaminate: {path} has {len(files)} JSONL files",
                 expected=f"1 to {_MOST_SETS}, one for each evaluation set",
             )
-        return cls({file.name.removesuffix(".jsonl"): file for file in files})
+        return cls(files)
 
     def identity(self) -> dict[str, Any]:
         """What decides which documents are left out, as JSON values."""

@@ -1,7 +1,7 @@
 """Our numbers equal those of the plain `lm_eval` command line on the same documents.
 
 On a few documents of every set, written here. To repeat it on real ones, as docs/evaluation.md reports:
-ANT_HF_EVAL_MODEL=runs/quickstart/final ANT_HF_EVAL_DATA=DIR pytest -m slow tests/test_reference.py
+ANT_HF_EVAL_MODEL=runs/quickstart/final ANT_HF_EVAL_DATA=DIR pytest -m slow tests/evaluation/test_reference.py
 """
 
 import json
