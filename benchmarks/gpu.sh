@@ -40,15 +40,17 @@ measure() {
   install
   step gpu 20 nvidia-smi
   # A test file may need a package that is not there.
-  step tests 120 "$PYTHON" -m pytest -q -W default --continue-on-collection-errors -k "cuda or gpu" \
+  step tests 90 "$PYTHON" -m pytest -q -W default --continue-on-collection-errors -k "cuda or gpu" \
     tests/train tests/model
   if [ "${SMALL:-}" ]; then
     step speed 300 "${bench[@]}" --quick --shapes "$short" --json "$OUT/speed.json"
     return
   fi
-  step bf16 240 "${bench[@]}" --rounds 2 --precisions bf16 --shapes "$long" --json "$OUT/bf16.json"
-  step candidates 150 "${bench[@]}" --rounds 2 --precisions bf16 --candidates --json "$OUT/candidates.json"
-  step fp16 120 "${bench[@]}" --rounds 2 --precisions fp16 --quick --shapes "$short" --json "$OUT/fp16.json"
+  # What must be known first, as the last steps may find no time. Figures are written after each round.
+  bench+=(--rounds 2)
+  step bf16 240 "${bench[@]}" --precisions bf16 --quick --shapes "$long" --json "$OUT/bf16.json"
+  step fp16 120 "${bench[@]}" --precisions fp16 --quick --shapes "$short" --json "$OUT/fp16.json"
+  step candidates 120 "${bench[@]}" --precisions bf16 --candidates --json "$OUT/candidates.json"
 }
 
 text() { # packed text is read as it is

@@ -1,4 +1,4 @@
-"""Contenders that take turns: started one after the other, then a round each until all rounds are done."""
+"""Contenders that take turns: a round each until all rounds are done, and each starts before its first."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,10 +41,17 @@ def packed_text() -> Iterator[Path]:
         yield recipe.tokens_dir
 
 
-def take_turns(contenders: list[Contender], rounds: int) -> list[dict[str, Any]]:
+def take_turns(
+    contenders: list[Contender],
+    rounds: int,
+    after_each: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
+) -> list[dict[str, Any]]:
     """Run all contenders and return a row of figures each, in their order.
 
     A contender that fails gets a row with `error`, and the others continue.
+
+    Args:
+        after_each: is given the rows so far after each round, in case that time runs out.
     """
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         workers = [_Worker(contender, Path(scratch), index) for index, contender in enumerate(contenders)]
@@ -52,12 +59,14 @@ def take_turns(contenders: list[Contender], rounds: int) -> list[dict[str, Any]]
             stack.callback(worker.stop)
         bar = stack.enter_context(progress_bar("rounds"))
         total = rounds * len(workers)
-        # One at a time: compiling beside another's rounds would slow both.
-        for worker in workers:
-            worker.start()
         for index in range(total):
-            workers[index % len(workers)].round("round")
+            worker = workers[index % len(workers)]
+            # One at a time, while the others wait: compiling beside another's round would slow both.
+            if index < len(workers):
+                worker.start()
+            worker.round("round")
             bar(1, total)
+            after_each([started.figures() for started in workers[: index + 1]])
         if torch.cuda.is_available():
             for worker in workers:
                 worker.round("profile")

@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,18 @@ def candidates(base: dict[str, Any]) -> list[Contender]:
     return rows
 
 
-def table(rows: list[dict[str, Any]], title: str, ceiling: float | None, peak: float | None) -> Table:
-    """Figures of one shape; ratios are against its first row."""
+def compare(rows: list[dict[str, Any]], ceiling: float | None, peak: float | None) -> None:
+    """Add to the rows of one shape their shares: of its first row, the matrix rate, and the data sheet's."""
+    for row in rows:
+        if "error" not in row:
+            speed = row["tokens_per_second"]
+            row["ratio_to_first"] = speed / rows[0].get("tokens_per_second", float("nan"))
+            row["share_of_matrix_rate"] = speed * row["flops_per_token"] / ceiling if ceiling else None
+            row["mfu"] = speed * row["flops_per_token"] / peak if peak else None
+
+
+def table(rows: list[dict[str, Any]], title: str, peak: float | None) -> Table:
+    """Figures of one shape."""
     shown = Table(title=title, title_justify="left")
     shown.add_column("contender")
     for column in ("tokens/s", "ratio", "of matrix rate", "memory", *(_GPU_COLUMNS if peak else ())):
@@ -112,14 +123,10 @@ def table(rows: list[dict[str, Any]], title: str, ceiling: float | None, peak: f
         if "error" in row:
             shown.add_row(row["contender"], f"failed: {row['error']}")
             continue
-        speed = row["tokens_per_second"]
-        row["ratio_to_first"] = speed / rows[0].get("tokens_per_second", float("nan"))
-        row["share_of_matrix_rate"] = speed * row["flops_per_token"] / ceiling if ceiling else None
-        row["mfu"] = speed * row["flops_per_token"] / peak if peak else None
         gpt = "GPT" in row["contender"]  # whose FLOPs are others
         shown.add_row(
             row["contender"],
-            f"{speed:,.0f}",
+            f"{row['tokens_per_second']:,.0f}",
             f"{row['ratio_to_first']:.2f}",
             _percent(None if gpt else row["share_of_matrix_rate"]),
             f"{row['peak_memory_bytes'] / 1e9:.2f} GB",
@@ -179,6 +186,11 @@ def main() -> None:
     dtypes = tuple(_DTYPES[name] for name in dict.fromkeys(["fp32", *precisions]))
     ceilings = measure_ceilings(device, dtypes)
     results: list[dict[str, Any]] = []
+
+    def keep(ceiling: float | None, rows: list[dict[str, Any]]) -> None:
+        compare(rows, ceiling, execution.peak_flops)
+        write(results + rows, ceilings, execution, options)
+
     with packed_text() as tokens:
         for blocks, length in chosen:
             for precision in precisions:
@@ -189,13 +201,14 @@ def main() -> None:
                     "config": {"max_position_embeddings": max(1024, length)},
                 }  # fmt: skip
                 contenders = candidates(base) if options.candidates else comparison(base, options.quick)
-                rows = take_turns(contenders, options.rounds)
                 dtype = str(_DTYPES[precision]).removeprefix("torch.")
+                ceiling = ceilings.get(f"{dtype}_matrix_flops")
+                # After each round, so that a time limit loses no round that is done.
+                rows = take_turns(contenders, options.rounds, partial(keep, ceiling))
+                keep(ceiling, rows)
                 title = f"{blocks} x {length:,} tokens, {precision}, {execution.device_name}"
-                show(table(rows, title, ceilings.get(f"{dtype}_matrix_flops"), execution.peak_flops))
+                show(table(rows, title, execution.peak_flops))
                 results += rows
-                # Now and not only at the end: a time limit then loses one shape and not all.
-                write(results, ceilings, execution, options)
     report(ceilings)
 
 

@@ -92,6 +92,33 @@ def test_a_contender_that_fails_late_keeps_its_measured_rounds(monkeypatch, tmp_
     assert row["error_after_rounds"] == "the profiler ended the process"
 
 
+def test_figures_are_handed_on_after_each_round(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(BENCHMARK.parent)
+    import rounds
+
+    class Counting:
+        def __init__(self, contender, folder, index):
+            self.contender, self.rounds = contender, None
+
+        def start(self):
+            self.rounds = 0
+
+        def round(self, kind):
+            self.rounds += kind == "round"
+
+        def figures(self):
+            return self.contender, self.rounds
+
+        def stop(self):
+            pass
+
+    monkeypatch.setattr(rounds, "_Worker", Counting)
+    seen = []
+    assert rounds.take_turns(["ours", "bare"], 2, seen.append) == [("ours", 2), ("bare", 2)]
+    assert seen[0] == [("ours", 1)]
+    assert seen[1:] == [[("ours", 1), ("bare", 1)], [("ours", 2), ("bare", 1)], [("ours", 2), ("bare", 2)]]
+
+
 @pytest.mark.slow
 def test_every_contender_trains_and_is_measured(tmp_path):
     config = json.loads((ROOT / "configs/llama_ant10m.json").read_text())

@@ -511,10 +511,13 @@ def test_a_validation_split_of_one_token_is_refused_before_the_training(make_rec
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-def test_checkpoints_without_a_record_are_refused(make_recipe, tmp_path):
+@pytest.mark.parametrize("fresh", [False, True])
+def test_checkpoints_without_a_record_are_refused_before_packing(make_recipe, tmp_path, fresh):
     (tmp_path / "run" / "checkpoint-5").mkdir(parents=True)
+    recipe = make_recipe(data_dir=tmp_path / "own")
     with pytest.raises(AntError, match=r"but no run\.json"):
-        pretrain(make_recipe())
+        pretrain(recipe, fresh)
+    assert not recipe.tokens_dir.exists()
 
 
 def test_vocabularies_must_agree(make_recipe, shared, tmp_path):

@@ -43,6 +43,7 @@ from ant_hf.train.run_folder import (
     RunRecord,
     begin_or_go_on,
     check_can_go_on,
+    check_is_run,
     is_finished,
     open_run_folder,
 )
@@ -91,6 +92,7 @@ def pretrain(recipe: Recipe, fresh: bool = False) -> None:
                 make_data(recipe, setup.config.max_position_embeddings, setup.tokenizer_from)
             recipe = _fitted(recipe)
             # An old run goes only when the data is there: a text that is refused must not cost it.
+            check_is_run(output_dir)
             folder = RunFolder(output_dir) if fresh and is_first_process() else open_run_folder(recipe)
             if not folder.is_finished and is_first_process():
                 text = _look_at_text(setup, folder, seconds=1.0, sample_bytes=1_000_000)

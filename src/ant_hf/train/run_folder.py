@@ -206,6 +206,19 @@ def is_finished(path: Path) -> bool:
     return is_told and (path / FINAL).is_dir()
 
 
+def check_is_run(path: Path) -> None:
+    """Refuse a folder whose checkpoints belong to no run that is known; an empty one may become a run's.
+
+    Raises:
+        AntError: there are checkpoints or a final model, and no record.
+    """
+    if not (path / RUN_RECORD).exists() and (any(path.glob("checkpoint-*")) or (path / FINAL).exists()):
+        raise AntError(
+            f"{path} holds checkpoints, but no {RUN_RECORD}",
+            hint="Name another folder: --output-dir FOLDER",
+        )
+
+
 def open_run_folder(recipe: Recipe, fresh: bool = False, look_only: bool = False) -> RunFolder:
     """Decide what a folder's contents mean for this recipe.
 
@@ -217,12 +230,8 @@ def open_run_folder(recipe: Recipe, fresh: bool = False, look_only: bool = False
         AntError: the folder holds another run (names what differs), or files that are not a run.
     """
     path = Path(recipe.output_dir)
+    check_is_run(path)
     if not (path / RUN_RECORD).exists():
-        if any(path.glob("checkpoint-*")) or (path / FINAL).exists():
-            raise AntError(
-                f"{path} holds checkpoints, but no {RUN_RECORD}",
-                hint="Name another folder: --output-dir FOLDER",
-            )
         return RunFolder(path)
     if fresh:
         what = "a run would remove" if look_only else "removing"
