@@ -67,7 +67,7 @@ class EvaluationSets:
         if not path.is_dir():
             raise missing_file(path, "folder of evaluation sets", "Set corpus.decontaminate to a folder.")
         files: dict[str, Path] = {}
-        # A set that is there twice is read as it is, which evaluation does too.
+        # Of a set that is there packed and unpacked, the unpacked file is read, as evaluation does.
         for file in sorted(path.glob("*.jsonl*")):
             name, _, packing = file.name.rpartition(".jsonl")
             if packing in ("", *COMPRESSIONS):
