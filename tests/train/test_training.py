@@ -39,6 +39,8 @@ from ant_hf.utils.metrics import read_metrics
 
 # torch._dynamo hides its own warning where it is printed, and not where warnings are errors.
 HIDDEN_BY_DYNAMO = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+# Of torch's own modules.
+IMPORTED_TO_COMPILE = pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is:DeprecationWarning")
 
 
 def final_weights(folder):
@@ -209,8 +211,8 @@ def test_resumed_run_ends_with_equal_weights(make_recipe, monkeypatch, steps_tak
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
-# Those of torch's own modules, which it imports to compile.
-@pytest.mark.filterwarnings("default")
+@HIDDEN_BY_DYNAMO
+@IMPORTED_TO_COMPILE
 def test_a_compiled_run_continues_to_equal_weights(make_recipe, capsys):
     whole, cut = (make_recipe(name, torch_compile="on", precision="auto") for name in ("whole", "cut"))
     pretrain(whole)
@@ -350,8 +352,11 @@ def test_compiling_without_a_compiler_says_what_to_install(make_recipe, monkeypa
 
 
 @HIDDEN_BY_DYNAMO
-@pytest.mark.parametrize(("attention", "dtype"), [("causal_sdpa", None), ("causal_blocks", torch.bfloat16)])
-def test_layers_are_compiled_once_for_all_and_only_to_train(shared, monkeypatch, attention, dtype):
+@pytest.mark.parametrize(
+    ("attention", "dtype", "z_loss"),
+    [("causal_sdpa", None, 0.0), ("causal_blocks", torch.bfloat16, 0.0), ("causal_sdpa", None, 1e-4)],
+)
+def test_layers_are_compiled_once_for_all_and_only_to_train(shared, monkeypatch, attention, dtype, z_loss):
     """So a model of any depth takes seconds, and scoring, with its other shapes, none."""
     graphs = []
 
@@ -367,7 +372,7 @@ def test_layers_are_compiled_once_for_all_and_only_to_train(shared, monkeypatch,
     for layers, compiled in [(1, "layers"), (3, "layers"), (3, None)]:
         config.num_hidden_layers = layers
         model = build_model(config, 0, attention)
-        return_loss_only(model, 0.0, compiled)
+        return_loss_only(model, z_loss, compiled)
         with torch.autocast("cpu", dtype, enabled=dtype is not None):
             loss = model(input_ids=ids, labels=ids).loss
             with torch.no_grad():
@@ -375,9 +380,33 @@ def test_layers_are_compiled_once_for_all_and_only_to_train(shared, monkeypatch,
         loss.backward()
         gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
         found[layers, compiled] = len(graphs), loss.item(), gradient
-    assert found[1, "layers"][0] == found[3, "layers"][0] == 1
+    # A layer, and the loss.
+    assert found[1, "layers"][0] == found[3, "layers"][0] == 2
     assert found[3, "layers"][1] == found[3, None][1]
     torch.testing.assert_close(found[3, "layers"][2], found[3, None][2])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+@HIDDEN_BY_DYNAMO
+@IMPORTED_TO_COMPILE
+@pytest.mark.parametrize("z_loss", [0.0, 1e-4])
+def test_compiled_with_the_layers_the_loss_keeps_no_logits_in_fp32(shared, z_loss):
+    torch._dynamo.reset()
+    model = build_model(load_config(shared / "config.json"), 0, "causal_sdpa")
+    return_loss_only(model, z_loss, compiled="layers")
+    ids, kept = torch.zeros((2, 16), dtype=torch.int64), set()
+
+    def keep(tensor):
+        kept.add((tensor.dtype, tensor.numel()))
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, torch.autocast("cpu", torch.bfloat16):
+        model(input_ids=ids, labels=ids)
+    logits = 2 * 16 * model.config.vocab_size
+    assert (torch.bfloat16, logits) in kept
+    assert (torch.float32, logits) not in kept
 
 
 def test_weights_can_be_stored_in_half_the_bytes(make_recipe):
