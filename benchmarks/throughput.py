@@ -33,7 +33,7 @@ from rounds import ROOT, Contender, packed_text, take_turns
 
 from ant_hf.recipe import TrainingRecipe
 from ant_hf.train.run_folder import environment
-from ant_hf.train.setup import Execution, choose_execution
+from ant_hf.train.setup import choose_execution
 from ant_hf.utils.console import say, show
 
 _SHAPES = {"cpu": "8x256,4x1024,2x2048", "cuda": "256x256,64x1024,16x4096"}
@@ -185,11 +185,15 @@ def main() -> None:
     precisions = (options.precisions or ("bf16,fp16" if both else execution.precision)).split(",")
     dtypes = tuple(_DTYPES[name] for name in dict.fromkeys(["fp32", *precisions]))
     ceilings = measure_ceilings(device, dtypes)
+    conditions = environment(execution, 1) | {"date": time.strftime("%Y-%m-%d"), "rounds": options.rounds}
+    del conditions["torch_compile"]  # which each row says of itself
     results: list[dict[str, Any]] = []
 
     def keep(ceiling: float | None, rows: list[dict[str, Any]]) -> None:
         compare(rows, ceiling, execution.peak_flops)
-        write(results + rows, ceilings, execution, options)
+        if options.json:
+            values = {"conditions": conditions, "ceilings": ceilings, "rows": results + rows}
+            options.json.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
     with packed_text() as tokens:
         for blocks, length in chosen:
@@ -218,17 +222,6 @@ def report(ceilings: dict[str, float]) -> None:
     for name, value in ceilings.items():
         if name.endswith("flops"):
             say(f"{name.split('_')[0]} matrix rate {value / 1e12:,.2f} TFLOP/s")
-
-
-def write(
-    results: list[dict[str, Any]], ceilings: dict[str, float], execution: Execution, options: Any
-) -> None:
-    """Write all figures so far, with their conditions."""
-    if options.json:
-        conditions = environment(execution, 1) | {"date": time.strftime("%Y-%m-%d"), "rounds": options.rounds}
-        del conditions["torch_compile"]  # which each row says of itself
-        values = {"conditions": conditions, "ceilings": ceilings, "rows": results}
-        options.json.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
