@@ -68,11 +68,12 @@ def test_one_document_counts_for_every_set_it_quotes(folder):
     assert shared_with(folder, f"{PAGE} {QUESTION}") == ["pages", "questions"]
 
 
-def test_a_packed_set_is_read_like_any_other(folder):
-    pages = folder / "pages.jsonl"
-    (folder / "pages.jsonl.gz").write_bytes(gzip.compress(pages.read_bytes()))
-    pages.unlink()
-    assert shared_with(folder, f"{PAGE} {QUESTION}") == ["pages", "questions"]
+@pytest.mark.parametrize(("name", "pack"), [("pages.jsonl.gz", gzip.compress), ("PAGES.JSONL", bytes)])
+def test_a_set_is_read_packed_and_by_a_name_in_capitals(folder, name, pack):
+    pages = (folder / "pages.jsonl").read_bytes()
+    (folder / "pages.jsonl").unlink()
+    (folder / name).write_bytes(pack(pages))
+    assert [each.lower() for each in shared_with(folder, f"{PAGE} {QUESTION}")] == ["pages", "questions"]
 
 
 @pytest.fixture

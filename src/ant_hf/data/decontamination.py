@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ant_hf.data.readers import kind_of
 from ant_hf.errors import AntError, missing_file
-from ant_hf.utils.files import COMPRESSIONS, file_sha256, read_json_rows, strings_in
+from ant_hf.utils.files import file_sha256, read_json_rows, strings_in
 from ant_hf.utils.names import expand_home
 from ant_hf.utils.stopping import phase
 
@@ -68,10 +69,9 @@ class EvaluationSets:
             raise missing_file(path, "folder of evaluation sets", "Set corpus.decontaminate to a folder.")
         files: dict[str, Path] = {}
         # Of a set that is there packed and unpacked, the unpacked file is read, as evaluation does.
-        for file in sorted(path.glob("*.jsonl*")):
-            name, _, packing = file.name.rpartition(".jsonl")
-            if packing in ("", *COMPRESSIONS):
-                files.setdefault(name, file)
+        for file in sorted(path.iterdir()):
+            if kind_of(file) == ".jsonl":
+                files.setdefault(file.name[: file.name.lower().rindex(".jsonl")], file)
         if not 0 < len(files) <= _MOST_SETS:
             raise AntError(
                 f"corpus.decontaminate: {path} has {len(files)} JSONL files",

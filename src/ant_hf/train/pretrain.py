@@ -92,8 +92,11 @@ def pretrain(recipe: Recipe, fresh: bool = False) -> None:
                 make_data(recipe, setup.config.max_position_embeddings, setup.tokenizer_from)
             recipe = _fitted(recipe)
             # An old run goes only when the data is there: a text that is refused must not cost it.
-            check_is_run(output_dir)
-            folder = RunFolder(output_dir) if fresh and is_first_process() else open_run_folder(recipe)
+            if fresh and is_first_process():
+                check_is_run(output_dir)
+                folder = RunFolder(output_dir)
+            else:
+                folder = open_run_folder(recipe)
             if not folder.is_finished and is_first_process():
                 text = _look_at_text(setup, folder, seconds=1.0, sample_bytes=1_000_000)
                 planned = with_recipe(setup, _fitted(recipe, _own_tokens(recipe, text)))
