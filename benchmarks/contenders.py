@@ -2,9 +2,10 @@
 
     python benchmarks/contenders.py SPECIFICATION.json
 
-A process prints `ready` after its warm-up. Each line `round` on its standard input lets it take the
-next steps; it answers with one JSON line, and ends at the end of its input. So several contenders
-take turns on one machine, each with its own compiled code, allocator and peak memory.
+A process prints `imported` and waits for a line; then it warms up and prints `ready`. Each line `round`
+on its standard input lets it take the next steps; it answers with one JSON line, and ends at the end of
+its input. So several contenders take turns on one machine, each with its own compiled code, allocator and
+peak memory.
 """
 
 from __future__ import annotations
@@ -286,6 +287,9 @@ def _recipe(spec: dict[str, Any], config: PreTrainedConfig, folder: Path) -> Rec
 
 def main() -> None:
     spec = json.loads(Path(sys.argv[1]).read_text())
+    print(json.dumps("imported"), flush=True)
+    if not sys.stdin.readline():
+        return
     config = load_config(spec["architecture"])
     for name, value in spec.get("config", {}).items():
         setattr(config, name, value)

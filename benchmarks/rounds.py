@@ -57,6 +57,10 @@ def take_turns(
         workers = [_Worker(contender, Path(scratch), index) for index, contender in enumerate(contenders)]
         for worker in workers:
             stack.callback(worker.stop)
+            worker.launch()
+        # Imports take seconds, and all do them at once, before anything is measured.
+        for worker in workers:
+            worker.wait_for_imports()
         bar = stack.enter_context(progress_bar("rounds"))
         total = rounds * len(workers)
         for index in range(total):
@@ -83,22 +87,31 @@ class _Worker:
         self._answers: list[dict[str, Any]] = []
         self._error: str | None = None
 
-    def start(self) -> None:
+    def launch(self) -> None:
         command = [sys.executable, str(ROOT / "benchmarks/contenders.py"), str(self._spec_file)]
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
             )
+
+    def wait_for_imports(self) -> None:
         self._answer()
 
+    def start(self) -> None:
+        self._tell("start")
+
     def round(self, kind: str) -> None:
-        if self._error is None:
-            assert self._process is not None
-            assert self._process.stdin is not None
-            self._process.stdin.write(f"{kind}\n")
-            self._process.stdin.flush()
-            if answer := self._answer():
-                self._answers.append(answer | {"kind": kind})
+        if answer := self._tell(kind):
+            self._answers.append(answer | {"kind": kind})
+
+    def _tell(self, line: str) -> Any:
+        if self._error is not None:
+            return None
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
+        return self._answer()
 
     def _answer(self) -> Any:
         assert self._process is not None

@@ -92,15 +92,24 @@ def test_a_contender_that_fails_late_keeps_its_measured_rounds(monkeypatch, tmp_
     assert row["error_after_rounds"] == "the profiler ended the process"
 
 
-def test_figures_are_handed_on_after_each_round(monkeypatch, tmp_path):
+def test_all_import_before_one_begins_and_figures_are_handed_on_after_each_round(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(BENCHMARK.parent)
     import rounds
+
+    imported = []
 
     class Counting:
         def __init__(self, contender, folder, index):
             self.contender, self.rounds = contender, None
 
+        def launch(self):
+            assert imported == []  # none is waited for before all are launched
+
+        def wait_for_imports(self):
+            imported.append(self.contender)
+
         def start(self):
+            assert imported == ["ours", "bare"]
             self.rounds = 0
 
         def round(self, kind):
