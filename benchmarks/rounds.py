@@ -109,8 +109,9 @@ class _Worker:
             return None
         assert self._process is not None
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{line}\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it was ended while it waited, and has no answer
+            self._process.stdin.write(f"{line}\n")
+            self._process.stdin.flush()
         return self._answer()
 
     def _answer(self) -> Any:
@@ -161,9 +162,11 @@ class _Worker:
         if self._process is None:
             return
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         try:
             self._process.wait(30)
         except subprocess.TimeoutExpired:
             self._process.kill()
+        self._process.stdout.close()

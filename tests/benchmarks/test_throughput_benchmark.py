@@ -2,6 +2,7 @@
 
 import io
 import json
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -73,6 +74,23 @@ def test_the_error_of_a_contender_is_named_and_not_the_advice_below_it(monkeypat
     monkeypatch.setattr(worker, "_process", SimpleNamespace(stdout=io.StringIO("")))
     worker._answer()
     assert worker.figures()["error"] == "torch.OutOfMemoryError: 80 GB"
+
+
+def test_a_contender_that_was_ended_while_it_waited_stops_no_other(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(BENCHMARK.parent)
+    from rounds import Contender, _Worker
+
+    spec = {"sequence_length": 64, "blocks": 2, "precision": "bf16"}
+    worker = _Worker(Contender("ours", spec), tmp_path, 0)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    worker._process = subprocess.Popen([sys.executable, "-c", "print('\"imported\"')"], **pipes)
+    worker._log.touch()
+    worker.wait_for_imports()
+    worker._process.wait()
+    worker.start()
+    worker.round("round")
+    worker.stop()
+    assert worker.figures()["error"] == "it ended without a message"
 
 
 def test_a_contender_that_fails_late_keeps_its_measured_rounds(monkeypatch, tmp_path):
